@@ -1,0 +1,236 @@
+"""From a study file and command-line overrides to a :class:`Study`, or to all its errors at once.
+
+Every error names the path in the file, what was found, what was expected and, for an unknown key, the nearest
+valid one. Whether the model, the data and the memory space exist and fit together is `milp-ray check`'s part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from milp_ray.config import yamltree
+from milp_ray.config.models import Study
+from milp_ray.config.yamltree import KeyPath, Tree, dotted
+from milp_ray.errors import Problem, StudyError
+
+# Values of these paths are never repeated in an error: they may be raw user ids.
+_PRIVATE = re.compile(r"data\.users\b")
+
+
+def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+    """Read and validate a study file.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value`` strings; values are YAML (``trial.stages=[inject, instruct]``).
+
+    Raises:
+        StudyError: with every problem of the file and of the overrides.
+    """
+    path = Path(path)
+    tree = yamltree.parse(_read(path))
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, str(path))
+
+
+def dump_study(study: Study) -> str:
+    """The study as YAML with every value spelled out; :func:`load_study` reads it back equal."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolved(study: Study) -> Study:
+    """The study with paths made absolute, so that it means the same from any working directory.
+
+    A model path that is no existing folder is left alone: it is a hub name.
+    """
+    model, data, storage = Path(study.model.path), Path(study.data.path), Path(study.storage.path)
+    changes: dict[str, BaseModel] = {
+        "data": study.data.model_copy(update={"path": str(data.expanduser().resolve())}),
+        "storage": study.storage.model_copy(update={"path": str(storage.expanduser().resolve())}),
+    }
+    if model.expanduser().exists():
+        changes["model"] = study.model.model_copy(update={"path": str(model.expanduser().resolve())})
+    return study.model_copy(update=changes)
+
+
+def _read(path: Path) -> str:
+    def fault(fact: str, expected: str = "", remedy: str = "") -> StudyError:
+        return StudyError(str(path), [Problem("", fact, expected, remedy)])
+
+    try:
+        if path.is_dir():
+            raise fault("is a folder", "a YAML study file", "name the file inside it")
+        with path.open("rb") as file:
+            raw = file.read(yamltree.MAX_BYTES + 1)
+    except FileNotFoundError:
+        remedy = "check the path, or write a first study with: milp-ray init study.yaml"
+        raise fault("no such file", "a YAML study file", remedy) from None
+    except OSError as error:
+        raise fault(f"cannot be read: {error.strerror}") from None
+    if len(raw) > yamltree.MAX_BYTES:
+        raise fault("is larger than 1 MiB", "a study file of a few kilobytes", "is this a data file?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise fault(f"byte {error.start} is not UTF-8", "UTF-8 text", "save the file as UTF-8") from None
+
+
+def _override(tree: Tree, text: str) -> None:
+    where = f"override {text.partition('=')[0] or text!r}"
+    match = re.fullmatch(r"([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)=(.*)", text, re.DOTALL)
+    if match is None:
+        tree.problems.append(Problem(where, "is not an override", "section.key=value"))
+        return
+    *parents, last = match.group(1).split(".")
+    parsed = yamltree.parse(match.group(2))
+    if parsed.problems:
+        tree.problems.extend(Problem(where, p.fact, p.expected, p.remedy) for p in parsed.problems)
+        return
+    if tree.value is None:
+        tree.value = {}
+    node = tree.value
+    for part in parents:
+        if not isinstance(node, dict):
+            break
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        node = child
+    if not isinstance(node, dict):
+        tree.problems.append(Problem(where, "goes into something that has no keys", "section.key=value"))
+        return
+    node[last] = parsed.value
+    for path in [*yamltree.leaves(parsed.value, (*parents, last)), (*parents, last)]:
+        tree.lines[path] = 0  # 0: from the command line
+
+
+def _validate(tree: Tree, source: str) -> Study:
+    if not isinstance(tree.value, dict):
+        if not tree.problems:
+            fact = "is empty" if tree.value is None else "is not a mapping of sections"
+            remedy = "write a first study with: milp-ray init study.yaml"
+            tree.problems.append(Problem("", fact, "sections such as 'model:' and 'data:'", remedy))
+        raise StudyError(source, tree.problems)
+    try:
+        study = Study.model_validate_json(json.dumps(tree.value))
+    except ValidationError as error:
+        tree.problems.extend(_problems(error.errors(include_url=False), tree))
+    except (UnicodeEncodeError, ValueError):
+        tree.problems.append(Problem("", "holds text that is not valid Unicode", "UTF-8 text"))
+    if tree.problems:
+        raise StudyError(source, tree.problems)
+    return study
+
+
+def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:
+    merged: dict[KeyPath, tuple[str, list[str]]] = {}
+    out: list[Problem] = []
+    for error in errors:
+        path = _field_path(error["loc"])
+        if error["type"] == "extra_forbidden":
+            out.append(_unknown_key(path, tree))
+        elif error["type"] == "missing":
+            out.append(Problem(_place(path, tree), "is missing", _describe(path), f"add '{path[-1]}:'"))
+        else:
+            got, expected = merged.setdefault(path, (_got(error, path, tree), []))
+            expected.append(_expected(error))
+    faulty = {problem.where for problem in tree.problems}
+    for path, (got, expected) in merged.items():
+        if _place(path, tree) in faulty:  # the YAML itself was at fault there, and that is said already
+            continue
+        wanted = " or ".join(dict.fromkeys(expected))
+        about = _describe(path)
+        out.append(Problem(_place(path, tree), got, f"{wanted} ({about})" if about else wanted))
+    return out
+
+
+def _expected(error: ErrorDetails) -> str:
+    text = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return {
+        "string_too_short": "a text that is not empty",
+        "tuple_type": "a list",
+        "model_type": "a section with keys of its own",
+        "too_short": "at least one item",
+    }.get(error["type"], text)
+
+
+def _place(path: KeyPath, tree: Tree) -> str:
+    known = next((tree.lines[path[:i]] for i in range(len(path), -1, -1) if path[:i] in tree.lines), None)
+    prefix = "" if known is None else "command line, " if known == 0 else f"line {known}, "
+    return f"{prefix}{dotted(path)}" if path else "study"
+
+
+def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
+    if _PRIVATE.match(dotted(path)):
+        return f"a value of type {type(error['input']).__name__} (not shown: it may be a user id)"
+    value = error["input"]
+    if isinstance(value, dict) and error["type"] == "value_error":
+        return "does not fit together"
+    shown = json.dumps(value, default=str)
+    return f"got {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
+    section = _model_at(path[:-1])
+    valid = sorted(section.model_fields) if section else []
+    # A key that stands one level off (`epochs:` at the top) is a common slip: look for its section first.
+    homes = [
+        f"{name}.{path[-1]}"
+        for name, field in Study.model_fields.items()
+        if path[-1] not in valid and (model := _section(field.annotation)) and path[-1] in model.model_fields
+    ]
+    close = homes or difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+    remedy = "did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
+    return Problem(_place(path, tree), "unknown key", "one of " + ", ".join(valid), remedy)
+
+
+def _describe(path: KeyPath) -> str:
+    parent = _model_at(path[:-1])
+    if parent is None or not path or not isinstance(path[-1], str):
+        return ""
+    info = parent.model_fields.get(path[-1])
+    return info.description or "" if info else ""
+
+
+def _model_at(path: Sequence[str | int]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Study
+    for part in path:
+        if model is None or part not in model.model_fields:
+            return None
+        model = _section(model.model_fields[str(part)].annotation)
+    return model
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((m for a in typing.get_args(annotation) if (m := _section(a))), None)
+    return None
+
+
+def _field_path(loc: Sequence[str | int]) -> KeyPath:
+    """The location without the names of union branches that pydantic mixes in."""
+    path: list[str | int] = []
+    model: type[BaseModel] | None = Study
+    for index, part in enumerate(loc):
+        if model is not None:
+            path.append(part)
+            fields: Mapping[str, object] = model.model_fields
+            if part not in fields:
+                break
+            model = _section(model.model_fields[str(part)].annotation)
+        elif isinstance(part, int) and index == len(loc) - 1:
+            path.append(part)
+    return tuple(path)

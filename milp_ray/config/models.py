@@ -1,0 +1,270 @@
+"""The study file as typed, immutable models; defaults are the paper's (section 3.4, table 6).
+
+Only shapes and ranges that need no model and no data are checked here; `milp-ray check` does the rest.
+Reading YAML is :mod:`milp_ray.config.loading`; the commented file that `milp-ray init` writes is
+:mod:`milp_ray.config.template`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]
+Stage = Literal["inject", "instruct"]
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys, wrong types, NaN and infinity are errors; values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """Which base model, and in what number format it stays resident (frozen) on a worker."""
+
+    path: str = Field(min_length=1, description="folder or hub name, as for `from_pretrained`")
+    revision: str | None = Field(None, description="hub revision; pin it for runs that must repeat")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+
+
+class SplitSettings(Settings):
+    """How samples are divided (paper, section 3.4: 70/10/20)."""
+
+    regime: Literal["per_user", "by_user"] = "per_user"
+    train: Fraction = 0.7
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test is {total:g}, and must be 1")
+        return self
+
+
+class DataSettings(Settings):
+    """Where the users' texts are, and how much of each user is used."""
+
+    path: str = Field(min_length=1, description="file of user records")
+    format: str = Field("jsonl", description="name of a registered reader")
+    users: Positive | tuple[str, ...] | None = Field(
+        None, description="how many users (the first ones), or their ids; null: all"
+    )
+    min_samples: Positive = Field(10, description="a per-user split needs at least this many samples")
+    max_history: Positive | None = Field(None, description="newest history texts kept per user; null: all")
+    max_samples: Positive | None = Field(None, description="newest samples kept per user; null: all")
+    split: SplitSettings = SplitSettings()
+
+
+class PromptSettings(Settings):
+    """The fixed text phrases of both stages (paper, section 3.1), or the model's own chat template."""
+
+    style: Literal["plain", "chat"] = "plain"
+    history: str = "History: {text}"
+    instruction: str = "User: {query}\nResponse: {response}"
+    context: str = Field("{query}\n{context}", description="how a sample's context joins its query")
+    max_length: Annotated[int, Field(ge=16)] = Field(512, description="tokens; longer texts are cut")
+
+    @field_validator("history", "instruction", "context")
+    @classmethod
+    def _placeholders(cls, value: str, info: object) -> str:
+        needed = {"history": ["text"], "instruction": ["query", "response"], "context": ["query", "context"]}
+        names = needed[info.field_name]  # type: ignore[attr-defined]
+        try:
+            found = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"is not a well-formed phrase: {error}") from None
+        if sorted(found) != sorted(names):
+            raise ValueError(
+                f"needs exactly {', '.join('{' + n + '}' for n in names)}, has {found or 'none'}"
+            )
+        if "response" in names and not value.endswith("{response}"):
+            raise ValueError("must end with {response}: the loss is taken on what follows the prompt")
+        return value
+
+
+class MemoryDefaults(Settings):
+    """What a factor is fixed at while it is not searched (paper, table 4)."""
+
+    num: Positive | None = Field(None, description="number of LoRAs; null: one per active layer")
+    size: Positive = Field(16, description="rank")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="null: all")
+
+
+class MemorySettings(Settings):
+    """The search space of memory configurations (paper, section 2.2.1 and table 6)."""
+
+    factors: str = Field("num+size+layer", description="what is searched; any of num, size, layer with '+'")
+    ranks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (8, 16, 32, 64, 96)
+    max_loras: Positive | None = Field(None, description="largest n; null: the model's number of layers")
+    scaling: Annotated[float, Field(gt=0)] = Field(1.0, description="alpha / rank of every LoRA; Eq. 1 has 1")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    defaults: MemoryDefaults = MemoryDefaults()
+
+    @field_validator("factors")
+    @classmethod
+    def _known_factors(cls, value: str) -> str:
+        parts = value.split("+")
+        known = ("num", "size", "layer")
+        if not all(part in known for part in parts) or len(set(parts)) != len(parts):
+            raise ValueError("must be one or more of num, size, layer, each once, joined by '+'")
+        return "+".join(part for part in known if part in parts)
+
+    @field_validator("ranks")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("must increase, each rank once")
+        return value
+
+
+class OptimizerSettings(Settings):
+    """AdamW as the paper sets it (section 3.4)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps, linear")
+    batch_size: Positive = Field(8, description="texts per device and step")
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TrialSettings(Settings):
+    """One trial: what is trained before the objectives are measured on validation samples."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = ("inject",)
+    epochs: Positive = Field(3, description="passes over the history in stage 1")
+    instruct_epochs: Positive = Field(1, description="passes over the train samples, in stage 2")
+    max_new_tokens: Positive = Field(64, description="longest generated response, for ROUGE-L")
+    eval_batch_size: Positive = Field(16, description="samples measured at once")
+    slice_seconds: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="a trial looks up this often whether it should stop"
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _order(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if value not in (("inject",), ("inject", "instruct")):
+            raise ValueError("must be [inject] or [inject, instruct]")
+        return value
+
+
+class SaasSettings(Settings):
+    """NUTS for the SAAS-GP; the defaults are AutoPEFT's, which the paper follows."""
+
+    warmup: Positive = 128
+    samples: Positive = 64
+    thinning: Positive = Field(4, description="every n-th posterior sample is kept")
+
+
+class SearchSettings(Settings):
+    """The multi-objective Bayesian optimisation of one user's placement (paper, section 2.2.2)."""
+
+    trials: Positive = Field(200, description="measured configurations per user, the initial ones included")
+    initial: Positive = Field(100, description="of these, space-filling ones before the model leads")
+    batch: Positive = Field(4, description="proposals from one fit")
+    surrogate: str = Field("saas", description="name of a registered surrogate")
+    saas: SaasSettings = SaasSettings()
+
+    @model_validator(mode="after")
+    def _initial_fits(self) -> Self:
+        if self.trials < self.initial:
+            raise ValueError(f"trials ({self.trials}) is smaller than initial ({self.initial})")
+        return self
+
+
+class ChooseSettings(Settings):
+    """Which point of a user's front becomes the user's memory."""
+
+    policy: str = Field("knee", description="knee, best:<objective>, or budget")
+    budget: Positive | None = Field(None, description="largest number of trainable parameters, for budget")
+
+    @model_validator(mode="after")
+    def _known_policy(self) -> Self:
+        known = ["knee", "budget", "best:loss", "best:rouge_l", "best:trainable_params"]
+        if self.policy not in known:
+            raise ValueError(f"policy {self.policy!r} is not one of {', '.join(known)}")
+        if (self.policy == "budget") != (self.budget is not None):
+            raise ValueError("policy 'budget' needs budget, and only that policy takes one")
+        return self
+
+
+class FinalSettings(Settings):
+    """The final job: the chosen configuration, injected and instruction-tuned, tested once."""
+
+    epochs: Positive = Field(3, description="passes over the history in stage 1")
+    instruct_epochs: Positive = Field(3, description="passes over the samples in stage 2")
+    train_on: Literal["train", "train+validation"] = "train+validation"
+    optimizer: OptimizerSettings | None = Field(None, description="null: the study's own")
+
+
+class RaySettings(Settings):
+    """Where trials run. Nothing here changes a result, so all of it may change when a run is resumed."""
+
+    address: str | None = Field(None, description="null: RAY_ADDRESS if set, else a local Ray for this run")
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+    )
+    max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
+    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="retries of a trial whose worker died")
+    dashboard: bool = Field(False, description="start the dashboard with a local Ray")
+
+
+class StorageSettings(Settings):
+    """Where run folders are made."""
+
+    path: str = Field("runs", min_length=1, description="the run folder is <path>/<study name>")
+
+
+class Study(Settings):
+    """A whole study: many users, one base model, one budget."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelSettings
+    data: DataSettings
+    prompts: PromptSettings = PromptSettings()
+    memory: MemorySettings = MemorySettings()
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("loss", "rouge_l")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    trial: TrialSettings = TrialSettings()
+    search: SearchSettings = SearchSettings()
+    choose: ChooseSettings = ChooseSettings()
+    final: FinalSettings = FinalSettings()
+    ray: RaySettings = RaySettings()
+    storage: StorageSettings = StorageSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError("must be 1 to 40 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _distinct(cls, value: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names an objective twice")
+        if set(value) == {"trainable_params"}:
+            raise ValueError("needs a measured objective (loss or rouge_l) beside trainable_params")
+        return value
+
+    @model_validator(mode="after")
+    def _policy_has_objective(self) -> Self:
+        kind, _, objective = self.choose.policy.partition(":")
+        if kind == "best" and objective not in self.objectives:
+            raise ValueError(f"choose.policy is {self.choose.policy!r}, but objectives has no {objective!r}")
+        return self

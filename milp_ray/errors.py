@@ -1,0 +1,106 @@
+"""What a user of milp_ray can get wrong, each error with the fact, what was expected and the remedy.
+
+A file with several faults is reported with all of them in one go (:class:`ProblemsError`). Programming
+mistakes inside milp_ray are *not* covered: those stay ordinary Python exceptions with a traceback.
+No error here ever carries a user's text or raw id: a position (line, offset, index) says where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: where it is, what is the case, what was expected, how to mend it."""
+
+    where: str
+    fact: str
+    expected: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.fact}" if self.where else self.fact
+        lines = [head]
+        if self.expected:
+            lines.append(f"    expected: {self.expected}")
+        if self.remedy:
+            lines.append(f"    remedy: {self.remedy}")
+        return "\n".join(lines)
+
+
+class MilpRayError(Exception):
+    """Base of every error that a user can mend. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 2
+
+    def __init__(self, fact: str, *, where: str = "", expected: str = "", remedy: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem(where, fact, expected, remedy),)
+        super().__init__(str(self.problems[0]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword arguments do not survive pickling by default; Ray pickles them.
+        return (_rebuild, (type(self), self.problems, str(self)))
+
+
+class ProblemsError(MilpRayError):
+    """Several faults of one source, reported together. ``title`` names the source."""
+
+    def __init__(self, title: str, problems: Iterable[Problem]) -> None:
+        self.title = title
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{title}: {count} problem{'s' if count != 1 else ''}"
+        Exception.__init__(self, "\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+def _rebuild(kind: type[MilpRayError], problems: tuple[Problem, ...], text: str) -> MilpRayError:
+    error = kind.__new__(kind)
+    error.problems = problems
+    error.args = (text,)
+    return error
+
+
+class StudyError(ProblemsError):
+    """The study file, or an override on the command line, is wrong."""
+
+
+class DataError(ProblemsError):
+    """The users' data cannot be read, or too little of it can be used."""
+
+
+class LeakError(MilpRayError):
+    """A validation or test response would be seen in training. Never recoverable: the split is wrong."""
+
+
+class ModelError(MilpRayError):
+    """The base model cannot be loaded, or its architecture is not supported."""
+
+
+class SpaceError(MilpRayError):
+    """A memory space or configuration is not well-formed, or does not fit the model."""
+
+
+class SearchError(MilpRayError):
+    """Wrong use of the ask/tell engine, or an event log that does not belong to the search."""
+
+
+class StorageError(MilpRayError):
+    """The run folder cannot be written or read (permissions, full disk, damaged file)."""
+
+
+class RunFolderError(MilpRayError):
+    """The run folder exists already, is in use by another driver, or is not a run folder."""
+
+
+class ClusterError(MilpRayError):
+    """Ray cannot be reached, or the cluster cannot give what the study asks."""
+
+
+class TrialFailed(Exception):  # noqa: N818  (it names an outcome, not a mistake of the user)
+    """A trial that ended without a measurement: the reason is told to the search and the study goes on."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,1 @@
+"""Everything that touches Ray: the session, the searcher, the trainable, the scheduler, the final job."""
