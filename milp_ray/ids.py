@@ -43,7 +43,12 @@ def is_alias(text: str) -> bool:
 
 def trial_name(alias: str, number: int) -> str:
     """The name of a trial in Ray Tune, its folder and the dashboard: alias and trial number, nothing else."""
-    return f"{alias}-t{number:04d}"
+    return f"{alias}-{trial_label(number)}"
+
+
+def trial_label(number: int) -> str:
+    """A trial's name within its user, as in its adapter's folder; number -1 is the no-memory measurement."""
+    return "base" if number < 0 else f"t{number:04d}"
 
 
 def child(root: Path, *parts: str) -> Path:

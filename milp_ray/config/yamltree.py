@@ -23,6 +23,8 @@ KeyPath = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
+# What PyYAML gives to values that carry no tag of their own.
+_PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -101,7 +103,7 @@ def _build(node: yaml.Node, path: KeyPath, tree: Tree) -> Value:
     if len(path) > MAX_DEPTH:
         tree.problems.append(Problem(where, "nested too deeply", f"at most {MAX_DEPTH} levels"))
         return None
-    if not node.tag.startswith("tag:yaml.org,2002:"):
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
         tree.problems.append(Problem(where, f"tag {node.tag}", "plain values without tags"))
         return None
     if isinstance(node, yaml.MappingNode):

@@ -1,1 +1,1 @@
-"""Everything that touches Ray: the session, the searcher, the trainable, the scheduler, the final job."""
+"""Everything that touches Ray: session, queue of proposals, searcher, trainable, scheduler, final stage."""

@@ -1,0 +1,166 @@
+"""The command line: thin, every command a few calls into the package.
+
+Exit codes: 0 done; 1 failed (a bug, with a traceback); 2 something the user can mend, said in one error;
+3 done, but some users or trials failed; 130 stopped on request.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import milp_ray
+from milp_ray.errors import MilpRayError
+
+if TYPE_CHECKING:
+    from milp_ray.study.driver import Outcome
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="milp-ray",
+    help="A memory for every user of a language model: LoRA placements searched per user on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file (YAML).", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="The run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, over the study file.", show_default=False)
+]
+
+
+def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turn a command's errors into one message and its outcome into the exit code."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except MilpRayError as error:
+            err.print(Text(f"error: {error}", style="red" if err.is_terminal else ""))
+            code = error.exit_code
+        except KeyboardInterrupt:
+            err.print("stopped")
+            code = 130
+        raise typer.Exit(code)
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(milp_ray.__version__)
+        raise typer.Exit(0)
+
+
+@app.command()
+@_reported
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("study.yaml"),
+) -> None:
+    """Write a commented study file, in which every value says why it is what it is."""
+    from milp_ray.config.template import write_template
+
+    write_template(path)
+    out.print(f"wrote {path}: name your model and data in it, then run: milp-ray check {path}")
+
+
+@app.command()
+@_reported
+def check(study: StudyFile, overrides: Overrides = None) -> None:
+    """Validate a study without starting anything: model, placements, data, sizes, memory."""
+    from milp_ray.config.loading import load_study
+    from milp_ray.study.check import check_study
+
+    out.print(check_study(load_study(study, overrides or [])))
+
+
+@app.command()
+@_reported
+def search(study: StudyFile, overrides: Overrides = None) -> int:
+    """Search every user's memory, train the chosen ones, test them once."""
+    from milp_ray.config.loading import load_study
+    from milp_ray.study.driver import start
+
+    return _closing(start(load_study(study, overrides or []), out))
+
+
+@app.command()
+@_reported
+def resume(run: RunPath, overrides: Overrides = None) -> int:
+    """Continue a run after any interruption; ray.* may be overridden."""
+    from milp_ray.study.driver import resume as go_on
+
+    return _closing(go_on(run, out, overrides or []))
+
+
+@app.command()
+@_reported
+def fronts(run: RunPath) -> None:
+    """Print every user's front, with the chosen point."""
+    from milp_ray.report.console import fronts_view
+    from milp_ray.study.run_folder import RunFolder
+
+    out.print(fronts_view(RunFolder.open(run)))
+
+
+@app.command()
+@_reported
+def show(
+    run: RunPath,
+    user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
+) -> None:
+    """Print one user's trials, front, chosen configuration and test scores."""
+    from milp_ray.report.console import user_view
+    from milp_ray.study.run_folder import RunFolder
+
+    out.print(user_view(RunFolder.open(run), user))
+
+
+@app.command()
+@_reported
+def experiment(
+    run: RunPath,
+    user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
+) -> None:
+    """Save a user's search as an Ax experiment (JSON), and print where."""
+    from milp_ray.study.driver import save_experiment
+    from milp_ray.study.run_folder import RunFolder
+
+    out.print(str(save_experiment(RunFolder.open(run), user)))
+
+
+@app.command()
+@_reported
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo's files go.")] = Path(".cache/demo"),
+) -> int:
+    """Generated personas, a tiny model trained on the spot, and a real study of both."""
+    from milp_ray.config.loading import load_study
+    from milp_ray.study.demo import next_name, prepare_demo
+    from milp_ray.study.driver import start
+
+    study = prepare_demo(folder, say=out.print)
+    return _closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
+
+
+def _closing(outcome: Outcome) -> int:
+    from milp_ray.report.console import closing_view
+    from milp_ray.report.plots import draw_run
+
+    draw_run(outcome.folder)
+    out.print(closing_view(outcome))
+    return outcome.exit_code

@@ -1,0 +1,123 @@
+"""The commented study file that `milp-ray init` writes: every value with the reason it is what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from milp_ray.errors import StorageError
+from milp_ray.storage import write_whole
+
+TEMPLATE = """\
+# A milp_ray study: many users, one base model, one budget.
+#
+#   milp-ray check study.yaml            # validate; starts nothing
+#   milp-ray search study.yaml           # search, choose, train, test
+#   milp-ray search study.yaml search.trials=40 name=shorter      # override any value
+#
+# Every value below is the default, except name, model.path and data.path. "Paper" is MiLP, "Personalized LLM
+# Response Generation with Parameterized User Memory Injection".
+
+name: my-study          # the run folder is <storage.path>/<name>
+seed: 0                 # initial design, training order and LoRA initialisation derive from it
+
+model:
+  path: ./my-model      # a folder or a hub name; Llama, Mistral, Qwen, GPT-2/DialoGPT or RoBERTa
+  revision: null        # pin a hub revision, so that a run can be repeated
+  dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow
+  device: auto          # a GPU where there is one
+
+data:
+  path: ./users.jsonl   # one user a line: user_id, history, samples (see docs/data.md)
+  format: jsonl         # or malp, for dialogue files as MaLP released them
+  users: null           # all; a number takes the first ones, a list takes these ids
+  min_samples: 10       # fewer cannot be divided 70/10/20
+  max_history: null     # all; a number keeps a user's newest texts
+  max_samples: null     # all; a number keeps a user's newest samples
+  split:
+    regime: per_user    # each user's samples in time order: later ones never teach earlier ones
+    train: 0.7          # paper, section 3.4
+    validation: 0.1
+    test: 0.2
+
+prompts:
+  style: plain          # chat takes the model's own chat template, for models that have one
+  history: "History: {text}"                           # stage 1: next-text prediction on what was written
+  instruction: "User: {query}\\nResponse: {response}"   # stage 2: the loss is taken on the response only
+  context: "{query}\\n{context}"                        # how a sample's further text joins its query
+  max_length: 512       # tokens; longer texts keep their newest part
+
+memory:
+  factors: num+size+layer         # what is searched; leave one out and it stays at its default below
+  ranks: [8, 16, 32, 64, 96]      # paper, table 6
+  max_loras: null                 # the model's number of layers (paper, table 6: 32)
+  scaling: 1.0                    # alpha / rank; Eq. 1 adds B A x as it is
+  dropout: 0.0                    # the paper names none
+  defaults:
+    num: null                     # one LoRA per active layer
+    size: 16                      # a middle rank
+    layers: null                  # all layers
+
+objectives: [loss, rouge_l]       # paper, section 2.2.2; add trainable_params to weigh size as well
+
+optimizer:                        # paper, section 3.4
+  learning_rate: 5.0e-4
+  weight_decay: 1.0e-4
+  warmup: 0.1                     # share of the steps, linear
+  batch_size: 8                   # per device
+  max_grad_norm: 1.0              # a guard: the paper names none
+
+trial:
+  stages: [inject]                # the paper measures the injected model; [inject, instruct] adds stage 2
+  epochs: 3                       # passes over the history
+  instruct_epochs: 1              # passes over the train samples, with [inject, instruct] only
+  max_new_tokens: 64              # longest response generated for ROUGE-L
+  eval_batch_size: 16             # validation samples measured at once
+  slice_seconds: 2.0              # how often a running trial looks whether it should stop
+
+search:
+  trials: 200                     # per user; the settings of AutoPEFT, which the paper follows
+  initial: 100                    # space-filling ones among them
+  batch: 4                        # proposals from one fit
+  surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick
+  saas:
+    warmup: 128
+    samples: 64
+    thinning: 4
+
+choose:
+  policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters
+  budget: null
+
+final:
+  epochs: 3                       # stage 1 on all history before the test samples
+  instruct_epochs: 3              # stage 2 on the samples
+  train_on: train+validation      # the choice is made: validation samples may teach now
+  optimizer: null                 # as above
+
+ray:
+  address: null                   # RAY_ADDRESS if set, else a private Ray on this machine for this run
+  cpus_per_trial: 1.0
+  gpus_per_trial: auto            # 1 where there are GPUs, else 0
+  max_concurrent: null            # as many trials as fit
+  max_failures: 2                 # retries of a trial whose worker died
+  dashboard: false                # start Ray's dashboard with a private Ray
+
+storage:
+  path: runs                      # a shared folder, when trials run on several machines
+"""
+
+
+def write_template(path: Path) -> None:
+    """Write the template to a file that is not there yet.
+
+    Raises:
+        StorageError: there is a file, or it cannot be written.
+    """
+    if path.exists():
+        raise StorageError(
+            "the file exists already",
+            where=str(path),
+            expected="a name that is free",
+            remedy="give another name: milp-ray init other.yaml",
+        )
+    write_whole(path, lambda draft: draft.write_text(TEMPLATE, encoding="utf-8"))

@@ -1,0 +1,130 @@
+"""`milp-ray check`: everything about a study that can be validated before a GPU is touched.
+
+The model's config is loaded and its modules built without weights, the data is read and split, the space is
+laid over the model, and what the study will do is counted. Nothing is started and nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from milp_ray.config.loading import resolved
+from milp_ray.config.models import Study
+from milp_ray.errors import MilpRayError, Problem, ProblemsError, StudyError
+from milp_ray.ids import child, new_key
+from milp_ray.study.inputs import Inputs, load_inputs
+from milp_ray.study.run_folder import refuse_existing
+
+
+def check_study(study: Study) -> RenderableType:
+    """Validate a study and describe what it would do.
+
+    Raises:
+        StudyError: with every problem found.
+    """
+    study = resolved(study)
+    problems: list[Problem] = []
+    inputs: Inputs | None = None
+    for step in (_surrogate, _storage):
+        problems += _collected(step, study)
+    try:
+        inputs = load_inputs(study, new_key())
+    except MilpRayError as error:
+        problems += _told(error)
+    if inputs is not None:
+        problems += _collected(lambda s: _modules(s, inputs), study)
+        problems += _collected(_tokenizer, study)
+    if problems or inputs is None:
+        raise StudyError(f"study {study.name}", problems)
+    return _description(study, inputs)
+
+
+def _collected(step: object, study: Study) -> list[Problem]:
+    try:
+        step(study)  # type: ignore[operator]
+    except MilpRayError as error:
+        return _told(error)
+    return []
+
+
+def _told(error: MilpRayError) -> list[Problem]:
+    title = error.title if isinstance(error, ProblemsError) else ""
+    return [
+        Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
+        for p in error.problems
+    ]
+
+
+def _surrogate(study: Study) -> None:
+    from milp_ray.search.surrogates import check_surrogate
+
+    check_surrogate(study.search.surrogate)
+
+
+def _storage(study: Study) -> None:
+    root = child(Path(study.storage.path), study.name)
+    refuse_existing(root)
+    parent = next(folder for folder in root.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StudyError(
+            "storage.path",
+            [Problem("", f"{parent} cannot be written", "a folder of yours", "choose another storage.path")],
+        )
+
+
+def _modules(study: Study, inputs: Inputs) -> None:
+    """The names a placement uses exist in the model, with the shapes the count of parameters assumes."""
+    from milp_ray.training.base import verify_modules
+
+    verify_modules(study.model, inputs.architecture)
+
+
+def _tokenizer(study: Study) -> None:
+    from milp_ray.training.base import load_tokenizer
+
+    load_tokenizer(study.model)
+
+
+def _description(study: Study, inputs: Inputs) -> RenderableType:
+    from milp_ray.training.estimate import estimate_memory
+
+    arch, space, users = inputs.architecture, inputs.space, list(inputs.users.values())
+    sizes = [arch.trainable_params(p) for p in space.extreme_placements()]
+    batch = study.optimizer.batch_size
+    steps = [math.ceil(len(user.search_history) / batch) * study.trial.epochs for user in users]
+    if "instruct" in study.trial.stages:
+        extra = [math.ceil(len(user.train) / batch) * study.trial.instruct_epochs for user in users]
+        steps = [a + b for a, b in zip(steps, extra, strict=True)]
+    memory = estimate_memory(arch, study)
+    rows = [
+        ("model", f"{arch.name}, {arch.num_layers} layers, LoRA width at most {arch.width}"),
+        ("users", f"{len(users)}" + "".join(f"; {n} left out: {why}" for why, n in inputs.skipped.items())),
+        ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
+        ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
+        (
+            "trials",
+            f"{study.search.trials} a user ({study.search.initial} initial), {study.search.trials * len(users)} in all",
+        ),
+        ("steps", _span(steps, "a trial")),
+        ("search space", f"{study.memory.factors}: at most {space.size():.3g} configurations"),
+        ("trainable parameters", f"{sizes[0]:,} to {sizes[1]:,}"),
+        ("memory, estimated", f"{memory / 2**30:.2f} GiB a worker at the largest placement"),
+        ("run folder", str(child(Path(study.storage.path), study.name))),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, Text("the study is fine"))
+
+
+def _span(values: Iterable[int], unit: str) -> str:
+    found = sorted(values)
+    low, high = found[0], found[-1]
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

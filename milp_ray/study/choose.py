@@ -1,0 +1,58 @@
+"""Which point of a user's front becomes the user's memory.
+
+Policies: ``knee`` (the balanced point), ``best:<objective>``, ``budget`` (the best one that is small enough).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from milp_ray.config.models import ChooseSettings
+from milp_ray.errors import SearchError
+from milp_ray.memory.architectures import Architecture
+from milp_ray.search import Objective, Observation
+from milp_ray.search.pareto import knee
+
+
+def choose(
+    front: Sequence[Observation],
+    objectives: Sequence[Objective],
+    settings: ChooseSettings,
+    architecture: Architecture,
+) -> Observation:
+    """One observation of the front.
+
+    ``budget``: among the points with at most ``settings.budget`` trainable parameters the best in the first
+    objective; if there is none, the smallest point.
+
+    Raises:
+        SearchError: the front is empty.
+    """
+    if not front:
+        raise SearchError(
+            "the user has no measured trial to choose from",
+            expected="at least one trial that did not fail",
+            remedy="look at the failed trials' reasons: milp-ray show RUN USER",
+        )
+    by_name = {objective.name: objective for objective in objectives}
+    kind, _, name = settings.policy.partition(":")
+    if kind == "best":
+        return _best(front, by_name[name])
+    if kind == "budget":
+        sizes = {seen.id: architecture.trainable_params(seen.placement) for seen in front}
+        within = [seen for seen in front if sizes[seen.id] <= (settings.budget or 0)]
+        if within:
+            return _best(within, objectives[0])
+        return min(front, key=lambda seen: (sizes[seen.id], seen.id))
+    rows = [[_gain(seen, objective) for objective in objectives] for seen in front]
+    return front[knee(rows)]
+
+
+def _best(front: Sequence[Observation], objective: Objective) -> Observation:
+    return max(front, key=lambda seen: (_gain(seen, objective), -seen.id))
+
+
+def _gain(seen: Observation, objective: Objective) -> float:
+    """The value turned so that more is better."""
+    value = seen.values[objective.name]
+    return value if objective.direction == "max" else -value

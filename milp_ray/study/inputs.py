@@ -1,0 +1,115 @@
+"""From a study to what a search needs: users split under aliases, the architecture, the memory space.
+
+Everything a study can get wrong about its data and model is found here, before Ray or a GPU is touched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from milp_ray.config.models import Study
+from milp_ray.data.readers import read_users
+from milp_ray.data.records import UserSplit
+from milp_ray.data.splits import split_users
+from milp_ray.errors import DataError, Problem, StudyError
+from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.space import MemorySpace, Placement, space_from
+from milp_ray.search import Engine, Objective
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The users of a study by alias, in file order; how many were left out and why; the data's SHA-256."""
+
+    users: Mapping[str, UserSplit]
+    skipped: Mapping[str, int]
+    fingerprint: str
+    architecture: Architecture
+    space: MemorySpace
+
+
+def load_inputs(study: Study, key: bytes, fingerprint: str | None = None) -> Inputs:
+    """Read, split and check everything the study names.
+
+    Args:
+        study: resolved.
+        key: of the aliases.
+        fingerprint: of the data that an earlier part of the run saw; None for a new run.
+
+    Raises:
+        StudyError, ModelError, SpaceError: the model, or the space on it, is not usable.
+        DataError: the data is not readable, is other data than before, or leaves no user.
+    """
+    from milp_ray.training.base import load_architecture
+
+    if study.data.split.regime == "by_user":
+        raise StudyError(
+            "study",
+            [
+                Problem(
+                    "data.split.regime",
+                    "a search over users divided by user is not there yet",
+                    "per_user (each user's samples in time order)",
+                    "the split itself is in milp_ray.data.splits.split_population",
+                )
+            ],
+        )
+    architecture = load_architecture(study.model)
+    space = space_from(study.memory, architecture.num_layers, architecture.width)
+    read = read_users(study.data)
+    if fingerprint is not None and read.fingerprint != fingerprint:
+        raise DataError(
+            study.data.path,
+            [
+                Problem(
+                    "",
+                    "the data file has changed since the run began",
+                    "the same bytes: finished trials were measured on them",
+                    "restore the file, or start a new run under another study name",
+                )
+            ],
+        )
+    split = split_users(read.users, key, study.data)
+    return Inputs(
+        users={user.alias: user for user in split.users},
+        skipped=dict(Counter(read.skipped) + Counter(split.skipped)),
+        fingerprint=read.fingerprint,
+        architecture=architecture,
+        space=space,
+    )
+
+
+def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, ...]:
+    """The study's objectives; trainable_params is computed from the placement, never modelled."""
+
+    def count(placement: Placement) -> float:
+        return float(architecture.trainable_params(placement))
+
+    known = {
+        "loss": Objective("loss", "min"),
+        "rouge_l": Objective("rouge_l", "max"),
+        "trainable_params": Objective("trainable_params", "min", exact=count),
+    }
+    return tuple(known[name] for name in study.objectives)
+
+
+def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
+    """A user's engine, replayed from its event log if there is one.
+
+    ``index`` is the user's position: users share the study's seed but not each other's random numbers.
+    """
+    search = study.search
+    return Engine(
+        inputs.space,
+        objectives_of(study, inputs.architecture),
+        initial=search.initial,
+        batch=search.batch,
+        surrogate=search.surrogate,
+        surrogate_options=search.saas.model_dump() if search.surrogate == "saas" else {},
+        seed=study.seed * 1_000_003 + index,
+        reference=None,
+        log=log,
+    )

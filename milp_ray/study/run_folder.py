@@ -1,0 +1,223 @@
+"""The run folder: everything a study writes, who may write it, and how it is written whole or not at all.
+
+    <storage.path>/<study name>/
+      study.yaml         the frozen study: paths absolute, user ids replaced by aliases
+      run.json           format, fingerprint of the data, versions of the packages
+      alias.key          the key of this run's aliases, readable by its owner only
+      events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
+      adapters/<alias>/t0007/   adapters of trials that were non-dominated when they ended (PEFT layout)
+      memories/<alias>/  the final adapter of a user (PEFT layout)
+      scores/<alias>.json    test scores of the three models
+      experiments/<alias>.json   the saved Ax experiment
+      tables/ plots/     for people: parquet, CSV, PNG
+      tune/              Ray Tune's own files
+
+What the files mean is for their writers; here are only the paths, the lock and atomic writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import milp_ray
+from milp_ray.config.loading import dump_study, load_study
+from milp_ray.config.models import Study
+from milp_ray.errors import RunFolderError
+from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
+from milp_ray.storage import reading, writing
+
+FORMAT = 1
+PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
+
+
+class RunFolder:
+    """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`."""
+
+    def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
+        self.root = root
+        self.study = study
+        self.key = key
+        self.meta = meta
+
+    @classmethod
+    def create(cls, study: Study, fingerprint: str, key: bytes | None = None) -> RunFolder:
+        """Make the folder of a new run: all of its first files, or nothing.
+
+        Args:
+            study: resolved (see :func:`milp_ray.config.loading.resolved`).
+            fingerprint: of the data file, so that a resume notices other data.
+            key: of the aliases; a fresh one if None.
+
+        Raises:
+            RunFolderError: there is one already.
+            StorageError: the place cannot be written.
+        """
+        root = child(Path(study.storage.path), study.name)
+        key = key or new_key()
+        frozen = _without_ids(study, key)
+        meta: dict[str, object] = {
+            "format": FORMAT,
+            "milp_ray": milp_ray.__version__,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "data_fingerprint": fingerprint,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
+        }
+        refuse_existing(root)
+        with writing(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", dir=root.parent))
+            try:
+                (draft / "study.yaml").write_text(_HEADER + dump_study(frozen), encoding="utf-8")
+                (draft / "run.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+                (draft / "lock").touch()
+                handle = os.open(draft / "alias.key", os.O_WRONLY | os.O_CREAT, 0o600)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(key)
+                draft.chmod(0o755)
+                draft.rename(root)  # fails if somebody made a filled folder there meanwhile
+            except OSError as error:
+                shutil.rmtree(draft, ignore_errors=True)
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    refuse_existing(root)
+                raise
+        return cls(root, frozen, key, meta)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """Open a run folder that :meth:`create` made.
+
+        Raises:
+            RunFolderError: no run folder there, or of a newer format.
+            StorageError: it cannot be read.
+        """
+        root = Path(path).expanduser().resolve()
+        if not (root / "run.json").is_file() or not (root / "study.yaml").is_file():
+            fact = "is not a run folder" if root.exists() else "no such run folder"
+            raise RunFolderError(
+                fact,
+                where=str(path),
+                expected="a folder with study.yaml and run.json, made by milp-ray search",
+                remedy="name the folder that the search printed: <storage.path>/<study name>",
+            )
+        with reading(root):
+            meta = json.loads((root / "run.json").read_text(encoding="utf-8"))
+            key = (root / "alias.key").read_bytes()
+        if meta.get("format") != FORMAT or len(key) != KEY_BYTES:
+            raise RunFolderError(
+                f"the run folder has format {meta.get('format')}, or its alias.key is damaged",
+                where=str(path),
+                expected=f"format {FORMAT}",
+                remedy="open it with the version of milp_ray in run.json",
+            )
+        return cls(root, load_study(root / "study.yaml"), key, meta)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the data that the run was made from."""
+        return str(self.meta["data_fingerprint"])
+
+    def alias(self, user: str) -> str:
+        """The alias of a user given by raw id or by alias."""
+        return user if is_alias(user) else alias_of(user, self.key)
+
+    def events(self, alias: str) -> Path:
+        """The event log of a user's search."""
+        return child(self.root, "events", f"{alias}.jsonl")
+
+    def adapter(self, alias: str, number: int) -> Path:
+        """The adapter of one trial (there only if the trial was non-dominated when it ended)."""
+        return child(self.root, "adapters", alias, trial_label(number))
+
+    def memory(self, alias: str) -> Path:
+        """A user's memory: the final adapter."""
+        return child(self.root, "memories", alias)
+
+    def scores(self, alias: str) -> Path:
+        """A user's test scores."""
+        return child(self.root, "scores", f"{alias}.json")
+
+    def experiment(self, alias: str) -> Path:
+        """A user's saved Ax experiment."""
+        return child(self.root, "experiments", f"{alias}.json")
+
+    def table(self, name: str) -> Path:
+        """A table without its ending: ``.parquet`` and ``.csv`` stand beside each other."""
+        return child(self.root, "tables", name)
+
+    def plot(self, name: str) -> Path:
+        """A plot (PNG)."""
+        return child(self.root, "plots", f"{name}.png")
+
+    @property
+    def tune(self) -> Path:
+        """Where Ray Tune keeps its files."""
+        return self.root / "tune"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this driver. The lock ends with the process, however that ends.
+
+        Raises:
+            RunFolderError: another driver holds it.
+        """
+        with writing(self.root):
+            file = (self.root / "lock").open("a+b")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    "another milp-ray is working on this run",
+                    where=str(self.root),
+                    expected="one driver per run folder",
+                    remedy="wait for it, or stop it with Ctrl-C, then resume",
+                ) from None
+            yield
+
+
+_HEADER = (
+    "# The frozen study of this run: every value spelled out, user ids replaced by aliases.\n"
+    "# It is read by `milp-ray resume`; changing it has no good effect. To search anew, copy your own study\n"
+    "# file, give it another name, and run `milp-ray search` on it.\n"
+)
+
+
+def refuse_existing(root: Path) -> None:
+    """Raise :class:`RunFolderError` if there is anything at ``root``."""
+    if not root.exists():
+        return
+    is_run = (root / "run.json").is_file()
+    raise RunFolderError(
+        "the run folder exists already" if is_run else "something that is no run folder is in the way",
+        where=str(root),
+        expected="a study name that has no run yet",
+        remedy=(f"continue it with: milp-ray resume {root}   or run anew under another name: name=<new name>")
+        if is_run
+        else "choose another study name or storage.path",
+    )
+
+
+def _without_ids(study: Study, key: bytes) -> Study:
+    users = study.data.users
+    if not isinstance(users, tuple):
+        return study
+    aliases = tuple(user if is_alias(user) else alias_of(user, key) for user in users)
+    return study.model_copy(update={"data": study.data.model_copy(update={"users": aliases})})
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""The tables of a run (pandas), as parquet and as CSV: trials, fronts, chosen, scores.
+
+All are derived from the event logs and the score files, and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.search import Engine, Observation
+from milp_ray.storage import reading, write_whole
+
+MODELS = ("base", "own", "other")
+SCORES = ("loss", "rouge_1", "rouge_l", "persona_f1")
+
+
+def trials_table(engines: Mapping[str, Engine], architecture: Architecture) -> pd.DataFrame:
+    """One row a trial: user, trial, state, θ, placement, size, values, whether it is on the front, reason.
+
+    The no-memory measurement is the row with trial -1. Values of trials that failed or are pending are NaN.
+    """
+    rows: list[dict[str, object]] = []
+    for alias, engine in engines.items():
+        names = [objective.name for objective in engine.objectives]
+        front = {seen.id for seen in engine.front()}
+        blank = dict.fromkeys(names, float("nan"))
+        if engine.reference is not None:
+            base = {
+                "user": alias,
+                "trial": -1,
+                "state": "no memory",
+                **_theta(None, Placement(()), architecture),
+            }
+            rows.append(base | blank | dict(engine.reference) | {"on_front": False, "reason": ""})
+        found: list[dict[str, object]] = []
+        for seen in engine.observations:
+            head = {
+                "user": alias,
+                "trial": seen.id,
+                "state": "done",
+                **_theta(seen.config, seen.placement, architecture),
+            }
+            found.append(head | dict(seen.values) | {"on_front": seen.id in front, "reason": ""})
+        for failure in engine.failures:
+            head = {
+                "user": alias,
+                "trial": failure.id,
+                "state": "failed",
+                **_theta(failure.config, failure.placement, architecture),
+            }
+            found.append(head | blank | {"on_front": False, "reason": failure.reason})
+        for proposal in engine.pending:
+            head = {
+                "user": alias,
+                "trial": proposal.id,
+                "state": "pending",
+                **_theta(proposal.config, proposal.placement, architecture),
+            }
+            found.append(head | blank | {"on_front": False, "reason": ""})
+        rows.extend(sorted(found, key=lambda row: int(str(row["trial"]))))
+    return pd.DataFrame(rows)
+
+
+def chosen_table(chosen: Mapping[str, Observation], policy: str, architecture: Architecture) -> pd.DataFrame:
+    """One row a user: the chosen trial, its θ, size and values, and the policy that chose it."""
+    return pd.DataFrame(
+        [
+            {"user": alias, "policy": policy, "trial": seen.id}
+            | _theta(seen.config, seen.placement, architecture)
+            | dict(seen.values)
+            for alias, seen in chosen.items()
+        ]
+    )
+
+
+def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
+    """One row a user and model (base, own, other): loss in nats per token, the rest in [0, 1]."""
+    rows: list[dict[str, object]] = []
+    for alias, path in files.items():
+        if not path.exists():
+            continue
+        with reading(path):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            rows.extend(
+                {"user": alias, "model": model, "samples": found["samples"], **found["models"][model]}
+                for model in MODELS
+                if model in found["models"]
+            )
+    return pd.DataFrame(rows, columns=["user", "model", "samples", *SCORES])
+
+
+def hypervolume_table(engines: Mapping[str, Engine]) -> pd.DataFrame:
+    """One row a user and finished trial: the hypervolume of the front so far, in the objectives' units."""
+    rows = [
+        {"user": alias, "finished": count, "hypervolume": value}
+        for alias, engine in engines.items()
+        for count, value in enumerate(engine.hypervolume_curve(), start=1)
+    ]
+    return pd.DataFrame(rows, columns=["user", "finished", "hypervolume"])
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """``<path>.parquet`` and ``<path>.csv``, each whole or not at all."""
+    write_whole(path.with_suffix(".parquet"), lambda draft: table.to_parquet(draft, index=False))
+    write_whole(path.with_suffix(".csv"), lambda draft: table.to_csv(draft, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that :func:`write_table` wrote."""
+    with reading(path):
+        return pd.read_parquet(path.with_suffix(".parquet"))
+
+
+def _theta(
+    config: MemoryConfig | None, placement: Placement, architecture: Architecture
+) -> dict[str, object]:
+    return {
+        "gates": "".join("1" if gate else "0" for gate in config.gates) if config else "",
+        "num_loras": config.num_loras if config else 0,
+        "rank": config.rank if config else 0,
+        "placement": placement.key,
+        "trainable_params": architecture.trainable_params(placement),
+    }

@@ -1,0 +1,126 @@
+"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest`` (DESIGN, decision 1).
+
+It computes nothing: tickets come from a :class:`~milp_ray.tune.queue.ProposalQueue`, outcomes go to the
+engines' event logs before anything else happens with them. A trial's config is alias and numbers only, since
+Tune writes it to several files and the dashboard verbatim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ray.tune.search import Searcher
+
+from milp_ray.errors import MilpRayError
+from milp_ray.search import Engine
+from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
+
+# Tune sleeps a second and drops cached actors when `suggest` has nothing while no trial runs; waiting here
+# instead keeps them, and a stop request is still seen within this time.
+_IDLE_WAIT_SECONDS = 0.5
+
+
+class Listener(Protocol):
+    """Who wants to know how the study goes (the progress display)."""
+
+    def trial_started(self, ticket: Ticket) -> None: ...
+    def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None: ...
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]
+    """Multiplexes users. Outcomes are told once; anything Tune repeats is ignored.
+
+    Args:
+        engines: one per user, by alias.
+        queue: ready tickets of the same engines.
+        objectives: names of the measured values to tell, in the engines' order.
+        stopping: whether the run was asked to stop.
+        listener: told of every start and end.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        queue: ProposalQueue,
+        objectives: tuple[str, ...],
+        stopping: Callable[[], bool],
+        listener: Listener,
+    ) -> None:
+        super().__init__(metric=list(objectives), mode=["min"] * len(objectives))
+        self._engines = engines
+        self._queue = queue
+        self._objectives = objectives
+        self._stopping = stopping
+        self._listener = listener
+        self._tickets: dict[str, Ticket] = {}
+        self.failure: MilpRayError | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
+        """The next trial's config, None while none is ready, FINISHED when none will be."""
+        if self._stopping() or self.failure:
+            return Searcher.FINISHED  # type: ignore[no-any-return]
+        ticket = self._queue.take(wait=0.0 if self._tickets else _IDLE_WAIT_SECONDS)
+        if ticket is None:
+            return Searcher.FINISHED if self._queue.exhausted else None
+        self._tickets[trial_id] = ticket
+        self._listener.trial_started(ticket)
+        return {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
+        """Intermediate results are a sign of life only."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
+    ) -> None:
+        """Tell the user's engine how the trial ended.
+
+        An error of ours (a full disk) would end up inside Tune's own error; it is kept in ``failure``, which
+        ends the run, and whoever started the run raises it.
+        """
+        ticket = self._tickets.pop(trial_id, None)
+        if ticket is None:
+            return
+        try:
+            self._outcome(ticket, result, error)
+        except MilpRayError as failure:
+            self.failure = self.failure or failure
+            self._queue.stop()
+
+    def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool) -> None:
+        if error or result is None:
+            self._failed(ticket, "the worker died more often than ray.max_failures allows")
+        elif not result.get("finished"):
+            self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
+        elif result.get("reason"):
+            self._failed(ticket, str(result["reason"]))
+        else:
+            self._told(ticket, {name: float(result[name]) for name in self._objectives})  # type: ignore[arg-type]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the event logs are the state (DESIGN, decision 4)."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a resumed run replays the event logs."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune pickles its searcher into snapshots that nobody reads
+
+    def _told(self, ticket: Ticket, values: dict[str, float]) -> None:
+        if not all(math.isfinite(value) for value in values.values()):
+            self._failed(ticket, "a measured value is not finite")
+            return
+        engine = self._engines[ticket.alias]
+        if ticket.number == BASELINE:
+            engine.set_reference(values)
+        else:
+            engine.tell(ticket.number, values)
+        self._queue.ended(ticket.alias, ticket.number)
+        self._listener.trial_ended(ticket, values, "")
+
+    def _failed(self, ticket: Ticket, reason: str) -> None:
+        if ticket.number != BASELINE:  # without a no-memory point the reference is inferred
+            self._engines[ticket.alias].fail(ticket.number, reason)
+        self._queue.ended(ticket.alias, ticket.number)
+        self._listener.trial_ended(ticket, None, reason)

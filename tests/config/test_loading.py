@@ -1,0 +1,177 @@
+"""Study files: what is accepted, and that everything wrong is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from milp_ray.config import Study, yamltree
+from milp_ray.config.loading import dump_study, load_study, resolved
+from milp_ray.config.template import TEMPLATE, write_template
+from milp_ray.errors import StorageError, StudyError
+
+SMALL = "name: a\nmodel: {path: m}\ndata: {path: d.jsonl}\n"
+
+
+def study_file(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(StudyError) as caught:
+        load_study(study_file(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_a_small_study_gets_the_papers_defaults(tmp_path: Path) -> None:
+    study = load_study(study_file(tmp_path, SMALL))
+    assert (study.optimizer.learning_rate, study.optimizer.weight_decay) == (5e-4, 1e-4)
+    assert (study.optimizer.warmup, study.optimizer.batch_size) == (0.1, 8)
+    assert study.memory.ranks == (8, 16, 32, 64, 96)
+    assert (study.search.trials, study.search.initial) == (200, 100)
+    split = study.data.split
+    assert (split.train, split.validation, split.test) == (0.7, 0.1, 0.2)
+
+
+def test_the_template_states_every_value_and_only_defaults(tmp_path: Path) -> None:
+    study = load_study(study_file(tmp_path, TEMPLATE))
+    bare = load_study(
+        study_file(tmp_path, "name: my-study\nmodel: {path: ./my-model}\ndata: {path: ./users.jsonl}")
+    )
+    assert study == bare
+
+    def keys(value: object) -> object:
+        return {key: keys(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+    assert keys(yaml.safe_load(TEMPLATE)) == keys(study.model_dump(mode="json"))
+    commented = [
+        line for line in TEMPLATE.splitlines() if ": " in line and not line.startswith(("#", "name"))
+    ]
+    assert commented
+
+
+def test_init_does_not_overwrite(tmp_path: Path) -> None:
+    write_template(tmp_path / "s.yaml")
+    with pytest.raises(StorageError, match="exists already"):
+        write_template(tmp_path / "s.yaml")
+
+
+def test_a_dumped_study_reads_back_equal(tmp_path: Path) -> None:
+    text = SMALL + "optimizer: {learning_rate: 1e-5}\nchoose: {policy: budget, budget: 5}\n"
+    study = load_study(study_file(tmp_path, text))
+    assert load_study(study_file(tmp_path, dump_study(study))) == study
+
+
+def test_all_problems_are_reported_at_once_with_line_got_expected_and_nearest_key(tmp_path: Path) -> None:
+    message = refused(
+        tmp_path,
+        "name: Bad Name\nmodle: {path: x}\nmodel: {path: m, dtype: fp16}\ndata:\n  path: d\n  path: e\n"
+        "search: {trials: 5, initial: 10}\nepochs: 3\n",
+        "trial.epochs=two",
+        "nonsense",
+    )
+    assert "8 problems" in message
+    assert "line 1, name" in message and "Bad Name" in message
+    assert "line 2, modle: unknown key" in message and "did you mean 'model'?" in message
+    assert "line 3, model.dtype" in message and "'bfloat16'" in message
+    assert "line 6, data.path: key given twice (first on line 5)" in message
+    assert "trials (5) is smaller than initial (10)" in message
+    assert "'trial.epochs' or 'final.epochs'" in message
+    assert "command line, trial.epochs" in message and '"two"' in message
+    assert "override 'nonsense'" in message
+
+
+def test_numbers_are_yaml_1_2s(tmp_path: Path) -> None:
+    study = load_study(study_file(tmp_path, SMALL + "optimizer: {learning_rate: 1e-4, weight_decay: 0}\n"))
+    assert study.optimizer.learning_rate == 1e-4
+    assert (
+        yamltree.scalar("on") == "on" and yamltree.scalar("1_000") == 1000 and yamltree.scalar("-.5") == -0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: &x [1, 2]\nb: [*x, *x]\n", "alias *x"),
+        ("a: [1, 2\n", "not well-formed YAML"),
+        ("a: !!python/object/apply:os.system [ls]\n", "tag tag:yaml.org,2002:python"),
+        ("? [1, 2]\n: 3\n", "a key that is not a string"),
+        ("seed: .inf\n", "not a finite number"),
+        ("", "is empty"),
+        ("- 1\n", "not a mapping"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
+    ],
+)
+def test_yaml_traps(tmp_path: Path, text: str, part: str) -> None:
+    assert part in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("prompts: {history: 'History:'}", "needs exactly {text}"),
+        ("prompts: {instruction: '{response} {query}'}", "must end with {response}"),
+        ("memory: {ranks: [8, 8]}", "must increase"),
+        ("memory: {factors: num+rank}", "one or more of num, size, layer"),
+        ("trial: {stages: [instruct]}", "must be [inject]"),
+        ("choose: {policy: budget}", "needs budget"),
+        ("choose: {policy: 'best:speed'}", "is not one of"),
+        ("objectives: [trainable_params]", "needs a measured objective"),
+        ("objectives: [loss]\nchoose: {policy: 'best:rouge_l'}", "objectives has no 'rouge_l'"),
+        ("data: {path: d, split: {train: 0.5}}", "must be 1"),
+        ("seed: true", "valid integer"),
+        ("ray: {gpus_per_trial: many}", "'auto'"),
+    ],
+)
+def test_values_that_do_not_fit(tmp_path: Path, line: str, part: str) -> None:
+    base = SMALL if not line.startswith("data") else "name: a\nmodel: {path: m}\n"
+    assert part in refused(tmp_path, base + line + "\n")
+
+
+def test_user_ids_are_not_repeated_in_errors(tmp_path: Path) -> None:
+    message = refused(tmp_path, "name: a\nmodel: {path: m}\ndata: {path: d, users: [alice@example.org, 3]}\n")
+    assert "alice" not in message and "data.users" in message
+
+
+def test_overrides_make_sections_and_take_lists(tmp_path: Path) -> None:
+    overrides = ["trial.stages=[inject, instruct]", "final.optimizer.learning_rate=1e-3", "name=b"]
+    study = load_study(study_file(tmp_path, SMALL), overrides)
+    assert study.trial.stages == ("inject", "instruct") and study.name == "b"
+    assert study.final.optimizer is not None and study.final.optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StudyError, match="no such file|is a folder"):
+        load_study(tmp_path / name)
+
+
+def test_not_text(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(StudyError, match="not UTF-8"):
+        load_study(tmp_path / "s")
+    (tmp_path / "s").write_bytes(b"#" * (yamltree.MAX_BYTES + 1))
+    with pytest.raises(StudyError, match="larger than 1 MiB"):
+        load_study(tmp_path / "s")
+
+
+def test_resolved_paths_are_absolute_and_hub_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    study = resolved(load_study(study_file(tmp_path, SMALL)))
+    assert study.model.path == str(tmp_path / "m") and study.data.path == str(tmp_path / "d.jsonl")
+    hub = study.model_copy(update={"model": study.model.model_copy(update={"path": "org/model"})})
+    assert resolved(hub).model.path == "org/model"
+
+
+def test_models_are_frozen() -> None:
+    study = Study.model_validate_json('{"name": "a", "model": {"path": "m"}, "data": {"path": "d"}}')
+    with pytest.raises(ValueError, match="frozen"):
+        study.seed = 3
