@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from milp_ray.errors import RunFolderError
+from milp_ray.memory.space import Placement
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
 
 if TYPE_CHECKING:
     from milp_ray.study.driver import Outcome
 
-_MODEL_NAMES = {"base": "base, no memory", "own": "own memory", "other": "another user's"}
+_MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
 _PERCENT = ("rouge_1", "rouge_l", "persona_f1")
 
 
@@ -35,6 +36,7 @@ def closing_view(outcome: Outcome) -> RenderableType:
     notes = [
         f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory",
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
+        *_warnings(folder),
         f"failed trials: {outcome.trials_failed}",
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
         f"run folder: {folder.root}",
@@ -43,6 +45,25 @@ def closing_view(outcome: Outcome) -> RenderableType:
         notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
     parts.append(Text("\n".join(notes)))
     return Group(*parts)
+
+
+def _warnings(folder: RunFolder) -> list[str]:
+    """Said plainly: users for whom the search found nothing better than no memory."""
+    if not _has(folder, "chosen"):
+        return []
+    trials, chosen = _tables(folder)
+    base = trials[trials.state == "no memory"].set_index("user")
+    rows = chosen[chosen.user.isin(base.index)] if len(chosen) else chosen
+    worse = sum(
+        all(
+            row[name] <= base[name][row["user"]]
+            if name == "rouge_l"
+            else row[name] >= base[name][row["user"]]
+            for name in _measured(folder)
+        )
+        for _, row in rows.iterrows()
+    )
+    return [f"no better than no memory on validation samples: {worse} of {len(rows)} users"] if worse else []
 
 
 def fronts_view(folder: RunFolder) -> RenderableType:
@@ -70,12 +91,12 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
             expected=f"a raw user id, or an alias such as {known}",
             remedy="list the aliases with: milp-ray fronts RUN",
         )
-    table = Table(title=f"trials of {alias}", title_justify="left", box=None)
-    shown = ["trial", "state", "placement", "trainable_params", *_measured(folder), "reason"]
-    for name in dict.fromkeys(shown):
-        table.add_column(name)
+    table = _table(f"trials of {alias}")
+    shown = ["trial", "state", *_measured(folder), "trainable_params", "placement", "reason"]
+    for name in shown:
+        table.add_column(name, overflow="fold", no_wrap=name not in ("placement", "reason"))
     for _, row in rows.iterrows():
-        table.add_row(*(_cell(name, row[name]) for name in dict.fromkeys(shown)))
+        table.add_row(*(_cell(name, row[name]) for name in shown))
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
     if _has(folder, "scores"):
         scores = read_table(folder.table("scores"))
@@ -105,34 +126,27 @@ def _measured(folder: RunFolder) -> list[str]:
 def _chosen(folder: RunFolder) -> Table:
     trials, chosen = _tables(folder)
     base = trials[trials.state == "no memory"].set_index("user")
-    title = f"chosen configurations ({folder.study.choose.policy})"
-    table = Table(title=title, title_justify="left", box=None)
-    for name in ("user", "trial", "on front", "placement (layer:rank)", "trainable"):
-        table.add_column(name, justify="left" if name in ("user", "placement (layer:rank)") else "right")
-    for name in _measured(folder):
-        table.add_column(name, justify="right")
-        table.add_column("no memory", justify="right", style="dim")
+    table = _table(f"chosen configurations ({folder.study.choose.policy}), on validation samples")
+    for name in ("user", "trial", "front", "trainable", *_measured(folder)):
+        table.add_column(name, justify="left" if name == "user" else "right", no_wrap=True)
+    table.add_column("rank: layers", overflow="fold")
     for _, row in chosen.iterrows():
-        on_front = int(trials[(trials.user == row["user"]) & trials.on_front].shape[0])
-        cells = [
-            row["user"],
-            f"t{row['trial']:04d}",
-            str(on_front),
-            row["placement"],
-            f"{row['trainable_params']:,}",
-        ]
+        front = int(((trials.user == row["user"]) & trials.on_front).sum())
+        cells = [row["user"], f"t{row['trial']:04d}", str(front), f"{row['trainable_params']:,}"]
         for name in _measured(folder):
-            cells.append(_cell(name, row[name]))
-            cells.append(_cell(name, base.loc[row["user"], name]) if row["user"] in base.index else "")
-        table.add_row(*cells)
+            before = base[name].get(row["user"])
+            cells.append(_cell(name, row[name]) + ("" if before is None else f" ({_cell(name, before)})"))
+        table.add_row(*cells, layers_by_rank(row["placement"]))
+    table.caption = "front: its number of trials; in brackets: without a memory"
+    table.caption_justify = "left"
     return table
 
 
 def _front(rows: pd.DataFrame, chosen: pd.DataFrame, alias: str, folder: RunFolder) -> Table:
-    table = Table(title=f"front of {alias}", title_justify="left", box=None)
+    table = _table(f"front of {alias}")
     names = [*_measured(folder), "trainable_params", "num_loras", "rank", "placement"]
     for name in ["", "trial", *names]:
-        table.add_column(name)
+        table.add_column(name, overflow="fold", no_wrap=name != "placement")
     picked = set(chosen[chosen.user == alias].trial) if len(chosen) else set()
     shown = rows[rows.on_front | (rows.state == "no memory")].sort_values(list(_measured(folder))[:1])
     for _, row in shown.iterrows():
@@ -143,9 +157,9 @@ def _front(rows: pd.DataFrame, chosen: pd.DataFrame, alias: str, folder: RunFold
 
 
 def _scores(scores: pd.DataFrame) -> Table:
-    table = Table(title="test scores (ROUGE and Persona-F1 × 100)", title_justify="left", box=None)
+    table = _table("test scores (ROUGE and Persona-F1 × 100)")
     for name in ("user", "model", "samples", "loss", *_PERCENT):
-        table.add_column(name, justify="left" if name in ("user", "model") else "right")
+        table.add_column(name, justify="left" if name in ("user", "model") else "right", no_wrap=True)
     for alias in scores.user.unique():
         rows = scores[scores.user == alias].set_index("model")
         for model in [m for m in MODELS if m in rows.index]:
@@ -162,9 +176,31 @@ def _scores(scores: pd.DataFrame) -> Table:
     return table
 
 
+def layers_by_rank(key: str) -> str:
+    """A placement for people: ``0:8,1:8,2:8,5:16`` as ``16: 5; 8: 0-2``."""
+    groups: dict[int, list[int]] = {}
+    for layer, rank in Placement.from_key(key).ranks:
+        groups.setdefault(rank, []).append(layer)
+    return "; ".join(f"{rank}: {_runs(layers)}" for rank, layers in sorted(groups.items(), reverse=True))
+
+
+def _runs(layers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
 def _cell(name: str, value: object) -> str:
     if isinstance(value, str):
-        return value
+        return layers_by_rank(value) if name == "placement" else value
     number = float(str(value))
     if number != number:  # NaN: not measured
         return ""

@@ -1,6 +1,6 @@
 """Plots of a run, as PNG: each user's front, and hypervolume over trials.
 
-Drawn from the tables alone (see :mod:`milp_ray.study.tables`), so that they can be made without Ray or a model.
+Drawn from the tables alone (see :mod:`milp_ray.study.tables`), so no Ray and no model is needed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def front_plot(
     axes.scatter(done[x], done[y], s=26, color=GREY, label="trial", zorder=2)
     front = done[done.on_front].sort_values(x)
     if len(objectives) == 2:
-        axes.step(front[x], front[y], where="post", color=BLUE, linewidth=1.2, zorder=3)
+        where = "pre" if x == "rouge_l" else "post"  # the best y that is reached at each x
+        axes.step(front[x], front[y], where=where, color=BLUE, linewidth=1.2, zorder=3)
     axes.scatter(front[x], front[y], s=40, color=BLUE, label="front", zorder=4)
     if len(base) and x == "trial":
         axes.axhline(float(base[y].iloc[0]), color=ORANGE, linestyle="--", label="no memory")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -32,23 +32,22 @@ def check_study(study: Study) -> RenderableType:
     study = resolved(study)
     problems: list[Problem] = []
     inputs: Inputs | None = None
-    for step in (_surrogate, _storage):
-        problems += _collected(step, study)
+    problems += _collected(_surrogate, study) + _collected(_storage, study)
     try:
         inputs = load_inputs(study, new_key())
     except MilpRayError as error:
         problems += _told(error)
     if inputs is not None:
         problems += _collected(lambda s: _modules(s, inputs), study)
-        problems += _collected(_tokenizer, study)
+        problems += _collected(lambda s: _text(s, inputs), study)
     if problems or inputs is None:
         raise StudyError(f"study {study.name}", problems)
     return _description(study, inputs)
 
 
-def _collected(step: object, study: Study) -> list[Problem]:
+def _collected(step: Callable[[Study], None], study: Study) -> list[Problem]:
     try:
-        step(study)  # type: ignore[operator]
+        step(study)
     except MilpRayError as error:
         return _told(error)
     return []
@@ -80,42 +79,50 @@ def _storage(study: Study) -> None:
 
 
 def _modules(study: Study, inputs: Inputs) -> None:
-    """The names a placement uses exist in the model, with the shapes the count of parameters assumes."""
-    from milp_ray.training.base import verify_modules
+    """The modules that placements name exist in the model, with the widths that the counts assume."""
+    from milp_ray.training.verify import verify_modules
 
     verify_modules(study.model, inputs.architecture)
 
 
-def _tokenizer(study: Study) -> None:
-    from milp_ray.training.base import load_tokenizer
+def _text(study: Study, inputs: Inputs) -> None:
+    """The tokenizer loads, and one sample of every user can be put into the study's prompts."""
+    from milp_ray.data.prompts import Prompts
+    from milp_ray.training.base import check_fits, load_tokenizer
 
-    load_tokenizer(study.model)
+    check_fits(inputs.architecture, study)
+    tokenizer, prompts = load_tokenizer(study.model), Prompts(study.prompts)
+    for user in inputs.users.values():
+        prompts.encode_sample(tokenizer, user.validation[0])
 
 
 def _description(study: Study, inputs: Inputs) -> RenderableType:
-    from milp_ray.training.estimate import estimate_memory
+    from milp_ray.training.base import load_config
+    from milp_ray.training.estimate import estimate, trainable_range
 
     arch, space, users = inputs.architecture, inputs.space, list(inputs.users.values())
-    sizes = [arch.trainable_params(p) for p in space.extreme_placements()]
+    fewest, most = trainable_range(arch, space)
     batch = study.optimizer.batch_size
     steps = [math.ceil(len(user.search_history) / batch) * study.trial.epochs for user in users]
     if "instruct" in study.trial.stages:
         extra = [math.ceil(len(user.train) / batch) * study.trial.instruct_epochs for user in users]
         steps = [a + b for a, b in zip(steps, extra, strict=True)]
-    memory = estimate_memory(arch, study)
+    memory = estimate(arch, load_config(study.model), study)
     rows = [
-        ("model", f"{arch.name}, {arch.num_layers} layers, LoRA width at most {arch.width}"),
+        ("model", f"{arch.model_type}, {arch.num_layers} layers, LoRA width at most {arch.width}"),
         ("users", f"{len(users)}" + "".join(f"; {n} left out: {why}" for why, n in inputs.skipped.items())),
+        *(("dropped", f"{n} {what}") for what, n in inputs.dropped.items()),
         ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
         ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
         (
             "trials",
-            f"{study.search.trials} a user ({study.search.initial} initial), {study.search.trials * len(users)} in all",
+            f"{study.search.trials} a user, {study.search.initial} of them initial; "
+            f"{study.search.trials * len(users)} in all",
         ),
         ("steps", _span(steps, "a trial")),
         ("search space", f"{study.memory.factors}: at most {space.size():.3g} configurations"),
-        ("trainable parameters", f"{sizes[0]:,} to {sizes[1]:,}"),
-        ("memory, estimated", f"{memory / 2**30:.2f} GiB a worker at the largest placement"),
+        ("trainable parameters", f"{fewest:,} to {most:,}"),
+        ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
         ("run folder", str(child(Path(study.storage.path), study.name))),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)

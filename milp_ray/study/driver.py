@@ -118,15 +118,15 @@ def _run(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
         directions = {o.name: o.direction for o in next(iter(engines.values())).objectives}
         progress = StudyProgress(console, list(engines), study.search.trials, directions)
         _replay(progress, engines)
-        _prepare_surrogate(study)
-        with ray_session(study.ray) as session, stop_on_signals(progress.say) as stopping:
-            with progress:
-                _search(folder, inputs, engines, session, stopping, progress, outcome)
-                chosen = _choose_all(folder, inputs, engines)
-                if not stopping():
-                    _final(folder, inputs, chosen, session, stopping, progress, outcome)
-            outcome.interrupted = stopping()
-        _record(folder, inputs, engines, chosen)
+        if not _complete(folder, engines):
+            _prepare_surrogate(study)
+            with ray_session(study.ray) as session, stop_on_signals(progress.say) as stopping:
+                with progress:
+                    _search(folder, inputs, engines, session, stopping, progress, outcome)
+                    if not stopping():
+                        _final(folder, inputs, engines, session, stopping, progress, outcome)
+                outcome.interrupted = stopping()
+        _record(folder, inputs, engines)
     outcome.trials_failed = sum(len(engine.failures) for engine in engines.values())
     outcome.users_without_memory = sum(not _has_memory(folder, alias) for alias in engines)
     return outcome
@@ -171,6 +171,13 @@ def _search(
     outcome.seconds["search"] = time.monotonic() - began
 
 
+def _complete(folder: RunFolder, engines: Mapping[str, Engine]) -> bool:
+    return all(
+        _searched(engine, folder.study) and (folder.scores(alias).exists() or not engine.front())
+        for alias, engine in engines.items()
+    )
+
+
 def _searched(engine: Engine, study: Study) -> bool:
     ended = len(engine.observations) + len(engine.failures)
     return not engine.pending and (ended >= study.search.trials or bool(engine.finished))
@@ -188,7 +195,7 @@ def _choose_all(folder: RunFolder, inputs: Inputs, engines: Mapping[str, Engine]
 def _final(
     folder: RunFolder,
     inputs: Inputs,
-    chosen: Mapping[str, Observation],
+    engines: Mapping[str, Engine],
     session: Session,
     stopping: StopRequest,
     progress: StudyProgress,
@@ -198,6 +205,7 @@ def _final(
     from milp_ray.tune.search_run import concurrency, resources_per_trial, share_users
 
     began = time.monotonic()
+    chosen = _choose_all(folder, inputs, engines)
     placements: dict[str, Placement] = {alias: seen.placement for alias, seen in chosen.items()}
     users = {alias: inputs.users[alias] for alias in placements}
     spec = FinalSpec(
@@ -224,13 +232,9 @@ def _has_memory(folder: RunFolder, alias: str) -> bool:
     return (folder.memory(alias) / "adapter_config.json").exists()
 
 
-def _record(
-    folder: RunFolder,
-    inputs: Inputs,
-    engines: Mapping[str, Engine],
-    chosen: Mapping[str, Observation],
-) -> None:
+def _record(folder: RunFolder, inputs: Inputs, engines: Mapping[str, Engine]) -> None:
     """Write the tables of whatever is finished."""
+    chosen = _choose_all(folder, inputs, engines)
     trials = trials_table(engines, inputs.architecture)
     if trials.empty:
         return

@@ -22,10 +22,20 @@ from milp_ray.search import Engine, Objective
 
 @dataclass(frozen=True)
 class Inputs:
-    """The users of a study by alias, in file order; how many were left out and why; the data's SHA-256."""
+    """What a study's data and model come to.
+
+    Attributes:
+        users: by alias, in file order.
+        skipped: reason -> users left out for it.
+        dropped: reason -> texts or samples of used users left out for it.
+        fingerprint: SHA-256 of the data.
+        architecture: of the base model.
+        space: of its memory configurations.
+    """
 
     users: Mapping[str, UserSplit]
     skipped: Mapping[str, int]
+    dropped: Mapping[str, int]
     fingerprint: str
     architecture: Architecture
     space: MemorySpace
@@ -76,6 +86,7 @@ def load_inputs(study: Study, key: bytes, fingerprint: str | None = None) -> Inp
     return Inputs(
         users={user.alias: user for user in split.users},
         skipped=dict(Counter(read.skipped) + Counter(split.skipped)),
+        dropped=dict(split.dropped),
         fingerprint=read.fingerprint,
         architecture=architecture,
         space=space,
@@ -110,6 +121,6 @@ def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
         surrogate=search.surrogate,
         surrogate_options=search.saas.model_dump() if search.surrogate == "saas" else {},
         seed=study.seed * 1_000_003 + index,
-        reference=None,
+        trials=search.trials,
         log=log,
     )

@@ -192,8 +192,8 @@ class StudyProgress:
         for alias, user in order[:_SHOWN_USERS]:
             cells = [alias, f"{user.done + user.failed}/{self._trials}", str(user.running or "")]
             for name in self._directions:
-                for values in (user.best, user.no_memory):
-                    cells.append(f"{values[name]:.4g}" if name in values else "")
+                both = (user.best, user.no_memory)
+                cells.extend(f"{values[name]:.4g}" if name in values else "" for values in both)
             table.add_row(*cells)
         if len(order) > _SHOWN_USERS:
             table.add_row(f"… {len(order) - _SHOWN_USERS} more")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemoryConfig, Placement
-from milp_ray.search import Engine, Observation
 from milp_ray.storage import reading, write_whole
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine, Observation
 
 MODELS = ("base", "own", "other")
 SCORES = ("loss", "rouge_1", "rouge_l", "persona_f1")
@@ -27,43 +30,22 @@ def trials_table(engines: Mapping[str, Engine], architecture: Architecture) -> p
     """
     rows: list[dict[str, object]] = []
     for alias, engine in engines.items():
-        names = [objective.name for objective in engine.objectives]
         front = {seen.id for seen in engine.front()}
-        blank = dict.fromkeys(names, float("nan"))
+        blank = {objective.name: float("nan") for objective in engine.objectives}
+        ended: list[tuple[int, str, MemoryConfig | None, Placement, Mapping[str, float], str]] = []
         if engine.reference is not None:
-            base = {
-                "user": alias,
-                "trial": -1,
-                "state": "no memory",
-                **_theta(None, Placement(()), architecture),
-            }
-            rows.append(base | blank | dict(engine.reference) | {"on_front": False, "reason": ""})
-        found: list[dict[str, object]] = []
-        for seen in engine.observations:
-            head = {
-                "user": alias,
-                "trial": seen.id,
-                "state": "done",
-                **_theta(seen.config, seen.placement, architecture),
-            }
-            found.append(head | dict(seen.values) | {"on_front": seen.id in front, "reason": ""})
-        for failure in engine.failures:
-            head = {
-                "user": alias,
-                "trial": failure.id,
-                "state": "failed",
-                **_theta(failure.config, failure.placement, architecture),
-            }
-            found.append(head | blank | {"on_front": False, "reason": failure.reason})
-        for proposal in engine.pending:
-            head = {
-                "user": alias,
-                "trial": proposal.id,
-                "state": "pending",
-                **_theta(proposal.config, proposal.placement, architecture),
-            }
-            found.append(head | blank | {"on_front": False, "reason": ""})
-        rows.extend(sorted(found, key=lambda row: int(str(row["trial"]))))
+            ended.append((-1, "no memory", None, Placement(()), engine.reference, ""))
+        ended += [(t.id, "done", t.config, t.placement, t.values, "") for t in engine.observations]
+        ended += [(t.id, "failed", t.config, t.placement, {}, t.reason) for t in engine.failures]
+        ended += [(t.id, "pending", t.config, t.placement, {}, "") for t in engine.pending]
+        rows.extend(
+            {"user": alias, "trial": number, "state": state}
+            | _theta(config, placement, architecture)
+            | blank
+            | dict(values)
+            | {"on_front": number in front, "reason": reason}
+            for number, state, config, placement, values, reason in sorted(ended, key=lambda row: row[0])
+        )
     return pd.DataFrame(rows)
 
 

@@ -7,10 +7,10 @@ user at a time: sharding one user's training over several GPUs is not covered he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -20,8 +20,6 @@ from milp_ray.errors import MilpRayError, TrialFailed
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import write_json
-
-MODELS = ("base", "own", "other")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class FinalWorker:
         """Test a user once with no memory, the own memory and another user's; write the scores."""
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluate
-        from milp_ray.memory.adapters import loaded
+        from milp_ray.training.base import loaded
 
         study = self._spec.study
         user = ray.get(self._spec.users[alias])
@@ -140,12 +138,6 @@ def run_final(
         pool.close()
 
 
-def read_scores(path: Path) -> dict[str, object]:
-    """A user's test scores as :class:`FinalWorker` wrote them."""
-    found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 Job = tuple[str, tuple[str | None, ...]]
 
 
@@ -157,9 +149,9 @@ class _Pool:
         threads = int(per_worker["cpu"])
         actor = ray.remote(num_cpus=per_worker["cpu"], num_gpus=per_worker["gpu"])(FinalWorker)
         spec_ref = ray.put(spec)
-        self._make = lambda: actor.options(name=None).remote(spec_ref, threads)
+        self._make: Callable[[], Any] = lambda: actor.remote(spec_ref, threads)
         self._idle = [self._make() for _ in range(size)]
-        self._busy: dict[object, tuple[object, Job, int]] = {}
+        self._busy: dict[Any, tuple[Any, Job, int]] = {}
 
     def map(self, jobs: Sequence[Job], stopping: Callable[[], bool]) -> Iterator[tuple[str, str]]:
         """Yield (alias, reason) as jobs end. Ends early, with jobs undone, when ``stopping()``."""

@@ -12,9 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import Placement
-from milp_ray.search import Engine, Proposal
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine, Proposal
 
 BASELINE = -1
 

@@ -5,12 +5,11 @@ Resume is a new run with replayed engines; Tune's own snapshots are neither used
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
@@ -21,12 +20,14 @@ from milp_ray.config.models import RaySettings
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.ids import trial_name
-from milp_ray.search import Engine
 from milp_ray.tune.queue import ProposalQueue
 from milp_ray.tune.scheduler import KeepActors
 from milp_ray.tune.searcher import Listener, StudySearcher
 from milp_ray.tune.session import Session
 from milp_ray.tune.trainable import MemoryTrial, TrialSpec
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine
 
 
 def resources_per_trial(settings: RaySettings, session: Session) -> dict[str, float]:
@@ -42,7 +43,7 @@ def resources_per_trial(settings: RaySettings, session: Session) -> dict[str, fl
     }
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(n.get("CPU", 0) >= wanted["cpu"] and n.get("GPU", 0) >= wanted["gpu"] for n in nodes):
-        largest = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
+        largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
         raise ClusterError(
             f"a trial asks for {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs, and no node has that",
             expected=f"at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs per trial",
@@ -112,8 +113,7 @@ def run_search(
         ),
     )
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Tune prints a box even at verbose=0
-            tuner.fit()
+        tuner.fit()
     finally:
         queue.stop()
         queue.join(timeout=5)

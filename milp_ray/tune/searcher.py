@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
 from milp_ray.errors import MilpRayError
-from milp_ray.search import Engine
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine
 
 # Tune sleeps a second and drops cached actors when `suggest` has nothing while no trial runs; waiting here
 # instead keeps them, and a stop request is still seen within this time.

@@ -9,19 +9,24 @@ Ray reads several of these settings when it is first imported, so nothing above 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from milp_ray.config.models import RaySettings
 from milp_ray.errors import ClusterError
 
+_REACH_SECONDS = 10.0
+_LONGEST_PARENT = 28
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
 
@@ -53,6 +58,7 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
 def _foreign(address: str) -> Iterator[Session]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _quiet()
+    _check_reachable(address)
     import ray
 
     try:
@@ -70,26 +76,43 @@ def _foreign(address: str) -> Iterator[Session]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for minutes for an address where nothing listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto" and the like: Ray says at once whether there is one
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nothing answers at {address}: {error}",
+            expected="the address of a running Ray head, host:port",
+            remedy="check ray.address / RAY_ADDRESS, and that this machine may reach it",
+        ) from None
+
+
 @contextlib.contextmanager
 def _local(settings: RaySettings) -> Iterator[Session]:
-    folder = Path(tempfile.mkdtemp(prefix="milp-ray-"))  # mode 0700
+    # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="mr-", dir=parent))  # mode 0700; Ray opens its own folder to all
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
-    wanted = {
+    wanted: dict[str, str | None] = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,  # it would win over the path
         # Despite its name this is Ray's only switch that keeps every server of a session on the loopback
         # interface; an explicit node address of 127.0.0.1 is replaced by the machine's outer one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # A process that Ray started must not find an address of another cluster.
-        "RAY_ADDRESS": "",
+        # A process that Ray started must not find the address of another cluster.
+        "RAY_ADDRESS": None,
     }
-    _check_not_imported(wanted)
     saved = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    del os.environ["RAY_ADDRESS"]
+    _set_environment(wanted)
+    _refresh_if_imported()
     _quiet()
     clean = False
     try:
@@ -100,39 +123,58 @@ def _local(settings: RaySettings) -> Iterator[Session]:
                 address="local",
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "r"),
                 log_to_driver=False,
                 logging_level="ERROR",
             )
         except Exception as error:
             raise ClusterError(
                 f"a local Ray could not be started: {_first_line(error)}",
-                remedy=f"look into {folder}/session_latest/logs, or give ray.address a running cluster",
+                remedy=f"look into {folder}/r/session_latest/logs, or give ray.address a running cluster",
             ) from None
+        _check_loopback()
         total = ray.cluster_resources()
         yield Session("local", float(total.get("CPU", 0)), float(total.get("GPU", 0)), folder)
         clean = True
     finally:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(saved)
         if clean:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_not_imported(wanted: dict[str, str]) -> None:
-    """Ray takes the loopback switch at import: importing it earlier would silently widen what it binds to."""
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _refresh_if_imported() -> None:
+    """Ray takes these settings at import. The driver sets them first; tests and notebooks import Ray first.
+
+    Uses three internals of Ray; where one is gone, Ray's own default or a refused connection is the outcome,
+    never a wider opening: the loopback switch is checked again once Ray is up.
+    """
     if "ray" not in sys.modules:
         return
-    from ray._private import ray_constants
+    raylet, constants = import_module("ray._raylet"), import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
-    if ray_constants.ENABLE_RAY_CLUSTER:
-        # Tests and notebooks import Ray first; the constant is read at call time, so setting it is enough.
-        ray_constants.ENABLE_RAY_CLUSTER = False
+
+def _check_loopback() -> None:
+    from ray.util import get_node_ip_address
+
+    if not ipaddress.ip_address(get_node_ip_address()).is_loopback:
+        raise ClusterError(
+            "the local Ray listens on more than this machine",
+            expected="127.0.0.1 only",
+            remedy="use the Ray version in constraints.txt, or give ray.address a cluster of your own",
+        )
 
 
 def _quiet() -> None:

@@ -25,7 +25,8 @@ from milp_ray.tune.queue import BASELINE
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
-    from milp_ray.training.trial import Measurement, Progress, Trial
+    from milp_ray.training.loop import Progress
+    from milp_ray.training.trial import Measurement, Trial
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         try:
             for progress in self._steps:
                 if time.monotonic() >= deadline:
-                    return {"finished": False, "done": False, "phase": progress.phase}
+                    return {"finished": False, "done": False, "stage": progress.stage}
             return self._finish()
         except TrialFailed as failure:
             return self._end(failure.reason)

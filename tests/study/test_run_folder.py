@@ -14,7 +14,12 @@ from milp_ray.study.run_folder import RunFolder
 
 
 def a_study(storage: Path, **data: object) -> Study:
-    raw = {"name": "s", "model": {"path": "m"}, "data": {"path": "d", **data}, "storage": {"path": str(storage)}}
+    raw = {
+        "name": "s",
+        "model": {"path": "m"},
+        "data": {"path": "d", **data},
+        "storage": {"path": str(storage)},
+    }
     return Study.model_validate(raw)
 
 
@@ -73,7 +78,9 @@ def test_what_is_no_run_folder(tmp_path: Path, where: str) -> None:
         RunFolder.open(tmp_path / where)
 
 
-def _hold(path: Path, ready: multiprocessing.synchronize.Event, go: multiprocessing.synchronize.Event) -> None:
+def _hold(
+    path: Path, ready: multiprocessing.synchronize.Event, go: multiprocessing.synchronize.Event
+) -> None:
     with RunFolder.open(path).lock():
         ready.set()
         go.wait(30)

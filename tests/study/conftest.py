@@ -1,0 +1,80 @@
+"""A small real study: two users with plain texts on a tiny random Llama, run by the command line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+CANARY = "zanzibarcanary"
+
+
+def user_line(number: int, samples: int = 14, user_id: str | None = None) -> str:
+    """One JSON line; every text and the id hold the canary."""
+    history, found = [f"hello from {CANARY}, I am number {number} and like plain tea"], []
+    for index in range(samples):
+        query = f"what about topic {index} of user {number}, {CANARY}?"
+        response = f"topic {index} is fine, said {CANARY} {number} on day {index * 7 + number}"
+        history.append(f"on day {index} the {CANARY} {number} wrote a line of its own")
+        found.append({"query": query, "response": response, "n_hist": len(history)})
+        history.append(response)
+    record = {
+        "user_id": user_id or f"{CANARY}-{number}",
+        "profile": None,
+        "history": history,
+        "samples": found,
+    }
+    return json.dumps(record)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
+    """A study of two users and six trials each, in a folder of its own."""
+    lines = [user_line(1), user_line(2, user_id="../../zanzibarcanary")]
+    (tmp_path / "users.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    study = {
+        "name": "small",
+        "seed": 3,
+        "model": {"path": str(tiny_models["llama"])},
+        "data": {"path": str(tmp_path / "users.jsonl")},
+        "prompts": {"max_length": 96},
+        "memory": {"ranks": [2, 4, 8], "defaults": {"size": 4}},
+        "optimizer": {"learning_rate": 5e-3, "batch_size": 4},
+        "trial": {"epochs": 1, "max_new_tokens": 8, "slice_seconds": 0.5},
+        "search": {"trials": 6, "initial": 4, "batch": 2, "surrogate": "gp"},
+        "final": {"epochs": 1, "instruct_epochs": 1},
+        "storage": {"path": str(tmp_path / "runs")},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return path
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts `milp-ray` with its own temporary folder, as a person would from a shell."""
+    scratch = Path(os.environ.get("TMPDIR", "/tmp")) / f"mr{os.getpid()}-{abs(hash(str(tmp_path))) % 10**6}"
+    scratch.mkdir(parents=True, exist_ok=True)
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            [sys.executable, "-m", "milp_ray", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    run.scratch = scratch  # type: ignore[attr-defined]
+    return run

@@ -1,0 +1,169 @@
+"""Whole processes: a study searched, killed, stopped, resumed, and everything it left looked into."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from .conftest import CANARY, Start
+
+pytestmark = pytest.mark.slow
+
+
+def events(run: Path) -> dict[str, list[dict[str, object]]]:
+    return {
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        for path in sorted((run / "events").glob("*.jsonl"))
+    }
+
+
+def told(run: Path) -> list[tuple[str, object]]:
+    return [(alias, e["id"]) for alias, found in events(run).items() for e in found if e["event"] == "told"]
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def holding(root: Path, needle: bytes) -> list[Path]:
+    """Files below ``root`` whose name or content holds ``needle``."""
+    found = []
+    for path in root.rglob("*"):
+        try:
+            if needle in str(path.relative_to(root)).encode() or (
+                path.is_file() and needle in path.read_bytes()
+            ):
+                found.append(path)
+        except OSError:  # sockets, and files that went away meanwhile
+            continue
+    return found
+
+
+def test_the_whole_way_through_and_no_user_text_outside(study_file: Path, start: Start) -> None:
+    process = start("search", str(study_file))
+    scratch: Path = start.scratch  # type: ignore[attr-defined]
+    leaked: set[Path] = set()
+    sessions: set[str] = set()
+    while process.poll() is None:
+        leaked.update(holding(scratch, CANARY.encode()))
+        sessions.update(p.name for p in scratch.glob("mr-*/r/session_*"))
+        time.sleep(0.5)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    run = study_file.parent / "runs" / "small"
+
+    assert sessions, "the session folder of Ray was never seen: the search for leaks looked at nothing"
+    assert not leaked and CANARY not in output and not holding(run, CANARY.encode())
+    assert not list(scratch.glob("mr-*")), "Ray's session folder outlived the run"
+
+    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
+    assert len(events(run)) == 2
+    trials = pd.read_parquet(run / "tables" / "trials.parquet")
+    assert (trials.state == "done").sum() == 12 and (trials.state == "no memory").sum() == 2
+    scores = pd.read_csv(run / "tables" / "scores.csv")
+    assert sorted(scores.model) == ["base", "base", "other", "other", "own", "own"]
+    assert scores.loss.notna().all()
+    for alias in events(run):
+        assert (run / "plots" / f"front-{alias}.png").stat().st_size > 10_000
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+            p.name for p in (run / "memories" / alias).iterdir()
+        }
+        on_front = set(trials[(trials.user == alias) & trials.on_front].trial)
+        saved = {int(p.name[1:]) for p in (run / "adapters" / alias).iterdir()}
+        assert on_front <= saved, "a trial on the front has no adapter"
+    assert (run / "plots" / "hypervolume.png").exists()
+    assert "own memory" in output and "chosen configurations" in output
+
+    again = start("search", str(study_file))
+    output = again.communicate()[0]
+    assert again.returncode == 2 and "milp-ray resume" in output
+
+    for words in (
+        ["fronts", str(run)],
+        ["show", str(run), next(iter(events(run)))],
+        ["show", str(run), "../../zanzibarcanary"],
+    ):
+        shown = start(*words)
+        output = shown.communicate()[0]
+        assert shown.returncode == 0 and "front of u-" in output and CANARY not in output, output
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    process = start("search", str(study_file), "search.trials=8")
+    wait_for(lambda: len(told(run)) >= 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = told(run)
+    assert len(before) < 16, "the kill came too late to mean anything"
+
+    resumed = start("resume", str(run))
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0, output
+    after = told(run)
+    assert after[: len(before)] == before or set(before) <= set(after)
+    assert sorted(after) == sorted((alias, i) for alias in events(run) for i in range(8))
+    asked = [e for found in events(run).values() for e in found if e["event"] == "asked"]
+    assert sum(len(e["proposals"]) for e in asked) == 16  # type: ignore[arg-type]
+
+
+def test_ctrl_c_stops_within_ten_seconds_and_says_how_to_go_on(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    process = start("search", str(study_file), "search.trials=40", "trial.epochs=30")
+    wait_for(lambda: len(told(run)) >= 1, process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    seconds = time.monotonic() - began
+    assert process.returncode == 130, output
+    assert seconds < 10, f"{seconds:.1f} s to stop"
+    assert f"milp-ray resume {run}" in output and "Traceback" not in output
+
+
+def test_the_memory_loads_without_milp_ray_and_gives_the_same_logits(study_file: Path, start: Start) -> None:
+    process = start(
+        "search", str(study_file), "search.trials=2", "search.initial=2", "search.surrogate=random"
+    )
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    run = study_file.parent / "runs" / "small"
+    memory = next((run / "memories").iterdir())
+    model = json.loads((memory / "adapter_config.json").read_text())["base_model_name_or_path"]
+    plain = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+ids = torch.arange(3, 40)[None]
+with torch.no_grad():
+    torch.save(model(ids).logits, sys.argv[3])
+assert not any(name.startswith("milp_ray") for name in sys.modules)
+"""
+    out = run / "logits.pt"
+    subprocess.run([sys.executable, "-c", plain, model, str(memory), str(out)], check=True)
+
+    import torch
+
+    from milp_ray.config.models import ModelSettings
+    from milp_ray.training.base import load_base, loaded
+
+    base = load_base(ModelSettings(path=model))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        bare = base.model(ids).logits
+        with loaded(base, memory):
+            ours = base.model(ids).logits
+    theirs = torch.load(out, weights_only=True)
+    assert torch.equal(ours, theirs) and not torch.allclose(ours, bare)
