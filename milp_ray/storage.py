@@ -100,7 +100,11 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
             if path.exists():  # a rename cannot replace a filled folder
                 old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 path.rename(old)
-                draft.rename(path)
+                try:
+                    draft.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 draft.rename(path)

@@ -47,8 +47,11 @@ class UserSplit:
     """One user's data, divided in time order, known by alias only.
 
     ``n_hist`` of every sample is resolved. Stage 1 of a trial may read ``history[:search_cut]`` (nothing at
-    or after the first validation sample), stage 1 of the final job ``history[:final_cut]`` (nothing at or
-    after the first test sample).
+    or after the first validation sample), stage 1 of the final job ``history[final_start:final_cut]``
+    (nothing at or after the first test sample). ``final_start`` is above 0 only where ``data.max_history``
+    limits what one training run reads: each of the two histories then holds the newest texts before its cut.
+
+    In the by-user regime one of ``train``, ``validation`` and ``test`` holds all samples of the user.
     """
 
     alias: str
@@ -58,6 +61,7 @@ class UserSplit:
     test: tuple[Sample, ...]
     search_cut: int
     final_cut: int
+    final_start: int = 0
 
     @property
     def search_history(self) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ class UserSplit:
     @property
     def final_history(self) -> tuple[str, ...]:
         """The texts stage 1 of the final job trains on, oldest first."""
-        return self.history[: self.final_cut]
+        return self.history[self.final_start : self.final_cut]
 
     def __repr__(self) -> str:
         return (

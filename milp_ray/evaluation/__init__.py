@@ -1,0 +1,1 @@
+"""Measuring a model on samples: loss, generation and text metrics. No Ray."""

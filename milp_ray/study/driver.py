@@ -6,6 +6,8 @@ resumed one are the same code. The steps themselves are elsewhere; here is their
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import Problem, RunFolderError, StudyError
+from milp_ray.errors import Problem, RunFolderError, StorageError, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.memory.space import Placement
 from milp_ray.search import Engine, Observation
@@ -119,7 +121,7 @@ def _run(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
         progress = StudyProgress(console, list(engines), study.search.trials, directions)
         _replay(progress, engines)
         if not _complete(folder, engines):
-            _prepare_surrogate(study)
+            _prepare(next(iter(engines.values())), study)
             with ray_session(study.ray) as session, stop_on_signals(progress.say) as stopping:
                 with progress:
                     _search(folder, inputs, engines, session, stopping, progress, outcome)
@@ -141,13 +143,18 @@ def _replay(progress: StudyProgress, engines: Mapping[str, Engine]) -> None:
             progress.observed(alias, seen.id, seen.values)
 
 
-def _prepare_surrogate(study: Study) -> None:
-    """Build and compile what proposals need before the first trial, never inside one."""
-    if study.search.surrogate in ("random", "sobol") or study.search.trials <= study.search.initial:
-        return
-    from milp_ray.search.prepare import prepare
+def _prepare(engine: Engine, study: Study) -> None:
+    """Import and compile what the first fits need, beside the start of Ray and the initial trials."""
+    search = study.search
 
-    prepare()
+    def work() -> None:
+        from milp_ray.search.prepare import prepare
+
+        with contextlib.suppress(StorageError):  # without the cache folder everything still works, later
+            prepare(engine=engine, trials=search.initial + search.batch)
+
+    if search.surrogate not in ("random", "sobol") and search.trials > search.initial:
+        threading.Thread(target=work, name="prepare", daemon=True).start()
 
 
 def _search(

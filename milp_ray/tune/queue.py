@@ -8,7 +8,9 @@ No Ray here: the queue is told when a trial ends, and does not care who runs it.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,20 +35,25 @@ class Ticket:
 
 
 class ProposalQueue:
-    """Keeps at least ``ahead`` tickets ready while any user has trials left.
+    """Keeps as many tickets ready as will be taken while the next ones are computed.
+
+    More would only be older: what is proposed early knows less. The number follows from how long proposals
+    take and how fast tickets go, both measured; it starts at ``workers`` and stays within four times that.
 
     Args:
         engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
         trials: budget per user; failed trials count.
         batch: proposals from one fit.
-        ahead: how many tickets to keep ready.
+        workers: how many trials run at once.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], *, trials: int, batch: int, ahead: int) -> None:
+    def __init__(self, engines: Mapping[str, Engine], *, trials: int, batch: int, workers: int) -> None:
         self._engines = dict(engines)
         self._trials = trials
         self._batch = batch
-        self._ahead = max(ahead, 1)
+        self._workers = max(workers, 1)
+        self._taken: deque[float] = deque(maxlen=4 * self._workers)
+        self._seconds = 0.0
         self._changed = threading.Condition()
         self._ready: deque[Ticket] = deque()
         self._issued: set[tuple[str, int]] = set()
@@ -68,6 +75,7 @@ class ProposalQueue:
                 return None
             ticket = self._ready.popleft()
             self._issued.add((ticket.alias, ticket.number))
+            self._taken.append(time.monotonic())
             self._changed.notify_all()
             return ticket
 
@@ -120,8 +128,16 @@ class ProposalQueue:
             return 0
         return self._trials - len(engine.observations) - len(engine.failures) - len(engine.pending)
 
+    @property
+    def ahead(self) -> int:
+        """How many tickets should be ready now."""
+        rate = 0.0
+        if len(self._taken) > self._workers:
+            rate = (len(self._taken) - 1) / max(self._taken[-1] - self._taken[0], 1e-3)
+        return min(max(self._workers, math.ceil(rate * self._seconds) + 1), 4 * self._workers)
+
     def _next_user(self) -> str | None:
-        if len(self._ready) >= self._ahead:
+        if len(self._ready) >= self.ahead:
             return None
         waiting = {ticket.alias for ticket in self._ready if ticket.number != BASELINE}
         candidates = [
@@ -145,8 +161,10 @@ class ProposalQueue:
                     self._planning = alias
                     engine = self._engines[alias]
                     count = min(self._batch, self._budget(engine))
+                began = time.monotonic()
                 proposals = engine.ask(count)
                 with self._changed:
+                    self._seconds = time.monotonic() - began
                     self._planning = None
                     if not self._stopped:
                         self._ready.extend(_ticket(alias, proposal) for proposal in proposals)

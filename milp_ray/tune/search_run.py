@@ -90,7 +90,7 @@ def run_search(
     study = spec.study
     per_trial = resources_per_trial(study.ray, session)
     workers = concurrency(study.ray, session, per_trial)
-    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, ahead=2 * workers)
+    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=workers)
     searcher = StudySearcher(engines, queue, study.objectives, stopping, listener)
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}"
     tuner = tune.Tuner(

@@ -147,7 +147,7 @@ def test_overrides_make_sections_and_take_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.yaml", "."])
 def test_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StudyError, match="no such file|is a folder"):
+    with pytest.raises(StudyError, match=r"no such file|is a folder"):
         load_study(tmp_path / name)
 
 

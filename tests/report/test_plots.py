@@ -1,4 +1,4 @@
-"""Plots are drawn from tables alone, for every shape of study; a person has looked at what these calls draw."""
+"""Plots are drawn from tables alone, for every shape of study; people have looked at them."""
 
 from __future__ import annotations
 

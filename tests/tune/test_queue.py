@@ -12,11 +12,13 @@ from milp_ray.errors import StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
+ANYWHERE = Placement(((0, 8),))
+
 
 @dataclass
 class Asked:
     id: int
-    placement: Placement = Placement(((0, 8),))
+    placement: Placement = ANYWHERE
     source: str = "fake"
 
 
@@ -50,9 +52,9 @@ class FakeEngine:
 
 
 def queue_of(
-    engines: dict[str, FakeEngine], trials: int = 6, batch: int = 2, ahead: int = 4
+    engines: dict[str, FakeEngine], trials: int = 6, batch: int = 2, workers: int = 3
 ) -> ProposalQueue:
-    return ProposalQueue(engines, trials=trials, batch=batch, ahead=ahead)  # type: ignore[arg-type]
+    return ProposalQueue(engines, trials=trials, batch=batch, workers=workers)  # type: ignore[arg-type]
 
 
 def finish(queue: ProposalQueue, engines: dict[str, FakeEngine], ticket: Ticket) -> None:
@@ -78,7 +80,7 @@ def test_every_user_gets_its_budget_and_one_baseline() -> None:
 
 def test_a_user_is_planned_for_only_when_none_of_its_own_waits() -> None:
     engines = {"a": FakeEngine({}), "b": FakeEngine({})}
-    queue = queue_of(engines, trials=8, batch=2, ahead=3)
+    queue = queue_of(engines, trials=8, batch=2, workers=3)
     tickets = [queue.take(wait=5) for _ in range(4)]
     assert [t.alias for t in tickets if t] == ["a", "a", "b", "b"]
     time.sleep(0.2)
@@ -124,3 +126,14 @@ def test_an_error_of_the_proposing_thread_is_raised_to_whoever_started_it() -> N
     assert queue.exhausted and queue.take() is None
     with pytest.raises(StorageError, match="disk full"):
         queue.raise_error()
+
+
+def test_more_is_kept_ready_when_proposals_are_slow_and_trials_fast() -> None:
+    queue = queue_of({"a": FakeEngine({})}, trials=10_000, batch=4, workers=2)
+    assert queue.ahead == 2
+    queue._seconds = 3.0
+    queue._taken.extend(time.monotonic() + 0.5 * step for step in range(8))
+    assert queue.ahead == 7  # two trials a second for three seconds, and one
+    queue._seconds = 300.0
+    assert queue.ahead == 8  # never more than four times the workers
+    queue.stop()

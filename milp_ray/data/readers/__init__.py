@@ -1,0 +1,93 @@
+"""Readers: from a file of some dataset's format to user records. One reader per format, registered by name.
+
+To add a format, write one module here with a function `(path) -> ReadResult`, decorate it with
+``@register("name")`` and import it in :func:`_load`. Selecting and splitting users is *not* a reader's part:
+see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never a user's text or id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from milp_ray.config.models import DataSettings
+from milp_ray.data.records import UserRecord
+from milp_ray.errors import DataError, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What a reader found.
+
+    Attributes:
+        users: every user with at least one history text and one sample, in the file's order.
+        skipped: reason -> how many users were left out for it.
+        fingerprint: SHA-256 (hex) of the file's bytes, taken from the bytes that were parsed.
+    """
+
+    users: tuple[UserRecord, ...]
+    skipped: Mapping[str, int]
+    fingerprint: str
+
+
+Reader = Callable[[Path], ReadResult]
+
+_READERS: dict[str, Reader] = {}
+_BUILT_IN = ("jsonl", "malp")
+
+
+def register(name: str) -> Callable[[Reader], Reader]:
+    """Register a reader under ``name``, which the study file's ``data.format`` then accepts.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(reader: Reader) -> Reader:
+        if name in _READERS:
+            raise ValueError(f"a reader named {name!r} is registered already")
+        _READERS[name] = reader
+        return reader
+
+    return add
+
+
+def reader_names() -> tuple[str, ...]:
+    """The names of all registered readers, sorted."""
+    _load()
+    return tuple(sorted(_READERS))
+
+
+def read_users(settings: DataSettings) -> ReadResult:
+    """Read the file that ``settings.path`` names with the reader that ``settings.format`` names.
+
+    All users of the file are returned; ``settings.users`` is applied by :mod:`milp_ray.data.splits`, which
+    alone knows who can be used.
+
+    Raises:
+        DataError: unknown format; the file is missing, unreadable, malformed, or has no user left.
+    """
+    names = reader_names()
+    if settings.format not in names:
+        close = difflib.get_close_matches(settings.format, names, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else "correct data.format in the study file"
+        fact = f"no reader is named {settings.format!r}"
+        raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(names), remedy)])
+    path = Path(settings.path).expanduser()
+    result = _READERS[settings.format](path)
+    if not result.users:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
+        fact = f"no user is left ({reasons})" if reasons else "holds no user"
+        expected = "at least one user with a history and samples"
+        remedy = "check that data.path and data.format belong together"
+        raise DataError(str(path), [Problem("", fact, expected, remedy)])
+    return result
+
+
+def _load() -> None:
+    # Late, because the readers themselves import this module to register.
+    for name in _BUILT_IN:
+        importlib.import_module(f"{__name__}.{name}")

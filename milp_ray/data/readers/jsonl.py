@@ -1,0 +1,179 @@
+"""The reader for milp_ray's own format: JSON lines, one user a line.
+
+``{"user_id", "profile"?: {name: text} | null, "history": [text, oldest first], "samples": [{"query",
+"response", "context"?, "n_hist"?, "src"?}]}``. ``src`` may hold anything and is ignored. Reading is streaming
+and strict; every problem of the file is reported at once, by line and byte offset and without any content.
+Blank lines are passed over. Whether a user has enough data is *not* decided here (see data/splits.py), except
+that a user without history or without samples is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from milp_ray.data.readers import ReadResult, register
+from milp_ray.data.readers.strict import Fault, Faults, Line, LineFile, check_text, kind_of, parse
+from milp_ray.data.records import Sample, UserRecord
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+NO_HISTORY = "no history"
+NO_SAMPLES = "no samples"
+
+_USER_KEYS = ("user_id", "profile", "history", "samples")
+_SAMPLE_KEYS = ("query", "response", "context", "n_hist", "src")
+
+
+@register("jsonl")
+def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
+    """Read a file of user records; at most one line of it (``max_line_bytes``) is held besides the records.
+
+    Raises:
+        DataError: the file cannot be read, or with its problems (the first 20, and how many more).
+    """
+    file = LineFile(path, max_line_bytes)
+    faults = Faults(str(path))
+    users: list[UserRecord] = []
+    skipped: Counter[str] = Counter()
+    seen: dict[str, int] = {}
+    for line in file:
+        found: list[Fault] = []
+        user = _user_of(line, max_line_bytes, found)
+        if user is not None and user.user_id:
+            first = seen.setdefault(user.user_id, line.number)
+            if first != line.number:
+                found.append(Fault(f"user_id is the same as on line {first}", "each user on one line"))
+        for fault in found:
+            faults.add(fault.at(f"{path}:{line.number} (byte {line.offset + fault.offset})"))
+        if user is None or faults.count:  # once the file is faulty, its records are not needed any more
+            continue
+        reason = NO_HISTORY if not user.history else NO_SAMPLES if not user.samples else None
+        if reason:
+            skipped[reason] += 1
+        else:
+            users.append(user)
+    faults.raise_if_any()
+    return ReadResult(tuple(users), dict(skipped), file.fingerprint)
+
+
+def line_of(user: UserRecord) -> str:
+    """A user record as one line of the format, with its line end; :func:`read_jsonl` reads it back equal."""
+    samples: list[dict[str, object]] = []
+    for sample in user.samples:
+        item: dict[str, object] = {"query": sample.query, "response": sample.response}
+        if sample.context is not None:
+            item["context"] = sample.context
+        if sample.n_hist is not None:
+            item["n_hist"] = sample.n_hist
+        samples.append(item)
+    profile = None if user.profile is None else dict(user.profile)
+    record = {"user_id": user.user_id, "profile": profile, "history": list(user.history), "samples": samples}
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _user_of(line: Line, max_line_bytes: int, found: list[Fault]) -> UserRecord | None:
+    """The record of a line, or None where there is none to be had; faults are appended to ``found``."""
+    if line.raw is None:
+        fact = f"the line is longer than {max_line_bytes} bytes"
+        expected = f"at most {max_line_bytes} bytes a user"
+        found.append(Fault(fact, expected, "shorten the user's history"))
+        return None
+    if not line.raw.strip():
+        return None
+    try:
+        record = parse(line.raw)
+    except Fault as fault:
+        found.append(fault)
+        return None
+    if not isinstance(record, dict):
+        found.append(Fault(f"the line is {kind_of(record)}", "an object with user_id, history and samples"))
+        return None
+    _check_keys(record, _USER_KEYS, ("user_id", "history", "samples"), "", found)
+    fields = _Fields(record, "", found)
+    history = tuple(_text(text, f"history[{i}]", found) for i, text in enumerate(fields.items("history")))
+    samples = tuple(_sample(it, i, len(history), found) for i, it in enumerate(fields.items("samples")))
+    user_id = fields.text("user_id", single_line=True)
+    return UserRecord(user_id, history, samples, _profile(record.get("profile"), found))
+
+
+class _Fields:
+    """Typed access to an object's keys; a fault is noted and an empty value goes on in its place."""
+
+    def __init__(self, record: dict[str, object], place: str, found: list[Fault]) -> None:
+        self._record, self._place, self._found = record, place, found
+
+    def text(self, key: str, *, single_line: bool = False) -> str:
+        if key not in self._record:  # reported by _check_keys
+            return ""
+        return _text(self._record[key], self._place + key, self._found, single_line=single_line)
+
+    def items(self, key: str) -> list[object]:
+        value = self._record.get(key, [])
+        if isinstance(value, list):
+            return value
+        self._found.append(Fault(f"{self._place}{key} is {kind_of(value)}", "a list"))
+        return []
+
+
+def _text(value: object, name: str, found: list[Fault], *, single_line: bool = False) -> str:
+    try:
+        return check_text(value, name, single_line=single_line)
+    except Fault as fault:
+        found.append(fault)
+        return ""
+
+
+def _sample(item: object, index: int, history_length: int, found: list[Fault]) -> Sample:
+    place = f"samples[{index}]"
+    if not isinstance(item, dict):
+        found.append(Fault(f"{place} is {kind_of(item)}", "an object with query and response"))
+        return Sample("", "")
+    _check_keys(item, _SAMPLE_KEYS, ("query", "response"), f"{place}: ", found)
+    fields = _Fields(item, f"{place}.", found)
+    context = item.get("context")
+    n_hist = item.get("n_hist")
+    if n_hist is not None and (type(n_hist) is not int or not 0 <= n_hist <= history_length):
+        got = "out of range" if type(n_hist) is int else kind_of(n_hist)
+        expected = f"a whole number from 0 to {history_length}, the length of history"
+        remedy = "leave it out to have it derived from the history"
+        found.append(Fault(f"{place}.n_hist is {got}", expected, remedy))
+        n_hist = None
+    return Sample(
+        query=fields.text("query"),
+        response=fields.text("response"),
+        context=None if context in (None, "") else fields.text("context"),
+        n_hist=n_hist,
+    )
+
+
+def _profile(value: object, found: list[Fault]) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        found.append(Fault(f"profile is {kind_of(value)}", "an object of texts, or null"))
+        return None
+    # Names and values of a profile are data: only their position is ever shown.
+    return {
+        _text(name, f"name {i} in profile", found): text
+        if text == ""
+        else _text(text, f"value {i} in profile", found)
+        for i, (name, text) in enumerate(value.items())
+    }
+
+
+def _check_keys(
+    item: dict[str, object], valid: Sequence[str], needed: Sequence[str], place: str, found: list[Fault]
+) -> None:
+    for key in item:
+        if key not in valid:
+            # An unknown key may be anything, even a name: only a valid one is ever shown.
+            close = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.5)
+            remedy = f"did you mean {close[0]!r}?" if close else "remove it"
+            fact = f"{place}unknown key of {len(key)} characters"
+            found.append(Fault(fact, "one of " + ", ".join(valid), remedy))
+    expected = "the keys " + ", ".join(needed)
+    found.extend(Fault(f"{place}{key} is missing", expected) for key in needed if key not in item)

@@ -1,0 +1,215 @@
+"""Strict JSON and bounded file reading, shared by the readers.
+
+What Python's ``json`` accepts silently is refused: NaN and Infinity, duplicate keys, lone surrogates, nesting
+without bound. Lines end at ``\\n`` only: U+2028 inside a text splits nothing. Meaning is *not* checked here.
+A :class:`Fault` says what is wrong in fixed words: nothing of the data is ever part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from milp_ray.errors import DataError, Problem
+
+MAX_PROBLEMS_SHOWN = 20
+_CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Fault(Exception):  # noqa: N818  (internal: becomes a Problem once its place is known)
+    """Something wrong in a piece of data; ``offset`` is in bytes from the start of that piece."""
+
+    def __init__(self, fact: str, expected: str = "", remedy: str = "", offset: int = 0) -> None:
+        super().__init__(fact)
+        self.fact, self.expected, self.remedy, self.offset = fact, expected, remedy, offset
+
+    def at(self, where: str) -> Problem:
+        """This fault as a problem at a place."""
+        return Problem(where, self.fact, self.expected, self.remedy)
+
+
+class Faults:
+    """Collects a file's problems, keeping only the first ones so that memory stays bounded."""
+
+    def __init__(self, source: str, shown: int = MAX_PROBLEMS_SHOWN) -> None:
+        self._source, self._shown = source, shown
+        self._problems: list[Problem] = []
+        self.count = 0
+
+    def add(self, problem: Problem) -> None:
+        """Note one problem."""
+        self.count += 1
+        if len(self._problems) < self._shown:
+            self._problems.append(problem)
+
+    def raise_if_any(self) -> None:
+        """Raise a DataError with the first problems, and how many more there are."""
+        if not self.count:
+            return
+        more = self.count - len(self._problems)
+        tail = [Problem("", f"and {more} more")] if more else []
+        raise DataError(self._source, [*self._problems, *tail])
+
+
+@dataclass(slots=True)
+class Line:
+    """One line without its end. ``raw`` is None where the line was longer than allowed."""
+
+    number: int
+    offset: int
+    raw: bytes | None
+
+
+@dataclass(slots=True)
+class LineFile:
+    """Streams the lines of a regular file, and the SHA-256 of all bytes seen so far."""
+
+    path: Path
+    max_line_bytes: int
+    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def __iter__(self) -> Iterator[Line]:
+        with open_regular(self.path) as file:
+            try:
+                yield from self._lines(file)
+            except OSError as error:
+                raise _unreadable(self.path, error) from None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what was read; of the whole file once iteration has ended."""
+        return self._hash.hexdigest()
+
+    def _lines(self, file: BinaryIO) -> Iterator[Line]:
+        number, offset = 0, 0
+        while raw := self._read(file, self.max_line_bytes + 1):
+            number += 1
+            size = len(raw)
+            if len(raw.removesuffix(b"\n")) > self.max_line_bytes:
+                while not raw.endswith(b"\n") and (raw := self._read(file, _CHUNK)):
+                    size += len(raw)
+                yield Line(number, offset, None)
+            else:
+                mark = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
+                yield Line(number, offset + mark, raw[mark:].removesuffix(b"\n"))
+            offset += size
+
+    def _read(self, file: BinaryIO, limit: int) -> bytes:
+        raw = file.readline(limit)
+        self._hash.update(raw)
+        return raw
+
+
+def read_whole(path: Path, max_bytes: int) -> tuple[bytes, str]:
+    """All bytes of a regular file (without a byte order mark) and the SHA-256 (hex) of the file.
+
+    Raises:
+        DataError: missing, not a file, unreadable, or larger than ``max_bytes``.
+    """
+    with open_regular(path) as file:
+        try:
+            raw = file.read(max_bytes + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    if len(raw) > max_bytes:
+        fact, remedy = f"is larger than {max_bytes} bytes", "split the file"
+        raise DataError(str(path), [Problem("", fact, f"at most {max_bytes} bytes", remedy)])
+    return raw.removeprefix(_BOM), hashlib.sha256(raw).hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes.
+
+    Raises:
+        DataError: missing, a folder, a pipe or device, or not permitted.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _not_usable(path, "is a folder", "name the file inside it")
+        if not stat.S_ISREG(mode):
+            # A pipe cannot be read again when the run is resumed.
+            raise _not_usable(path, "is not a regular file", "save the data to a file first")
+        return path.open("rb")
+    except FileNotFoundError:
+        remedy = "check data.path in the study file; a relative path starts at the working directory"
+        raise _not_usable(path, "no such file", remedy) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unreadable(path, error) from None
+
+
+def parse(raw: bytes) -> object:
+    """Bytes to JSON values.
+
+    Raises:
+        Fault: not UTF-8, not JSON, or JSON of the kinds named in the module's docstring.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Fault("is not UTF-8", "UTF-8 text", "save the file as UTF-8", error.start) from None
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        offset = len(text[: error.pos].encode("utf-8"))
+        reason = error.msg.partition(":")[0].lower()  # what follows a colon may quote the data
+        raise Fault(f"is not valid JSON ({reason})", "a JSON value", offset=offset) from None
+    except RecursionError:
+        raise Fault("is nested too deeply", "a JSON value of a few levels") from None
+    except ValueError:
+        raise Fault("holds a number with too many digits", "a JSON value") from None
+
+
+def check_text(value: object, name: str, *, single_line: bool = False) -> str:
+    """``value`` if it is a usable, non-blank text.
+
+    Raises:
+        Fault: not a text, blank, with a lone surrogate, or with control characters (line feed, carriage
+            return and tab are allowed unless ``single_line``).
+    """
+    if not isinstance(value, str):
+        raise Fault(f"{name} is {kind_of(value)}", "a text")
+    if not value.strip():
+        raise Fault(f"{name} is empty", "a text that is not blank", "remove it or fill it in")
+    allowed = "" if single_line else "\n\r\t"
+    for char in value:
+        if (char < " " and char not in allowed) or char == "\x7f":
+            raise Fault(f"{name} holds the control character U+{ord(char):04X}", remedy="remove it")
+        if "\ud800" <= char <= "\udfff":
+            fact, remedy = f"{name} holds half of a surrogate pair", "repair the text's encoding"
+            raise Fault(fact, "valid Unicode", remedy)
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls the type of a value, with an article."""
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "an object")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise Fault("an object has the same key twice", "each key once", "remove one of the two")
+    return out
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise Fault("holds NaN or Infinity", "numbers that JSON knows")
+
+
+def _not_usable(path: Path, fact: str, remedy: str) -> DataError:
+    return DataError(str(path), [Problem("", fact, "a readable data file", remedy)])
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
+    return _not_usable(path, f"cannot be read: {reason}", "check the file's permissions and data.path")

@@ -1,0 +1,284 @@
+"""A placement as LoRA modules on a resident base model, and back off again; files in PEFT's own layout.
+
+Every module is named in full and checked afterwards, because PEFT adapts *every* layer for an empty list and
+drops what it does not find. One adapter at a time is attached; the base's own modules are kept aside and put
+back as the very same objects. Training is not covered here (:mod:`milp_ray.training`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from milp_ray.errors import SpaceError, StorageError
+from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.space import Placement
+from milp_ray.storage import write_folder
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_NAME = "default"
+_PREFIX = "base_model.model."
+
+
+def lora_config(
+    placement: Placement, architecture: Architecture, scaling: float = 1.0, dropout: float = 0.0
+) -> LoraConfig:
+    """The PEFT configuration of a placement: exact module names, one rank and alpha for each.
+
+    ``r`` is the largest rank; modules of another rank are in ``rank_pattern`` and ``alpha_pattern``, so that
+    alpha / rank = ``scaling`` everywhere.
+
+    Raises:
+        SpaceError: the placement is empty (no memory has no adapter), names a layer that the model lacks, or
+            has a rank above the layer width.
+    """
+    if not placement.ranks:
+        raise SpaceError(
+            "an empty placement has no adapter",
+            remedy="no memory is the base model itself; measure that instead",
+        )
+    ranks = {module.name: rank for layer, rank in placement.ranks for module in architecture.modules(layer)}
+    largest = max(ranks.values())
+    if largest > architecture.width:
+        raise SpaceError(
+            f"rank {largest} is above the layer width of the model, {architecture.width}",
+            expected=f"ranks of at most {architecture.width}",
+            remedy="use a placement that was made for this base model",
+        )
+    others = {name: rank for name, rank in ranks.items() if rank != largest}
+    config = LoraConfig(
+        r=largest,
+        lora_alpha=_alpha(largest, scaling),
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        alpha_pattern={name: _alpha(rank, scaling) for name, rank in others.items()},
+        lora_dropout=dropout,
+        fan_in_fan_out=architecture.transposed,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    _check_patterns(config, ranks)
+    return config
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter that sits on a model right now.
+
+    Attributes:
+        config: what it was made from, unchanged by PEFT.
+        layers: the LoRA modules by the name of the module they wrap.
+        originals: the base's own modules by name, to be put back.
+    """
+
+    config: LoraConfig
+    layers: dict[str, LoraLayer]
+    originals: dict[str, nn.Module]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of module names; A before B."""
+        return [matrix for layer in self.layers.values() for matrix in _matrices(layer).values()]
+
+    def train(self, mode: bool) -> None:
+        """Switch LoRA dropout on or off; nothing of the base changes."""
+        for layer in self.layers.values():
+            layer.lora_dropout.train(mode)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights under PEFT's names, on the CPU."""
+        return {
+            f"{_PREFIX}{name}.{part}.weight": matrix.detach().cpu().contiguous()
+            for name, layer in self.layers.items()
+            for part, matrix in _matrices(layer).items()
+        }
+
+
+def attach(model: nn.Module, config: LoraConfig) -> Attached:
+    """Put fresh LoRA modules (B = 0, fp32) around the modules that ``config`` names, in place.
+
+    A is drawn from torch's global random numbers, as PEFT does: seed them for a repeatable adapter.
+
+    Raises:
+        SpaceError: PEFT adapted other modules than asked for (nothing stays attached).
+        RuntimeError: an adapter is attached already.
+    """
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise RuntimeError("an adapter is attached already: detach it first")
+    wanted = set(config.target_modules)
+    modules = dict(model.named_modules())
+    missing = sorted(wanted - modules.keys())
+    if missing:
+        raise SpaceError(
+            f"the model has no module {missing[0]!r}", remedy="check the entry in memory/architectures.py"
+        )
+    originals = {name: modules[name] for name in sorted(wanted)}
+    # PEFT shortens long lists of target modules inside the configuration that it is given: give it a copy.
+    throwaway = copy.deepcopy(config)
+    try:
+        inject_adapter_in_model(throwaway, model, adapter_name=_NAME)
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+        if layers.keys() != wanted:
+            odd = sorted(layers.keys() ^ wanted)
+            raise SpaceError(f"PEFT did not adapt exactly the modules asked for: {odd[0]!r}")
+        attached = Attached(config, {name: layers[name] for name in originals}, originals)
+        for matrix in attached.parameters():
+            matrix.data = matrix.data.to(torch.float32)
+            matrix.requires_grad_(True)
+        attached.train(False)
+    except BaseException:
+        # Whatever PEFT did adapt, which need not be what it was asked for.
+        _restore(model, {n: m.base_layer for n, m in model.named_modules() if isinstance(m, LoraLayer)})
+        raise
+    return attached
+
+
+def detach(model: nn.Module, attached: Attached) -> None:
+    """Take the adapter off: every module of the base is the very object that it was before."""
+    _restore(model, attached.originals)
+
+
+def save_adapter(attached: Attached, folder: Path, base: str, revision: str | None = None) -> None:
+    """Write the adapter in PEFT's layout, all of it or nothing; one that is there already is replaced.
+
+    Args:
+        attached: what to write.
+        folder: where; its parent is made when missing.
+        base: ``base_model_name_or_path`` for the configuration, as the study names it.
+        revision: of a hub model.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    weights = save(attached.state(), metadata={"format": "pt"})
+    config = _config_text(attached.config, base, revision).encode()
+
+    def write(draft: Path) -> None:
+        _write(draft / WEIGHTS, weights)
+        _write(draft / CONFIG, config)
+
+    write_folder(folder, write)
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The configuration and the weights of a saved adapter, not yet on any model.
+
+    Raises:
+        StorageError: a file is missing or damaged, or it is not a LoRA adapter.
+    """
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if values["peft_type"] != "LORA":
+            raise ValueError("not a LoRA adapter")
+        config = LoraConfig.from_peft_type(**values)
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise StorageError(
+            f"an adapter could not be read ({type(error).__name__})",
+            where=folder.name,
+            expected=f"{CONFIG} and {WEIGHTS} as PEFT writes them",
+            remedy="restore the folder, or train the memory again",
+        ) from error
+    return config, weights
+
+
+def attach_saved(model: nn.Module, folder: Path) -> Attached:
+    """Attach a saved adapter, weights included; :func:`detach` takes it off.
+
+    Raises:
+        StorageError: the files are damaged, or do not belong to a model of this shape.
+    """
+    config, weights = read_adapter(folder)
+    names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights}
+    config.target_modules = names
+    try:
+        attached = attach(model, config)
+    except SpaceError as error:
+        raise _misfit(folder) from error
+    try:
+        _fill(attached, weights, folder)
+    except BaseException:
+        detach(model, attached)
+        raise
+    return attached
+
+
+def adapted_modules(model: nn.Module) -> Iterator[str]:
+    """Names of the modules that carry a LoRA right now."""
+    return (name for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _fill(attached: Attached, weights: dict[str, Tensor], folder: Path) -> None:
+    expected = {f"{_PREFIX}{name}.{part}.weight" for name in attached.layers for part in ("lora_A", "lora_B")}
+    if weights.keys() != expected:
+        raise _misfit(folder)
+    for name, layer in attached.layers.items():
+        for part, matrix in _matrices(layer).items():
+            stored = weights[f"{_PREFIX}{name}.{part}.weight"]
+            if stored.shape != matrix.shape:
+                raise _misfit(folder)
+            matrix.data.copy_(stored)
+            matrix.requires_grad_(False)
+
+
+def _misfit(folder: Path) -> StorageError:
+    return StorageError(
+        "an adapter does not fit the base model",
+        where=folder.name,
+        expected="an adapter of this base model's feed-forward modules",
+        remedy="load it on the base model that its adapter_config.json names",
+    )
+
+
+def _matrices(layer: LoraLayer) -> dict[str, nn.Parameter]:
+    return {"lora_A": layer.lora_A[_NAME].weight, "lora_B": layer.lora_B[_NAME].weight}
+
+
+def _restore(model: nn.Module, originals: dict[str, nn.Module]) -> None:
+    for name, module in originals.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module)
+    # PEFT marks the model as adapted; without this the next injection would merge with the last one.
+    for mark in ("peft_config", "active_adapter", "peft_type"):
+        if mark in vars(model):
+            delattr(model, mark)
+
+
+def _check_patterns(config: LoraConfig, ranks: dict[str, int]) -> None:
+    """PEFT matches pattern keys as regular expressions on the end of a name: make sure each finds itself."""
+    for name, rank in ranks.items():
+        found = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+        if found != rank:
+            raise SpaceError(f"the rank of module {name!r} is ambiguous: {found} instead of {rank}")
+
+
+def _alpha(rank: int, scaling: float) -> float:
+    alpha = rank * scaling
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _config_text(config: LoraConfig, base: str, revision: str | None) -> str:
+    values: dict[str, Any] = config.to_dict()
+    values.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,315 @@
+"""The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
+
+Covers loading from a folder or the hub (never remote code), the checks that can fail there, and putting a
+saved memory on the model for a while. Does *not* cover sharded loading over several workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from milp_ray.config.models import ModelSettings, Study
+from milp_ray.errors import ModelError
+from milp_ray.memory import adapters
+from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
+from milp_ray.training.batches import TokenCache
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class BaseModel:
+    """A frozen causal language model with its tokenizer.
+
+    Attributes:
+        model: in eval mode, no parameter requires a gradient.
+        tokenizer: of the same folder.
+        architecture: its structure.
+        device: where it is.
+        dtype: its number format.
+        settings: what it was loaded from.
+        pad_id: fills batches; always hidden from the model and from the loss, so any id will do.
+        eos_id: ends a text in training.
+        stop_ids: any of them ends a generated response.
+        attached: the memory that sits on it right now, if any.
+        tokens: texts encoded lately, so that the trials of one user encode them once.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    architecture: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    settings: ModelSettings
+    pad_id: int
+    eos_id: int
+    stop_ids: frozenset[int]
+    attached: adapters.Attached | None = field(default=None, repr=False)
+    tokens: TokenCache = field(default_factory=TokenCache, repr=False)
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head: token ids to hidden states."""
+        body: nn.Module = self.model.base_model  # type: ignore[assignment]
+        return body
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states to logits."""
+        head: nn.Module = self.model.lm_head  # type: ignore[assignment]
+        return head
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def attach(self, config: LoraConfig) -> adapters.Attached:
+        """Put a fresh adapter on the model.
+
+        Raises:
+            RuntimeError: another one is on it.
+        """
+        self.attached = adapters.attach(self.model, config)
+        return self.attached
+
+    def detach(self) -> None:
+        """Take the adapter off, if there is one: the base is exactly as it was loaded."""
+        if self.attached is not None:
+            adapters.detach(self.model, self.attached)
+            self.attached = None
+
+
+def load_architecture(settings: ModelSettings) -> Architecture:
+    """The structure of a study's base model, from its config.json alone.
+
+    Raises:
+        ModelError: no such folder or hub model, a damaged configuration, or an unsupported architecture.
+    """
+    return architecture_of(load_config(settings))
+
+
+def load_base(settings: ModelSettings) -> BaseModel:
+    """Load a study's base model, frozen, on its device.
+
+    Raises:
+        ModelError: as :func:`load_architecture`; no weights or weights of another model; no tokenizer, or one
+            without an end-of-text token or with more tokens than the model; no GPU where one was asked for.
+    """
+    config = load_config(settings)
+    architecture = architecture_of(config)
+    device = _device(settings)
+    dtype = _dtype(settings, device)
+    tokenizer = load_tokenizer(settings)
+    model = _load_model(settings, config, dtype)
+    eos = tokenizer.eos_token_id
+    if len(tokenizer) > architecture.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {architecture.vocab_size}",
+            where="model.path",
+            remedy="use the tokenizer that the model was trained with",
+        )
+    model.requires_grad_(False)
+    model.eval()
+    model.to(device)
+    pad = tokenizer.pad_token_id
+    return BaseModel(
+        model,
+        tokenizer,
+        architecture,
+        device,
+        dtype,
+        settings,
+        pad_id=eos if pad is None else pad,
+        eos_id=eos,
+        stop_ids=_stop_ids(model, eos),
+    )
+
+
+def check_fits(architecture: Architecture, study: Study) -> None:
+    """Check that the study's text lengths fit the model's context.
+
+    Raises:
+        ModelError: ``prompts.max_length`` or ``trial.max_new_tokens`` is too large for it.
+    """
+    context = architecture.context
+    if study.prompts.max_length > context:
+        raise ModelError(
+            f"texts of up to {study.prompts.max_length} tokens, but the model takes {context}",
+            where="prompts.max_length",
+            expected=f"at most {context}",
+            remedy=f"set prompts.max_length to {context} or less",
+        )
+    if study.trial.max_new_tokens >= context:
+        raise ModelError(
+            f"responses of {study.trial.max_new_tokens} tokens leave no room for a prompt of the {context}",
+            where="trial.max_new_tokens",
+            expected=f"less than {context}",
+            remedy="set trial.max_new_tokens to the length of a usual response",
+        )
+
+
+@contextlib.contextmanager
+def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
+    """The base with a saved memory on it, inside a ``with`` block.
+
+    Raises:
+        StorageError: the folder is damaged or does not fit the model.
+        RuntimeError: another memory is on the model.
+    """
+    base.attached = adapters.attach_saved(base.model, folder)
+    try:
+        yield base
+    finally:
+        base.detach()
+
+
+def _where(settings: ModelSettings) -> dict[str, Any]:
+    """Arguments of every ``from_pretrained`` call: never remote code; the network only for hub names."""
+    local = Path(settings.path).is_dir()
+    return {"trust_remote_code": False, "revision": settings.revision, "local_files_only": local}
+
+
+def load_config(settings: ModelSettings) -> Any:
+    """The transformers configuration of a study's base model.
+
+    Raises:
+        ModelError: no such folder or hub model, or a damaged configuration.
+    """
+    path = Path(settings.path)
+    if path.is_dir():
+        _check_model_type(path)
+    elif path.is_file() or not _may_be_hub_name(settings.path):
+        raise ModelError(
+            f"the model folder {settings.path!r} {'is a file' if path.is_file() else 'does not exist'}",
+            where="model.path",
+            expected="a folder with config.json, weights and tokenizer, or a hub name",
+            remedy="correct model.path; relative paths start from the working directory",
+        )
+    try:
+        config = AutoConfig.from_pretrained(settings.path, **_where(settings))
+    except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
+        raise ModelError(
+            f"no usable model configuration at {settings.path!r} ({type(error).__name__})",
+            where="model.path",
+            expected="a folder with config.json, weights and tokenizer, or a hub name that can be reached",
+            remedy="correct model.path; relative paths start from the working directory",
+        ) from error
+    if config.model_type == "roberta":
+        config.is_decoder = True  # an encoder as released; as a decoder its attention is causal
+    return config
+
+
+def _may_be_hub_name(path: str) -> bool:
+    """'models/tiny' where a folder 'models' is at hand is a slip of the pen, not a hub name to wait for."""
+    parent = Path(path).parent
+    return _HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
+
+
+def _check_model_type(folder: Path) -> None:
+    """Say 'not supported' for model types that transformers does not know either."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = values["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the loader says what is wrong
+    if model_type not in architecture_names():
+        architecture_of(SimpleNamespace(model_type=model_type))
+
+
+def _load_model(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
+    try:
+        with _no_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                settings.path, config=config, dtype=dtype, output_loading_info=True, **_where(settings)
+            )
+    except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
+        raise ModelError(
+            f"the weights at {settings.path!r} cannot be loaded ({type(error).__name__})",
+            where="model.path",
+            expected="model.safetensors (or its shards) of the architecture in config.json",
+            remedy="fetch the model again, or correct model.path",
+        ) from error
+    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if absent:  # transformers would fill these with random numbers and only warn
+        raise ModelError(
+            f"the weights at {settings.path!r} lack {len(absent)} tensors, such as {absent[0]!r}",
+            where="model.path",
+            expected="weights of the architecture in config.json",
+            remedy="fetch the model again, or correct model.path",
+        )
+    return model
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer of a study's base model.
+
+    Raises:
+        ModelError: none that can be used, or one without an end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, **_where(settings))
+    except Exception as error:  # as many kinds as there are tokenizer backends
+        raise ModelError(
+            f"no usable tokenizer at {settings.path!r} ({type(error).__name__})",
+            where="model.path",
+            expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
+            remedy="copy the tokenizer files of the model into its folder",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end-of-text token",
+            where="model.path",
+            remedy="set eos_token in the model's tokenizer_config.json",
+        )
+    return tokenizer
+
+
+def _stop_ids(model: Any, eos: int) -> frozenset[int]:
+    """The tokenizer's end of text, and what the model's generation settings add (end of turn, say)."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = more if isinstance(more, list) else [more]
+    return frozenset({eos, *(token for token in listed if isinstance(token, int))})
+
+
+def _device(settings: ModelSettings) -> torch.device:
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise ModelError(
+            "no GPU can be seen",
+            where="model.device",
+            remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_trial)",
+        )
+    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
+
+
+def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[settings.dtype]
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

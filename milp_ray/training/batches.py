@@ -1,0 +1,134 @@
+"""Texts as token ids, batches of them, and the loss of the tokens that count.
+
+Shapes: ``B`` texts of a batch, ``T`` tokens of its longest. Texts are padded on the right and nothing attends
+to the right, so that no attention mask is needed: what a real token sees is the same in any batch. Positions
+are given explicitly, as RoBERTa would otherwise read them off its padding id. Which tokens count is decided
+by position, never by token id. Does *not* cover generation (:mod:`milp_ray.evaluation.measure`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from milp_ray.data.prompts import Prompts
+from milp_ray.data.records import Sample
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a text, and the position of the first one that the loss counts (1 or more)."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    def __repr__(self) -> str:  # token ids are user text
+        return f"Example(<{len(self.ids)} tokens>, start={self.start})"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded token ids ``B x T``, and which of the tokens 1… of each text count, ``B x (T - 1)``."""
+
+    ids: Tensor
+    counted: Tensor
+    tokens: int
+    targets: int
+
+
+class TokenCache:
+    """Encoded texts of the users seen last, least recently used first out.
+
+    The key holds the texts themselves, so that an entry can never be stale.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self._size = size
+        self._entries: OrderedDict[Hashable, object] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What is kept under ``key``, made by ``make`` when it is not."""
+        if key not in self._entries:
+            self._entries[key] = make()
+            if len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return self._entries[key]  # type: ignore[return-value]
+
+    def clear(self) -> None:
+        """Forget every user's tokens."""
+        self._entries.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def history_examples(base: BaseModel, prompts: Prompts, texts: Sequence[str]) -> list[Example]:
+    """The texts of stage 1: every token but the first counts. A text of fewer than two tokens is left out."""
+    encoded = (tuple(prompts.encode_history(base.tokenizer, text)) for text in texts)
+    return [Example(ids, 1) for ids in encoded if len(ids) > 1]
+
+
+def sample_examples(base: BaseModel, prompts: Prompts, samples: Sequence[Sample]) -> list[Example]:
+    """The samples of stage 2: the response and its end token count."""
+    encoded = [prompts.encode_sample(base.tokenizer, sample) for sample in samples]
+    examples = [Example(tuple(one.input_ids), max(one.prompt_length, 1)) for one in encoded]
+    return [example for example in examples if len(example.ids) > example.start]
+
+
+def collate(examples: Sequence[Example], base: BaseModel) -> Batch:
+    """A batch on the base's device, padded on the right to the longest of ``examples`` (at least one)."""
+    longest = max(len(example.ids) for example in examples)
+    rows = [list(example.ids) + [base.pad_id] * (longest - len(example.ids)) for example in examples]
+    counted = torch.zeros(len(examples), longest - 1, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        counted[row, example.start - 1 : len(example.ids) - 1] = True
+    ids = torch.tensor(rows, dtype=torch.long)
+    tokens = sum(len(example.ids) for example in examples)
+    targets = sum(len(example.ids) - example.start for example in examples)
+    return Batch(ids.to(base.device), counted.to(base.device), tokens, targets)
+
+
+def token_losses(base: BaseModel, batch: Batch) -> Tensor:
+    """Negative log-likelihood of every token that counts, in nats: fp32, ``batch.targets`` numbers.
+
+    Logits are made for those positions only; with a large vocabulary they would dominate otherwise.
+    """
+    inputs = batch.ids[:, :-1]
+    offset = base.architecture.position_offset
+    positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
+    with base.autocast():
+        hidden = base.body(input_ids=inputs, position_ids=positions, use_cache=False).last_hidden_state
+        logits = base.head(hidden[batch.counted])
+    return functional.cross_entropy(logits.float(), batch.ids[:, 1:][batch.counted], reduction="none")
+
+
+def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:
+    """Indices of the batches of one pass over texts of the given lengths, in random order.
+
+    Texts are shuffled, then sorted by length within windows of ``window`` batches, so that a batch wastes
+    little on padding while each pass still mixes differently; then the batches are shuffled.
+    """
+    permutation = torch.randperm(len(lengths), generator=order).tolist()
+    batches = []
+    for start in range(0, len(permutation), size * window):
+        part = sorted(permutation[start : start + size * window], key=lambda index: lengths[index])
+        batches += [part[first : first + size] for first in range(0, len(part), size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=order).tolist()]
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of batches for measuring: longest first, so that memory runs out at once or not at all."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return [order[first : first + size] for first in range(0, len(order), size)]

@@ -1,0 +1,134 @@
+"""What several test folders share: the measured data beside the checkout, and tiny random models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from milp_ray.data.records import Sample, UserSplit
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+
+TINY_NAMES = ("llama", "gpt2", "roberta")
+TINY_LAYERS = 12  # enough for layer 1 and layer 11 to be confused
+_PHRASE = "my old dog likes long walks but the cat would rather sleep near a warm stove all day"
+_WORDS = _PHRASE.split()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real users and the small trained model; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("MILP_RAY_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "models" / "tiny-base" / "config.json").is_file():
+        pytest.skip("no folder of real data: set MILP_RAY_SHARED to it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models with random weights and a byte-level tokenizer: llama, gpt2 and roberta."""
+    import torch
+
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = _tokenizer()
+    folders = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name in TINY_NAMES:
+            folders[name] = root / name
+            _tiny_model(name, len(tokenizer)).save_pretrained(folders[name])
+            tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_models: dict[str, Path]) -> Callable[[str], BaseModel]:
+    """Loads one of the tiny models as a base, afresh each time."""
+    from milp_ray.config.models import ModelSettings
+    from milp_ray.training.base import load_base
+
+    return lambda name: load_base(ModelSettings(path=str(tiny_models[name]), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(load_tiny: Callable[[str], BaseModel]) -> dict[str, BaseModel]:
+    """The tiny models as resident bases, shared by all tests: every test must give them back as they were."""
+    return {name: load_tiny(name) for name in TINY_NAMES}
+
+
+@pytest.fixture
+def tiny_user() -> UserSplit:
+    """A user with texts of very different lengths."""
+    history = tuple(_text(seed, 2 + seed % 9) for seed in range(14))
+    samples = tuple(
+        Sample(_text(seed, 1 + 3 * (seed % 4)), _text(2 * seed, 2 + seed % 5), n_hist=8 + seed // 2)
+        for seed in range(10)
+    )
+    return UserSplit("u-" + "a" * 13, history, samples[:5], samples[5:8], samples[8:], 10, 12)
+
+
+def _text(seed: int, words: int) -> str:
+    return " ".join(_WORDS[(seed * 5 + 3 * index) % len(_WORDS)] for index in range(words))
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(_WORDS)] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
+    )
+
+
+def _tiny_model(name: str, vocabulary: int) -> Any:
+    import torch
+    from transformers import GPT2Config, LlamaConfig, RobertaConfig
+    from transformers import GPT2LMHeadModel as Gpt2
+    from transformers import LlamaForCausalLM as Llama
+    from transformers import RobertaForCausalLM as Roberta
+
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    if name == "gpt2":
+        return Gpt2(
+            GPT2Config(n_embd=32, n_inner=48, n_layer=TINY_LAYERS, n_head=2, n_positions=128, **common)
+        )
+    common |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": TINY_LAYERS,
+        "num_attention_heads": 2,
+    }
+    if name == "llama":
+        return Llama(LlamaConfig(max_position_embeddings=128, **common))
+    common["pad_token_id"] = (
+        1  # as released: <s> is 0 and <pad> 1; here the tokenizer's ids differ on purpose
+    )
+    # is_decoder stays unset, as in the released checkpoints: load_base has to set it.
+    model = Roberta(
+        RobertaConfig(
+            max_position_embeddings=130, **common | {"initializer_range": 0.1, "tie_word_embeddings": False}
+        )
+    )
+    # Normalised after every layer, a small random RoBERTa says one token for ever; these make it speak.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) or module is model.lm_head.decoder:
+            torch.nn.init.normal_(module.weight)
+    return model

@@ -1,0 +1,50 @@
+"""Which point of a front is chosen, by each policy."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from milp_ray.config.models import ChooseSettings
+from milp_ray.errors import SearchError
+from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.search import Objective, Observation
+from milp_ray.study.choose import choose
+
+OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
+# Parameters of a placement in this test: its total rank.
+SIZES = SimpleNamespace(trainable_params=lambda placement: sum(rank for _, rank in placement.ranks))
+
+
+def seen(number: int, rank: int, loss: float, rouge: float) -> Observation:
+    config = MemoryConfig((True,), 1, rank)
+    return Observation(number, config, Placement(((0, rank),)), {"loss": loss, "rouge_l": rouge})
+
+
+FRONT = [seen(0, 64, 2.0, 0.10), seen(1, 32, 2.1, 0.19), seen(2, 8, 2.6, 0.20)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "expected"),
+    [
+        ("knee", None, 1),
+        ("best:loss", None, 0),
+        ("best:rouge_l", None, 2),
+        ("budget", 100, 0),
+        ("budget", 40, 1),
+        ("budget", 31, 2),
+        ("budget", 1, 2),  # nothing is that small: the smallest
+    ],
+)
+def test_policies(policy: str, budget: int | None, expected: int) -> None:
+    settings = ChooseSettings(policy=policy, budget=budget)
+    for front in (FRONT, FRONT[::-1]):
+        assert choose(front, OBJECTIVES, settings, SIZES).id == expected  # type: ignore[arg-type]
+
+
+def test_a_single_point_and_an_empty_front() -> None:
+    settings = ChooseSettings()
+    assert choose(FRONT[:1], OBJECTIVES, settings, SIZES).id == 0  # type: ignore[arg-type]
+    with pytest.raises(SearchError, match="milp-ray show"):
+        choose([], OBJECTIVES, settings, SIZES)  # type: ignore[arg-type]

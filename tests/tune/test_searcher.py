@@ -1,0 +1,145 @@
+"""The Searcher: outcomes reach the right engine once, whatever Tune says how often."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from milp_ray.errors import StorageError
+from milp_ray.memory.space import MemorySpace
+from milp_ray.search import Engine, Objective
+from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
+from milp_ray.tune.searcher import StudySearcher
+
+OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
+TRIALS = 5
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.started: list[tuple[str, int]] = []
+        self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
+
+    def trial_started(self, ticket: Ticket) -> None:
+        self.started.append((ticket.alias, ticket.number))
+
+    def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
+        self.ended.append((ticket.alias, ticket.number, values, reason))
+
+
+class Run:
+    """A searcher over two users with model-free proposals, and a way to play Tune."""
+
+    def __init__(self, log: Path | None = None, users: str = "ab") -> None:
+        space = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4))
+        self.engines = {
+            name: Engine(
+                space,
+                OBJECTIVES,
+                initial=TRIALS,
+                surrogate="random",
+                trials=TRIALS,
+                log=log and log / f"{name}.jsonl",
+            )
+            for name in users
+        }
+        self.queue = ProposalQueue(self.engines, trials=TRIALS, batch=2, workers=2)
+        self.stop = False
+        self.seen = Seen()
+        self.searcher = StudySearcher(
+            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, self.seen
+        )
+        self.count = 0
+
+    def next(self) -> tuple[str, dict[str, object]] | None:
+        while True:
+            self.count += 1
+            config = self.searcher.suggest(f"id{self.count}")
+            if config == Searcher.FINISHED:
+                return None
+            if config is not None:
+                assert isinstance(config, dict)
+                return f"id{self.count}", config
+
+
+def good(number: float = 2.0) -> dict[str, object]:
+    return {"finished": True, "reason": "", "loss": number, "rouge_l": 0.2, "trainable_params": 5}
+
+
+def test_a_whole_study_with_out_of_order_ends_repeats_and_failures() -> None:
+    run, rng = Run(), random.Random(0)
+    live: list[tuple[str, dict[str, object]]] = []
+    for step in range(1000):
+        found = run.next() if len(live) < 3 else None
+        if found is not None:
+            live.append(found)
+        elif live:
+            trial_id, config = live.pop(rng.randrange(len(live)))
+            failing = config["trial"] == 2
+            result = good() | {"reason": "loss is not finite"} if failing else good(2 + step / 1e3)
+            run.searcher.on_trial_result(trial_id, result)
+            for _ in range(2):  # Tune may say it twice
+                run.searcher.on_trial_complete(trial_id, result)
+        else:
+            break
+    for engine in run.engines.values():
+        assert len(engine.observations) == TRIALS - 1 and [f.id for f in engine.failures] == [2]
+        assert engine.reference is not None and not engine.pending
+    assert len(run.seen.ended) == len(run.seen.started) == 2 * (TRIALS + 1)
+    assert run.searcher.failure is None
+
+
+def test_configs_hold_alias_and_numbers_only() -> None:
+    found = Run().next()
+    assert found is not None
+    assert found[1] == {"user": "a", "trial": BASELINE, "placement": ""}
+
+
+def test_a_dead_worker_and_a_bad_value_fail_the_trial_and_a_stopped_one_stays_pending() -> None:
+    run = Run(users="a")
+    ids = {}
+    for _ in range(4):
+        found = run.next()
+        assert found is not None
+        ids[found[1]["trial"]] = found[0]
+    run.searcher.on_trial_complete(ids[0], None, error=True)
+    run.searcher.on_trial_complete(ids[1], good(float("nan")))
+    run.searcher.on_trial_complete(ids[2], {"finished": False})
+    engine = run.engines["a"]
+    assert [f.id for f in engine.failures] == [0, 1] and "max_failures" in engine.failures[0].reason
+    assert 2 in [p.id for p in engine.pending] and not engine.observations
+    run.searcher.on_trial_complete(ids[BASELINE], None, error=True)
+    assert engine.reference is None  # it is inferred then, and a resume measures it again
+
+
+def test_a_stop_request_ends_the_asking() -> None:
+    run = Run()
+    run.stop = True
+    assert run.next() is None
+
+
+def test_a_full_disk_ends_the_run_with_our_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    found = run.next()
+    assert found is not None
+
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(run.engines["a"], "set_reference", full)
+    run.searcher.on_trial_complete(found[0], good())
+    assert isinstance(run.searcher.failure, StorageError) and run.next() is None
+
+
+def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
+    assert run_state(Run().searcher) == {}
+
+
+def run_state(searcher: StudySearcher) -> object:
+    copy = pickle.loads(pickle.dumps(searcher))
+    return vars(copy)
