@@ -1,6 +1,6 @@
 """``python -m milp_ray``."""
 
-from milp_ray.cli import app
+from milp_ray.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="milp-ray")
+    main()

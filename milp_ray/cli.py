@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -158,6 +159,23 @@ def demo(
 
     study = prepare_demo(folder, say=out.print)
     return _closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
+
+
+def main() -> None:
+    """The console script.
+
+    A fit that is under way in a background thread when the run is stopped holds up Python's own shutdown, in
+    compiled code that cannot be interrupted. All state is on disk by then, so the process just ends.
+    """
+    try:
+        app(prog_name="milp-ray")
+    except SystemExit as end:
+        busy = [t for t in threading.enumerate() if t.name in ("proposals", "prepare")]
+        if not busy:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def _closing(outcome: Outcome) -> int:

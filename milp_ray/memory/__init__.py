@@ -1,1 +1,5 @@
-"""Memory spaces, placements and adapters. Import the modules: space.py needs no torch; adapters.py does."""
+"""Memory spaces, placements and adapters. What is exported here needs no torch; adapters.py does."""
+
+from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
+
+__all__ = ["MemoryConfig", "MemorySpace", "Placement"]

@@ -1,0 +1,34 @@
+"""Multi-objective Bayesian optimisation of memory placements, as an ask/tell engine without Ray.
+
+Importing this package is cheap: torch, BoTorch and JAX are imported by the first proposal that fits a model,
+Ax by :mod:`milp_ray.search.experiment` only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milp_ray.search.engine import Engine
+    from milp_ray.search.objectives import Objective
+    from milp_ray.search.plan import Plan
+    from milp_ray.search.records import Candidates, Failure, Observation, Proposal
+
+__all__ = ["Candidates", "Engine", "Failure", "Objective", "Observation", "Plan", "Proposal"]
+
+_HOMES = {
+    "Engine": "engine",
+    "Objective": "objectives",
+    "Plan": "plan",
+    "Candidates": "records",
+    "Failure": "records",
+    "Observation": "records",
+    "Proposal": "records",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"milp_ray.search.{_HOMES[name]}"), name)

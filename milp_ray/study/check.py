@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,10 +18,17 @@ from rich.text import Text
 
 from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
+from milp_ray.data.prompts import Prompts
 from milp_ray.errors import MilpRayError, Problem, ProblemsError, StudyError
 from milp_ray.ids import child, new_key
-from milp_ray.study.inputs import Inputs, load_inputs
+from milp_ray.search.surrogates import check_surrogate
+from milp_ray.study.inputs import Inputs, Users, load_space, load_users
 from milp_ray.study.run_folder import refuse_existing
+from milp_ray.training.base import load_config, load_tokenizer
+from milp_ray.training.estimate import estimate, trainable_range
+from milp_ray.training.verify import verify_modules
+
+T = TypeVar("T")
 
 
 def check_study(study: Study) -> RenderableType:
@@ -31,40 +39,32 @@ def check_study(study: Study) -> RenderableType:
     """
     study = resolved(study)
     problems: list[Problem] = []
-    inputs: Inputs | None = None
-    problems += _collected(_surrogate, study) + _collected(_storage, study)
-    try:
-        inputs = load_inputs(study, new_key())
-    except MilpRayError as error:
-        problems += _told(error)
-    if inputs is not None:
-        problems += _collected(lambda s: _modules(s, inputs), study)
-        problems += _collected(lambda s: _text(s, inputs), study)
-    if problems or inputs is None:
+    _attempt(lambda: check_surrogate(study.search.surrogate), problems)
+    _attempt(lambda: _storage(study), problems)
+    structure = _attempt(lambda: load_space(study), problems)
+    users = _attempt(lambda: load_users(study, new_key()), problems)
+    if structure is not None:
+        architecture = structure[0]
+        _attempt(lambda: verify_modules(study.model, architecture), problems)
+        tokenizer = _attempt(lambda: load_tokenizer(study.model), problems)
+        if users is not None and tokenizer is not None:
+            _attempt(lambda: _prompts(study, users, tokenizer), problems)
+    if problems or structure is None or users is None:
         raise StudyError(f"study {study.name}", problems)
-    return _description(study, inputs)
+    return _description(study, Inputs(users, *structure))
 
 
-def _collected(step: Callable[[Study], None], study: Study) -> list[Problem]:
+def _attempt(step: Callable[[], T], problems: list[Problem]) -> T | None:
+    """The step's result, or None and its problems added to the others."""
     try:
-        step(study)
+        return step()
     except MilpRayError as error:
-        return _told(error)
-    return []
-
-
-def _told(error: MilpRayError) -> list[Problem]:
-    title = error.title if isinstance(error, ProblemsError) else ""
-    return [
-        Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
-        for p in error.problems
-    ]
-
-
-def _surrogate(study: Study) -> None:
-    from milp_ray.search.surrogates import check_surrogate
-
-    check_surrogate(study.search.surrogate)
+        title = error.title if isinstance(error, ProblemsError) else ""
+        problems += [
+            Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
+            for p in error.problems
+        ]
+        return None
 
 
 def _storage(study: Study) -> None:
@@ -78,29 +78,15 @@ def _storage(study: Study) -> None:
         )
 
 
-def _modules(study: Study, inputs: Inputs) -> None:
-    """The modules that placements name exist in the model, with the widths that the counts assume."""
-    from milp_ray.training.verify import verify_modules
-
-    verify_modules(study.model, inputs.architecture)
-
-
-def _text(study: Study, inputs: Inputs) -> None:
-    """The tokenizer loads, and one sample of every user can be put into the study's prompts."""
-    from milp_ray.data.prompts import Prompts
-    from milp_ray.training.base import check_fits, load_tokenizer
-
-    check_fits(inputs.architecture, study)
-    tokenizer, prompts = load_tokenizer(study.model), Prompts(study.prompts)
-    for user in inputs.users.values():
+def _prompts(study: Study, users: Users, tokenizer: Any) -> None:
+    """A sample of every user can be put into the study's prompts."""
+    prompts = Prompts(study.prompts)
+    for user in users.splits.values():
         prompts.encode_sample(tokenizer, user.validation[0])
 
 
 def _description(study: Study, inputs: Inputs) -> RenderableType:
-    from milp_ray.training.base import load_config
-    from milp_ray.training.estimate import estimate, trainable_range
-
-    arch, space, users = inputs.architecture, inputs.space, list(inputs.users.values())
+    arch, space, users = inputs.architecture, inputs.space, list(inputs.users.splits.values())
     fewest, most = trainable_range(arch, space)
     batch = study.optimizer.batch_size
     steps = [math.ceil(len(user.search_history) / batch) * study.trial.epochs for user in users]
@@ -110,8 +96,11 @@ def _description(study: Study, inputs: Inputs) -> RenderableType:
     memory = estimate(arch, load_config(study.model), study)
     rows = [
         ("model", f"{arch.model_type}, {arch.num_layers} layers, LoRA width at most {arch.width}"),
-        ("users", f"{len(users)}" + "".join(f"; {n} left out: {why}" for why, n in inputs.skipped.items())),
-        *(("dropped", f"{n} {what}") for what, n in inputs.dropped.items()),
+        (
+            "users",
+            f"{len(users)}" + "".join(f"; {n} left out: {why}" for why, n in inputs.users.skipped.items()),
+        ),
+        *(("dropped", f"{n} {what}") for what, n in inputs.users.dropped.items()),
         ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
         ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
         (

@@ -21,6 +21,7 @@ from milp_ray.errors import Problem, RunFolderError, StorageError, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.memory.space import Placement
 from milp_ray.search import Engine, Observation
+from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.choose import choose
 from milp_ray.study.inputs import Inputs, engine_for, load_inputs
 from milp_ray.study.progress import StudyProgress
@@ -64,9 +65,10 @@ def start(study: Study, console: Console) -> Outcome:
     """
     study = resolved(study)
     refuse_existing(child(Path(study.storage.path), study.name))
+    check_surrogate(study.search.surrogate)
     key = new_key()
     inputs = load_inputs(study, key)
-    folder = RunFolder.create(study, inputs.fingerprint, key)
+    folder = RunFolder.create(study, inputs.users.fingerprint, key)
     return _run(folder, inputs, console)
 
 
@@ -108,12 +110,12 @@ def engines_of(folder: RunFolder, inputs: Inputs) -> dict[str, Engine]:
     """Every user's engine, replayed from the event logs."""
     return {
         alias: engine_for(folder.study, inputs, index, folder.events(alias))
-        for index, alias in enumerate(inputs.users)
+        for index, alias in enumerate(inputs.users.splits)
     }
 
 
 def _run(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
-    outcome = Outcome(folder, len(inputs.users), skipped=inputs.skipped)
+    outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
     with folder.lock():
         engines = engines_of(folder, inputs)
         study = folder.study
@@ -121,8 +123,8 @@ def _run(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
         progress = StudyProgress(console, list(engines), study.search.trials, directions)
         _replay(progress, engines)
         if not _complete(folder, engines):
-            _prepare(next(iter(engines.values())), study)
             with ray_session(study.ray) as session, stop_on_signals(progress.say) as stopping:
+                _prepare(next(iter(engines.values())), study)
                 with progress:
                     _search(folder, inputs, engines, session, stopping, progress, outcome)
                     if not stopping():
@@ -144,7 +146,10 @@ def _replay(progress: StudyProgress, engines: Mapping[str, Engine]) -> None:
 
 
 def _prepare(engine: Engine, study: Study) -> None:
-    """Import and compile what the first fits need, beside the start of Ray and the initial trials."""
+    """Import and compile what the first fits need, beside the initial trials.
+
+    Not before Ray has started its processes: a fork after JAX has started its threads may deadlock.
+    """
     search = study.search
 
     def work() -> None:
@@ -171,7 +176,7 @@ def _search(
 
     began = time.monotonic()
     spec = TrialSpec(
-        folder.study, share_users(inputs.users), folder.root / "events", folder.root / "adapters"
+        folder.study, share_users(inputs.users.splits), folder.root / "events", folder.root / "adapters"
     )
     if not all(_searched(engine, folder.study) for engine in engines.values()):
         run_search(spec, engines, session, folder.tune, stopping, progress)
@@ -214,7 +219,7 @@ def _final(
     began = time.monotonic()
     chosen = _choose_all(folder, inputs, engines)
     placements: dict[str, Placement] = {alias: seen.placement for alias, seen in chosen.items()}
-    users = {alias: inputs.users[alias] for alias in placements}
+    users = {alias: inputs.users.splits[alias] for alias in placements}
     spec = FinalSpec(
         folder.study, share_users(users), placements, folder.root / "memories", folder.root / "scores"
     )

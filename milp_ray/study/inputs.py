@@ -21,28 +21,52 @@ from milp_ray.search import Engine, Objective
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a study's data and model come to.
+class Users:
+    """The users of a study.
 
     Attributes:
-        users: by alias, in file order.
+        splits: by alias, in file order.
         skipped: reason -> users left out for it.
         dropped: reason -> texts or samples of used users left out for it.
         fingerprint: SHA-256 of the data.
-        architecture: of the base model.
-        space: of its memory configurations.
     """
 
-    users: Mapping[str, UserSplit]
+    splits: Mapping[str, UserSplit]
     skipped: Mapping[str, int]
     dropped: Mapping[str, int]
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study's data and model come to."""
+
+    users: Users
     architecture: Architecture
     space: MemorySpace
 
 
 def load_inputs(study: Study, key: bytes, fingerprint: str | None = None) -> Inputs:
-    """Read, split and check everything the study names.
+    """Everything of :func:`load_space` and :func:`load_users`; raises what they raise."""
+    architecture, space = load_space(study)
+    return Inputs(load_users(study, key, fingerprint), architecture, space)
+
+
+def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
+    """The base model's structure and the memory space on it, from its configuration alone.
+
+    Raises:
+        ModelError, SpaceError: the model, or the space on it, is not usable.
+    """
+    from milp_ray.training.base import check_fits, load_architecture
+
+    architecture = load_architecture(study.model)
+    check_fits(architecture, study)
+    return architecture, space_from(study.memory, architecture.num_layers, architecture.width)
+
+
+def load_users(study: Study, key: bytes, fingerprint: str | None = None) -> Users:
+    """Read and split the users, under aliases.
 
     Args:
         study: resolved.
@@ -50,46 +74,26 @@ def load_inputs(study: Study, key: bytes, fingerprint: str | None = None) -> Inp
         fingerprint: of the data that an earlier part of the run saw; None for a new run.
 
     Raises:
-        StudyError, ModelError, SpaceError: the model, or the space on it, is not usable.
+        StudyError: the split regime cannot be searched.
         DataError: the data is not readable, is other data than before, or leaves no user.
     """
-    from milp_ray.training.base import load_architecture
-
     if study.data.split.regime == "by_user":
-        raise StudyError(
-            "study",
-            [
-                Problem(
-                    "data.split.regime",
-                    "a search over users divided by user is not there yet",
-                    "per_user (each user's samples in time order)",
-                    "the split itself is in milp_ray.data.splits.split_population",
-                )
-            ],
-        )
-    architecture = load_architecture(study.model)
-    space = space_from(study.memory, architecture.num_layers, architecture.width)
+        fact = "a search over users divided by user is not there yet"
+        expected = "per_user (each user's samples in time order)"
+        remedy = "the split itself is in milp_ray.data.splits.split_population"
+        raise StudyError("study", [Problem("data.split.regime", fact, expected, remedy)])
     read = read_users(study.data)
     if fingerprint is not None and read.fingerprint != fingerprint:
-        raise DataError(
-            study.data.path,
-            [
-                Problem(
-                    "",
-                    "the data file has changed since the run began",
-                    "the same bytes: finished trials were measured on them",
-                    "restore the file, or start a new run under another study name",
-                )
-            ],
-        )
+        fact = "the data file has changed since the run began"
+        expected = "the same bytes: finished trials were measured on them"
+        remedy = "restore the file, or start a new run under another study name"
+        raise DataError(study.data.path, [Problem("", fact, expected, remedy)])
     split = split_users(read.users, key, study.data)
-    return Inputs(
-        users={user.alias: user for user in split.users},
+    return Users(
+        splits={user.alias: user for user in split.users},
         skipped=dict(Counter(read.skipped) + Counter(split.skipped)),
         dropped=dict(split.dropped),
         fingerprint=read.fingerprint,
-        architecture=architecture,
-        space=space,
     )
 
 

@@ -1,0 +1,401 @@
+"""The ask/tell engine of one search: proposes memory configurations, takes in what they measured.
+
+Usable without Ray and without a model. Its state is an append-only event log, which is on disk before
+anything is acted on; an engine on an existing log continues it, and proposes what it would have proposed
+without the break: random numbers derive from the seed and the number of events alone. All methods may be
+called from any thread; a proposal being computed blocks neither ``tell`` nor ``fail``.
+
+Where trials run, and for which user, is *not* covered here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from milp_ray.errors import SearchError
+from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.search.design import Design, count_placements
+from milp_ray.search.events import EventLog
+from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.objectives import (
+    Objective,
+    checked_objectives,
+    checked_values,
+    exact_values,
+    finite,
+    gains,
+    whole_number,
+)
+from milp_ray.search.pareto import hypervolume, non_dominated
+from milp_ray.search.plan import Plan
+from milp_ray.search.records import Candidates, EngineSettings, Failure, Observation, Proposal
+from milp_ray.search.reference import exact_ranges, given_point, reference_point
+from milp_ray.search.state import SearchState, asked_event, created_event, same_values
+from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+
+_log = logging.getLogger(__name__)
+
+_REASON_LENGTH = 500
+_ROUNDS = 8  # plans of one ask that may turn out stale because other threads accepted theirs meanwhile
+
+
+class Engine:
+    """One search.
+
+    Args:
+        space: where to search.
+        objectives: what is optimised, at least one of them measured.
+        initial: proposals of the space-filling initial design, before a model leads.
+        batch: most proposals from one fit, and what :meth:`ask` gives by default.
+        surrogate: a registered name, see :func:`milp_ray.search.surrogates.surrogate_names`.
+        surrogate_options: keyword arguments of the surrogate's class.
+        search: effort of the acquisition's local search.
+        seed: any integer; all randomness derives from it.
+        reference: the no-memory measurement by name (exact objectives may be left out); None: inferred, or
+            given later by :meth:`set_reference`. See :mod:`milp_ray.search.reference`.
+        trials: most proposals ever made; None: as many as asked for.
+        log: path of the event log; an existing one is continued. None keeps it in memory.
+
+    Raises:
+        SearchError: an argument is wrong, or the log is that of another search.
+        StorageError: the log cannot be read or written, or is damaged. A last line that was cut short while
+            it was written is removed and reported in :attr:`notes`.
+    """
+
+    def __init__(
+        self,
+        space: MemorySpace,
+        objectives: Sequence[Objective],
+        *,
+        initial: int = 20,
+        batch: int = 4,
+        surrogate: str = "saas",
+        surrogate_options: Mapping[str, object] | None = None,
+        search: LocalSearch | None = None,
+        seed: int = 0,
+        reference: Mapping[str, float] | None = None,
+        trials: int | None = None,
+        log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._space = space
+        self._objectives = checked_objectives(objectives)
+        self._initial = whole_number(initial, "initial", 0)
+        self._batch = whole_number(batch, "batch", 1)
+        self._trials = None if trials is None else whole_number(trials, "trials", 0)
+        self._seed = whole_number(seed, "seed", None)
+        self._surrogate, self._options = surrogate, dict(surrogate_options or {})
+        self._model_free = isinstance(make_surrogate(surrogate, self._options), FreeSurrogate)
+        self._search = search or LocalSearch()
+        self._lock = threading.RLock()
+        self._asking = threading.Lock()
+        self._spent = ""
+        self._placements: int | None = None
+        self._ranges: tuple[tuple[float, float] | None, ...] | None = None
+        self._events = EventLog(log)
+        self._state = SearchState(space, self._objectives, self._seed, self._events.path)
+        for event in self._events.events:
+            self._state.apply(event)
+        self._notes = [self._events.repaired] if self._events.repaired else []
+        if self._events.repaired:
+            _log.warning("%s: %s", self._events.path, self._events.repaired)
+        if not self._events.events:
+            self._happen(created_event(space, self._objectives, self._seed))
+        if reference is not None:
+            self.set_reference(reference)
+
+    def ask(self, k: int | None = None) -> list[Proposal]:
+        """``k`` new proposals (default: ``batch``), or fewer, maybe none: :attr:`finished` then says why.
+
+        Proposals that are pending already, as after a resume, are not given again: see :attr:`pending`.
+
+        Raises:
+            SearchError: k is not a whole number from 1 on.
+            StorageError: the log cannot be written.
+        """
+        wanted = self._batch if k is None else whole_number(k, "k", 1)
+        result: list[Proposal] = []
+        with self._asking:
+            idle = 0
+            while len(result) < wanted and not self.finished and idle < _ROUNDS:
+                plan = self.plan(wanted - len(result))
+                fresh = self.accept(plan, plan.propose())
+                idle = 0 if fresh else idle + 1
+                result += fresh
+        return result
+
+    def plan(self, k: int | None = None) -> Plan:
+        """A snapshot that computes up to ``k`` candidates elsewhere, without a lock; then :meth:`accept`
+        them.
+
+        It covers at most one batch, and never the initial design and a model at once, so it may yield fewer.
+        """
+        wanted = self._batch if k is None else whole_number(k, "k", 1)
+        with self._lock:
+            state = self._state
+            if self._trials is not None:
+                wanted = min(wanted, max(0, self._trials - len(state.proposals)))
+            initial = self._initial - len(state.proposals)
+            if initial > 0:
+                wanted = min(wanted, initial)
+            told = list(state.observations.values())
+            return Plan(
+                space=self._space,
+                objectives=self._objectives,
+                surrogate=self._surrogate,
+                options=dict(self._options),
+                search=self._search,
+                count=min(wanted, self._batch) if initial <= 0 else wanted,
+                # Without any measurement there is nothing to fit: the design goes on.
+                initial=initial > 0 or (not told and not self._model_free),
+                design_seed=self._derived("design"),
+                seed=self._derived(f"events {state.events}"),
+                events=state.events,
+                told=tuple(seen.config for seen in told),
+                gains=tuple(gains(self._objectives, seen.values) for seen in told),
+                pending=tuple(proposal.config for proposal in state.pending.values()),
+                seen=frozenset(state.keys),
+                reference=self._given(),
+            )
+
+    def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:
+        """Turn a plan's candidates into proposals with ids, dropping what was proposed since the plan was
+        made.
+
+        Raises:
+            SearchError: the plan is not from this search.
+            SpaceError: a configuration is not of the space.
+            StorageError: the log cannot be written; nothing was accepted then.
+        """
+        if plan.design_seed != self._derived("design"):
+            raise SearchError("the plan is that of another search", expected="a plan of this engine")
+        with self._lock:
+            fresh: list[MemoryConfig] = []
+            keys = {*self._state.keys, ""}
+            for config in configs:
+                self._space.validate(config)
+                key = self._space.placement(config).key
+                if key not in keys:
+                    keys.add(key)
+                    fresh.append(config)
+            if self._trials is not None:
+                fresh = fresh[: max(0, self._trials - len(self._state.proposals))]
+            if not configs and plan.count > 0 and plan.seen == self._state.keys:
+                self._spent = "no placement is left that was not tried"
+            if not fresh:
+                return []
+            given = configs if isinstance(configs, Candidates) else Candidates(configs, plan.surrogate)
+            first = len(self._state.proposals)
+            self._happen(asked_event(first, fresh, self._space, given.source, given.notes))
+            for note in given.notes:
+                _log.warning("%s", note)
+            return self._state.proposals[first:]
+
+    def tell(self, id: int, values: Mapping[str, float]) -> None:
+        """Report what a proposal measured, every measured objective by name, in its own units.
+
+        Exact objectives may be left out. Telling the same again changes nothing.
+
+        Raises:
+            SearchError: unknown id, a missing or unknown name, a value that is not a finite number, or the
+                proposal has ended otherwise already.
+            StorageError: the log cannot be written; the proposal is still pending then.
+        """
+        with self._lock:
+            proposal = self._proposal(id)
+            exact = exact_values(self._objectives, proposal.placement)
+            checked = checked_values(self._objectives, values, exact)
+            if id in self._state.observations:
+                if not same_values(self._state.observations[id].values, checked):
+                    raise SearchError(
+                        f"proposal {id} was told before with other values", remedy="tell every trial once"
+                    )
+                return
+            if id in self._state.failures:
+                raise SearchError(
+                    f"proposal {id} was reported as failed before",
+                    remedy="tell or fail every trial, not both",
+                )
+            self._happen({"event": "told", "id": proposal.id, "values": checked})
+
+    def fail(self, id: int, reason: str) -> None:
+        """Report that a proposal ended without a measurement.
+
+        Its placement is not proposed again, and it does not enter the model: why it failed says little about
+        its neighbours. Reporting a failure again changes nothing, the first reason stays.
+
+        Args:
+            id: of the proposal.
+            reason: shown to people; must not contain a user's text. Cut at 500 characters.
+
+        Raises:
+            SearchError: unknown id, or the proposal was told.
+            StorageError: the log cannot be written; the proposal is still pending then.
+        """
+        with self._lock:
+            proposal = self._proposal(id)
+            if id in self._state.observations:
+                raise SearchError(
+                    f"proposal {id} was told before", remedy="tell or fail every trial, not both"
+                )
+            if id not in self._state.failures:
+                self._happen({"event": "failed", "id": proposal.id, "reason": str(reason)[:_REASON_LENGTH]})
+
+    def set_reference(self, values: Mapping[str, float]) -> None:
+        """Give the no-memory measurement, once; the same values again change nothing.
+
+        Raises:
+            SearchError: a measured objective is missing, a name is unknown, a value is not finite, or other
+                values were given before.
+            StorageError: the log cannot be written.
+        """
+        names = [objective.name for objective in self._objectives]
+        needed = [objective.name for objective in self._objectives if objective.exact is None]
+        if not set(needed) <= set(values) <= set(names):
+            raise SearchError(
+                "the reference does not have the search's objectives",
+                expected=f"a value for {', '.join(needed)}",
+            )
+        checked = {name: finite(values[name], f"the reference's {name}") for name in names if name in values}
+        with self._lock:
+            if self._state.reference is None:
+                self._happen({"event": "reference", "values": checked})
+            elif not same_values(self._state.reference, checked):
+                raise SearchError(
+                    "the search has another reference already",
+                    remedy="leave the reference out: the event log has it; or begin a new log",
+                )
+
+    def front(self) -> list[Observation]:
+        """The non-dominated observations, best in the first objective first."""
+        with self._lock:
+            seen = list(self._state.observations.values())
+        table = [gains(self._objectives, observation.values) for observation in seen]
+        kept = [index for index, keep in enumerate(non_dominated(table)) if keep]
+        kept.sort(key=lambda index: (-table[index][0], seen[index].id))
+        return [seen[index] for index in kept]
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """All proposals ever made, by id."""
+        with self._lock:
+            return tuple(self._state.proposals)
+
+    @property
+    def pending(self) -> tuple[Proposal, ...]:
+        """Proposals that have not ended, oldest first. After a resume these are to be run (again) first."""
+        with self._lock:
+            return tuple(self._state.pending.values())
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was told, in that order."""
+        with self._lock:
+            return tuple(self._state.observations.values())
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What was reported as failed, in that order."""
+        with self._lock:
+            return tuple(self._state.failures.values())
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What was given to the constructor beside the space and the objectives."""
+        return EngineSettings(self._initial, self._batch, self._surrogate, dict(self._options), self._trials)
+
+    @property
+    def space(self) -> MemorySpace:
+        """The space that is searched."""
+        return self._space
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised."""
+        return self._objectives
+
+    @property
+    def reference(self) -> Mapping[str, float] | None:
+        """The reference as it was given, or None. What it makes of it: :meth:`reference_point`."""
+        with self._lock:
+            return None if self._state.reference is None else dict(self._state.reference)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be reported: a repaired log, a surrogate that fell back to another."""
+        with self._lock:
+            return (*self._notes, *self._state.notes)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every placement of the space was proposed."""
+        with self._lock:
+            if not self._spent:
+                if self._placements is None:
+                    self._placements = count_placements(self._space) or -1
+                if len(self._state.keys) == self._placements:
+                    self._spent = f"all {self._placements} placements of the space were tried"
+            return bool(self._spent)
+
+    @property
+    def finished(self) -> str:
+        """Why there will be no more proposals; empty while there will. Pending ones may still be told."""
+        with self._lock:
+            if self._trials is not None and len(self._state.proposals) >= self._trials:
+                return f"the limit of {self._trials} trials is reached"
+            return self._spent if self.exhausted else ""
+
+    def reference_point(self) -> dict[str, float] | None:
+        """The point that hypervolume is measured from now, by name, in the objectives' units.
+
+        None while there is neither a reference nor an observation.
+        """
+        with self._lock:
+            table = [gains(self._objectives, seen.values) for seen in self._state.observations.values()]
+            point = reference_point(table, self._given())
+        if point is None:
+            return None
+        return {o.name: float(o.sign * value) for o, value in zip(self._objectives, point, strict=True)}
+
+    def hypervolume_curve(self) -> list[float]:
+        """The front's hypervolume after each observation, all from today's reference point, in the product of
+        the
+        objectives' units; never decreases."""
+        point = self.reference_point()
+        table = [gains(self._objectives, seen.values) for seen in self.observations]
+        if point is None:
+            return []
+        bottom = gains(self._objectives, point)
+        volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
+        return list(accumulate(volumes, max))  # rounding alone may let the exact value shrink
+
+    def _proposal(self, id: int) -> Proposal:
+        proposals = self._state.proposals
+        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < len(proposals):
+            raise SearchError(
+                "unknown proposal id",
+                expected=f"0 to {len(proposals) - 1}"
+                if proposals
+                else "an id that ask() gave; there is none yet",
+            )
+        return proposals[id]
+
+    def _happen(self, event: Mapping[str, object]) -> None:
+        self._events.append(event)
+        self._state.apply(event)
+
+    def _given(self) -> tuple[float, ...]:
+        if self._ranges is None:
+            sample = Design(self._space, 0).first(128)
+            for corner in (0.0, 1.0):
+                sample.append(self._space.from_unit([corner] * self._space.unit_dim))
+            self._ranges = exact_ranges(self._space, self._objectives, sample)
+        return given_point(self._objectives, self._state.reference, self._ranges)
+
+    def _derived(self, what: str) -> int:
+        digest = hashlib.sha256(f"{self._seed} {what}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")

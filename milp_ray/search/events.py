@@ -1,0 +1,220 @@
+"""The append-only event log of a search: JSON lines, on disk before they are acted on.
+
+One event a line: ``created`` (what the search is), ``asked`` (a batch of proposals), ``told``, ``failed`` and
+``reference``. A line is written with its newline in one go and flushed to the disk, so a last line without a
+newline never happened: it is cut off and reported. Anything else that is not a well-formed event is damage
+that no one should guess at: an error with its line number. A full disk leaves the log as it was.
+
+What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes a log;
+others may read it at any time (:func:`told_values`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from milp_ray.errors import StorageError
+from milp_ray.storage import storage_error
+
+Event = Mapping[str, object]
+
+_REMEDY = "restore the log from a backup, or move it away and begin this user's search anew"
+
+
+class EventLog:
+    """A log in a file, or in memory only.
+
+    Args:
+        path: of the file, made with its folder if absent; None keeps the events in memory.
+
+    Attributes:
+        events: all events so far, in order. Do not change.
+        repaired: what was mended on opening; empty for nothing.
+
+    Raises:
+        StorageError: the file cannot be read or written, or is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.events: list[Event] = []
+        self.repaired = ""
+        self._size = 0
+        if self.path is not None:
+            self._open(self.path)
+
+    def append(self, event: Event) -> None:
+        """Write an event to the disk, then remember it.
+
+        Raises:
+            StorageError: the disk is full, say; neither the file nor :attr:`events` has changed then.
+        """
+        data = json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+        if self.path is not None:
+            self._write(self.path, data)
+            self._size += len(data)
+        self.events.append(event)
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            with path.open("ab+") as file:
+                file.seek(0)
+                data = file.read()
+                kept = data[: data.rfind(b"\n") + 1]
+                self.events = _parsed(kept, path)
+                if len(kept) < len(data):
+                    file.truncate(len(kept))
+                    os.fsync(file.fileno())
+                    self.repaired = (
+                        f"the last line of the event log was cut short while it was written; "
+                        f"its {len(data) - len(kept)} bytes were removed (line {len(self.events) + 1})"
+                    )
+            if new:
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        self._size = len(kept)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        # Opened for every event: a study of a thousand users would otherwise hold a thousand open files.
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        try:
+            size = os.fstat(handle).st_size
+            if size < self._size or (size > self._size and not self._remnant(path, size)):
+                raise StorageError(
+                    "the event log was changed by another process",
+                    where=str(path),
+                    remedy="let one driver at a time work on a run folder, then resume",
+                )
+            if size > self._size:
+                os.ftruncate(handle, self._size)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(handle, data[written:])
+                os.fsync(handle)
+            except OSError:
+                # Frees space rather than taking it, so it works on a full disk; should it fail nevertheless,
+                # the remnant is cut off by the next append or by the next opening.
+                os.ftruncate(handle, self._size)
+                raise
+        except OSError as error:
+            raise storage_error(error, path) from error
+        finally:
+            os.close(handle)
+
+    def _remnant(self, path: Path, size: int) -> bool:
+        """Whether what stands behind the last known event is a line that was never finished."""
+        with path.open("rb") as file:
+            file.seek(self._size)
+            return b"\n" not in file.read(size - self._size)
+
+
+def told_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float]]]:
+    """The told events of a log as (id, values by name), in order, without changing or locking the file.
+
+    For workers, which read while the driver writes: an unfinished last line is ignored, an absent file is
+    empty.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged.
+    """
+    place = Path(path)
+    try:
+        data = place.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, place) from error
+    result = []
+    for number, event in enumerate(_parsed(data[: data.rfind(b"\n") + 1], place), start=1):
+        if event["event"] == "told":
+            result.append((whole(event, "id", number, place), numbers(event, "values", number, place)))
+    return result
+
+
+def damaged(number: int, where: Path | None, what: str) -> NoReturn:
+    """Raise the error for a line that is not what it should be."""
+    raise StorageError(
+        f"line {number} of the event log {what}",
+        where=str(where or "the log in memory"),
+        expected="the lines that milp_ray wrote, in order",
+        remedy=_REMEDY,
+    )
+
+
+def whole(event: Event, key: str, number: int, where: Path | None) -> int:
+    """The whole number ≥ 0 under ``key`` of the event in line ``number``, or :func:`damaged`."""
+    value = event.get(key)
+    if type(value) is not int or value < 0:
+        damaged(number, where, f"has no valid {key}")
+    return value
+
+
+def text(event: Event, key: str, number: int, where: Path | None) -> str:
+    """The text under ``key``, or :func:`damaged`."""
+    value = event.get(key)
+    if not isinstance(value, str):
+        damaged(number, where, f"has no valid {key}")
+    return value
+
+
+def numbers(event: Event, key: str, number: int, where: Path | None) -> dict[str, float]:
+    """The table of finite numbers by name under ``key``, or :func:`damaged`."""
+    value = event.get(key)
+    if not isinstance(value, dict) or not all(type(item) in (int, float) for item in value.values()):
+        damaged(number, where, f"has no valid {key}")
+    try:
+        return {str(name): float(item) for name, item in value.items()}
+    except OverflowError:
+        damaged(number, where, f"has no valid {key}")
+
+
+def _parsed(data: bytes, path: Path) -> list[Event]:
+    result: list[Event] = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            event = json.loads(
+                line.decode("ascii"), parse_constant=_refuse, parse_float=_float, object_pairs_hook=_once
+            )
+        except (ValueError, RecursionError):
+            damaged(number, path, "is damaged")
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            damaged(number, path, "is not an event")
+        result.append(event)
+    return result
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("out of range")
+    return number
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

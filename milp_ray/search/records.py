@@ -1,0 +1,81 @@
+"""What an engine hands out: proposals, observations, failures, its settings, and candidates without ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from milp_ray.memory.space import MemoryConfig, Placement
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration to measure.
+
+    Attributes:
+        id: counts from 0 within an engine; what is told refers to it.
+        config: θ; has n ≥ 1 and at least one active layer.
+        placement: what it means for the model; no other proposal of the engine has the same.
+        source: who proposed it: ``initial``, or the surrogate that did (after a fallback, the one fallen back
+            to).
+    """
+
+    id: int
+    config: MemoryConfig
+    placement: Placement
+    source: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A measured proposal; ``values`` holds every objective by name, in the user's units."""
+
+    id: int
+    config: MemoryConfig
+    placement: Placement
+    values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A read-only view does not pickle.
+        return (Observation, (self.id, self.config, self.placement, dict(self.values)))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A proposal that ended without a measurement, and why."""
+
+    id: int
+    config: MemoryConfig
+    placement: Placement
+    reason: str
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """An engine's settings, see :class:`milp_ray.search.engine.Engine`."""
+
+    initial: int
+    batch: int
+    surrogate: str
+    surrogate_options: Mapping[str, object]
+    trials: int | None
+
+
+class Candidates(list[MemoryConfig]):
+    """Configurations on their way to become proposals.
+
+    Attributes:
+        source: who proposed them, see :attr:`Proposal.source`.
+        notes: what should be known about how they came about (a surrogate fell back to another).
+    """
+
+    def __init__(
+        self, configs: Iterable[MemoryConfig] = (), source: str = "", notes: Iterable[str] = ()
+    ) -> None:
+        super().__init__(configs)
+        self.source = source
+        self.notes = tuple(notes)

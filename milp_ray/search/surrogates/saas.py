@@ -1,0 +1,125 @@
+"""``saas``: a fully Bayesian Gaussian process per objective whose prior believes that few layers matter.
+
+SAAS-GP by NUTS (SAASBO, Eriksson and Jankowiak 2021), as the paper has it; defaults are AutoPEFT's settings.
+The sampler is :mod:`milp_ray.search.surrogates.nuts`; its draws are loaded into BoTorch's own model class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from milp_ray.errors import SearchError
+from milp_ray.search.surrogates import register
+from milp_ray.search.surrogates.base import Fitted, SurrogateFailed, check_data
+
+if TYPE_CHECKING:
+    from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
+    from torch import Tensor
+
+_ATTEMPTS = 3
+
+
+@register("saas")
+@dataclass(frozen=True)
+class Saas:
+    """Settings of the sampler.
+
+    Attributes:
+        warmup: NUTS steps that adapt the sampler and are thrown away.
+        samples: draws after that.
+        thinning: every so-many-th draw is kept.
+        keep: at most so many of these serve the acquisition, evenly spread; its cost is proportional to them.
+        double: float64 sampling; see :func:`milp_ray.search.surrogates.nuts.sample_saas`.
+    """
+
+    warmup: int = 128
+    samples: int = 64
+    thinning: int = 4
+    keep: int = 8
+    double: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "samples", "thinning", "keep"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise SearchError(f"surrogate saas: {name} is not a whole number from 1 on")
+
+    def fit(self, X: Tensor, Y: Tensor, seed: int) -> Fitted:
+        """See :class:`~milp_ray.search.surrogates.base.ModelSurrogate`.
+
+        After three chains that gave non-finite or unusable draws for an output, ``gp`` fits instead, with a
+        note.
+        """
+        check_data(X, Y)
+        from botorch.models import ModelListGP
+
+        models = []
+        for index in range(Y.shape[1]):
+            model = self._output(X, Y[:, index : index + 1], seed * 31 + index)
+            if model is None:
+                return self._fallback(X, Y, seed, index)
+            models.append(model)
+        kept = models[0].num_mcmc_samples
+        return Fitted(ModelListGP(*models), components=kept, source="saas")
+
+    def compile_for(self, n: int, d: int) -> None:
+        """Compile the sampler for fits with ``n`` observations of ``d`` features, ahead of the first."""
+        from milp_ray.search.surrogates import nuts
+
+        rows = nuts.bucket_of(n)
+        nuts.compile_for(rows, d, warmup=self.warmup, samples=self.samples, double=self.double)
+
+    def _output(self, X: Tensor, y: Tensor, seed: int) -> SaasFullyBayesianSingleTaskGP | None:
+        import torch
+        from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
+        from botorch.models.transforms import Standardize
+        from gpytorch.utils.errors import NotPSDError
+
+        from milp_ray.search.surrogates import nuts
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a constant outcome, or a single one, is no news to us
+            model = SaasFullyBayesianSingleTaskGP(X, y, outcome_transform=Standardize(1))
+        standardized = model.pyro_model.train_Y.squeeze(-1).numpy()
+        for attempt in range(_ATTEMPTS):
+            with contextlib.suppress(RuntimeError, ArithmeticError, NotPSDError):
+                draws = nuts.sample_saas(
+                    X.numpy(),
+                    standardized,
+                    seed=seed + 7919 * attempt,
+                    warmup=self.warmup,
+                    samples=self.samples,
+                    double=self.double,
+                )
+                loaded = {name: torch.as_tensor(values[self._kept()]) for name, values in draws.items()}
+                if _finite(loaded.values()):
+                    model.load_mcmc_samples(loaded)
+                    model.eval()
+                    with torch.no_grad():
+                        posterior = model.posterior(X[:1])
+                        if _finite((posterior.mean, posterior.variance)):
+                            return model
+        return None
+
+    def _kept(self) -> list[int]:
+        thinned = range(0, self.samples, self.thinning)
+        count = min(self.keep, len(thinned))
+        return [thinned[(2 * index + 1) * len(thinned) // (2 * count)] for index in range(count)]
+
+    def _fallback(self, X: Tensor, Y: Tensor, seed: int, index: int) -> Fitted:
+        from milp_ray.search.surrogates.gp import Gp
+
+        note = f"saas: no usable draws in {_ATTEMPTS} chains for objective {index + 1}; gp was used instead"
+        try:
+            fitted = Gp().fit(X, Y, seed)
+        except SurrogateFailed as error:
+            raise SurrogateFailed(f"{note}; {error}") from error
+        return Fitted(fitted.model, fitted.components, fitted.source, (note, *fitted.notes))
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(values.isfinite().all()) for values in tensors)
