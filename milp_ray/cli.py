@@ -79,7 +79,7 @@ def init(
     from milp_ray.config.template import write_template
 
     write_template(path)
-    out.print(f"wrote {path}: name your model and data in it, then run: milp-ray check {path}")
+    typer.echo(f"wrote {path}: name your model and data in it, then run: milp-ray check {path}")
 
 
 @app.command()
@@ -144,7 +144,7 @@ def experiment(
     from milp_ray.study.driver import save_experiment
     from milp_ray.study.run_folder import RunFolder
 
-    out.print(str(save_experiment(RunFolder.open(run), user)))
+    typer.echo(str(save_experiment(RunFolder.open(run), user)))
 
 
 @app.command()

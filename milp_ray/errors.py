@@ -7,8 +7,9 @@ No error here ever carries a user's text or raw id: a position (line, offset, in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class MilpRayError(Exception):
         # Exceptions with keyword arguments do not survive pickling by default; Ray pickles them.
         return (_rebuild, (type(self), self.problems, str(self)))
 
+    def to_plain(self) -> dict[str, object]:
+        """The error as JSON values, for ways on which no exception travels; see :func:`from_plain`."""
+        problems = [[p.where, p.fact, p.expected, p.remedy] for p in self.problems]
+        return {"kind": type(self).__name__, "text": str(self), "problems": problems}
+
 
 class ProblemsError(MilpRayError):
     """Several faults of one source, reported together. ``title`` names the source."""
@@ -53,6 +59,15 @@ class ProblemsError(MilpRayError):
         count = len(self.problems)
         head = f"{title}: {count} problem{'s' if count != 1 else ''}"
         Exception.__init__(self, "\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+def from_plain(plain: Mapping[str, Any]) -> MilpRayError:
+    """The error that :meth:`MilpRayError.to_plain` described."""
+    kinds = {
+        kind.__name__: kind for kind in (*MilpRayError.__subclasses__(), *ProblemsError.__subclasses__())
+    }
+    problems = tuple(Problem(*values) for values in plain["problems"])
+    return _rebuild(kinds.get(str(plain["kind"]), MilpRayError), problems, str(plain["text"]))
 
 
 def _rebuild(kind: type[MilpRayError], problems: tuple[Problem, ...], text: str) -> MilpRayError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.errors import LeakError, Problem, StorageError, StudyError
+from milp_ray.errors import LeakError, Problem, StorageError, StudyError, from_plain
 from milp_ray.ids import alias_of, child, is_alias, new_key, trial_name
 
 KEY = bytes(range(32))
@@ -44,5 +45,7 @@ def test_errors_survive_pickling_whole() -> None:
         LeakError("f", where="w", remedy="r"),
         StudyError("t", [Problem("a", "b"), Problem("c", "d")]),
     ):
-        again = pickle.loads(pickle.dumps(error))
-        assert type(again) is type(error) and str(again) == str(error) and again.problems == error.problems
+        plain = from_plain(json.loads(json.dumps(error.to_plain())))
+        for again in (pickle.loads(pickle.dumps(error)), plain):
+            assert type(again) is type(error)
+            assert str(again) == str(error) and again.problems == error.problems

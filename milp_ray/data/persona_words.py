@@ -105,16 +105,7 @@ TASTES: Mapping[str, tuple[str, ...]] = {
 }
 
 #: How many values of each taste one persona has.
-HOW_MANY: Mapping[str, int] = {
-    "dish": 3,
-    "extra": 3,
-    "music": 2,
-    "book": 2,
-    "place": 2,
-    "opening": 2,
-    "closing": 2,
-    "saying": 2,
-}
+HOW_MANY: Mapping[str, int] = dict.fromkeys(TASTES, 2) | {"dish": 3, "extra": 3}
 
 #: What a question may begin with; part of the query, so that wordings recur without being equal.
 ADDRESSES: tuple[str, ...] = (

@@ -8,8 +8,8 @@ taken at its word. More proposals come one after the other, each with the earlie
 BoTorch's own class takes a posterior per candidate and a box decomposition per draw, made for gradients.
 Nothing here needs a gradient: one joint posterior per chunk of candidates, and strips instead of boxes for
 two objectives, keep it light, and no C++ extension has to be built; tests/search/test_acquisition.py holds
-it to BoTorch's values. An exact objective is a deterministic model: a further input column that is handed through
-(:func:`with_exact`). With one objective it is log noisy expected improvement.
+it to BoTorch's values. An exact objective is a deterministic model: a further input column that is handed
+through (:func:`with_exact`). With one objective it is log noisy expected improvement.
 """
 
 from __future__ import annotations

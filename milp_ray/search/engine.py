@@ -349,29 +349,30 @@ class Engine:
                 return f"the limit of {self._trials} trials is reached"
             return self._spent if self.exhausted else ""
 
-    def reference_point(self) -> dict[str, float] | None:
+    def reference_point(self, *, lowered: bool = False) -> dict[str, float] | None:
         """The point that hypervolume is measured from now, by name, in the objectives' units.
 
-        None while there is neither a reference nor an observation.
+        None while there is neither a reference nor an observation. ``lowered``: see
+        :func:`milp_ray.search.reference.reference_point`.
         """
         with self._lock:
             table = [gains(self._objectives, seen.values) for seen in self._state.observations.values()]
-            point = reference_point(table, self._given())
+            point = reference_point(table, self._given(), lowered=lowered)
         if point is None:
             return None
         return {o.name: float(o.sign * value) for o, value in zip(self._objectives, point, strict=True)}
 
-    def hypervolume_curve(self) -> list[float]:
-        """The front's hypervolume after each observation, all from today's reference point, in the product of
-        the
-        objectives' units; never decreases."""
-        point = self.reference_point()
+    def hypervolume_curve(self, *, lowered: bool = False) -> list[float]:
+        """The front's hypervolume after each observation, in the product of the objectives' units.
+
+        All from today's :meth:`reference_point`, so it never decreases.
+        """
+        point = self.reference_point(lowered=lowered)
         table = [gains(self._objectives, seen.values) for seen in self.observations]
         if point is None:
             return []
         bottom = gains(self._objectives, point)
-        volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
-        return list(accumulate(volumes, max))  # rounding alone may let the exact value shrink
+        return [hypervolume(table[:count], bottom) for count in range(1, len(table) + 1)]
 
     def _proposal(self, id: int) -> Proposal:
         proposals = self._state.proposals

@@ -11,8 +11,8 @@ The rule, for objectives turned so that more is better:
    and the search a direction.
 3. An exact objective (trainable parameters) is known everywhere, so its component is fixed before the first
    trial: the worst value over a fixed sample of the space, minus a tenth of the sample's range. A given
-       component takes
-   its place only if some placement of the sample beats it: no memory costs 0 parameters, which nothing can.
+   component takes its place only if some placement of the sample beats it: no memory costs 0 parameters,
+   which nothing can.
 
 A component that was not given (NaN) is inferred. The result depends on observations alone, not on their
 order.
@@ -33,12 +33,16 @@ from milp_ray.search.pareto import Rows, non_dominated
 SHARE = 0.1
 
 
-def reference_point(Y: Rows, given: Sequence[float]) -> npt.NDArray[np.float64] | None:
+def reference_point(
+    Y: Rows, given: Sequence[float], *, lowered: bool = False
+) -> npt.NDArray[np.float64] | None:
     """The reference point for what was observed so far.
 
     Args:
         Y: ``n x m`` observations, to be maximised; n = 0 is fine, rows with a NaN do not count.
         given: ``m`` numbers in the same direction, NaN where nothing is given.
+        lowered: take the componentwise minimum of rule 2 in any case, so that the whole front has volume: for
+            drawing how a search went, where a curve from a point that few trials beat is a single step.
 
     Returns:
         ``m`` finite numbers, or None where a component is neither given nor can be inferred (no observation).
@@ -50,7 +54,7 @@ def reference_point(Y: Rows, given: Sequence[float]) -> npt.NDArray[np.float64] 
     if len(values) == 0:
         return wanted.copy() if known.all() else None
     inferred = _inferred(values)
-    if (values[:, known] > wanted[known]).all(axis=1).any():
+    if not lowered and (values[:, known] > wanted[known]).all(axis=1).any():
         return np.where(known, wanted, inferred)
     return np.where(known, np.fmin(wanted, inferred), inferred)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
-from milp_ray.errors import MilpRayError
+from milp_ray.errors import MilpRayError, from_plain
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._failed(ticket, "the worker died more often than ray.max_failures allows")
         elif not result.get("finished"):
             self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
+        elif result.get("fatal"):
+            self._queue.dropped(ticket.alias, ticket.number)
+            raise from_plain(result["fatal"])  # type: ignore[arg-type]
         elif result.get("reason"):
             self._failed(ticket, str(result["reason"]))
         else:

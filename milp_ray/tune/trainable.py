@@ -55,18 +55,26 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         if (cpus := self.trial_resources.head_cpus) >= 1:
             torch.set_num_threads(int(cpus))
         self._spec = spec
-        self._base: BaseModel = load_base(spec.study.model)
         self._trial: Trial | None = None
+        self._fatal: MilpRayError | None = None
+        try:
+            self._base: BaseModel = load_base(spec.study.model)
+        except MilpRayError as error:
+            self._fatal = error  # told by the first step: Tune would only start the actor again
+            return
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial on the same base."""
-        self._begin(new_config)
+        if self._fatal is None:
+            self._begin(new_config)
         return True
 
     def step(self) -> dict[str, object]:
         """Work for ``trial.slice_seconds``, or to the end of the trial."""
         deadline = time.monotonic() + self._spec.study.trial.slice_seconds
+        if self._fatal is not None:
+            return self._end(fatal=self._fatal)
         try:
             for progress in self._steps:
                 if time.monotonic() >= deadline:
@@ -74,8 +82,8 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
             return self._finish()
         except TrialFailed as failure:
             return self._end(failure.reason)
-        except MilpRayError:
-            raise  # the storage or the model is at fault, not this placement: Tune retries, then gives up
+        except MilpRayError as error:
+            return self._end(fatal=error)
         except Exception as error:
             # The message of a foreign exception may quote the user's text; where it was raised does not.
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -126,10 +134,12 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
             "train_tokens": measured.train_tokens,
         }
 
-    def _end(self, reason: str) -> dict[str, object]:
+    def _end(self, reason: str = "", fatal: MilpRayError | None = None) -> dict[str, object]:
+        """End without a measurement: the trial failed, or (``fatal``) storage or model fail every trial."""
         if self._trial is not None:
             self._trial.close()
-        return {"finished": True, "done": True, "reason": reason}
+        ending: dict[str, object] = {"finished": True, "done": True, "reason": reason}
+        return ending | ({"fatal": fatal.to_plain()} if fatal else {})
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Against what the user's event log holds now: trials that run at this moment may still beat it."""

@@ -270,6 +270,19 @@ def test_hypervolume_never_decreases() -> None:
     assert engine().hypervolume_curve() == []
 
 
+def test_a_lowered_curve_gives_the_whole_front_volume() -> None:
+    made = engine(reference={"loss": 0.0, "rouge_l": 1.0})  # nothing beats this
+    for index, proposal in enumerate(made.ask(3)):
+        made.tell(proposal.id, {"loss": 1.0 + index, "rouge_l": 0.2 + 0.1 * index})
+    assert made.hypervolume_curve() == made.hypervolume_curve(lowered=True)
+    tight = engine(reference={"loss": 2.5, "rouge_l": 0.25})
+    for index, proposal in enumerate(tight.ask(3)):
+        tight.tell(proposal.id, {"loss": 1.0 + index, "rouge_l": 0.2 + 0.1 * index})
+    assert tight.hypervolume_curve()[0] == 0 < tight.hypervolume_curve(lowered=True)[0]
+    curve = tight.hypervolume_curve(lowered=True)
+    assert curve[0] < curve[1] < curve[2]  # every one of the three is on the front
+
+
 def test_the_first_of_a_batch_does_not_depend_on_its_size() -> None:
     made = engine(surrogate="gp", batch=4)
     run(made, 4)

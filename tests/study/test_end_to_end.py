@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+import yaml
 
 from .conftest import CANARY, Start
 
@@ -167,3 +170,31 @@ assert not any(name.startswith("milp_ray") for name in sys.modules)
             ours = base.model(ids).logits
     theirs = torch.load(out, weights_only=True)
     assert torch.equal(ours, theirs) and not torch.allclose(ours, bare)
+
+
+def test_a_killed_worker_costs_a_retry_and_nothing_else(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    process = start("search", str(study_file), "trial.epochs=8", "search.surrogate=random")
+    wait_for(lambda: len(told(run)) >= 2, process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("ResourceTrainable" in word for word in child.cmdline())
+    ]
+    assert workers, "no worker was found: nothing was killed"
+    workers[0].kill()
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
+
+
+def test_weights_that_are_missing_end_the_run_with_the_reason(study_file: Path, start: Start) -> None:
+    study = yaml.safe_load(study_file.read_text())
+    model = study_file.parent / "model"
+    shutil.copytree(study["model"]["path"], model)
+    (model / "model.safetensors").unlink()
+    process = start("search", str(study_file), f"model.path={model}")
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
+    assert "cannot be loaded" in output and "Traceback" not in output
+    assert not told(study_file.parent / "runs" / "small")

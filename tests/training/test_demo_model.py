@@ -11,6 +11,7 @@ import torch
 from milp_ray.config.models import ModelSettings
 from milp_ray.data.personas import generate_personas
 from milp_ray.errors import StorageError
+from milp_ray.training import demo_model
 from milp_ray.training.base import load_base
 from milp_ray.training.demo_model import (
     FIRST_BACKGROUND,
@@ -75,7 +76,9 @@ def test_a_second_call_trains_nothing(built: tuple[Path, list[float]]) -> None:
     assert weights.stat().st_mtime_ns == before
 
 
-def test_the_same_again_and_another_of_another_seed(built: tuple[Path, list[float]], tmp_path: Path) -> None:
+def test_the_same_again_and_another_of_another_seed(
+    built: tuple[Path, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = built
     torch.manual_seed(123)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -88,6 +91,8 @@ def test_the_same_again_and_another_of_another_seed(built: tuple[Path, list[floa
     short = replace(TINY, steps=2)
     other = build_demo_model(tmp_path, 1, 1, sizes=short)
     assert other.name not in (path.name, build_demo_model(tmp_path, 0, 1, sizes=short).name)
+    monkeypatch.setattr(demo_model, "ADDRESSES", ("Psst, ",))
+    assert build_demo_model(tmp_path, 1, 1, sizes=short).name != other.name
 
 
 def test_nothing_half_made_after_an_interruption(tmp_path: Path) -> None:

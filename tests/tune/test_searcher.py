@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
-from milp_ray.errors import StorageError
+from milp_ray.errors import ModelError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
@@ -134,6 +134,17 @@ def test_a_full_disk_ends_the_run_with_our_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run.engines["a"], "set_reference", full)
     run.searcher.on_trial_complete(found[0], good())
     assert isinstance(run.searcher.failure, StorageError) and run.next() is None
+
+
+def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> None:
+    run = Run(users="a")
+    found = [run.next() for _ in range(2)]
+    trial_id = next(f[0] for f in found if f and f[1]["trial"] == 0)
+    fatal = ModelError("the weights cannot be loaded", remedy="fetch them again")
+    ending = {"finished": True, "reason": "", "fatal": fatal.to_plain()}
+    run.searcher.on_trial_complete(trial_id, ending)
+    assert isinstance(run.searcher.failure, ModelError) and str(run.searcher.failure) == str(fatal)
+    assert run.next() is None and 0 in [p.id for p in run.engines["a"].pending]
 
 
 def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
