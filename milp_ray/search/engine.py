@@ -372,7 +372,8 @@ class Engine:
         if point is None:
             return []
         bottom = gains(self._objectives, point)
-        return [hypervolume(table[:count], bottom) for count in range(1, len(table) + 1)]
+        volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
+        return list(accumulate(volumes, max))  # the order of additions may cost a last bit
 
     def _proposal(self, id: int) -> Proposal:
         proposals = self._state.proposals

@@ -34,18 +34,20 @@ name: demo                # the run folder is <storage.path>/demo
 seed: 0                   # initial design, training order and LoRA initialisation derive from it
 
 model:
-  path: {model}           # 6 layers, width 96, 0.8 M parameters; trained by `milp-ray demo` on other people
+  # 6 layers, width 96, 0.8 M parameters; trained by `milp-ray demo` on 160 other people
+  path: {model}
   dtype: float32          # so small that bfloat16 would save nothing
 
 data:
-  path: {data}            # 60 samples a person, and about 108 history texts, answers included
+  # 60 samples a person, and 108 history texts, answers included
+  path: {data}
   split:
     train: 0.6            # 36 samples. The paper's 70/10/20 would leave 6 to measure a trial on: with twice
     validation: 0.2       # as many the objectives are less noisy. Each part holds whole rounds, in which
     test: 0.2             # every topic comes up once
 
 prompts:
-  max_length: 128         # tokens; the longest exchange has about 60, the model's context 256
+  max_length: 128         # tokens; the longest exchange has 45, the model's context 256
 
 memory:
   ranks: [4, 8, 16, 32, 64]   # the paper's go up to 96, which is this model's width: no longer low-rank
@@ -55,11 +57,12 @@ memory:
 objectives: [loss, rouge_l]
 
 optimizer:
-  learning_rate: 6.0e-3   # the paper's 5e-4 moves a model this small hardly at all in 40 steps. Here small
+  learning_rate: 6.0e-3   # the paper's 5e-4 moves a model this small hardly at all in 45 steps. Here small
                           # memories learn too little and the largest too much: there is an optimum between
+
 trial:
   stages: [inject, instruct]   # as in the final stage, so that what is measured is what is handed back. The
-                               # paper stops after inject; here stage 2 costs half a second
+                               # paper stops after inject; here stage 2 adds half a second or less
   epochs: 3
   instruct_epochs: 3
   max_new_tokens: 40      # answers have about 20 tokens
@@ -70,7 +73,7 @@ search:
   initial: 6              # half, as in the paper
   batch: 3                # so the model is asked twice, and learns from its first answers
   surrogate: saas
-  saas:                   # a sixth of the usual NUTS: 12 points of 7 numbers need no more
+  saas:                   # a quarter of the usual NUTS: 12 points of 7 numbers need no more
     warmup: 32
     samples: 16
     thinning: 4           # keeps 4 posterior samples, as many as the acquisition uses well
@@ -103,7 +106,7 @@ def prepare_demo(
     Args:
         folder: gets users.jsonl, study.yaml and model-<hash>; runs go to ``folder/runs``.
         threads: CPU threads for training the model. With 1 the model is the same bits on every machine of a
-            kind, and a busy machine does no harm; 2 gain a quarter on an idle one.
+            kind, and a busy machine does no harm; 2 gained a quarter.
         sizes: of the base model; None for the demo's own.
         say: takes a line of progress now and then.
 
