@@ -38,7 +38,8 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@ls benchmarks/*.py >/dev/null 2>&1 || echo "no benchmarks yet"
+	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache

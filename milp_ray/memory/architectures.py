@@ -17,6 +17,7 @@ from typing import Any
 
 from milp_ray.errors import ModelError, SpaceError
 from milp_ray.memory.space import Placement
+from milp_ray.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +95,9 @@ class Architecture:
 
 
 _Builder = Callable[[Any], Architecture]
-_REGISTRY: dict[str, _Builder] = {}
-
-
-def register(*model_types: str) -> Callable[[_Builder], _Builder]:
-    """Make a function the source of :class:`Architecture` for some ``config.model_type`` values.
-
-    Raises:
-        ValueError: one of them is registered already.
-    """
-
-    def add(builder: _Builder) -> _Builder:
-        for model_type in model_types:
-            if model_type in _REGISTRY:
-                raise ValueError(f"architecture {model_type!r} is registered already")
-            _REGISTRY[model_type] = builder
-        return builder
-
-    return add
-
-
-def architecture_names() -> tuple[str, ...]:
-    """The supported ``model_type`` values, sorted."""
-    return tuple(sorted(_REGISTRY))
+_REGISTRY: Registry[_Builder] = Registry("architecture")
+register = _REGISTRY.register
+architecture_names = _REGISTRY.names
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -126,7 +107,7 @@ def architecture_of(config: Any) -> Architecture:
         ModelError: the model type is not registered, or the configuration lacks a needed value.
     """
     model_type = getattr(config, "model_type", None)
-    builder = _REGISTRY.get(model_type) if isinstance(model_type, str) else None
+    builder = _REGISTRY.find(model_type)
     if builder is None:
         raise ModelError(
             f"architecture {model_type!r} is not supported",

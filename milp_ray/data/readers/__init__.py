@@ -1,14 +1,12 @@
 """Readers: from a file of some dataset's format to user records. One reader per format, registered by name.
 
 To add a format, write one module here with a function `(path) -> ReadResult`, decorate it with
-``@register("name")`` and import it in :func:`_load`. Selecting and splitting users is *not* a reader's part:
+``@register("name")`` and name it in ``_REGISTRY``. Selecting and splitting users is *not* a reader's part:
 see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never a user's text or id.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 from milp_ray.config.models import DataSettings
 from milp_ray.data.records import UserRecord
 from milp_ray.errors import DataError, Problem
+from milp_ray.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +34,9 @@ class ReadResult:
 
 Reader = Callable[[Path], ReadResult]
 
-_READERS: dict[str, Reader] = {}
-_BUILT_IN = ("jsonl", "malp")
-
-
-def register(name: str) -> Callable[[Reader], Reader]:
-    """Register a reader under ``name``, which the study file's ``data.format`` then accepts.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def add(reader: Reader) -> Reader:
-        if name in _READERS:
-            raise ValueError(f"a reader named {name!r} is registered already")
-        _READERS[name] = reader
-        return reader
-
-    return add
-
-
-def reader_names() -> tuple[str, ...]:
-    """The names of all registered readers, sorted."""
-    _load()
-    return tuple(sorted(_READERS))
+_REGISTRY: Registry[Reader] = Registry("reader", [f"{__name__}.jsonl", f"{__name__}.malp"])
+register = _REGISTRY.register
+reader_names = _REGISTRY.names
 
 
 def read_users(settings: DataSettings) -> ReadResult:
@@ -70,14 +48,13 @@ def read_users(settings: DataSettings) -> ReadResult:
     Raises:
         DataError: unknown format; the file is missing, unreadable, malformed, or has no user left.
     """
-    names = reader_names()
-    if settings.format not in names:
-        close = difflib.get_close_matches(settings.format, names, n=1)
-        remedy = f"did you mean {close[0]!r}?" if close else "correct data.format in the study file"
+    reader = _REGISTRY.find(settings.format)
+    if reader is None:
         fact = f"no reader is named {settings.format!r}"
-        raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(names), remedy)])
+        remedy = _REGISTRY.hint(settings.format) or "correct data.format in the study file"
+        raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(reader_names()), remedy)])
     path = Path(settings.path).expanduser()
-    result = _READERS[settings.format](path)
+    result = reader(path)
     if not result.users:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
         fact = f"no user is left ({reasons})" if reasons else "holds no user"
@@ -85,9 +62,3 @@ def read_users(settings: DataSettings) -> ReadResult:
         remedy = "check that data.path and data.format belong together"
         raise DataError(str(path), [Problem("", fact, expected, remedy)])
     return result
-
-
-def _load() -> None:
-    # Late, because the readers themselves import this module to register.
-    for name in _BUILT_IN:
-        importlib.import_module(f"{__name__}.{name}")
