@@ -23,7 +23,7 @@ def test_built_in_readers_are_named() -> None:
 
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(readers, "_READERS", dict(readers._READERS))
+    monkeypatch.setattr(readers._REGISTRY, "_entries", dict(readers._REGISTRY._entries))
 
     @register("mine")
     def mine(path: Path) -> ReadResult:
