@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,12 +87,24 @@ def build_demo_model(
         model = _train_model(tokenizer, texts, sizes, progress)
 
     def write(draft: Path) -> None:
-        with _no_progress_bar():
+        with _no_progress_bar(), _no_accelerator_search():
             model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
     write_folder(target, write)
     return target
+
+
+@contextmanager
+def _no_accelerator_search() -> Iterator[None]:
+    """Saving imports DeepSpeed where it is installed, and that looks for a GPU aloud unless it is told."""
+    told = "DS_ACCELERATOR" in os.environ
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        yield
+    finally:
+        if not told:
+            del os.environ["DS_ACCELERATOR"]
 
 
 def background_texts(personas: int, seed: int) -> list[str]:

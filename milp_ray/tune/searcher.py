@@ -7,13 +7,14 @@ Tune writes it to several files and the dashboard verbatim.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
-from milp_ray.errors import MilpRayError, from_plain
+from milp_ray.errors import from_plain
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._stopping = stopping
         self._listener = listener
         self._tickets: dict[str, Ticket] = {}
-        self.failure: MilpRayError | None = None
+        self.failure: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
@@ -78,15 +79,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Tell the user's engine how the trial ended.
 
-        An error of ours (a full disk) would end up inside Tune's own error; it is kept in ``failure``, which
-        ends the run, and whoever started the run raises it.
+        Tune logs what is raised here and goes on. So an error (a full disk, a bug) is kept in ``failure``,
+        which ends the run, and whoever started the run raises it.
         """
         ticket = self._tickets.pop(trial_id, None)
         if ticket is None:
             return
         try:
             self._outcome(ticket, result, error)
-        except MilpRayError as failure:
+        except Exception as failure:
             self.failure = self.failure or failure
             self._queue.stop()
 
@@ -97,7 +98,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
         elif result.get("fatal"):
             self._queue.dropped(ticket.alias, ticket.number)
-            raise from_plain(result["fatal"])  # type: ignore[arg-type]
+            raise from_plain(json.loads(str(result["fatal"])))
         elif result.get("reason"):
             self._failed(ticket, str(result["reason"]))
         else:

@@ -7,6 +7,7 @@ One worker per trial; worker groups are not covered here.
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,8 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         if self._trial is not None:
             self._trial.close()
         ending: dict[str, object] = {"finished": True, "done": True, "reason": reason}
-        return ending | ({"fatal": fatal.to_plain()} if fatal else {})
+        # As text, since Tune takes nested values apart.
+        return ending | ({"fatal": json.dumps(fatal.to_plain())} if fatal else {})
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Against what the user's event log holds now: trials that run at this moment may still beat it."""

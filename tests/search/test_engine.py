@@ -191,7 +191,7 @@ def test_bad_k(k: object) -> None:
 
 
 def test_a_near_miss_is_suggested() -> None:
-    with pytest.raises(SearchError, match="did you mean saas"):
+    with pytest.raises(SearchError, match="did you mean 'saas'"):
         engine(surrogate="sass")
 
 

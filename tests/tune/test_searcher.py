@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 from collections.abc import Mapping
@@ -141,10 +142,18 @@ def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> No
     found = [run.next() for _ in range(2)]
     trial_id = next(f[0] for f in found if f and f[1]["trial"] == 0)
     fatal = ModelError("the weights cannot be loaded", remedy="fetch them again")
-    ending = {"finished": True, "reason": "", "fatal": fatal.to_plain()}
+    ending = {"finished": True, "reason": "", "fatal": json.dumps(fatal.to_plain())}
     run.searcher.on_trial_complete(trial_id, ending)
     assert isinstance(run.searcher.failure, ModelError) and str(run.searcher.failure) == str(fatal)
     assert run.next() is None and 0 in [p.id for p in run.engines["a"].pending]
+
+
+def test_a_bug_in_what_trials_report_ends_the_run_too() -> None:
+    run = Run(users="a")
+    found = run.next()
+    assert found is not None
+    run.searcher.on_trial_complete(found[0], {"finished": True, "reason": ""})  # no values
+    assert isinstance(run.searcher.failure, KeyError) and run.next() is None
 
 
 def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
