@@ -5,9 +5,11 @@ Resume is a new run with replayed engines; Tune's own snapshots are neither used
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +115,8 @@ def run_search(
         ),
     )
     try:
-        tuner.fit()
+        with _log_to(folder / "tune.log"):
+            tuner.fit()
     finally:
         queue.stop()
         queue.join(timeout=5)
@@ -122,6 +125,38 @@ def run_search(
     if searcher.failure is not None:
         raise searcher.failure
     queue.raise_error()
+
+
+class _QuietFile(logging.FileHandler):
+    """A log file that is made when there is something to log, and never in the way (a full disk)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+        """Nothing: what matters is told by the driver itself."""
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send Tune's own errors to a file: a retried trial is no news, and its traceback no progress display."""
+    logger, handler = logging.getLogger("ray.tune"), _QuietFile(path)
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    others = [other for other in logger.handlers if other is not handler]
+    for other in others:
+        logger.removeHandler(other)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+        for other in others:
+            logger.addHandler(other)
+        logger.propagate = propagate
 
 
 def _name(trial: Trial) -> str:
