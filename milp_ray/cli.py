@@ -22,7 +22,7 @@ import milp_ray
 from milp_ray.errors import MilpRayError
 
 if TYPE_CHECKING:
-    from milp_ray.study.driver import Outcome
+    from milp_ray.study.run import Outcome
 
 P = ParamSpec("P")
 
@@ -53,7 +53,8 @@ def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
         try:
             code = command(*args, **kwargs) or 0
         except MilpRayError as error:
-            err.print(Text(f"error: {error}", style="red" if err.is_terminal else ""))
+            message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
+            err.print(Text(message, style="red" if err.is_terminal else ""))
             code = error.exit_code
         except KeyboardInterrupt:
             err.print("stopped")

@@ -44,8 +44,8 @@ def reading(where: Path) -> Iterator[None]:
 def storage_error(error: OSError, where: Path) -> StorageError:
     """The :class:`StorageError` that an operating system error stands for."""
     remedies = {
-        errno.ENOSPC: "free some space, then continue with: milp-ray resume <run folder>",
-        errno.EDQUOT: "free some of the quota, then continue with: milp-ray resume <run folder>",
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of the quota",
         errno.EACCES: "choose a storage.path that you may write, or change its permissions",
         errno.EPERM: "choose a storage.path that you may write, or change its permissions",
         errno.EROFS: "choose a storage.path on a file system that is not read-only",

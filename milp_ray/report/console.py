@@ -19,7 +19,7 @@ from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
 
 if TYPE_CHECKING:
-    from milp_ray.study.driver import Outcome
+    from milp_ray.study.run import Outcome
 
 _MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
 _PERCENT = ("rouge_1", "rouge_l", "persona_f1")

@@ -62,7 +62,10 @@ def concurrency(settings: RaySettings, session: Session, per_trial: Mapping[str,
     return max(1, min(int(fits), settings.max_concurrent or int(fits)))
 
 
-def share_users(users: Mapping[str, UserSplit]) -> dict[str, ray.ObjectRef[UserSplit]]:
+SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
+
+
+def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
     """Put every user's texts into Ray's object store, from where workers fetch what they need."""
     return {alias: ray.put(user) for alias, user in users.items()}
 
