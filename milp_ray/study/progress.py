@@ -5,6 +5,7 @@ Shown: users done, trials done and failed, best values, time left. Never a raw i
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -73,12 +74,14 @@ class StudyProgress:
 
     def __exit__(self, *exc: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        self._console.print(Text(text))
+        """A line that stays. A terminal that has gone away is no reason to lose a study."""
+        with contextlib.suppress(OSError):
+            self._console.print(Text(text))
 
     def replayed(self, alias: str, done: int, failed: int) -> None:
         """Trials that an earlier run of the same folder finished."""
@@ -153,14 +156,14 @@ class StudyProgress:
         if self._live is not None or (now - self._last_line < _LINE_SECONDS and done + failed < total):
             return
         self._last_line = now
-        best = "  ".join(f"{name} {value:.4g}" for name, value in self._overall().items())
+        best = "  ".join(f"{name} {_shown(value)}" for name, value in self._overall().items())
         parts = [
             f"search: trials {done + failed}/{total} ({failed} failed)",
             f"users done {users}/{len(self._users)}",
             f"best {best}" if best else "",
             self._eta(),
         ]
-        self._console.print(Text("  ".join(part for part in parts if part)))
+        self.say("  ".join(part for part in parts if part))
 
     def _overall(self) -> dict[str, float]:
         out = {}
@@ -193,8 +196,12 @@ class StudyProgress:
             cells = [alias, f"{user.done + user.failed}/{self._trials}", str(user.running or "")]
             for name in self._directions:
                 both = (user.best, user.no_memory)
-                cells.extend(f"{values[name]:.4g}" if name in values else "" for values in both)
+                cells.extend(_shown(values[name]) if name in values else "" for values in both)
             table.add_row(*cells)
         if len(order) > _SHOWN_USERS:
             table.add_row(f"… {len(order) - _SHOWN_USERS} more")
         return table
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the run obeys between two slices of work.
+"""Ctrl-C, SIGTERM and a lost terminal (SIGHUP) as a request that the run obeys between two slices of work.
 
 The first signal asks; the second ends the process as if nothing handled it. Install it after Ray has been
 started: Ray sets a handler of its own for SIGTERM.
@@ -25,7 +25,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a :class:`StopRequest` for the length of a ``with`` block.
+    """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for the length of a ``with`` block.
 
     ``announce`` is called once, with what to tell the person at the keyboard. Outside the main thread (a
     notebook's worker, a test) signals cannot be handled, and the request is only ever set by hand.
@@ -42,7 +42,7 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
         request.signal = number
         announce("stopping: running trials end within seconds (a second signal ends at once)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield request
     finally:

@@ -27,6 +27,7 @@ from milp_ray.errors import ClusterError
 
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
+_PREFIX = "mr-"
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
 
@@ -95,7 +96,9 @@ def _check_reachable(address: str) -> None:
 def _local(settings: RaySettings) -> Iterator[Session]:
     # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="mr-", dir=parent))  # mode 0700; Ray opens its own folder to all
+    _sweep(Path(parent))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700; Ray opens its own folder to all
+    (folder / "pid").write_text(str(os.getpid()), encoding="ascii")
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -142,6 +145,19 @@ def _local(settings: RaySettings) -> Iterator[Session]:
         _set_environment(saved)
         if clean:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed runs of this user left behind: their Ray is gone with them."""
+    for old in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if old.stat().st_uid != os.getuid():
+                continue
+            owner = int((old / "pid").read_text(encoding="ascii"))
+            try:
+                os.kill(owner, 0)
+            except ProcessLookupError:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import psutil
 import pytest
 
 from milp_ray.config.models import RaySettings
 from milp_ray.errors import ClusterError
-from milp_ray.tune.session import ray_session
+from milp_ray.tune.session import _sweep, ray_session
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
         ray_session(RaySettings(address="127.0.0.1:1")),
     ):
         pass
+
+
+def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, owner in (("mr-dead", dead.pid), ("mr-alive", os.getpid())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pid").write_text(str(owner))
+    (tmp_path / "mr-foreign").mkdir()
+    _sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-foreign"]
 
 
 def test_a_trial_that_no_node_can_run_is_said_at_once() -> None:
