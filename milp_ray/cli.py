@@ -142,10 +142,9 @@ def experiment(
     user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
 ) -> None:
     """Save a user's search as an Ax experiment (JSON), and print where."""
-    from milp_ray.study.driver import save_experiment
-    from milp_ray.study.run_folder import RunFolder
+    from milp_ray.study.driver import experiment as save
 
-    typer.echo(str(save_experiment(RunFolder.open(run), user)))
+    typer.echo(str(save(run, user)))
 
 
 @app.command()

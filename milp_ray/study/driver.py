@@ -13,7 +13,7 @@ from milp_ray.errors import MilpRayError, Problem, RunFolderError, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
-from milp_ray.study.run import Outcome, Run, engines_of
+from milp_ray.study.run import Outcome, Run, engines_of, save_experiment
 from milp_ray.study.run_folder import RunFolder, refuse_existing
 
 
@@ -75,14 +75,17 @@ def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
             raise
 
 
-def save_experiment(folder: RunFolder, user: str) -> Path:
-    """Save a user's search as an Ax experiment, the record that Ax's own tools open; returns its path.
+def experiment(path: Path | str, user: str) -> Path:
+    """Save the search of one user of a run as an Ax experiment; returns the file.
+
+    Args:
+        path: the run folder.
+        user: raw id or alias.
 
     Raises:
-        RunFolderError: the run has no such user.
+        RunFolderError: there is no run, or it has no such user.
     """
-    from milp_ray.search.experiment import build_client, save_client
-
+    folder = RunFolder.open(path)
     inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     alias = folder.alias(user)
     engine = engines_of(folder, inputs).get(alias)
@@ -93,6 +96,4 @@ def save_experiment(folder: RunFolder, user: str) -> Path:
             expected="a raw user id or an alias of the run",
             remedy="list the aliases with: milp-ray fronts RUN",
         )
-    path = folder.experiment(alias)
-    save_client(build_client(alias, engine), path)
-    return path
+    return save_experiment(folder, alias, engine)

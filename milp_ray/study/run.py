@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -33,6 +34,10 @@ from milp_ray.tune.session import Session, ray_session
 
 if TYPE_CHECKING:
     from milp_ray.tune.search_run import SharedUsers
+
+
+# A quarter of a second each; those of larger populations are made on request (`milp-ray experiment`).
+_MOST_EXPERIMENTS = 50
 
 
 @dataclass
@@ -199,6 +204,9 @@ class Run:
         write_table(chosen, folder.table("chosen"))
         write_table(scores_table({alias: folder.scores(alias) for alias in engines}), folder.table("scores"))
         write_table(hypervolume_table(engines), folder.table("hypervolume"))
+        if self._searched() and len(engines) <= _MOST_EXPERIMENTS:
+            for alias in engines:
+                save_experiment(folder, alias, engines[alias])
 
 
 def engines_of(folder: RunFolder, inputs: Inputs) -> dict[str, Engine]:
@@ -207,6 +215,19 @@ def engines_of(folder: RunFolder, inputs: Inputs) -> dict[str, Engine]:
         alias: engine_for(folder.study, inputs, index, folder.events(alias))
         for index, alias in enumerate(inputs.users.splits)
     }
+
+
+def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
+    """Save a user's search as an Ax experiment, the record that Ax's own tools open; returns its path.
+
+    An experiment that is newer than the event log is left as it is.
+    """
+    path = folder.experiment(alias)
+    if not path.exists() or path.stat().st_mtime < folder.events(alias).stat().st_mtime:
+        from milp_ray.search.experiment import build_client, save_client
+
+        save_client(build_client(alias, engine), path)
+    return path
 
 
 def _finished(engine: Engine, trials: int) -> bool:

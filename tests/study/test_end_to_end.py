@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from ax.api.client import Client
 
 from .conftest import CANARY, Start
 
@@ -85,6 +86,8 @@ def test_the_whole_way_through_and_no_user_text_outside(study_file: Path, start:
         on_front = set(trials[(trials.user == alias) & trials.on_front].trial)
         saved = {int(p.name[1:]) for p in (run / "adapters" / alias).iterdir()}
         assert on_front <= saved, "a trial on the front has no adapter"
+        client = Client.load_from_json_file(str(run / "experiments" / f"{alias}.json"))
+        assert len(client.summarize()) == 6
     assert (run / "plots" / "hypervolume.png").exists()
     assert "own memory" in output and "chosen configurations" in output
 
