@@ -7,8 +7,10 @@ No error here ever carries a user's text or raw id: a position (line, offset, in
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,13 @@ class ProblemsError(MilpRayError):
         count = len(self.problems)
         head = f"{title}: {count} problem{'s' if count != 1 else ''}"
         Exception.__init__(self, "\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+def place_of(error: BaseException) -> str:
+    """What a foreign exception was and where it arose, without its message, which may quote a user's text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 def from_plain(plain: Mapping[str, Any]) -> MilpRayError:

@@ -38,6 +38,8 @@ def closing_view(outcome: Outcome) -> RenderableType:
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
         *_warnings(folder),
         f"failed trials: {outcome.trials_failed}",
+        *([f"failed no-memory measurements: {outcome.baselines_failed}"] if outcome.baselines_failed else []),
+        *([f"users whose test failed: {outcome.users_untested}"] if outcome.users_untested else []),
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
         f"run folder: {folder.root}",
     ]

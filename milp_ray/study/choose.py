@@ -10,24 +10,25 @@ from collections.abc import Sequence
 from milp_ray.config.models import ChooseSettings
 from milp_ray.errors import SearchError
 from milp_ray.memory.architectures import Architecture
-from milp_ray.search import Objective, Observation
+from milp_ray.search import Engine, Objective, Observation
 from milp_ray.search.pareto import knee
 
 
 def choose(
-    front: Sequence[Observation],
-    objectives: Sequence[Objective],
+    engine: Engine,
     settings: ChooseSettings,
     architecture: Architecture,
 ) -> Observation:
-    """One observation of the front.
+    """One observation of a user's search, on its front.
 
-    ``budget``: among the points with at most ``settings.budget`` trainable parameters the best in the first
-    objective; if there is none, the smallest point.
+    ``budget``: of *all* trials with at most ``settings.budget`` trainable parameters the best in the first
+    objective, since what is small is often dominated where size is no objective; if there is none, the
+    smallest trial.
 
     Raises:
         SearchError: the front is empty.
     """
+    front, objectives = engine.front(), engine.objectives
     if not front:
         raise SearchError(
             "the user has no measured trial to choose from",
@@ -39,11 +40,11 @@ def choose(
     if kind == "best":
         return _best(front, by_name[name])
     if kind == "budget":
-        sizes = {seen.id: architecture.trainable_params(seen.placement) for seen in front}
-        within = [seen for seen in front if sizes[seen.id] <= (settings.budget or 0)]
+        sizes = {seen.id: architecture.trainable_params(seen.placement) for seen in engine.observations}
+        within = [seen for seen in engine.observations if sizes[seen.id] <= (settings.budget or 0)]
         if within:
             return _best(within, objectives[0])
-        return min(front, key=lambda seen: (sizes[seen.id], seen.id))
+        return min(engine.observations, key=lambda seen: (sizes[seen.id], seen.id))
     rows = [[_gain(seen, objective) for objective in objectives] for seen in front]
     return front[knee(rows)]
 

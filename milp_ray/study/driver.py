@@ -88,7 +88,8 @@ def experiment(path: Path | str, user: str) -> Path:
     folder = RunFolder.open(path)
     inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     alias = folder.alias(user)
-    engine = engines_of(folder, inputs).get(alias)
+    with folder.lock():  # opening a log repairs its last line, which a driver may be writing
+        engine = engines_of(folder, inputs).get(alias)
     if engine is None:
         raise RunFolderError(
             "the run has no such user",

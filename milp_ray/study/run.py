@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from milp_ray.errors import ClusterError, StorageError
+from milp_ray.errors import ClusterError, MilpRayError, StorageError
 from milp_ray.search import Engine, Observation
 from milp_ray.study.choose import choose
 from milp_ray.study.inputs import Inputs, engine_for
@@ -30,7 +30,7 @@ from milp_ray.study.tables import (
     trials_table,
     write_table,
 )
-from milp_ray.tune.session import Session, ray_session
+from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
     from milp_ray.tune.search_run import SharedUsers
@@ -47,6 +47,8 @@ class Outcome:
     folder: RunFolder
     users: int
     users_without_memory: int = 0
+    users_untested: int = 0
+    baselines_failed: int = 0
     trials_failed: int = 0
     interrupted: bool = False
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -57,7 +59,8 @@ class Outcome:
         """0 done; 3 done, but some users or trials failed; 130 stopped on request."""
         if self.interrupted:
             return 130
-        return 3 if self.users_without_memory or self.trials_failed else 0
+        short = (self.users_without_memory, self.users_untested, self.baselines_failed, self.trials_failed)
+        return 3 if any(short) else 0
 
 
 class Run:
@@ -87,22 +90,30 @@ class Run:
             StorageError: something cannot be written.
         """
         if not self._complete():
-            with ray_session(self.study.ray) as session, stop_on_signals(self.progress.say) as stopping:
-                with self.progress:
-                    self._steps(session, stopping)
-                self.outcome.interrupted = stopping()
+            try:
+                with ray_session(self.study.ray), stop_on_signals(self.progress.say) as stopping:
+                    with self.progress:
+                        self._steps(stopping)
+                    self.outcome.interrupted = stopping() and not self._complete()
+            except MilpRayError:
+                with contextlib.suppress(MilpRayError):  # what is finished can be looked at all the same
+                    self._record()
+                raise
         self._record()
         self.outcome.trials_failed = sum(len(engine.failures) for engine in self.engines.values())
         self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in self.engines)
+        self.outcome.users_untested = sum(
+            self._has_memory(alias) and not self.folder.scores(alias).exists() for alias in self.engines
+        )
         return self.outcome
 
     def chosen(self) -> dict[str, Observation]:
         """The chosen observation of every user that has a front."""
         settings, architecture = self.study.choose, self.inputs.architecture
         return {
-            alias: choose(front, engine.objectives, settings, architecture)
+            alias: choose(engine, settings, architecture)
             for alias, engine in self.engines.items()
-            if (front := engine.front())
+            if engine.observations
         }
 
     def _replay(self) -> None:
@@ -113,12 +124,13 @@ class Run:
             for seen in engine.observations:
                 self.progress.observed(alias, seen.id, seen.values)
 
-    def _steps(self, session: Session, stopping: StopRequest) -> None:
-        from milp_ray.tune.search_run import share_users
+    def _steps(self, stopping: StopRequest) -> None:
+        from milp_ray.tune.search_run import check_shared, share_users
 
+        check_shared(self.folder.root)
         users = share_users(self.inputs.users.splits)
-        if not self._searched():
-            self._search(session, stopping, users)
+        if not self._searched() or not self._has_baselines():
+            self._search(stopping, users)
         if stopping():
             return
         if not self._searched():
@@ -128,9 +140,9 @@ class Run:
                 expected="every user's budget used up",
                 remedy=f"look into {self.folder.tune / 'tune.log'}, then: milp-ray resume {self.folder.root}",
             )
-        self._final(session, stopping, users)
+        self._final(stopping, users)
 
-    def _search(self, session: Session, stopping: StopRequest, users: SharedUsers) -> None:
+    def _search(self, stopping: StopRequest, users: SharedUsers) -> None:
         from milp_ray.tune.search_run import run_search
         from milp_ray.tune.trainable import TrialSpec
 
@@ -138,7 +150,8 @@ class Run:
         self._prepare()
         root = self.folder.root
         spec = TrialSpec(self.study, users, root / "events", root / "adapters")
-        run_search(spec, self.engines, session, self.folder.tune, stopping, self.progress)
+        failed = run_search(spec, self.engines, self.folder.tune, stopping, self.progress)
+        self.outcome.baselines_failed = len(failed)
         self.outcome.seconds["search"] = time.monotonic() - began
 
     def _prepare(self) -> None:
@@ -157,14 +170,16 @@ class Run:
         if search.surrogate not in ("random", "sobol") and search.trials > search.initial:
             threading.Thread(target=work, name="prepare", daemon=True).start()
 
-    def _final(self, session: Session, stopping: StopRequest, users: SharedUsers) -> None:
+    def _final(self, stopping: StopRequest, users: SharedUsers) -> None:
         from milp_ray.tune.final import FinalSpec, run_final
-        from milp_ray.tune.search_run import concurrency, resources_per_trial
+        from milp_ray.tune.search_run import on_device, slots
 
         began = time.monotonic()
         placements = {alias: seen.placement for alias, seen in self.chosen().items()}
         root = self.folder.root
-        spec = FinalSpec(self.study, users, placements, root / "memories", root / "scores")
+        worker = slots(self.study)
+        study = on_device(self.study, worker)
+        spec = FinalSpec(study, users, placements, root / "memories", root / "scores")
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),
@@ -177,17 +192,23 @@ class Run:
             done[step] += 1
             self.progress.final_step(step, done[step], len(placements))
 
-        per_worker = resources_per_trial(self.study.ray, session)
-        workers = concurrency(self.study.ray, session, per_worker)
-        run_final(spec, per_worker, workers, stopping, listener)
+        run_final(spec, worker, stopping, listener)
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _searched(self) -> bool:
         return all(_finished(engine, self.study.search.trials) for engine in self.engines.values())
 
+    def _has_baselines(self) -> bool:
+        return all(engine.reference is not None for engine in self.engines.values())
+
     def _complete(self) -> bool:
-        return self._searched() and all(
-            self.folder.scores(alias).exists() or not engine.front() for alias, engine in self.engines.items()
+        return (
+            self._searched()
+            and self._has_baselines()
+            and all(
+                self.folder.scores(alias).exists() or not engine.front()
+                for alias, engine in self.engines.items()
+            )
         )
 
     def _has_memory(self, alias: str) -> bool:

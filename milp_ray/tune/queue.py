@@ -61,7 +61,7 @@ class ProposalQueue:
         self._stopped = False
         self._error: BaseException | None = None
         for alias, engine in self._engines.items():
-            if engine.reference is None and self._budget(engine) + len(engine.pending) > 0:
+            if engine.reference is None:
                 self._ready.append(Ticket(alias, BASELINE, Placement(()), "no memory"))
             self._ready.extend(_ticket(alias, proposal) for proposal in engine.pending)
         self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
@@ -107,6 +107,11 @@ class ProposalQueue:
             self._stopped = True
             self._ready.clear()
             self._changed.notify_all()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the proposing thread ended early; :meth:`raise_error` says why."""
+        return self._error is not None
 
     def raise_error(self) -> None:
         """Raise whatever made the proposing thread end early (a full disk, a bug)."""

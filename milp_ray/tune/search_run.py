@@ -6,10 +6,12 @@ Resume is a new run with replayed engines; Tune's own snapshots are neither used
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,52 +19,98 @@ import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 from ray.tune.experiment import Trial
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from milp_ray.config.models import RaySettings
+from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
-from milp_ray.errors import ClusterError
+from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
+from milp_ray.storage import storage_error
 from milp_ray.tune.queue import ProposalQueue
 from milp_ray.tune.scheduler import KeepActors
 from milp_ray.tune.searcher import Listener, StudySearcher
-from milp_ray.tune.session import Session
 from milp_ray.tune.trainable import MemoryTrial, TrialSpec
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
 
 
-def resources_per_trial(settings: RaySettings, session: Session) -> dict[str, float]:
-    """CPUs and GPUs of one trial, ``auto`` resolved.
+@dataclass(frozen=True)
+class Slots:
+    """What one worker takes, and how many of them the cluster's nodes hold right now."""
+
+    cpus: float
+    gpus: float
+    count: int
+
+
+def slots(study: Study) -> Slots:
+    """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
+
+    Counted node by node, since a worker cannot be spread over two, and afresh at every stage, as nodes come
+    and go.
 
     Raises:
-        ClusterError: the cluster as it stands could never run one.
+        ClusterError: no node of the cluster as it stands could run one.
     """
-    gpus = settings.gpus_per_trial
-    wanted = {
-        "cpu": settings.cpus_per_trial,
-        "gpu": (1.0 if session.gpus >= 1 else 0.0) if gpus == "auto" else float(gpus),
-    }
+    settings = study.ray
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(n.get("CPU", 0) >= wanted["cpu"] and n.get("GPU", 0) >= wanted["gpu"] for n in nodes):
+    cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
+    if gpus == "auto":
+        there = any(node.get("GPU", 0) >= 1 for node in nodes)
+        gpus = 1.0 if there and study.model.device != "cpu" else 0.0
+    wanted = {"CPU": cpus, "GPU": gpus}
+    # Adding a hair keeps 0.3 // 0.1 at 3.
+    held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
+    if sum(held) < 1:
         largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
         raise ClusterError(
-            f"a trial asks for {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs, and no node has that",
+            f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has that",
             expected=f"at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs per trial",
             remedy="lower ray.cpus_per_trial or ray.gpus_per_trial, or add a node",
         )
-    return wanted
+    return Slots(cpus, gpus, min(int(sum(held)), settings.max_concurrent or int(sum(held))))
 
 
-def concurrency(settings: RaySettings, session: Session, per_trial: Mapping[str, float]) -> int:
-    """How many trials run at once: what fits, bounded by ``ray.max_concurrent``."""
-    fits = session.cpus / per_trial["cpu"]
-    if per_trial["gpu"]:
-        fits = min(fits, session.gpus / per_trial["gpu"])
-    return max(1, min(int(fits), settings.max_concurrent or int(fits)))
+def on_device(study: Study, worker: Slots) -> Study:
+    """The study as its workers are to read it: without a GPU of their own they stay off everybody's.
+
+    Ray does not hide GPUs from a worker that asked for none.
+    """
+    if worker.gpus:
+        return study
+    return study.model_copy(update={"model": study.model.model_copy(update={"device": "cpu"})})
+
+
+def check_shared(folder: Path) -> None:
+    """Every node sees the run folder: workers write adapters there, and read event logs.
+
+    Raises:
+        ClusterError: a node does not.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    sees = ray.remote(num_cpus=0)(lambda path: Path(path).is_file())
+    asked = [
+        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            str(folder / "run.json")
+        )
+        for node in nodes
+    ]
+    blind = sum(not found for found in ray.get(asked))
+    if blind:
+        raise ClusterError(
+            f"{blind} of {len(nodes)} nodes do not see the run folder {folder}",
+            expected="a folder that all nodes share",
+            remedy="set storage.path to a shared file system (NFS)",
+        )
 
 
 SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
+
+
+_GRACE_SECONDS = 5.0
 
 
 def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
@@ -73,38 +121,45 @@ def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
 def run_search(
     spec: TrialSpec,
     engines: Mapping[str, Engine],
-    session: Session,
     folder: Path,
     stopping: Callable[[], bool],
     listener: Listener,
-) -> None:
+) -> dict[str, str]:
     """Run trials until every engine has used its budget, or ``stopping()``.
 
     Args:
         spec: what all trials share.
         engines: by alias; their event logs hold all outcomes when this returns.
-        session: where to run.
         folder: where Tune writes.
         stopping: polled; trials in flight end within a slice and stay pending in the logs.
         listener: told of starts and ends.
+
+    Returns:
+        Users whose no-memory measurement failed, and why.
 
     Raises:
         ClusterError: Ray gave up (the outcomes so far are in the event logs).
         StorageError: an event log could not be written.
     """
     study = spec.study
-    per_trial = resources_per_trial(study.ray, session)
-    workers = concurrency(study.ray, session, per_trial)
-    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=workers)
+    worker = slots(study)
+    spec = dataclasses.replace(spec, study=on_device(study, worker))
+    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=worker.count)
     searcher = StudySearcher(engines, queue, study.objectives, stopping, listener)
+
+    def ending() -> bool:
+        return stopping() or searcher.failure is not None or queue.failed
+
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(MemoryTrial, spec=spec), per_trial),
+        tune.with_resources(
+            tune.with_parameters(MemoryTrial, spec=spec), {"cpu": worker.cpus, "gpu": worker.gpus}
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=KeepActors(lambda: stopping() or searcher.failure is not None),
+            scheduler=KeepActors(ending),
             num_samples=-1,
-            max_concurrent_trials=workers,
+            max_concurrent_trials=worker.count,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -115,11 +170,14 @@ def run_search(
             failure_config=FailureConfig(max_failures=study.ray.max_failures),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
+            stop=_GiveUp(ending),
         ),
     )
     try:
         with _log_to(folder / "tune.log"):
             tuner.fit()
+    except Exception as error:
+        raise _explained(error, searcher, folder) from error
     finally:
         queue.stop()
         queue.join(timeout=5)
@@ -128,6 +186,48 @@ def run_search(
     if searcher.failure is not None:
         raise searcher.failure
     queue.raise_error()
+    return searcher.baselines_failed
+
+
+class _GiveUp(tune.Stopper):  # type: ignore[misc]
+    """Ends all trials some seconds after the run was to end, also those that wait for a node or a base.
+
+    A running trial looks up between its slices and ends by itself before that (see KeepActors).
+    """
+
+    def __init__(self, ending: Callable[[], bool]) -> None:
+        self._ending = ending
+        self._since: float | None = None
+
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
+        """Never a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """True once the grace is over."""
+        if not self._ending():
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > _GRACE_SECONDS
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Exception:
+    """What a failure inside Tune means to a user: our own error that caused it, storage, or the cluster."""
+    if searcher.failure is not None:
+        return searcher.failure
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return storage_error(cause, folder)
+        cause = cause.__cause__ or cause.__context__
+    return ClusterError(
+        f"Ray Tune gave up: {place_of(error)}",
+        expected="a cluster that lives as long as the search",
+        remedy=f"look into {folder / 'tune.log'}",
+    )
 
 
 class _QuietFile(logging.FileHandler):

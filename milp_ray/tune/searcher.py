@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
-from milp_ray.errors import from_plain
+from milp_ray.errors import ClusterError, from_plain
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Tune sleeps a second and drops cached actors when `suggest` has nothing while no trial runs; waiting here
 # instead keeps them, and a stop request is still seen within this time.
 _IDLE_WAIT_SECONDS = 0.5
+_MOST_DEATHS = 5
 
 
 class Listener(Protocol):
@@ -59,6 +60,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._listener = listener
         self._tickets: dict[str, Ticket] = {}
         self.failure: Exception | None = None
+        self.baselines_failed: dict[str, str] = {}
+        self._deaths = 0  # trials lost to workers in a row
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
@@ -92,8 +95,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._queue.stop()
 
     def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool) -> None:
+        self._deaths = self._deaths + 1 if error or result is None else 0
         if error or result is None:
-            self._failed(ticket, "the worker died more often than ray.max_failures allows")
+            self._failed(ticket, "the worker failed more often than ray.max_failures allows; see tune.log")
+            if self._deaths >= _MOST_DEATHS:
+                raise ClusterError(
+                    f"{self._deaths} trials in a row were lost to failing workers",
+                    expected="workers that live through a trial",
+                    remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
+                )
         elif not result.get("finished"):
             self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
         elif result.get("fatal"):
@@ -126,7 +136,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._listener.trial_ended(ticket, values, "")
 
     def _failed(self, ticket: Ticket, reason: str) -> None:
-        if ticket.number != BASELINE:  # without a no-memory point the reference is inferred
+        if ticket.number == BASELINE:  # the reference is inferred then, and a resume measures it again
+            self.baselines_failed[ticket.alias] = reason
+        else:
             self._engines[ticket.alias].fail(ticket.number, reason)
         self._queue.ended(ticket.alias, ticket.number)
         self._listener.trial_ended(ticket, None, reason)

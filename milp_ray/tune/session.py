@@ -36,8 +36,6 @@ class Session:
     """A live connection to Ray. ``folder`` is the local session's folder; None on a foreign cluster."""
 
     address: str
-    cpus: float
-    gpus: float
     folder: Path | None
 
 
@@ -49,8 +47,15 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
         ClusterError: the named cluster cannot be reached, or the local Ray cannot be started.
     """
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
-    if address in ("local", "auto") and settings.address is None:
-        address = None if address == "local" else address
+    if address == "local":
+        address = None
+    if address and address.startswith("ray://"):
+        raise ClusterError(
+            "Ray's client protocol (ray://) keeps the driver's state on the other side",
+            where=f"ray.address {address}",
+            expected="host:port of the head, or auto on a machine of the cluster",
+            remedy="run milp-ray on the cluster itself, for instance by ray job submit",
+        )
     with _foreign(address) if address else _local(settings) as session:
         yield session
 
@@ -71,8 +76,7 @@ def _foreign(address: str) -> Iterator[Session]:
             remedy=f"check ray.address / RAY_ADDRESS; {_AUTH_HINT}",
         ) from None
     try:
-        total = ray.cluster_resources()
-        yield Session(address, float(total.get("CPU", 0)), float(total.get("GPU", 0)), None)
+        yield Session(address, None)
     finally:
         ray.shutdown()
 
@@ -136,8 +140,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
                 remedy=f"look into {folder}/r/session_latest/logs, or give ray.address a running cluster",
             ) from None
         _check_loopback()
-        total = ray.cluster_resources()
-        yield Session("local", float(total.get("CPU", 0)), float(total.get("GPU", 0)), folder)
+        yield Session("local", folder)
         clean = True
     finally:
         if "ray" in sys.modules:

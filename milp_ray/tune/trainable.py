@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ray import ObjectRef, tune
 
 from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
-from milp_ray.errors import MilpRayError, TrialFailed
+from milp_ray.errors import ClusterError, MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label
 from milp_ray.memory.space import Placement
 from milp_ray.tune.queue import BASELINE
@@ -44,6 +43,15 @@ class TrialSpec:
     adapters: Path
 
 
+def cannot_start(error: Exception) -> ClusterError:
+    """The error that ends a run when a worker cannot be set up."""
+    return ClusterError(
+        f"a worker could not be set up: {place_of(error)}",
+        expected="a worker that imports the pinned packages and has room for the base model",
+        remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
+    )
+
+
 class MemoryTrial(tune.Trainable):  # type: ignore[misc]
     """Inject one placement for one user, then measure the objectives (the no-memory point: only measure)."""
 
@@ -58,12 +66,15 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         self._spec = spec
         self._trial: Trial | None = None
         self._fatal: MilpRayError | None = None
+        # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
+        # an error now would have Tune start the actor again and then write off one trial after the other.
         try:
             self._base: BaseModel = load_base(spec.study.model)
+            self._begin(config)
         except MilpRayError as error:
-            self._fatal = error  # told by the first step: Tune would only start the actor again
-            return
-        self._begin(config)
+            self._fatal = error
+        except Exception as error:
+            self._fatal = cannot_start(error)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial on the same base."""
@@ -86,9 +97,8 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         except MilpRayError as error:
             return self._end(fatal=error)
         except Exception as error:
-            # The message of a foreign exception may quote the user's text; where it was raised does not.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            return self._end(f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}")
+            # Whatever it was, this process may be broken (a CUDA error sticks): Tune replaces it and retries.
+            raise RuntimeError(place_of(error)) from None
 
     def cleanup(self) -> None:
         """Give the base back."""

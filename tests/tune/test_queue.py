@@ -97,8 +97,16 @@ def test_pending_trials_of_a_killed_run_come_first_and_once() -> None:
 
 
 def test_a_finished_study_proposes_nothing() -> None:
-    queue = queue_of({"a": FakeEngine(None, observations=[0, 1], finished="space exhausted")}, trials=6)
+    queue = queue_of({"a": FakeEngine({}, observations=[0, 1], finished="space exhausted")}, trials=6)
     assert queue.take(wait=0.5) is None and queue.exhausted
+
+
+def test_a_user_whose_trials_are_done_still_gets_its_baseline() -> None:
+    engines = {"a": FakeEngine(None, observations=[0, 1])}
+    queue = queue_of(engines, trials=2)
+    ticket = queue.take(wait=5)
+    assert ticket is not None and ticket.number == BASELINE
+    assert queue.take(wait=0.05) is None and queue.exhausted
 
 
 def test_taking_does_not_wait_for_a_fit() -> None:

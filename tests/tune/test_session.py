@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from milp_ray.config.models import RaySettings
+from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
 from milp_ray.tune.session import _sweep, ray_session
 
@@ -62,13 +62,31 @@ def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-foreign"]
 
 
-def test_a_trial_that_no_node_can_run_is_said_at_once() -> None:
-    from milp_ray.tune.search_run import concurrency, resources_per_trial
+def a_study(device: str = "auto", **settings: object) -> Study:
+    raw = {"name": "s", "model": {"path": "m", "device": device}, "data": {"path": "d"}, "ray": settings}
+    return Study.model_validate(raw)
 
-    with ray_session(RaySettings()) as session:
+
+def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() -> None:
+    import ray
+
+    from milp_ray.tune.search_run import Slots, check_shared, on_device, slots
+
+    with ray_session(RaySettings()):
+        cpus = int(ray.cluster_resources()["CPU"])
         with pytest.raises(ClusterError, match=r"ray\.cpus_per_trial"):
-            resources_per_trial(RaySettings(cpus_per_trial=4096), session)
-        wanted = resources_per_trial(RaySettings(gpus_per_trial=0.0), session)
-        assert wanted == {"cpu": 1.0, "gpu": 0.0}
-        assert concurrency(RaySettings(max_concurrent=1), session, wanted) == 1
-        assert concurrency(RaySettings(), session, wanted) == int(session.cpus)
+            slots(a_study(cpus_per_trial=4096.0))
+        with pytest.raises(ClusterError, match=r"ray\.gpus_per_trial"):
+            slots(a_study(gpus_per_trial=64.0))
+        worker = slots(a_study(gpus_per_trial=0.0))
+        assert worker == Slots(1.0, 0.0, cpus)
+        assert slots(a_study(gpus_per_trial=0.0, max_concurrent=1)).count == 1
+        assert slots(a_study(gpus_per_trial=0.0, cpus_per_trial=0.5)).count == 2 * cpus
+        assert on_device(a_study(), worker).model.device == "cpu"
+        assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
+        check_shared(Path("/no/such/folder"))  # one node: nothing to share
+
+
+def test_a_client_address_is_refused() -> None:
+    with pytest.raises(ClusterError, match="ray job submit"), ray_session(RaySettings(address="ray://h:1")):
+        pass
