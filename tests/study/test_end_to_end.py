@@ -201,3 +201,24 @@ def test_weights_that_are_missing_end_the_run_with_the_reason(study_file: Path, 
     assert process.returncode == 2, output
     assert "cannot be loaded" in output and "Traceback" not in output
     assert not told(study_file.parent / "runs" / "small")
+
+
+def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.epochs=30"]
+    process = start("search", str(study_file), *quick)
+    found: list[psutil.Process] = []
+
+    def at_work() -> bool:
+        found[:] = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if any("FinalWorker.do" in word for word in child.cmdline())
+        ]
+        return bool(found)
+
+    wait_for(at_work, process)
+    found[0].kill()
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert len(list((run / "memories").iterdir())) == len(list((run / "scores").iterdir())) == 2
