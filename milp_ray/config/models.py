@@ -32,7 +32,8 @@ class ModelSettings(Settings):
 
     path: str = Field(min_length=1, description="folder or hub name, as for `from_pretrained`")
     revision: str | None = Field(None, description="hub revision; pin it for runs that must repeat")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    # No float16: without loss scaling its small gradients vanish.
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")

@@ -28,7 +28,7 @@ from milp_ray.memory.architectures import Architecture, architecture_names, arch
 from milp_ray.training.batches import TokenCache
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass

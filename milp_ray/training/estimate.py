@@ -17,7 +17,7 @@ from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, space_from
 from milp_ray.training.base import load_config
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2}
 # What autograd keeps of a layer for the backward pass with frozen base weights, per token, in widths of the
 # hidden state and of the feed-forward part: counted with saved_tensors_hooks, 5.9 and 4.0 for Llama, 5.8 and
 # 5.0 for GPT-2, 6.3 and 2.0 for RoBERTa.
