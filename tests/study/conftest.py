@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,10 +62,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
+def start() -> Iterator[Start]:
     """Starts `milp-ray` with its own temporary folder, as a person would from a shell."""
-    scratch = Path(os.environ.get("TMPDIR", "/tmp")) / f"mr{os.getpid()}-{abs(hash(str(tmp_path))) % 10**6}"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: Ray's sockets go below it
 
     def run(*words: str) -> subprocess.Popen[str]:
         environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
@@ -77,4 +78,5 @@ def start(tmp_path: Path) -> Start:
         )
 
     run.scratch = scratch  # type: ignore[attr-defined]
-    return run
+    yield run
+    shutil.rmtree(scratch, ignore_errors=True)

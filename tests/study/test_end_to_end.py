@@ -40,6 +40,22 @@ def wait_for(condition: object, process: subprocess.Popen[str], seconds: float =
         time.sleep(0.05)
 
 
+def kill_a_worker(process: subprocess.Popen[str], title: str) -> None:
+    """Kill a worker of the run whose process title holds ``title``, as soon as there is one."""
+
+    def killed() -> bool:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if any(title in word for word in child.cmdline()):
+                    child.kill()
+                    return True
+            except psutil.Error:  # it ended meanwhile
+                continue
+        return False
+
+    wait_for(killed, process)
+
+
 def holding(root: Path, needle: bytes) -> list[Path]:
     """Files below ``root`` whose name or content holds ``needle``."""
     found = []
@@ -179,13 +195,7 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(study_file: Path, start:
     run = study_file.parent / "runs" / "small"
     process = start("search", str(study_file), "trial.epochs=8", "search.surrogate=random")
     wait_for(lambda: len(told(run)) >= 2, process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("ResourceTrainable" in word for word in child.cmdline())
-    ]
-    assert workers, "no worker was found: nothing was killed"
-    workers[0].kill()
+    kill_a_worker(process, "ResourceTrainable")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
@@ -207,18 +217,7 @@ def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start:
     run = study_file.parent / "runs" / "small"
     quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.epochs=30"]
     process = start("search", str(study_file), *quick)
-    found: list[psutil.Process] = []
-
-    def at_work() -> bool:
-        found[:] = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if any("FinalWorker.do" in word for word in child.cmdline())
-        ]
-        return bool(found)
-
-    wait_for(at_work, process)
-    found[0].kill()
+    kill_a_worker(process, "FinalWorker.do")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert len(list((run / "memories").iterdir())) == len(list((run / "scores").iterdir())) == 2
