@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed (a bug, with a traceback); 2 something the user can
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -59,6 +60,9 @@ def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             err.print("stopped")
             code = 130
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
         raise typer.Exit(code)
 
     return run
@@ -170,12 +174,13 @@ def main() -> None:
     try:
         app(prog_name="milp-ray")
     except SystemExit as end:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         busy = [t for t in threading.enumerate() if t.name in ("proposals", "prepare")]
-        if not busy:
-            raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 1)
+        if busy:
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 def _closing(outcome: Outcome) -> int:
@@ -183,5 +188,6 @@ def _closing(outcome: Outcome) -> int:
     from milp_ray.report.plots import draw_run
 
     draw_run(outcome.folder)
-    out.print(closing_view(outcome))
+    with contextlib.suppress(BrokenPipeError):  # `| head`: the run is done all the same
+        out.print(closing_view(outcome))
     return outcome.exit_code
