@@ -57,8 +57,8 @@ def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
             message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
             err.print(Text(message, style="red" if err.is_terminal else ""))
             code = error.exit_code
-        except KeyboardInterrupt:
-            err.print("stopped")
+        except KeyboardInterrupt as stop:
+            err.print(Text("\n".join(["stopped", *getattr(stop, "__notes__", [])])))
             code = 130
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -147,6 +147,9 @@ def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:
             expected.append(_expected(error))
     faulty = {problem.where for problem in tree.problems}
     for path, (got, expected) in merged.items():
+        if not got:  # a section whose values do not fit together: what is said of it is the fact
+            out.append(Problem(_place(path, tree), "; ".join(expected)))
+            continue
         if _place(path, tree) in faulty:  # the YAML itself was at fault there, and that is said already
             continue
         wanted = " or ".join(dict.fromkeys(expected))
@@ -176,7 +179,7 @@ def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
         return f"a value of type {type(error['input']).__name__} (not shown: it may be a user id)"
     value = error["input"]
     if isinstance(value, dict) and error["type"] == "value_error":
-        return "does not fit together"
+        return ""
     shown = json.dumps(value, default=str)
     return f"got {shown if len(shown) <= 60 else shown[:57] + '...'}"
 

@@ -31,8 +31,8 @@ def closing_view(outcome: Outcome) -> RenderableType:
     parts: list[RenderableType] = []
     if _has(folder, "chosen"):
         parts += [_chosen(folder), Text()]
-    if _has(folder, "scores"):
-        parts += [_scores(read_table(folder.table("scores"))), Text()]
+    if _has(folder, "scores") and len(scores := read_table(folder.table("scores"))):
+        parts += [_scores(scores), Text()]
     notes = [
         f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory",
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
@@ -98,7 +98,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     for name in shown:
         table.add_column(name, overflow="fold", no_wrap=name not in ("placement", "reason"))
     for _, row in rows.iterrows():
-        table.add_row(*(_cell(name, row[name]) for name in shown))
+        table.add_row(*("" if row[name] == -1 else _cell(name, row[name]) for name in shown))
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
     if _has(folder, "scores"):
         scores = read_table(folder.table("scores"))

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import MilpRayError, Problem, RunFolderError, StudyError
+from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.run import Outcome, Run, engines_of, save_experiment
 from milp_ray.study.run_folder import RunFolder, refuse_existing
+from milp_ray.study.stopping import signals_interrupt
 
 
 def start(study: Study, console: Console) -> Outcome:
@@ -29,7 +30,13 @@ def start(study: Study, console: Console) -> Outcome:
     key = new_key()
     inputs = load_inputs(study, key)
     folder = RunFolder.create(study, inputs.users.fingerprint, key)
-    return _work(folder, inputs, console)
+    try:
+        return _work(folder, inputs, console)
+    except ClusterError as error:
+        if folder.untouched():  # no trial was ever asked for: nothing to resume, and the name stays free
+            folder.remove()
+            error.__notes__ = []
+        raise
 
 
 def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
@@ -67,10 +74,10 @@ def _only_ray(overrides: Sequence[str]) -> None:
 
 
 def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
-    with folder.lock():
+    with folder.lock(), signals_interrupt():
         try:
             return Run(folder, inputs, console).work()
-        except MilpRayError as error:
+        except (MilpRayError, KeyboardInterrupt) as error:
             error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.root}")
             raise
 

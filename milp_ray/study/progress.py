@@ -186,7 +186,7 @@ class StudyProgress:
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for column in ("user", "trials", "running"):
-            table.add_column(column, justify="left" if column == "user" else "right")
+            table.add_column(column, justify="left" if column == "user" else "right", no_wrap=True)
         for name, direction in self._directions.items():
             table.add_column(f"{'lowest' if direction == 'min' else 'highest'} {name}", justify="right")
             table.add_column("no memory", justify="right", style="dim")

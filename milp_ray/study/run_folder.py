@@ -163,6 +163,16 @@ class RunFolder:
         """Where Ray Tune keeps its files."""
         return self.root / "tune"
 
+    def untouched(self) -> bool:
+        """Whether no event log holds more than its first line."""
+        with reading(self.root):
+            return all(log.read_bytes().count(b"\n") <= 1 for log in (self.root / "events").glob("*.jsonl"))
+
+    def remove(self) -> None:
+        """Delete the whole folder."""
+        with writing(self.root):
+            shutil.rmtree(self.root)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this driver. The lock ends with the process, however that ends.

@@ -24,6 +24,24 @@ class StopRequest:
 
 
 @contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP act as Ctrl-C does, for parts of a run that are too short to ask for a stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for the length of a ``with`` block.
 

@@ -40,9 +40,9 @@ def trials_table(engines: Mapping[str, Engine], architecture: Architecture) -> p
         ended += [(t.id, "pending", t.config, t.placement, {}, "") for t in engine.pending]
         rows.extend(
             {"user": alias, "trial": number, "state": state}
-            | _theta(config, placement, architecture)
             | blank
             | dict(values)
+            | _theta(config, placement, architecture)  # last: its count of parameters is a whole number
             | {"on_front": number in front, "reason": reason}
             for number, state, config, placement, values, reason in sorted(ended, key=lambda row: row[0])
         )
@@ -54,8 +54,8 @@ def chosen_table(chosen: Mapping[str, Observation], policy: str, architecture: A
     return pd.DataFrame(
         [
             {"user": alias, "policy": policy, "trial": seen.id}
-            | _theta(seen.config, seen.placement, architecture)
             | dict(seen.values)
+            | _theta(seen.config, seen.placement, architecture)
             for alias, seen in chosen.items()
         ]
     )

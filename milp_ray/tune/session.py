@@ -22,12 +22,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import psutil
+
 from milp_ray.config.models import RaySettings
 from milp_ray.errors import ClusterError
 
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
 _PREFIX = "mr-"
+_LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
 
@@ -65,6 +68,9 @@ def _foreign(address: str) -> Iterator[Session]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _quiet()
     _check_reachable(address)
+    if _is_loopback_only(address):
+        _set_environment({_LOOPBACK_SWITCH: "0"})
+        _refresh_if_imported()
     import ray
 
     try:
@@ -96,6 +102,23 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
+def _is_loopback_only(address: str) -> bool:
+    """Whether the head at ``address`` is on this machine and listens on loopback alone.
+
+    Ray turns 127.0.0.1 into the machine's outer address, where such a head cannot be found, unless it is told
+    to stay on loopback as well.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdecimal():
+        return False
+    listening = {
+        ipaddress.ip_address(found.laddr.ip.removeprefix("::ffff:"))
+        for found in psutil.net_connections(kind="tcp")
+        if found.status == psutil.CONN_LISTEN and found.laddr.port == int(port)
+    }
+    return bool(listening) and all(ip.is_loopback for ip in listening)
+
+
 @contextlib.contextmanager
 def _local(settings: RaySettings) -> Iterator[Session]:
     # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
@@ -113,7 +136,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
         "RAY_AUTH_TOKEN": None,  # it would win over the path
         # Despite its name this is Ray's only switch that keeps every server of a session on the loopback
         # interface; an explicit node address of 127.0.0.1 is replaced by the machine's outer one.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        _LOOPBACK_SWITCH: "0",
         # A process that Ray started must not find the address of another cluster.
         "RAY_ADDRESS": None,
     }
@@ -121,7 +144,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
     _set_environment(wanted)
     _refresh_if_imported()
     _quiet()
-    clean = False
+    keep_logs = False
     try:
         import ray
 
@@ -135,18 +158,18 @@ def _local(settings: RaySettings) -> Iterator[Session]:
                 logging_level="ERROR",
             )
         except Exception as error:
+            keep_logs = True
             raise ClusterError(
                 f"a local Ray could not be started: {_first_line(error)}",
                 remedy=f"look into {folder}/r/session_latest/logs, or give ray.address a running cluster",
             ) from None
         _check_loopback()
         yield Session("local", folder)
-        clean = True
     finally:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         _set_environment(saved)
-        if clean:
+        if not keep_logs:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -118,6 +118,12 @@ def test_a_full_disk_when_the_run_folder_is_made(study_file: Path, monkeypatch: 
     assert "No space left" in refused(study_file)
 
 
+def test_a_cluster_that_cannot_be_had_leaves_the_name_free(study_file: Path) -> None:
+    (study_file.parent / "runs").mkdir()
+    output = refused(study_file, "ray.address=127.0.0.1:1")
+    assert "nothing answers at 127.0.0.1:1" in output and "milp-ray resume" not in output
+
+
 def test_by_user_is_refused_honestly(study_file: Path) -> None:
     assert "not there yet" in refused(study_file, "data.split.regime=by_user")
 

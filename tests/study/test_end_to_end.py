@@ -153,6 +153,19 @@ def test_ctrl_c_stops_within_ten_seconds_and_says_how_to_go_on(study_file: Path,
     assert f"milp-ray resume {run}" in output and "Traceback" not in output
 
 
+def test_sigterm_while_ray_starts_leaves_a_run_to_resume_and_no_folders(
+    study_file: Path, start: Start
+) -> None:
+    process = start("search", str(study_file))
+    scratch: Path = start.scratch  # type: ignore[attr-defined]
+    wait_for(lambda: any(scratch.glob("mr-*/token")), process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "milp-ray resume" in output and "Traceback" not in output
+    assert not list(scratch.glob("mr-*"))
+
+
 def test_the_memory_loads_without_milp_ray_and_gives_the_same_logits(study_file: Path, start: Start) -> None:
     process = start(
         "search", str(study_file), "search.trials=2", "search.initial=2", "search.surrogate=random"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -90,3 +96,51 @@ def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() ->
 def test_a_client_address_is_refused() -> None:
     with pytest.raises(ClusterError, match="ray job submit"), ray_session(RaySettings(address="ray://h:1")):
         pass
+
+
+JOIN = """
+import sys
+from milp_ray.config.models import RaySettings
+from milp_ray.tune.session import ray_session
+with ray_session(RaySettings(address=sys.argv[1])):
+    import ray
+    print("joined", ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+
+
+def test_a_head_that_listens_on_loopback_only_is_joined_and_left_running(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+    ray_command = [str(Path(sys.executable).parent / "ray"), *words, "--node-ip-address=127.0.0.1"]
+    head = subprocess.Popen(
+        [*ray_command, f"--temp-dir={folder}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(folder.glob("session_*/sockets/raylet")):
+            assert head.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(2)
+        join = [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"]
+        environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        done = subprocess.run(join, env=environment, capture_output=True, text=True, timeout=90)
+        assert "joined 42" in done.stdout, done.stdout + done.stderr
+        assert head.poll() is None
+    finally:
+        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
