@@ -87,12 +87,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     rows = trials[trials.user == alias]
     if rows.empty:
         known = ", ".join(trials.user.unique()[:5])
-        raise RunFolderError(
-            "the run has no such user",
-            where=str(folder.root),
-            expected=f"a raw user id, or an alias such as {known}",
-            remedy="list the aliases with: milp-ray fronts RUN",
-        )
+        raise folder.no_such_user(f"a raw user id, or an alias such as {known}")
     table = _table(f"trials of {alias}")
     shown = ["trial", "state", *_measured(folder), "trainable_params", "placement", "reason"]
     for name in shown:

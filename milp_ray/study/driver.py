@@ -9,7 +9,7 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
+from milp_ray.errors import ClusterError, MilpRayError, Problem, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
@@ -98,10 +98,5 @@ def experiment(path: Path | str, user: str) -> Path:
     with folder.lock():  # opening a log repairs its last line, which a driver may be writing
         engine = engines_of(folder, inputs).get(alias)
     if engine is None:
-        raise RunFolderError(
-            "the run has no such user",
-            where=str(folder.root),
-            expected="a raw user id or an alias of the run",
-            remedy="list the aliases with: milp-ray fronts RUN",
-        )
+        raise folder.no_such_user()
     return save_experiment(folder, alias, engine)

@@ -163,6 +163,15 @@ class RunFolder:
         """Where Ray Tune keeps its files."""
         return self.root / "tune"
 
+    def no_such_user(self, expected: str = "a raw user id or an alias of the run") -> RunFolderError:
+        """The error that a user who is not in the run stands for."""
+        return RunFolderError(
+            "the run has no such user",
+            where=str(self.root),
+            expected=expected,
+            remedy="list the aliases with: milp-ray fronts RUN",
+        )
+
     def untouched(self) -> bool:
         """Whether no event log holds more than its first line."""
         with reading(self.root):

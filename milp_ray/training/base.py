@@ -234,7 +234,7 @@ def _check_model_type(folder: Path) -> None:
 
 def _load_model(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
                 settings.path, config=config, dtype=dtype, output_loading_info=True, **_where(settings)
             )
@@ -305,7 +305,8 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Reading and writing models without transformers' own progress bars."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

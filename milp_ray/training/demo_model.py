@@ -87,7 +87,9 @@ def build_demo_model(
         model = _train_model(tokenizer, texts, sizes, progress)
 
     def write(draft: Path) -> None:
-        with _no_progress_bar(), _no_accelerator_search():
+        from milp_ray.training.base import no_progress_bar
+
+        with no_progress_bar(), _no_accelerator_search():
             model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
@@ -137,19 +139,6 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -43,7 +43,7 @@ class FinalSpec:
         return child(self.scores, f"{alias}.json")
 
     def other(self, alias: str, trained: Sequence[str]) -> str | None:
-        """Whose memory is held against the user's own: the next trained user's, by alias."""
+        """Whose memory is held against the user's own: the next trained user's."""
         ring = list(trained)  # in the order of the data: the same pairs in every run of a study
         if len(ring) < 2 or alias not in ring:
             return None

@@ -151,7 +151,33 @@ def run_search(
         return stopping() or searcher.failure is not None or queue.failed
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}"
-    tuner = tune.Tuner(
+    tuner = _tuner(spec, worker, searcher, ending, name, folder)
+    try:
+        with _log_to(folder / "tune.log"):
+            tuner.fit()
+    except Exception as error:
+        raise _explained(error, searcher, folder) from error
+    finally:
+        queue.stop()
+        queue.join(timeout=5)
+        # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if searcher.failure is not None:
+        raise searcher.failure
+    queue.raise_error()
+    return searcher.baselines_failed
+
+
+def _tuner(
+    spec: TrialSpec,
+    worker: Slots,
+    searcher: StudySearcher,
+    ending: Callable[[], bool],
+    name: str,
+    folder: Path,
+) -> tune.Tuner:
+    """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
+    return tune.Tuner(
         tune.with_resources(
             tune.with_parameters(MemoryTrial, spec=spec), {"cpu": worker.cpus, "gpu": worker.gpus}
         ),
@@ -167,26 +193,12 @@ def run_search(
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=study.ray.max_failures),
+            failure_config=FailureConfig(max_failures=spec.study.ray.max_failures),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
             stop=_GiveUp(ending),
         ),
     )
-    try:
-        with _log_to(folder / "tune.log"):
-            tuner.fit()
-    except Exception as error:
-        raise _explained(error, searcher, folder) from error
-    finally:
-        queue.stop()
-        queue.join(timeout=5)
-        # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
-        shutil.rmtree(folder / name, ignore_errors=True)
-    if searcher.failure is not None:
-        raise searcher.failure
-    queue.raise_error()
-    return searcher.baselines_failed
 
 
 class _GiveUp(tune.Stopper):  # type: ignore[misc]
