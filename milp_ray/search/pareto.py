@@ -29,12 +29,19 @@ def non_dominated(Y: Rows) -> npt.NDArray[np.bool_]:
     """
     values = _table(Y)
     valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
-    keep: npt.NDArray[np.bool_] = valid.copy()
-    for index in np.flatnonzero(valid):
+    keep: npt.NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
+    # Whatever dominates a row comes before it in lexicographic order, and what is dominated is dominated by a
+    # row of the front: each row need only be held against the front so far.
+    order = np.lexsort(-values.T[::-1]) if values.size else np.arange(0)
+    front = np.empty_like(values)
+    count = 0
+    for index in order[valid[order]]:
         row = values[index]
-        others = values[valid]
-        if bool(((others >= row).all(axis=1) & (others > row).any(axis=1)).any()):
-            keep[index] = False
+        better = front[:count]
+        if not bool(((better >= row).all(axis=1) & (better > row).any(axis=1)).any()):
+            front[count] = row
+            count += 1
+            keep[index] = True
     return keep
 
 
