@@ -160,23 +160,50 @@ def test_the_density_is_that_of_botorchs_model() -> None:
     X, Y = data(9)
     y = (Y[:, :1] - Y[:, :1].mean()) / Y[:, :1].std()
     rng = np.random.default_rng(0)
+
+    def sites(u: nuts.jax.Array) -> dict[str, nuts.jax.Array]:
+        theta = nuts._constrained(u)
+        tau = 0.1 * nuts.jnp.exp(nuts._log_half_cauchy(u[3]))
+        return {
+            "mean": theta.mean,
+            "outputscale": theta.outputscale,
+            "noise": theta.noise - nuts.MIN_NOISE,
+            "kernel_tausq": tau,
+            "_kernel_inv_length_sq": theta.inverse2 / tau,
+        }
+
+    def logs(u: nuts.jax.Array) -> nuts.jax.Array:
+        found = sites(u)
+        rest = [nuts.jnp.log(found[name]) for name in ("outputscale", "noise", "kernel_tausq")]
+        return nuts.jnp.concatenate(
+            [nuts.jnp.stack([found["mean"], *rest]), nuts.jnp.log(found["_kernel_inv_length_sq"])]
+        )
+
     with nuts.jax.enable_x64(True):
         theirs = SaasFullyBayesianSingleTaskGP(X, y).pyro_model
-        density = nuts.jax.jit(lambda sites: log_density(theirs.sample, (), {}, sites)[0])
-        ours = nuts.jax.jit(lambda z: -nuts._potential(z, X.numpy(), y[:, 0].numpy(), np.ones(9)))
+        density = nuts.jax.jit(lambda values: log_density(theirs.sample, (), {}, values)[0])
+        ours = nuts.jax.jit(lambda u: -nuts._potential(u, X.numpy(), y[:, 0].numpy(), np.ones(9)))
+        # Volume: from our coordinates to logs by differentiation, from logs to the sites by their values.
+        to_logs = nuts.jax.jit(lambda u: nuts.jnp.linalg.slogdet(nuts.jax.jacobian(logs)(u))[1])
         ours_values, their_values = [], []
         for _ in range(6):
-            z = rng.normal(size=4 + D)
-            sites = {
-                "mean": z[0],
-                "outputscale": np.exp(z[1]),
-                "noise": np.exp(z[2]),
-                "kernel_tausq": np.exp(z[3]),
-                "_kernel_inv_length_sq": np.exp(z[4:]),
-            }
-            their_values.append(float(density(sites)) + z[1:].sum())  # the Jacobian of the log transforms
-            ours_values.append(float(ours(z)))
+            u = rng.normal(size=4 + D)
+            their_values.append(float(density(sites(u))) + float(to_logs(u)) + float(logs(u)[1:].sum()))
+            ours_values.append(float(ours(u)))
     assert np.diff(ours_values) == pytest.approx(np.diff(their_values), rel=1e-3, abs=1e-2)
+
+
+def test_the_written_out_gradient_is_the_derivative() -> None:
+    X, Y = data(9)
+    padded_X, padded_Y, mask = np.zeros((32, D)), np.zeros(32), np.zeros(32)
+    padded_X[:9], padded_Y[:9], mask[:9] = X.numpy(), Y[:, 0].numpy(), 1.0
+    with nuts.jax.enable_x64(True):
+        from jax.test_util import check_grads
+
+        u = np.random.default_rng(1).normal(size=4 + D)
+        check_grads(
+            lambda u: nuts._potential(u, padded_X, padded_Y, mask), (u,), order=1, modes=["rev"], rtol=1e-5
+        )
 
 
 def test_one_program_serves_a_bucket() -> None:
