@@ -144,15 +144,22 @@ class MemorySpace:
         k = len(active)
         if n == 0 or k == 0:
             return NO_MEMORY
+        cap = self.max_rank if self.max_rank is not None else config.rank * n
+        counts = self.deal(k, n)
+        return Placement(
+            tuple((active[position], min(count * config.rank, cap)) for position, count in counts.items())
+        )
+
+    @staticmethod
+    def deal(k: int, n: int) -> dict[int, int]:
+        """How n ≥ 1 LoRAs fall on k ≥ 1 active layers: position among these -> how many, positions
+        increasing."""
         if n < k:
             # A step above 1 keeps the rounded positions distinct; division is exact where the value is x.5.
             positions = [round(i * (k - 1) / (n - 1)) for i in range(n)] if n > 1 else [0]
-            counts = {active[position]: 1 for position in positions}
-        else:
-            each, rest = divmod(n, k)
-            counts = {layer: each + (index < rest) for index, layer in enumerate(active)}
-        cap = self.max_rank if self.max_rank is not None else config.rank * n
-        return Placement(tuple((layer, min(count * config.rank, cap)) for layer, count in counts.items()))
+            return dict.fromkeys(positions, 1)
+        each, rest = divmod(n, k)
+        return {position: each + (position < rest) for position in range(k)}
 
     def validate(self, config: MemoryConfig) -> None:
         """Check that ``config`` is a member of the space (n = 0, or no active layer, is: no memory).
@@ -266,7 +273,7 @@ class MemorySpace:
         Layer by layer log(1 + effective rank), then log(1 + total rank), each divided by its largest value
         in this space and capped at 1. No memory is the origin.
         """
-        highest, total = self._largest_ranks()
+        highest, total = self.largest_ranks()
         ranks = placement.as_dict()
         if ranks and max(ranks) >= self.num_layers:
             raise SpaceError(f"a placement in layer {max(ranks)}", expected=f"layers below {self.num_layers}")
@@ -282,20 +289,25 @@ class MemorySpace:
                 new = tuple(gate != (layer in changed) for layer, gate in enumerate(gates))
                 if any(new):
                     yield MemoryConfig(new, n if "num" in self.searched else self._fixed_num(sum(new)), rank)
+        for num, step in self.steps_of_size(config):
+            yield MemoryConfig(gates, num, step)
+
+    def steps_of_size(self, config: MemoryConfig) -> list[tuple[int, int]]:
+        """The (n, r) that :meth:`neighbours` goes to without touching a gate, in its order."""
+        n, rank = config.num_loras, config.rank
+        result = []
         if "num" in self.searched:
-            for num in (n - 1, n + 1, n // 2, n * 2):
-                if 1 <= num <= self.max_loras:
-                    yield MemoryConfig(gates, num, rank)
+            result += [(num, rank) for num in (n - 1, n + 1, n // 2, n * 2) if 1 <= num <= self.max_loras]
         if "size" in self.searched:
             lower = [r for r in self.ranks if r < rank][-1:]
             upper = [r for r in self.ranks if r > rank][:1]
-            for step in (*lower, *upper):
-                yield MemoryConfig(gates, n, step)
+            result += [(n, step) for step in (*lower, *upper)]
+        return result
 
     def _fixed_num(self, active: int) -> int:
         return active if self.default_num is None else self.default_num
 
-    def _largest_ranks(self) -> tuple[int, int]:
+    def largest_ranks(self) -> tuple[int, int]:
         """The largest effective rank of one layer, and the largest total, in this space."""
         rank = self.ranks[-1] if "size" in self.searched else self.default_rank
         if "num" in self.searched:

@@ -6,26 +6,28 @@ pending points, averaged over joint draws of all their values, so that neither n
 taken at its word. More proposals come one after the other, each with the earlier ones pending.
 
 BoTorch's own class takes a posterior per candidate and a box decomposition per draw, made for gradients.
-Nothing here needs a gradient: one joint posterior per chunk of candidates, and strips instead of boxes for
-two objectives, keep it light, and no C++ extension has to be built; tests/search/test_acquisition.py holds
-it to BoTorch's values. An exact objective is a deterministic model: a further input column that is handed
-through (:func:`with_exact`). With one objective it is log noisy expected improvement.
+Nothing here needs a gradient: everything that does not depend on candidates is factored once
+(:mod:`milp_ray.search.posterior`), and strips instead of boxes for two objectives keep it light, and no C++
+extension has to be built; tests/search/test_acquisition.py holds it to BoTorch's values. An exact objective
+is a further input column that is handed through (:func:`with_exact`). With one objective it is log noisy
+expected improvement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from botorch.models.deterministic import GenericDeterministicModel
-from botorch.models.model import Model, ModelList
 from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
-from gpytorch.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from milp_ray.search.posterior import ExactColumn, GaussianOutput, Output
 from milp_ray.search.surrogates.base import Fitted
 
-_CHUNK = 256  # candidates per joint posterior
-_KEPT = 48  # observed points that can matter for the front, at most
+_CHUNK = 512  # candidates per matrix product
+_KEPT = 32  # observed points that can matter for the front, at most
+_DRAWS = 128  # of all components together, at least
 _TAU = 1e-3  # smoothing of "no improvement", in standard deviations of an outcome
 _CELLS = 1 << 23  # numbers in the largest intermediate tensor
 
@@ -34,20 +36,18 @@ class Acquisition:
     """The acquisition of one fit, for candidates given as rows of inputs.
 
     Args:
-        models: of all m objectives, each to be maximised, see :func:`with_exact`.
-        components: S, Gaussian components of each posterior.
+        outputs: all m objectives, each to be maximised, see :func:`with_exact`.
         reference: ``m`` double tensor, to be maximised; not used for m = 1.
         observed: ``n x D`` inputs of the observations, n ≥ 1.
         pending: ``p x D`` inputs of proposals that have not ended.
         seed: of the draws, which stay fixed from call to call.
         draws: M per component; None: enough for the number of objectives (three need a slow decomposition
-            each).
+            each) and components.
     """
 
     def __init__(
         self,
-        models: ModelList,
-        components: int,
+        outputs: Sequence[Output],
         reference: Tensor,
         observed: Tensor,
         pending: Tensor,
@@ -55,11 +55,12 @@ class Acquisition:
         seed: int,
         draws: int | None = None,
     ) -> None:
-        self._models = list(models.models)
-        self._components = components
+        self._outputs = list(outputs)
+        self._components = max(output.components for output in outputs)
         self._reference = reference
         self._seed = seed
-        self._draws = draws or (32 if len(self._models) < 3 else 8)
+        total = _DRAWS if len(self._outputs) < 3 else _DRAWS // 4
+        self._draws = draws or max(8, total // self._components)
         with torch.no_grad():
             self._observed = self._promising(observed)
             self._pending = pending
@@ -85,65 +86,44 @@ class Acquisition:
 
     def _promising(self, observed: Tensor) -> Tensor:
         """The observations that are on the front in at least one draw; all others cannot matter."""
-        mean, root = self._joint(observed)
-        values = mean + torch.einsum("msij,mdj->msdi", root, self._noise(len(observed)))
-        rows = values.permute(1, 2, 3, 0).flatten(0, 1)  # (S·M) x n x m
+        rows = self._rows(observed, self._noise(len(observed)))  # R x n x m
         share = torch.zeros(len(observed), dtype=torch.double)
         for part in torch.split(rows, max(1, _CELLS // max(1, len(observed) ** 2))):
-            better = (part.unsqueeze(1) >= part.unsqueeze(2)).all(-1)
-            strictly = (part.unsqueeze(1) > part.unsqueeze(2)).any(-1)
+            better = torch.ones(len(part), len(observed), len(observed), dtype=torch.bool)
+            strictly = torch.zeros_like(better)
+            for value in part.unbind(-1):
+                better &= value.unsqueeze(1) >= value.unsqueeze(2)
+                strictly |= value.unsqueeze(1) > value.unsqueeze(2)
             share += (~(better & strictly).any(-1)).sum(0)
         order = share.argsort(descending=True, stable=True)[:_KEPT]
         return observed[order[share[order] > 0].sort().values]
 
     def _condition(self) -> None:
         """Draw the values of what is known, and lay out the volume that is still to be gained above them."""
-        self._known = torch.cat([self._observed, self._pending])
-        mean, root = self._joint(self._known)
-        noise = self._noise(len(self._known) + 1)
-        self._root, self._weights, self._own = root, noise[..., :-1], noise[..., -1]
-        values = mean + torch.einsum("msij,mdj->msdi", root, self._weights)
-        self._gaps = _Gaps(values.permute(1, 2, 3, 0).flatten(0, 1), self._reference)
+        known = torch.cat([self._observed, self._pending])
+        noise = self._noise(len(known) + 1)
+        weights, self._own = noise[..., :-1], noise[..., -1]
+        self._given = [output.given(known, weights[index]) for index, output in enumerate(self._outputs)]
+        self._gaps = _Gaps(self._rows(known, weights), self._reference)
+
+    def _rows(self, X: Tensor, noise: Tensor) -> Tensor:
+        """Joint draws at ``k x D`` points as ``R x k x m``, R = S·M fronts."""
+        S, M, k = self._components, self._draws, len(X)
+        drawn = [output.draws(X, noise[index]).expand(S, M, k) for index, output in enumerate(self._outputs)]
+        return torch.stack(drawn, dim=-1).reshape(S * M, k, len(drawn))
 
     def _chunk(self, X: Tensor) -> Tensor:
-        k, c = len(self._known), len(X)
-        draws = []
-        for index, model in enumerate(self._models):
-            mean, covariance = self._moments(model, torch.cat([self._known, X]))
-            cross = covariance[:, :k, k:]
-            # cov(x, known) = A Lᵀ, so that given draws L·w of the known values x has mean A·w.
-            A = torch.linalg.solve_triangular(self._root[index], cross, upper=False)
-            left = covariance.diagonal(dim1=-2, dim2=-1)[:, k:] - A.square().sum(-2)
-            spread = left.clamp_min(0.0).sqrt()
-            centre = mean[:, None, k:] + torch.einsum("skc,dk->sdc", A, self._weights[index])
-            draws.append(centre + spread[:, None, :] * self._own[index][None, :, None])
-        values = torch.stack(draws, dim=-1).reshape(self._components * self._draws, c, len(self._models))
-        return self._gaps.log_gain(values)
-
-    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Means ``m x S x 1 x k`` and Cholesky factors ``m x S x k x k`` of the outputs at ``X``."""
-        means, roots = [], []
-        for model in self._models:
-            mean, covariance = self._moments(model, X)
-            scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-            jitter = 1e-6 * scale[:, None, None] * torch.eye(len(X), dtype=torch.double)
-            means.append(mean)
-            roots.append(psd_safe_cholesky(covariance + jitter))
-        return torch.stack(means).unsqueeze(2), torch.stack(roots)
-
-    def _moments(self, model: Model, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``S x k`` and covariance ``S x k x k`` of one output at ``X``."""
-        S, k = self._components, len(X)
-        if isinstance(model, GenericDeterministicModel):
-            return model(X).squeeze(-1).expand(S, k), torch.zeros(S, k, k, dtype=torch.double)
-        posterior = model.posterior(X)
-        distribution = posterior.distribution
-        mean = distribution.mean.reshape(-1, k)
-        return mean.expand(S, k), distribution.covariance_matrix.reshape(-1, k, k).expand(S, k, k)
+        S, M, c = self._components, self._draws, len(X)
+        drawn = []
+        for index, given in enumerate(self._given):
+            centre, spread = given(X)
+            values = centre + spread[:, None, :] * self._own[index][None, :, None]
+            drawn.append(values.expand(S, M, c).reshape(S * M, c))
+        return self._gaps.log_gain(drawn)
 
     def _noise(self, count: int) -> Tensor:
         """``m x M x count`` standard normal quasi-random draws, the same for the same count."""
-        m = len(self._models)
+        m = len(self._outputs)
         engine = SobolEngine(  # type: ignore[no-untyped-call]
             m * count, scramble=True, seed=self._seed % 2**31
         )
@@ -161,27 +141,32 @@ class _Gaps:
             lower = front.max(dim=1).values.unsqueeze(1)
             upper = torch.full_like(lower, torch.inf)
         elif m == 2:
-            lower, upper = _strips(front, reference)
+            lower, upper = _without_empty(*_strips(front, reference))
         else:
             lower, upper = _boxes(front, reference)
         self._lower, self._width = lower, upper - lower
 
-    def log_gain(self, values: Tensor) -> Tensor:
-        """Log of the smoothed volume gained, averaged over draws; ``values``: ``R x c x m``, result ``c``."""
-        R, _, m = values.shape
+    def log_gain(self, values: Sequence[Tensor]) -> Tensor:
+        """Log of the smoothed volume gained, averaged over draws; ``values``: m times ``R x c``, result
+        ``c``."""
+        R, c = values[0].shape
         boxes = self._lower.shape[1]
-        gained = []
-        for part in torch.split(values, max(1, _CELLS // (R * boxes * m)), dim=1):
-            area = torch.ones(R, part.shape[1], boxes, dtype=torch.double)
-            for index in range(m):
-                over = _soft(part[:, :, None, index] - self._lower[:, None, :, index])
-                area *= torch.minimum(over, self._width[:, None, :, index])
-            gained.append(area.sum(-1).mean(0))
-        return torch.cat(gained).clamp_min(1e-300).log()
+        gained = torch.zeros(c, dtype=torch.double)
+        step = max(1, _CELLS // (R * c))
+        for first in range(0, boxes, step):
+            area: Tensor | None = None
+            for index, value in enumerate(values):
+                low = self._lower[:, None, first : first + step, index]
+                width = self._width[:, None, first : first + step, index]
+                side = torch.minimum(_soft(value.unsqueeze(-1) - low), width)
+                area = side if area is None else area.mul_(side)
+            assert area is not None
+            gained += area.sum(-1).mean(0)
+        return gained.clamp_min(1e-300).log()
 
 
-def with_exact(fitted: Fitted, exact: list[int], m: int, d: int) -> ModelList:
-    """All m objectives as one model over ``d + len(exact)`` input columns.
+def with_exact(fitted: Fitted, exact: list[int], m: int, d: int) -> list[Output]:
+    """All m objectives over ``d + len(exact)`` input columns.
 
     Args:
         fitted: models of the measured objectives, in order; they read the first d columns.
@@ -190,44 +175,10 @@ def with_exact(fitted: Fitted, exact: list[int], m: int, d: int) -> ModelList:
         d: number of features.
     """
     measured = iter(fitted.model.models)
-    models: list[Model] = []
-    for index in range(m):
-        if index in exact:
-            column = d + exact.index(index)
-            models.append(GenericDeterministicModel(_Column(column)))
-        else:
-            models.append(_OnFeatures(next(measured), d))
-    return ModelList(*models)
-
-
-class _Column:
-    """Hands an input column through as an output."""
-
-    def __init__(self, column: int) -> None:
-        self._column = column
-
-    def __call__(self, X: Tensor) -> Tensor:
-        return X[..., self._column : self._column + 1]
-
-
-class _OnFeatures(Model):  # type: ignore[misc]
-    """A model that reads the first d input columns only."""
-
-    def __init__(self, model: Model, d: int) -> None:
-        super().__init__()
-        self._model, self._d = model, d
-
-    @property
-    def num_outputs(self) -> int:
-        return int(self._model.num_outputs)
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        shape: torch.Size = self._model.batch_shape
-        return shape
-
-    def posterior(self, X: Tensor, *args: object, **kwargs: object) -> object:
-        return self._model.posterior(X[..., : self._d], *args, **kwargs)
+    return [
+        ExactColumn(d + exact.index(index)) if index in exact else GaussianOutput(next(measured))
+        for index in range(m)
+    ]
 
 
 def _strips(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,6 +197,16 @@ def _strips(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
+def _without_empty(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Only as many boxes a draw as the draw with most has: those of dominated points are empty."""
+    filled = ((upper - lower) > 0).all(dim=-1)
+    most = int(filled.sum(dim=1).max())
+    first = (~filled).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+    index = first.unsqueeze(-1).expand(-1, -1, lower.shape[-1])
+    # Whatever a draw has too many of stays empty: its width is 0 in one direction.
+    return lower.gather(1, index), upper.gather(1, index)
+
+
 def _boxes(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes above ``R x k x m`` fronts by BoTorch, padded with empty ones to one number."""
     cut = [FastNondominatedPartitioning(reference, Y=Y).get_hypercell_bounds() for Y in front]
@@ -260,4 +221,5 @@ def _boxes(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 def _soft(x: Tensor) -> Tensor:
     """A smooth max(x, 0) with a fat tail, so that hopeless candidates can still be told apart."""
     z = x / _TAU
-    return _TAU * (z.clamp_min(0.0) + 0.5 / (1.0 + z.square()))
+    tail = z.square().add_(1.0).reciprocal_().mul_(0.5)
+    return z.clamp_min_(0.0).add_(tail).mul_(_TAU)

@@ -2,18 +2,26 @@
 
 Spaces of gates, counts and ranks have no gradient worth following, and rounding relaxed optima did about as
 well as drawing at random. One acquisition call a round serves all climbers, and no placement is evaluated
-twice.
+twice. Neighbourhoods come in two sizes (variable neighbourhood descent, Hansen and Mladenović 2001): flips of
+a gate and steps of n and r while they lead up, then swaps of an active with an inactive layer, of which there
+are ten times as many.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+import numpy as np
+import numpy.typing as npt
 
-Values = Callable[[Sequence[MemoryConfig]], Sequence[float]]
+from milp_ray.memory.arrays import Configs, Ints, SpaceArrays, key_of, keys
+from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
+
+Values = Callable[[Ints], npt.NDArray[np.float64]]
+
+_BETTER = 1e-9
+_WARM = 16  # best of one search that the next one of the same batch starts from
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,8 @@ class LocalSearch:
     """
 
     draws: int = 256
-    climbers: int = 8
-    rounds: int = 20
+    climbers: int = 6
+    rounds: int = 24
 
     def best(
         self,
@@ -43,7 +51,7 @@ class LocalSearch:
 
         Args:
             space: of the configurations.
-            values: the acquisition; called with lists, more is better.
+            values: the acquisition: ``k x L`` effective ranks to ``k`` values, more is better.
             seen: placement keys that must not be returned (climbers may pass through them).
             around: configurations whose neighbours join the pool of starts, as those of the front.
             seed: of the random part of the pool.
@@ -51,56 +59,106 @@ class LocalSearch:
         Returns:
             None if everything looked at was seen before.
         """
-        table = _Table(space, values)
-        generator = random.Random(seed)
-        pool = [space.sample(generator) for _ in range(self.draws)]
+        return self.search(SpaceArrays(space), values, seen=seen, around=around, seed=seed).best
+
+    def search(
+        self,
+        arrays: SpaceArrays,
+        values: Values,
+        *,
+        seen: Collection[str],
+        around: Iterable[MemoryConfig],
+        seed: int,
+        warm: Configs | None = None,
+    ) -> Found:
+        """As :meth:`best`, and what a further search of the same batch may start from (``warm``)."""
+        table = _Table(arrays, values)
+        pool = [arrays.sample(self.draws, seed)] if self.draws else []
+        pool += [] if warm is None else [warm]
         for config in around:
-            pool.extend([config, *space.neighbours(config)])
+            pool += [Configs.of([config], arrays.space.num_layers), *arrays.moves(config)]
         table.look_at(pool)
-        climbing = table.ranked()[: self.climbers]
+        climbing = [_Climber(key) for key in table.ranked()[: self.climbers]]
         for _ in range(self.rounds):
-            moves = {key: table.look_at(space.neighbours(table.configs[key])) for key in climbing}
-            table.evaluate()
-            climbing = list(dict.fromkeys(up for key in climbing if (up := table.best_of(key, moves[key]))))
             if not climbing:
                 break
-        return next((table.configs[key] for key in table.ranked() if key not in seen), None)
+            climbing = _round(table, climbing)
+        ranked = table.ranked()
+        hidden = {key_of(Placement.from_key(key), arrays.space.num_layers) for key in seen}
+        best = next((table.configs[key] for key in ranked if key not in hidden), None)
+        top = Configs.of((table.configs[key] for key in ranked[:_WARM]), arrays.space.num_layers)
+        return Found(best, top)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The best configuration that was not seen before, and the best ``top`` ones of any kind."""
+
+    best: MemoryConfig | None
+    top: Configs
+
+
+@dataclass
+class _Climber:
+    """Where a climber stands, and whether it is looking through the large neighbourhood."""
+
+    key: bytes
+    wide: bool = False
+
+
+def _round(table: _Table, climbing: list[_Climber]) -> list[_Climber]:
+    """One step of every climber; those that cannot go up in either neighbourhood are done."""
+    moves = []
+    for climber in climbing:
+        near, swaps = table.arrays.moves(table.configs[climber.key])
+        moves.append(table.note(swaps if climber.wide else near))
+    table.evaluate()
+    result: dict[bytes, _Climber] = {}
+    for climber, options in zip(climbing, moves, strict=True):
+        up = max(options, key=table.value.__getitem__, default=climber.key)
+        if table.value[up] > table.value[climber.key] + _BETTER:
+            result.setdefault(up, _Climber(up))
+        elif not climber.wide:
+            result.setdefault(climber.key, _Climber(climber.key, wide=True))
+    return list(result.values())
+
+
+@dataclass
 class _Table:
     """Every placement looked at so far, with its value."""
 
-    def __init__(self, space: MemorySpace, values: Values) -> None:
-        self._space, self._values = space, values
-        self._waiting: dict[str, MemoryConfig] = {}
-        self.configs: dict[str, MemoryConfig] = {}
-        self.value: dict[str, float] = {}
+    arrays: SpaceArrays
+    values: Values
+    configs: dict[bytes, MemoryConfig] = field(default_factory=dict)
+    value: dict[bytes, float] = field(default_factory=dict)
+    _waiting: dict[bytes, npt.NDArray[np.int32]] = field(default_factory=dict)
 
-    def look_at(self, configs: Iterable[MemoryConfig]) -> list[str]:
-        """Note configurations for the next evaluation; returns their placement keys."""
-        keys = []
-        for config in configs:
-            key = self._space.placement(config).key
-            if not key:
-                continue
-            keys.append(key)
+    def look_at(self, parts: Iterable[Configs]) -> None:
+        """Value all of them."""
+        for part in parts:
+            self.note(part)
+        self.evaluate()
+
+    def note(self, configs: Configs) -> list[bytes]:
+        """Note configurations for the next evaluation; returns their keys, without no memory."""
+        ranks = self.arrays.ranks(configs)
+        result = []
+        for index, key in enumerate(keys(ranks)):
             if key not in self.configs:
-                self.configs[key] = self._waiting[key] = config
-        return keys
+                if not configs.gates[index].any():
+                    continue
+                self.configs[key] = configs.one(index)
+                self._waiting[key] = ranks[index]
+            result.append(key)
+        return result
 
     def evaluate(self) -> None:
         """Value everything that waits, in one call."""
         if self._waiting:
-            found = self._values(list(self._waiting.values()))
-            self.value.update(zip(self._waiting, map(float, found), strict=True))
+            found = self.values(np.stack(list(self._waiting.values())))
+            self.value.update(zip(self._waiting, found.tolist(), strict=True))
             self._waiting = {}
 
-    def ranked(self) -> list[str]:
+    def ranked(self) -> list[bytes]:
         """All keys, best first; ties in the order in which they were met."""
-        self.evaluate()
         return sorted(self.value, key=lambda key: -self.value[key])
-
-    def best_of(self, key: str, moves: Sequence[str]) -> str | None:
-        """The best of ``moves`` if it is better than ``key``."""
-        up = max(moves, key=lambda move: self.value[move], default=key)
-        return up if self.value[up] > self.value[key] + 1e-9 else None

@@ -7,22 +7,24 @@ the same machine. What becomes of the candidates is the engine's business (``Eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
-from milp_ray.search.objectives import Objective, exact_values
+from milp_ray.search.objectives import Objective
 from milp_ray.search.pareto import non_dominated
 from milp_ray.search.records import Candidates
-from milp_ray.search.reference import reference_point
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import Fitted, FreeSurrogate, ModelSurrogate, SurrogateFailed
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    import numpy.typing as npt
+
+    from milp_ray.memory.arrays import Configs, Ints
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
 
@@ -45,6 +47,7 @@ class Plan:
         pending: configurations that are being measured.
         seen: placement keys that must not be proposed.
         reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
+        outcome: how values are scaled for the model, see :mod:`milp_ray.search.scaling`.
     """
 
     space: MemorySpace
@@ -62,6 +65,7 @@ class Plan:
     pending: tuple[MemoryConfig, ...] = ()
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     reference: tuple[float, ...] = ()
+    outcome: str = "standardize"
 
     def propose(self) -> Candidates:
         """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
@@ -85,10 +89,11 @@ class Plan:
         return Candidates(surrogate.configs(self.space, self.seen, self.count, self.seed), source, notes)
 
     def _modelled(self, surrogate: ModelSurrogate) -> Candidates:
-
         from milp_ray.search.acquisition import Acquisition, with_exact
+        from milp_ray.search.scaling import Scaled
 
-        scaled = _Scaled(self)
+        scaled = Scaled(self)
+        arrays = scaled.arrays
         measured = [index for index, o in enumerate(self.objectives) if o.exact is None]
         exact = [index for index, o in enumerate(self.objectives) if o.exact is not None]
         X = scaled.inputs(self.told)
@@ -96,72 +101,33 @@ class Plan:
         fitted: Fitted = surrogate.fit(X[:, :d].contiguous(), scaled.Y[:, measured].contiguous(), self.seed)
         acquisition = Acquisition(
             with_exact(fitted, exact, len(self.objectives), d),
-            fitted.components,
             scaled.reference,
             X,
             scaled.inputs(self.pending),
             seed=self.seed,
         )
         taken, chosen = set(self.seen), list[MemoryConfig]()
+        warm: Configs | None = None
 
-        def values(configs: Sequence[MemoryConfig]) -> list[float]:
-            result: list[float] = acquisition(scaled.inputs(configs)).tolist()
+        def values(ranks: Ints) -> npt.NDArray[np.float64]:
+            result: npt.NDArray[np.float64] = acquisition(scaled.rows(ranks)).numpy()
             return result
 
         while len(chosen) < self.count:
-            best = self.search.best(
-                self.space, values, seen=taken, around=self._around(), seed=self.seed + len(chosen)
+            found = self.search.search(
+                arrays, values, seen=taken, around=self._around(), seed=self.seed + len(chosen), warm=warm
             )
-            if best is None:
+            if found.best is None:
                 chosen.extend(Design(self.space, self.seed).first(self.count - len(chosen), taken))
                 break
-            chosen.append(best)
-            taken.add(self.space.placement(best).key)
+            warm = found.top
+            chosen.append(found.best)
+            taken.add(self.space.placement(found.best).key)
             if len(chosen) < self.count:
-                acquisition.add_pending(scaled.inputs([best]))
+                acquisition.add_pending(scaled.inputs([found.best]))
         return Candidates(chosen, fitted.source, fitted.notes)
 
     def _around(self) -> list[MemoryConfig]:
         """The newest points of the front: their neighbourhoods have been looked through least."""
         front = non_dominated(self.gains).nonzero()[0]
         return [self.told[index] for index in front[::-1][:_AROUND]]
-
-
-class _Scaled:
-    """A plan's data as tensors: features in the unit cube, values with mean 0 and standard deviation 1."""
-
-    def __init__(self, plan: Plan) -> None:
-        import numpy as np
-        import torch
-
-        self._plan = plan
-        Y = np.asarray(plan.gains, dtype=np.float64)
-        reference = reference_point(plan.gains, plan.reference)
-        assert reference is not None  # a plan with a model has an observation
-        # Dividing first keeps squares of very large values from overflowing.
-        size = np.maximum(np.abs(Y).max(axis=0), np.finfo(np.float64).tiny)
-        self._centre = (Y / size).mean(axis=0) * size
-        spread = (Y / size - self._centre / size).std(axis=0) * size
-        # A constant outcome keeps its scale; rounding alone must not be blown up to a spread of 1.
-        self._spread = np.where(spread > 1e-12 * size, spread, np.maximum(size, 1e-12))
-        self.Y: Tensor = torch.as_tensor((Y - self._centre) / self._spread)
-        self.reference: Tensor = torch.as_tensor((reference - self._centre) / self._spread)
-
-    def inputs(self, configs: Sequence[MemoryConfig]) -> Tensor:
-        """``k x D``: features, then a column per exact objective."""
-        import torch
-
-        plan = self._plan
-        exact = [(index, o) for index, o in enumerate(plan.objectives) if o.exact is not None]
-        rows = []
-        for config in configs:
-            placement = plan.space.placement(config)
-            row = list(plan.space.features(placement))
-            if exact:
-                known = exact_values(plan.objectives, placement)
-                row += [
-                    (o.sign * known[o.name] - float(self._centre[index])) / float(self._spread[index])
-                    for index, o in exact
-                ]
-            rows.append(row)
-        return torch.tensor(rows, dtype=torch.double).reshape(len(rows), plan.space.num_features + len(exact))

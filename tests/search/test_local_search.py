@@ -1,18 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
+import numpy.typing as npt
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.arrays import Ints
+from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
 from milp_ray.search.design import every_config
-from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.local_search import LocalSearch, Values
 from tests.search.problems import measure, small_space
 
 
-def loss(space: MemorySpace, calls: list[str]) -> object:
-    def values(configs: Sequence[MemoryConfig]) -> list[float]:
-        keys = [space.placement(config).key for config in configs]
-        calls.extend(keys)
-        return [-measure(space.placement(config))["loss"] for config in configs]
+def loss(space: MemorySpace, calls: list[str]) -> Values:
+    def values(ranks: Ints) -> npt.NDArray[np.float64]:
+        placements = [
+            Placement(tuple((layer, rank) for layer, rank in enumerate(row) if rank))
+            for row in ranks.tolist()
+        ]
+        calls.extend(placement.key for placement in placements)
+        return np.array([-measure(placement)["loss"] for placement in placements])
 
     return values
 
@@ -26,7 +31,7 @@ def test_climbs_to_the_optimum_and_values_nothing_twice() -> None:
         loss(space, calls),
         seen=set(),
         around=(),
-        seed=0,  # type: ignore[arg-type]
+        seed=0,
     )
     assert found is not None
     assert measure(space.placement(found))["loss"] == best
@@ -45,7 +50,7 @@ def test_climbs_through_what_was_seen_but_does_not_return_it() -> None:
         loss(space, []),
         seen=seen,
         around=(),
-        seed=1,  # type: ignore[arg-type]
+        seed=1,
     )
     assert found is not None
     assert space.placement(found).key == ranked[2][0]
@@ -60,7 +65,7 @@ def test_starts_around_the_front() -> None:
         loss(space, looked),
         seen=set(),
         around=[start],
-        seed=0,  # type: ignore[arg-type]
+        seed=0,
     )
     assert set(looked) == {space.placement(c).key for c in (start, *space.neighbours(start))}
 
@@ -69,11 +74,11 @@ def test_nothing_left() -> None:
     space = MemorySpace(2, 2, (8,))
     every = {space.placement(config).key for config in every_config(space)}
     search = LocalSearch(draws=16)
-    assert search.best(space, loss(space, []), seen=every, around=(), seed=0) is None  # type: ignore[arg-type]
+    assert search.best(space, loss(space, []), seen=every, around=(), seed=0) is None
 
 
 def test_deterministic_by_seed() -> None:
     space = MemorySpace(num_layers=12, max_loras=12, ranks=(8, 16, 32))
     search = LocalSearch(draws=8, climbers=1, rounds=1)
-    first = [search.best(space, loss(space, []), seen=set(), around=(), seed=s) for s in (3, 3, 4)]  # type: ignore[arg-type]
+    first = [search.best(space, loss(space, []), seen=set(), around=(), seed=s) for s in (3, 3, 4)]
     assert first[0] == first[1] != first[2]
