@@ -78,8 +78,11 @@ class Plan:
         surrogate = make_surrogate(self.surrogate, self.options)
         if isinstance(surrogate, FreeSurrogate):
             return self._free(surrogate, self.surrogate)
+        from milp_ray.search.threads import single_threaded
+
         try:
-            return self._modelled(surrogate)
+            with single_threaded():
+                return self._modelled(surrogate)
         except SurrogateFailed as failure:
             sobol = make_surrogate("sobol")
             assert isinstance(sobol, FreeSurrogate)

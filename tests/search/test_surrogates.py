@@ -206,6 +206,17 @@ def test_the_written_out_gradient_is_the_derivative() -> None:
         )
 
 
+def test_draws_are_turned_into_parameters_the_same_way_in_both_places() -> None:
+    u = np.random.default_rng(2).normal(size=(5, 4 + D)) * 2
+    rows = nuts._constrained_rows(u)
+    with nuts.jax.enable_x64(True):
+        for index in range(5):
+            theta = nuts._constrained(nuts.jnp.asarray(u[index]))
+            for name in ("mean", "outputscale", "noise"):
+                assert rows[name][index] == pytest.approx(float(getattr(theta, name)), rel=1e-9)
+            assert rows["lengthscale"][index] ** -2 == pytest.approx(np.asarray(theta.inverse2), rel=1e-9)
+
+
 def test_one_program_serves_a_bucket() -> None:
     assert [nuts.bucket_of(n) for n in (1, 32, 33, 64, 200)] == [32, 32, 64, 64, 224]
     surrogate("saas").fit(*data(4), 0)

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtr
 from numpyro.infer.hmc import hmc
+from scipy.special import ndtr as ndtr_array  # type: ignore[import-untyped]
 
 Array = npt.NDArray[np.float64]
 
@@ -79,11 +80,7 @@ def sample_saas(
         kind = jnp.float64 if double else jnp.float32
         data = [jnp.asarray(values, dtype=kind) for values in (padded_X, padded_Y, mask)]
         drawn = _program(rows, d, warmup, samples, double)(jax.random.PRNGKey(seed % 2**32), *data)
-        with jax.enable_x64(True):
-            theta = jax.vmap(_constrained)(jnp.asarray(np.asarray(drawn), dtype=jnp.float64))
-            mean, scale, noise, inverse2 = (np.asarray(values) for values in theta)
-    with np.errstate(divide="ignore"):
-        return {"mean": mean, "outputscale": scale, "noise": noise, "lengthscale": 1.0 / np.sqrt(inverse2)}
+    return _constrained_rows(np.asarray(drawn, dtype=np.float64))
 
 
 def keep_compiled(folder: Path) -> None:
@@ -115,6 +112,18 @@ def _constrained(u: jax.Array) -> _Hyper:
     """
     inverse2 = jnp.exp(math.log(0.1) + _log_half_cauchy(u[3]) + _log_half_cauchy(u[4:]))
     return _Hyper(u[0], jnp.exp(2.2 + 0.85 * u[1]), MIN_NOISE + jnp.exp(-3.0 + 1.2 * u[2]), inverse2)
+
+
+def _constrained_rows(u: Array) -> dict[str, Array]:
+    """:func:`_constrained` of ``S x (4 + d)`` draws, by NumPy: JAX would compile every step of it first."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        half_cauchy = np.tan(0.5 * np.pi * ndtr_array(u[:, 3:]))
+        return {
+            "mean": u[:, 0],
+            "outputscale": np.exp(2.2 + 0.85 * u[:, 1]),
+            "noise": MIN_NOISE + np.exp(-3.0 + 1.2 * u[:, 2]),
+            "lengthscale": 1.0 / np.sqrt(0.1 * half_cauchy[:, :1] * half_cauchy[:, 1:]),
+        }
 
 
 def _log_half_cauchy(u: jax.Array) -> jax.Array:
