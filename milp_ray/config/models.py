@@ -162,11 +162,14 @@ class TrialSettings(Settings):
 
 
 class SaasSettings(Settings):
-    """NUTS for the SAAS-GP; the defaults are AutoPEFT's, which the paper follows."""
+    """NUTS for the SAAS-GP; what is null comes from the preset."""
 
-    warmup: Positive = 128
-    samples: Positive = 64
-    thinning: Positive = Field(4, description="every n-th posterior sample is kept")
+    preset: Literal["default", "paper"] = Field(
+        "default", description="paper: AutoPEFT's settings, which the paper follows: 128, 64, 4"
+    )
+    warmup: Positive | None = None
+    samples: Positive | None = None
+    thinning: Positive | None = Field(None, description="every n-th posterior sample is kept")
 
 
 class SearchSettings(Settings):
@@ -177,6 +180,9 @@ class SearchSettings(Settings):
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
     saas: SaasSettings = SaasSettings()
+    outcome: Literal["standardize", "copula"] = Field(
+        "standardize", description="how values are scaled for the model; copula: AutoPEFT's normal scores"
+    )
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:

@@ -78,11 +78,13 @@ search:
   trials: 200                     # per user; the settings of AutoPEFT, which the paper follows
   initial: 100                    # space-filling ones among them
   batch: 4                        # proposals from one fit
-  surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick
+  surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick (docs/search.md)
+  outcome: standardize            # copula (normal scores of the ranks) is AutoPEFT's
   saas:
-    warmup: 128
-    samples: 64
-    thinning: 4
+    preset: default               # paper: AutoPEFT's 128 warm-up steps, 64 draws, every 4th kept
+    warmup: null                  # as the preset
+    samples: null
+    thinning: null
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters

@@ -54,6 +54,7 @@ class Engine:
         batch: most proposals from one fit, and what :meth:`ask` gives by default.
         surrogate: a registered name, see :func:`milp_ray.search.surrogates.surrogate_names`.
         surrogate_options: keyword arguments of the surrogate's class.
+        outcome: how values are scaled for the model, ``standardize`` or ``copula``.
         search: effort of the acquisition's local search.
         seed: any integer; all randomness derives from it.
         reference: the no-memory measurement by name (exact objectives may be left out); None: inferred, or
@@ -76,6 +77,7 @@ class Engine:
         batch: int = 4,
         surrogate: str = "saas",
         surrogate_options: Mapping[str, object] | None = None,
+        outcome: str = "standardize",
         search: LocalSearch | None = None,
         seed: int = 0,
         reference: Mapping[str, float] | None = None,
@@ -90,6 +92,11 @@ class Engine:
         self._seed = whole_number(seed, "seed", None)
         self._surrogate, self._options = surrogate, dict(surrogate_options or {})
         self._model_free = isinstance(make_surrogate(surrogate, self._options), FreeSurrogate)
+        if outcome not in ("standardize", "copula"):
+            raise SearchError(
+                "no such outcome transform", where="search.outcome", expected="standardize or copula"
+            )
+        self._outcome = outcome
         self._search = search or LocalSearch()
         self._lock = threading.RLock()
         self._asking = threading.Lock()
@@ -160,6 +167,7 @@ class Engine:
                 pending=tuple(proposal.config for proposal in state.pending.values()),
                 seen=frozenset(state.keys),
                 reference=self._given(),
+                outcome=self._outcome,
             )
 
     def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:

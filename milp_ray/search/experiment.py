@@ -9,17 +9,21 @@ was proposed and told elsewhere. Importing this module is cheap, calling it impo
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.engine import Engine
+from milp_ray.search.objectives import Objective
 from milp_ray.storage import write_whole
 
 if TYPE_CHECKING:
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+
+    from milp_ray.search.plan import Plan
 
 
 def build_client(name: str, engine: Engine) -> Client:
@@ -35,32 +39,79 @@ def build_client(name: str, engine: Engine) -> Client:
     Raises:
         SearchError: the space has a single configuration, which is no search space to Ax.
     """
+    client = new_client(name, engine.space, engine.objectives, _thresholds(engine))
+    # Without a strategy Ax's own Pareto front and analyses refuse to work; its choice is never asked for.
+    client.configure_generation_strategy(method="random_search")
+    _attach(client, engine)
+    return client
+
+
+def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
+    """A client that knows what a plan knows, and proposes by Ax's own ``method``.
+
+    Raises:
+        SearchError: the space has a single configuration.
+    """
+    client = new_client("plan", plan.space, plan.objectives, seed=plan.seed % 2**31)
+    client.configure_generation_strategy(
+        method=method, initialization_budget=0, allow_exceeding_initialization_budget=True
+    )
+    for config, gains in zip(plan.told, plan.gains, strict=True):
+        index = client.attach_trial(dict(parameters_of(plan.space, config)))
+        values = {o.name: o.sign * gain for o, gain in zip(plan.objectives, gains, strict=True)}
+        client.complete_trial(index, raw_data=values)
+    for config in plan.pending:
+        client.attach_trial(dict(parameters_of(plan.space, config)))
+    return client
+
+
+def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryConfig:
+    """The configuration that Ax's parameters stand for."""
+    names = _gates(space)
+    gates = tuple(bool(parameters[name]) for name in names) if names else space.smallest().gates
+    active = sum(gates)
+    smallest = space.smallest()
+    num = int(str(parameters["num_loras"])) if _has_num(space) else smallest.num_loras
+    if "num" not in space.searched:
+        num = active if space.default_num is None else space.default_num
+    rank = int(str(parameters["rank"])) if _has_rank(space) else smallest.rank
+    return MemoryConfig(gates, num, rank)
+
+
+def new_client(
+    name: str,
+    space: MemorySpace,
+    objectives: Sequence[Objective],
+    thresholds: list[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Client:
+    """A client with the space and the objectives, and no trials; its generation strategy is not set yet.
+
+    Raises:
+        SearchError: the space has a single configuration, which is no search space to Ax.
+    """
     for chatty in ("ax.api.client", "ax.storage.sqa_store.with_db_settings_base"):
         logging.getLogger(chatty).addFilter(_no_chatter)  # Ax sets its loggers' levels itself, on import
     from ax.api.client import Client
 
-    space = engine.space
     parameters = _parameters(space)
     if not parameters:
         raise SearchError(
             "a space with one configuration makes no Ax experiment",
             remedy="search at least one factor with two values",
         )
-    client = Client(random_seed=0)
+    client = Client(random_seed=seed)
     gates = _gates(space)
     client.configure_experiment(
         parameters=parameters,
         parameter_constraints=[f"{' + '.join(gates)} >= 1"] if len(gates) > 1 else [],
         name=name,
     )
-    objectives = engine.objectives
     client.configure_optimization(
         ", ".join(("-" if o.direction == "min" else "") + o.name for o in objectives),
-        outcome_constraints=_thresholds(engine),
+        outcome_constraints=thresholds,
     )
-    # Without a strategy Ax's own Pareto front and analyses refuse to work; its choice is never asked for.
-    client.configure_generation_strategy(method="random_search")
-    _attach(client, engine)
     return client
 
 

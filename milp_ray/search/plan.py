@@ -18,7 +18,13 @@ from milp_ray.search.objectives import Objective
 from milp_ray.search.pareto import non_dominated
 from milp_ray.search.records import Candidates
 from milp_ray.search.surrogates import make_surrogate
-from milp_ray.search.surrogates.base import Fitted, FreeSurrogate, ModelSurrogate, SurrogateFailed
+from milp_ray.search.surrogates.base import (
+    Fitted,
+    FreeSurrogate,
+    ModelSurrogate,
+    PlanSurrogate,
+    SurrogateFailed,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +88,8 @@ class Plan:
 
         try:
             with single_threaded():
+                if isinstance(surrogate, PlanSurrogate):
+                    return surrogate.candidates(self)
                 return self._modelled(surrogate)
         except SurrogateFailed as failure:
             sobol = make_surrogate("sobol")

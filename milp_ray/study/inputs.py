@@ -124,6 +124,7 @@ def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
         batch=search.batch,
         surrogate=search.surrogate,
         surrogate_options=search.saas.model_dump() if search.surrogate == "saas" else {},
+        outcome=search.outcome,
         seed=study.seed * 1_000_003 + index,
         trials=search.trials,
         log=log,

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 
 from milp_ray.errors import SearchError
 from milp_ray.registry import Registry
-from milp_ray.search.surrogates.base import FreeSurrogate, ModelSurrogate, Surrogate
+from milp_ray.search.surrogates.base import FreeSurrogate, ModelSurrogate, PlanSurrogate, Surrogate
 
 Factory = Callable[..., Surrogate]
 
-_REGISTRY: Registry[Factory] = Registry("surrogate", [f"{__name__}.{m}" for m in ("free", "gp", "saas")])
+_REGISTRY: Registry[Factory] = Registry(
+    "surrogate", [f"{__name__}.{m}" for m in ("ax", "free", "gp", "map_saas", "saas")]
+)
 register = _REGISTRY.register
 surrogate_names = _REGISTRY.names
 
@@ -59,6 +61,7 @@ def make_surrogate(name: str, options: Mapping[str, object] | None = None) -> Su
 __all__ = [
     "FreeSurrogate",
     "ModelSurrogate",
+    "PlanSurrogate",
     "Surrogate",
     "check_surrogate",
     "make_surrogate",

@@ -1,8 +1,9 @@
 """What a surrogate is: a model of the objectives that is fitted anew for every batch of proposals.
 
-Two kinds. One with a model fits BoTorch models of the *measured* objectives; the acquisition turns them into
-proposals. One without a model proposes from the space directly. Which acquisition is used, exact objectives
-and pending points are *not* a surrogate's business.
+Three kinds. One with a model fits BoTorch models of the *measured* objectives; the acquisition turns them
+into proposals. One without a model proposes from the space directly. A third is somebody else's optimiser,
+for comparison. Which acquisition is used, exact objectives and pending points are *not* a surrogate's
+business.
 
 Importing a surrogate's module must stay cheap: torch, BoTorch and JAX are imported inside ``fit``.
 """
@@ -18,6 +19,9 @@ from milp_ray.memory.space import MemoryConfig, MemorySpace
 if TYPE_CHECKING:
     from botorch.models.model import ModelList
     from torch import Tensor
+
+    from milp_ray.search.plan import Plan
+    from milp_ray.search.records import Candidates
 
 
 class SurrogateFailed(RuntimeError):  # noqa: N818  (an outcome, which the search survives)
@@ -79,7 +83,20 @@ class FreeSurrogate(Protocol):
         ...
 
 
-Surrogate = ModelSurrogate | FreeSurrogate
+@runtime_checkable
+class PlanSurrogate(Protocol):
+    """A whole optimiser of somebody else's: it models and proposes by itself."""
+
+    def candidates(self, plan: Plan) -> Candidates:
+        """Up to ``plan.count`` candidates with distinct placements, none empty and none in ``plan.seen``.
+
+        Raises:
+            SurrogateFailed: it gave up.
+        """
+        ...
+
+
+Surrogate = ModelSurrogate | FreeSurrogate | PlanSurrogate
 
 
 def check_data(X: Tensor, Y: Tensor) -> None:

@@ -1,6 +1,6 @@
 """``saas``: a fully Bayesian Gaussian process per objective whose prior believes that few layers matter.
 
-SAAS-GP by NUTS (SAASBO, Eriksson and Jankowiak 2021), as the paper has it; defaults are AutoPEFT's settings.
+SAAS-GP by NUTS (SAASBO, Eriksson and Jankowiak 2021), as the paper has it.
 The sampler is :mod:`milp_ray.search.surrogates.nuts`; its draws are loaded into BoTorch's own model class.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,29 +23,49 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3
 
 
+PRESETS: Mapping[str, Mapping[str, int | None]] = {
+    # Half of AutoPEFT's steps: the sampler needs less warm-up than the one they used, see nuts.py.
+    "default": {"warmup": 64, "samples": 32, "thinning": 4, "keep": 8, "most": 256},
+    "paper": {"warmup": 128, "samples": 64, "thinning": 4, "keep": 16, "most": None},
+}
+
+
 @register("saas")
 @dataclass(frozen=True)
 class Saas:
-    """Settings of the sampler.
+    """Settings of the sampler; what is None comes from the preset.
 
     Attributes:
+        preset: ``default``, or ``paper`` (AutoPEFT's settings, which the paper follows).
         warmup: NUTS steps that adapt the sampler and are thrown away.
         samples: draws after that.
         thinning: every so-many-th draw is kept.
         keep: at most so many of these serve the acquisition, evenly spread; its cost is proportional to them.
+        most: hyperparameters are inferred from at most so many observations, evenly spread over time, as the
+            time of a chain grows with the cube; the posterior always rests on all. ``paper`` takes all.
         double: float64 sampling; see :func:`milp_ray.search.surrogates.nuts.sample_saas`.
     """
 
-    warmup: int = 128
-    samples: int = 64
-    thinning: int = 4
-    keep: int = 8
+    preset: str = "default"
+    warmup: int | None = None
+    samples: int | None = None
+    thinning: int | None = None
+    keep: int | None = None
+    most: int | None = None
     double: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "samples", "thinning", "keep"):
+        if self.preset not in PRESETS:
+            raise SearchError(
+                "surrogate saas: no such preset",
+                where="search.saas.preset",
+                expected=f"one of {', '.join(PRESETS)}",
+            )
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
+            if value is not None and (type(value) is not int or value < 1):
                 raise SearchError(f"surrogate saas: {name} is not a whole number from 1 on")
 
     def fit(self, X: Tensor, Y: Tensor, seed: int) -> Fitted:
@@ -70,8 +90,10 @@ class Saas:
         """Compile the sampler for fits with ``n`` observations of ``d`` features, ahead of the first."""
         from milp_ray.search.surrogates import nuts
 
-        rows = nuts.bucket_of(n)
-        nuts.compile_for(rows, d, warmup=self.warmup, samples=self.samples, double=self.double)
+        rows = nuts.bucket_of(min(n, self.most or n))
+        nuts.compile_for(
+            rows, d, warmup=self._number("warmup"), samples=self._number("samples"), double=self.double
+        )
 
     def _output(self, X: Tensor, y: Tensor, seed: int) -> SaasFullyBayesianSingleTaskGP | None:
         import torch
@@ -85,14 +107,15 @@ class Saas:
             warnings.simplefilter("ignore")  # a constant outcome, or a single one, is no news to us
             model = SaasFullyBayesianSingleTaskGP(X, y, outcome_transform=Standardize(1))
         standardized = model.pyro_model.train_Y.squeeze(-1).numpy()
+        used = self._used(len(X))
         for attempt in range(_ATTEMPTS):
             with contextlib.suppress(RuntimeError, ArithmeticError, NotPSDError):
                 draws = nuts.sample_saas(
-                    X.numpy(),
-                    standardized,
+                    X.numpy()[used],
+                    standardized[used],
                     seed=seed + 7919 * attempt,
-                    warmup=self.warmup,
-                    samples=self.samples,
+                    warmup=self._number("warmup"),
+                    samples=self._number("samples"),
                     double=self.double,
                 )
                 loaded = {name: torch.as_tensor(values[self._kept()]) for name, values in draws.items()}
@@ -106,9 +129,17 @@ class Saas:
         return None
 
     def _kept(self) -> list[int]:
-        thinned = range(0, self.samples, self.thinning)
-        count = min(self.keep, len(thinned))
-        return [thinned[(2 * index + 1) * len(thinned) // (2 * count)] for index in range(count)]
+        thinned = range(0, self._number("samples"), self._number("thinning"))
+        return [thinned[index] for index in _spread(len(thinned), self._number("keep"))]
+
+    def _used(self, n: int) -> list[int]:
+        """Observations that hyperparameters are inferred from."""
+        return list(range(n)) if self.most is None else _spread(n, self.most)
+
+    def _number(self, name: str) -> int:
+        value = getattr(self, name)
+        assert isinstance(value, int)  # presets leave only `most` open
+        return value
 
     def _fallback(self, X: Tensor, Y: Tensor, seed: int, index: int) -> Fitted:
         from milp_ray.search.surrogates.gp import Gp
@@ -123,3 +154,9 @@ class Saas:
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(values.isfinite().all()) for values in tensors)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` indices below ``count``, evenly spread."""
+    wanted = min(most, count)
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

@@ -1,0 +1,239 @@
+"""Hypervolume per evaluation: our search beside Optuna's, Ax's and chance.
+
+    python benchmarks/search_quality.py                         # what is missing, then table and plot
+    python benchmarks/search_quality.py --methods saas optuna-tpe --problems synthetic-34 --jobs 2
+    python benchmarks/search_quality.py --only-report
+
+Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 32 and 12 layers; the problem
+differs from seed to seed), and `real-<user>`: every value measured by training (benchmarks/make_table.py).
+Score: hypervolume of the evaluated placements' noise-free values above the no-memory point (for real users:
+of the measured values), divided by the best known: hill climbing on the noise-free formula joined with all
+that any method found; for real users the front of the whole table.
+
+Runs are kept in results/search_quality.jsonl and not repeated; delete lines to repeat them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RUNS = HERE / "results" / "search_quality.jsonl"
+EVALUATIONS, MARKS = 100, (60, 100)
+SEEDS = 8
+SYNTHETIC = {"synthetic-34": 32, "synthetic-14": 12}
+
+
+class Synthetic:
+    """A synthetic user; the benchmark's seed is the user's."""
+
+    def __init__(self, layers: int, seed: int) -> None:
+        from milp_ray.search.synthetic import SyntheticProblem
+
+        self._user = SyntheticProblem(layers, seed=seed)
+        self.space, self.no_memory = self._user.space, self._user.no_memory
+        self.measure, self.exact = self._user.measure, self._user.exact
+
+    def best(self) -> list[dict[str, float]]:
+        """The best known front."""
+        return self._user.best_known()
+
+
+class Measured:
+    """A real user, by the table."""
+
+    def __init__(self, user: str) -> None:
+        import make_table
+
+        self.space = make_table.space()
+        found: dict[str, list[dict[str, str]]] = {}
+        for row in make_table.rows():
+            if row["user"] == user and row["repeat"] == "0":
+                found.setdefault(row["placement"], []).append(row)
+        missing = set(make_table.placements()) - set(found)
+        if missing:
+            raise SystemExit(f"the table lacks {len(missing)} placements of {user}: run make_table.py first")
+        self._table = {
+            key: {"loss": float(rows[0]["loss"]), "rouge_l": float(rows[0]["rouge_l"])}
+            for key, rows in found.items()
+        }
+        self.no_memory = self._table[""]
+
+    def measure(self, placement: Any) -> dict[str, float]:
+        """What training measured."""
+        return self._table[placement.key]
+
+    exact = measure
+
+    def best(self) -> list[dict[str, float]]:
+        """Everything: the hypervolume takes the front of it."""
+        return list(self._table.values())
+
+
+def problem_of(name: str, seed: int) -> Synthetic | Measured:
+    """The problem called ``name``."""
+    return Synthetic(SYNTHETIC[name], seed) if name in SYNTHETIC else Measured(name.removeprefix("real-"))
+
+
+def one(problem: str, method: str, seed: int) -> dict[str, Any]:
+    """One search."""
+    import torch
+    from peers import METHODS
+
+    torch.set_num_threads(1)
+    made = problem_of(problem, seed)
+    began = time.process_time()
+    tried = METHODS[method](made, seed, EVALUATIONS)
+    seconds = time.process_time() - began
+    values = [made.exact(placement) if len(placement) else made.no_memory for placement in tried]
+    return {
+        "problem": problem,
+        "method": method,
+        "seed": seed,
+        "cpu_seconds": round(seconds, 1),
+        "loss": [round(v["loss"], 6) for v in values],
+        "rouge_l": [round(v["rouge_l"], 6) for v in values],
+    }
+
+
+def known_runs() -> list[dict[str, Any]]:
+    """All runs kept so far."""
+    if not RUNS.exists():
+        return []
+    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+
+
+def run_missing(problems: Sequence[str], methods: Sequence[str], seeds: int, jobs: int) -> None:
+    """Run what is not there yet, seed by seed."""
+    done = {(run["problem"], run["method"], run["seed"]) for run in known_runs()}
+    wanted = [(p, m, s) for s in range(seeds) for m in methods for p in problems if (p, m, s) not in done]
+    RUNS.parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(one, *key) for key in wanted]):
+            run = future.result()
+            with RUNS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run, separators=(",", ":")) + "\n")
+            print(run["problem"], run["method"], run["seed"], f"{run['cpu_seconds']} CPU s", flush=True)
+
+
+def shares(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[float]]:
+    """Share of the best known hypervolume after each evaluation, by problem, method and seed."""
+    from milp_ray.search.pareto import hypervolume, non_dominated
+
+    best: dict[tuple[str, int], tuple[list[Any], tuple[float, float], float]] = {}
+    for problem, seed in sorted({(run["problem"], run["seed"]) for run in runs}):
+        floor, front = _best_front(problem, seed)
+        front += [
+            pair for run in runs if (run["problem"], run["seed"]) == (problem, seed) for pair in _gains(run)
+        ]
+        kept = [pair for pair, keep in zip(front, non_dominated(front), strict=True) if keep]
+        best[problem, seed] = (kept, floor, hypervolume(kept, floor))
+    result = {}
+    for run in runs:
+        _, floor, most = best[run["problem"], run["seed"]]
+        found = _gains(run)
+        curve = [hypervolume(found[:count], floor) / most for count in range(1, len(found) + 1)]
+        result[run["problem"], run["method"], run["seed"]] = curve
+    return result
+
+
+@cache
+def _best(problem: str, seed: int) -> tuple[tuple[float, float], tuple[tuple[float, float], ...]]:
+    from milp_ray.search.synthetic import gains_of
+
+    made = problem_of(problem, seed)
+    return gains_of(made.no_memory), tuple(gains_of(values) for values in made.best())
+
+
+def _best_front(problem: str, seed: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    floor, front = _best(problem, 0 if problem.startswith("real-") else seed)
+    return floor, list(front)
+
+
+def _gains(run: dict[str, Any]) -> list[tuple[float, float]]:
+    return [(-loss, rouge) for loss, rouge in zip(run["loss"], run["rouge_l"], strict=True)]
+
+
+def report(runs: list[dict[str, Any]]) -> None:
+    """Print the table, write the CSV and the plot."""
+    import pandas as pd
+
+    found = shares(runs)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        seconds.setdefault((run["problem"], run["method"]), []).append(run["cpu_seconds"])
+    rows = []
+    for problem, method in sorted({key[:2] for key in found}):
+        curves = [curve for key, curve in found.items() if key[:2] == (problem, method)]
+        row: dict[str, Any] = {"problem": problem, "method": method, "seeds": len(curves)}
+        for mark in MARKS:
+            at = [curve[mark - 1] for curve in curves]
+            row |= {f"median@{mark}": statistics.median(at), f"worst@{mark}": min(at)}
+        row["CPU s / 100"] = statistics.median(seconds[problem, method])
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values(["problem", "median@60"], ascending=[True, False])
+    table.to_csv(HERE / "results" / "search_quality.csv", index=False, float_format="%.3f")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    _plot(found)
+
+
+def _plot(found: dict[tuple[str, str, int], list[float]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from peers import METHODS, OURS
+
+    problems = sorted({key[0] for key in found})
+    fig, axes = plt.subplots(1, len(problems), figsize=(5.2 * len(problems), 4.4), squeeze=False)
+    colours = dict(zip(METHODS, plt.get_cmap("tab10").colors, strict=False))
+    for ax, problem in zip(axes[0], problems, strict=True):
+        for method in METHODS:
+            curves = [curve for key, curve in found.items() if key[:2] == (problem, method)]
+            if not curves:
+                continue
+            low, mid, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0)
+            x, style = np.arange(1, len(mid) + 1), "-" if method in OURS else "--"
+            ax.plot(x, mid, style, color=colours[method], label=method, lw=1.8)
+            ax.fill_between(x, low, high, color=colours[method], alpha=0.12, lw=0)
+        ax.set(title=problem, xlabel="evaluations", ylim=(0, 1.02), xlim=(1, EVALUATIONS))
+        ax.axvline(20, color="0.8", lw=0.8, zorder=0)
+        ax.grid(alpha=0.25)
+    axes[0][0].set_ylabel("share of the best known hypervolume")
+    axes[0][-1].legend(fontsize=8, loc="lower right")
+    fig.tight_layout()
+    fig.savefig(HERE / "results" / "search_quality.png", dpi=120)
+
+
+def main() -> None:
+    """The command line."""
+    from peers import METHODS
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--problems", nargs="*", default=None)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only-report", action="store_true")
+    given = parser.parse_args()
+    if not given.only_report:
+        import make_table
+
+        real = [f"real-{name}" for name in make_table.complete_users()]
+        problems = given.problems or [*SYNTHETIC, *real]
+        run_missing(problems, given.methods, given.seeds, given.jobs)
+    report(known_runs())
+
+
+if __name__ == "__main__":
+    main()
