@@ -34,12 +34,13 @@ def closing_view(outcome: Outcome) -> RenderableType:
     if _has(folder, "scores") and len(scores := read_table(folder.table("scores"))):
         parts += [_scores(scores), Text()]
     notes = [
-        f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory",
+        _memories(outcome),
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
         *_warnings(folder),
         f"failed trials: {outcome.trials_failed}",
         *([f"failed no-memory measurements: {outcome.baselines_failed}"] if outcome.baselines_failed else []),
         *([f"users whose test failed: {outcome.users_untested}"] if outcome.users_untested else []),
+        *([outcome.metrics.line()] if outcome.metrics and outcome.metrics.workers else []),
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
         f"run folder: {folder.root}",
     ]
@@ -47,6 +48,15 @@ def closing_view(outcome: Outcome) -> RenderableType:
         notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
     parts.append(Text("\n".join(notes)))
     return Group(*parts)
+
+
+def _memories(outcome: Outcome) -> str:
+    if outcome.folder.study.simulation is not None:
+        return (
+            f"users: {outcome.users}, simulated: the values above are those of a synthetic problem; "
+            "no model was trained, and there is no final stage"
+        )
+    return f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory"
 
 
 def _warnings(folder: RunFolder) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from milp_ray.memory.space import MemoryConfig, Placement
 
@@ -52,6 +53,15 @@ class Failure:
     config: MemoryConfig
     placement: Placement
     reason: str
+
+
+class Counts(NamedTuple):
+    """How many proposals an engine has made, and how they stand: ``asked`` is the sum of the others."""
+
+    asked: int
+    pending: int
+    told: int
+    failed: int
 
 
 @dataclass(frozen=True)
