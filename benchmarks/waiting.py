@@ -1,7 +1,7 @@
 """Do workers wait for proposals? SAAS-GP searches beside trials of five seconds, in the real driver.
 
 A simulated study (docs/simulation.md): 32 users on a 32-layer model, 30 trials each, 10 of them initial, and
-eight trials at once. They sleep, so the machine's cores are the proposals': what is measured is whether proposals
+eight trials at once. They sleep, so the cores are left to the proposals: what is measured is whether these
 come fast enough, not how both share a machine. Run once per number of proposers (0: a thread of the driver).
 
     python benchmarks/waiting.py                              # proposers 0, 1 and 2: half an hour

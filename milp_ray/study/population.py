@@ -75,13 +75,13 @@ class Population:
     @contextmanager
     def opened(self, aliases: Sequence[str]) -> Iterator[Mapping[str, Engine]]:
         """The engines of these users, kept for the length of a ``with`` block."""
-        self._open = {alias: self.engine(alias) for alias in aliases}
+        self._open.update((alias, self.engine(alias)) for alias in aliases)
         try:
             yield self._open
         finally:
             for alias, engine in self._open.items():
                 self._summaries[alias] = self._summary_of(engine)
-            self._open = {}
+            self._open.clear()  # in place: the caller's name for it must keep no engine alive
 
     def cohorts(self) -> list[tuple[str, ...]]:
         """The users, in the groups that are one Tune run each; the same groups in every session of a run."""

@@ -9,6 +9,7 @@ there is no model that a final stage could train. Beginning and resuming a run i
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +153,9 @@ class Run:
                         failed = run_search(
                             spec, engines, self.folder.tune, stopping, self.progress, proposer, meter
                         )
+                    # Tune's trials refer to each other, and Python's own full collections are so rare in a
+                    # process of this size that memory would grow from cohort to cohort.
+                    gc.collect()
                     self.outcome.baselines_failed += len(failed)
                     if not all(population.summary(alias).over for alias in todo):
                         break
