@@ -104,6 +104,8 @@ def watch(command: list[str], run: Path, every: float, output: Path) -> list[Row
         sys.exit(f"the study failed with exit code {process.returncode}")
     rows = [row for row in rows if row["trials"] > 0]
     began = rows[0]["seconds"]
+    last = next((index for index, row in enumerate(rows) if row["trials"] == rows[-1]["trials"]), 0)
+    rows = rows[: last + 1]  # what follows is tables and plots
     return [row | {"seconds": row["seconds"] - began} for row in rows]
 
 

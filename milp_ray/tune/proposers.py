@@ -107,8 +107,12 @@ class Actors(Threads):
             return self._actors[slot]
 
     def _lose(self, slot: int) -> None:
+        """Forget an actor that failed; it may live all the same, and is ended then."""
         with self._actors_lock:
-            self._actors.pop(slot, None)
+            actor = self._actors.pop(slot, None)
+        if actor is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
 
 
 def make_proposer(study: Study, preparation: Preparation) -> Proposer:
