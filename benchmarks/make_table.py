@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLE = HERE / "data" / "real_table.csv"
-USERS = (("ubuntu_irc", "irc_acf61a07a3"), ("shakespeare", "shk_petruchio"), ("medical_dialogue", "med_07"))
+USERS = (("medical_dialogue", "med_07"), ("ubuntu_irc", "irc_acf61a07a3"), ("shakespeare", "shk_petruchio"))
 FIELDS = ("user", "placement", "repeat", "loss", "rouge_l", "trainable_params", "seconds")
 REPEATS = 3  # of every 25th placement, with other seeds: how much is noise
 STUDY = """

@@ -177,7 +177,7 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
             sys.stderr.flush()
-        busy = [t for t in threading.enumerate() if t.name in ("proposals", "prepare")]
+        busy = [t for t in threading.enumerate() if t.name.startswith(("propos", "prepare"))]
         if busy:
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise

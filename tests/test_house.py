@@ -67,6 +67,8 @@ def test_imports_go_down(path: Path) -> None:
         ("milp_ray.config.loading", {"torch", "ray", "pandas", "numpy"}),
         ("milp_ray.search", {"botorch", "ax", "jax", "ray", "transformers"}),
         ("milp_ray.memory.space", {"torch", "ray", "peft"}),
+        ("milp_ray.tune.queue", {"ray", "torch", "botorch", "jax", "transformers"}),
+        ("milp_ray.tune.simulated", {"torch", "botorch", "jax", "transformers", "peft"}),
         ("milp_ray.training.trial", {"ray", "ax", "botorch", "jax"}),
         ("milp_ray.evaluation.compare", {"ray", "ax", "botorch", "jax"}),
     ],

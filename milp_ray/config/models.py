@@ -183,6 +183,9 @@ class SearchSettings(Settings):
     outcome: Literal["standardize", "copula"] = Field(
         "standardize", description="how values are scaled for the model; copula: AutoPEFT's normal scores"
     )
+    cohort: Positive | None = Field(
+        None, description="users per Ray Tune run; null: as many as make 5,000 trials"
+    )
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:
@@ -226,6 +229,9 @@ class RaySettings(Settings):
     )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="retries of a trial whose worker died")
+    proposers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="actors that compute proposals; 0: a thread of the driver; auto: by CPUs"
+    )
     dashboard: bool = Field(False, description="start the dashboard with a local Ray")
 
 
@@ -233,6 +239,17 @@ class StorageSettings(Settings):
     """Where run folders are made."""
 
     path: str = Field("runs", min_length=1, description="the run folder is <path>/<study name>")
+
+
+class SimulationSettings(Settings):
+    """A dry run: trials that return the values of a synthetic problem, and train nothing."""
+
+    seconds: Annotated[float, Field(ge=0)] = Field(1.0, description="simulated duration of a trial")
+    noise: Annotated[float, Field(ge=0)] = Field(
+        0.03, description="standard deviation of a measurement, as a share of the possible gain"
+    )
+    related: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="how alike the users are")
+    failures: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of trials that fail")
 
 
 class Study(Settings):
@@ -252,6 +269,7 @@ class Study(Settings):
     final: FinalSettings = FinalSettings()
     ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
+    simulation: SimulationSettings | None = Field(None, description="null: real trials")
 
     @field_validator("name")
     @classmethod

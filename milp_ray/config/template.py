@@ -85,6 +85,7 @@ search:
     warmup: null                  # as the preset
     samples: null
     thinning: null
+  cohort: null                    # users per Ray Tune run; as many as make 5,000 trials
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters
@@ -102,10 +103,14 @@ ray:
   gpus_per_trial: auto            # 1 where there are GPUs, else 0
   max_concurrent: null            # as many trials as fit
   max_failures: 2                 # retries of a trial whose worker died
+  proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs
   dashboard: false                # start Ray's dashboard with a private Ray
 
 storage:
   path: runs                      # a shared folder, when trials run on several machines
+
+simulation: null                  # a dry run without a model: seconds, noise, related, failures (see
+                                  # docs/simulation.md); try: milp-ray search study.yaml simulation.seconds=1
 """
 
 

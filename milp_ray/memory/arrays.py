@@ -79,13 +79,14 @@ class SpaceArrays:
         position = np.maximum(configs.gates.cumsum(axis=1) - 1, 0)
         counts = self._dealt[active[:, None], configs.nums[:, None], position] * configs.gates
         ranks = counts * configs.sizes[:, None]
-        return ranks if self.space.max_rank is None else np.minimum(ranks, self.space.max_rank)
+        cap = self.space.max_rank
+        return np.asarray(ranks if cap is None else np.minimum(ranks, cap), dtype=np.int32)
 
     def features(self, ranks: Ints) -> Floats:
         """``N x (L + 1)``, see :meth:`MemorySpace.features`."""
         layers = np.log1p(ranks) / np.log1p(self._highest)
         total = np.log1p(ranks.sum(axis=1, keepdims=True)) / np.log1p(self._total)
-        return np.minimum(np.concatenate([layers, total], axis=1), 1.0)
+        return np.asarray(np.minimum(np.concatenate([layers, total], axis=1), 1.0), dtype=np.float64)
 
     def sample(self, count: int, seed: int) -> Configs:
         """Random configurations, distributed as :meth:`MemorySpace.sample`."""

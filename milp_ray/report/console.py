@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from milp_ray.study.run import Outcome
 
 _MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
+_MOST_USERS = 50  # in the closing tables; means are those of all
 _PERCENT = ("rouge_1", "rouge_l", "persona_f1")
 
 
@@ -34,12 +35,13 @@ def closing_view(outcome: Outcome) -> RenderableType:
     if _has(folder, "scores") and len(scores := read_table(folder.table("scores"))):
         parts += [_scores(scores), Text()]
     notes = [
-        f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory",
+        _memories(outcome),
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
         *_warnings(folder),
         f"failed trials: {outcome.trials_failed}",
         *([f"failed no-memory measurements: {outcome.baselines_failed}"] if outcome.baselines_failed else []),
         *([f"users whose test failed: {outcome.users_untested}"] if outcome.users_untested else []),
+        *([outcome.metrics.line()] if outcome.metrics and outcome.metrics.workers else []),
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
         f"run folder: {folder.root}",
     ]
@@ -47,6 +49,15 @@ def closing_view(outcome: Outcome) -> RenderableType:
         notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
     parts.append(Text("\n".join(notes)))
     return Group(*parts)
+
+
+def _memories(outcome: Outcome) -> str:
+    if outcome.folder.study.simulation is not None:
+        return (
+            f"users: {outcome.users}, simulated: the values above are those of a synthetic problem; "
+            "no model was trained, and there is no final stage"
+        )
+    return f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory"
 
 
 def _warnings(folder: RunFolder) -> list[str]:
@@ -127,7 +138,7 @@ def _chosen(folder: RunFolder) -> Table:
     for name in ("user", "trial", "front", "trainable", *_measured(folder)):
         table.add_column(name, justify="left" if name == "user" else "right", no_wrap=True)
     table.add_column("rank: layers", overflow="fold")
-    for _, row in chosen.iterrows():
+    for _, row in chosen.head(_MOST_USERS).iterrows():
         front = int(((trials.user == row["user"]) & trials.on_front).sum())
         cells = [row["user"], f"t{row['trial']:04d}", str(front), f"{row['trainable_params']:,}"]
         for name in _measured(folder):
@@ -135,6 +146,8 @@ def _chosen(folder: RunFolder) -> Table:
             cells.append(_cell(name, row[name]) + ("" if before is None else f" ({_cell(name, before)})"))
         table.add_row(*cells, layers_by_rank(row["placement"]))
     table.caption = "front: its number of trials; in brackets: without a memory"
+    if len(chosen) > _MOST_USERS:
+        table.caption += f"\n… {len(chosen) - _MOST_USERS} more users: see tables/chosen.csv"
     table.caption_justify = "left"
     return table
 
@@ -157,7 +170,7 @@ def _scores(scores: pd.DataFrame) -> Table:
     table = _table("test scores (ROUGE and Persona-F1 × 100)")
     for name in ("user", "model", "samples", "loss", *_PERCENT):
         table.add_column(name, justify="left" if name in ("user", "model") else "right", no_wrap=True)
-    for alias in scores.user.unique():
+    for alias in scores.user.unique()[:_MOST_USERS]:
         rows = scores[scores.user == alias].set_index("model")
         for model in [m for m in MODELS if m in rows.index]:
             row = rows.loc[model]

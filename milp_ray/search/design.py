@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 
@@ -99,6 +100,7 @@ def every_config(space: MemorySpace) -> Iterator[MemoryConfig]:
             yield MemoryConfig(gates, num, rank)
 
 
+@lru_cache(maxsize=64)  # all users of a study ask for the same space
 def count_placements(space: MemorySpace) -> int | None:
     """How many distinct placements with a memory a space has; None for spaces too large to count."""
     if space.size() > SMALL:

@@ -33,7 +33,7 @@ from milp_ray.search.objectives import (
 )
 from milp_ray.search.pareto import hypervolume, non_dominated
 from milp_ray.search.plan import Plan
-from milp_ray.search.records import Candidates, EngineSettings, Failure, Observation, Proposal
+from milp_ray.search.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
 from milp_ray.search.reference import exact_ranges, given_point, reference_point
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
@@ -312,9 +312,25 @@ class Engine:
             return tuple(self._state.failures.values())
 
     @property
+    def counts(self) -> Counts:
+        """How many proposals there are and how they stand, without building any of the tuples above."""
+        with self._lock:
+            state = self._state
+            return Counts(
+                len(state.proposals), len(state.pending), len(state.observations), len(state.failures)
+            )
+
+    @property
     def settings(self) -> EngineSettings:
         """What was given to the constructor beside the space and the objectives."""
-        return EngineSettings(self._initial, self._batch, self._surrogate, dict(self._options), self._trials)
+        return EngineSettings(
+            self._initial,
+            self._batch,
+            self._surrogate,
+            dict(self._options),
+            self._trials,
+            self._outcome,
+        )
 
     @property
     def space(self) -> MemorySpace:
@@ -400,9 +416,10 @@ class Engine:
 
     def _given(self) -> tuple[float, ...]:
         if self._ranges is None:
-            sample = Design(self._space, 0).first(128)
-            for corner in (0.0, 1.0):
-                sample.append(self._space.from_unit([corner] * self._space.unit_dim))
+            sample: list[MemoryConfig] = []
+            if any(objective.exact is not None for objective in self._objectives):
+                sample += Design(self._space, 0).first(128)
+                sample += [self._space.from_unit([corner] * self._space.unit_dim) for corner in (0.0, 1.0)]
             self._ranges = exact_ranges(self._space, self._objectives, sample)
         return given_point(self._objectives, self._state.reference, self._ranges)
 

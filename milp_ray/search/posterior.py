@@ -36,7 +36,10 @@ class Conditioned(Protocol):
 class Output(Protocol):
     """One objective, to be maximised, as a mixture of S Gaussian components (S = 1: not a mixture)."""
 
-    components: int
+    @property
+    def components(self) -> int:
+        """S."""
+        ...
 
     def draws(self, X: Tensor, normal: Tensor) -> Tensor:
         """``S x M x k`` joint draws at ``k x D`` points from ``M x k`` standard normal numbers."""
@@ -52,7 +55,11 @@ class ExactColumn:
     """An objective that follows from the placement: handed through from an input column, without doubt."""
 
     column: int
-    components: int = 1
+
+    @property
+    def components(self) -> int:
+        """1: known exactly."""
+        return 1
 
     def draws(self, X: Tensor, normal: Tensor) -> Tensor:
         """See :class:`Output`."""
@@ -86,7 +93,7 @@ class GaussianOutput:
             self._matern = _is_matern(base)
             self._lengthscale: Tensor = base.lengthscale.detach().reshape(-1, base.lengthscale.shape[-1])
             S, self._d = self._lengthscale.shape
-            self.components = S
+            self._components: int = S
             scale = getattr(kernel, "outputscale", torch.ones(1, dtype=torch.double)).detach()
             self._variance: Tensor = scale.reshape(-1).expand(S)
             self._mean: Tensor = model.mean_module.constant.detach().reshape(-1).expand(S)
@@ -101,6 +108,11 @@ class GaussianOutput:
             self._white = torch.linalg.solve_triangular(
                 self._root, residual.expand(S, -1).unsqueeze(-1), upper=False
             )
+
+    @property
+    def components(self) -> int:
+        """S, members of the mixture."""
+        return self._components
 
     def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``S x k`` and covariance ``S x k x k`` at ``k x D`` points."""
@@ -117,7 +129,7 @@ class GaussianOutput:
         """See :class:`Output`."""
         points = self._scaled(X[:, : self._d])
         _, root, cross = self._known(points)
-        S, n, k = self.components, len(self._X), X.shape[0]
+        S, n, k = self._components, len(self._X), X.shape[0]
         # The Cholesky factor of training data and known values together, inverted once.
         whole = torch.zeros(S, n + k, n + k, dtype=torch.double)
         whole[:, :n, :n], whole[:, n:, :n], whole[:, n:, n:] = self._root, cross.transpose(1, 2), root

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from milp_ray.memory.space import MemoryConfig, Placement
 
@@ -54,6 +55,15 @@ class Failure:
     reason: str
 
 
+class Counts(NamedTuple):
+    """How many proposals an engine has made, and how they stand: ``asked`` is the sum of the others."""
+
+    asked: int
+    pending: int
+    told: int
+    failed: int
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """An engine's settings, see :class:`milp_ray.search.engine.Engine`."""
@@ -63,6 +73,7 @@ class EngineSettings:
     surrogate: str
     surrogate_options: Mapping[str, object]
     trials: int | None
+    outcome: str = "standardize"
 
 
 class Candidates(list[MemoryConfig]):

@@ -97,7 +97,7 @@ class Copula:
     """To normal scores: Φ⁻¹((rank - 1/2) / n), ties at the mean of their ranks."""
 
     def __init__(self, values: Floats) -> None:
-        from scipy.stats import norm, rankdata
+        from scipy.stats import norm, rankdata  # type: ignore[import-untyped]
 
         self._linear = Standardized(values)
         known, where = np.unique(values, return_index=True)

@@ -43,7 +43,7 @@ def check_study(study: Study) -> RenderableType:
     _attempt(lambda: _storage(study), problems)
     structure = _attempt(lambda: load_space(study), problems)
     users = _attempt(lambda: load_users(study, new_key()), problems)
-    if structure is not None:
+    if structure is not None and study.simulation is None:  # a simulated study needs config.json only
         architecture = structure[0]
         _attempt(lambda: verify_modules(study.model, architecture), problems)
         tokenizer = _attempt(lambda: load_tokenizer(study.model), problems)

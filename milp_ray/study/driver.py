@@ -13,7 +13,9 @@ from milp_ray.errors import ClusterError, MilpRayError, Problem, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
-from milp_ray.study.run import Outcome, Run, engines_of, save_experiment
+from milp_ray.study.population import Population
+from milp_ray.study.record import save_experiment
+from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder, refuse_existing
 from milp_ray.study.stopping import signals_interrupt
 
@@ -96,7 +98,7 @@ def experiment(path: Path | str, user: str) -> Path:
     inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     alias = folder.alias(user)
     with folder.lock():  # opening a log repairs its last line, which a driver may be writing
-        engine = engines_of(folder, inputs).get(alias)
-    if engine is None:
-        raise folder.no_such_user()
-    return save_experiment(folder, alias, engine)
+        population = Population(folder, inputs)
+        if alias not in population.aliases:
+            raise folder.no_such_user()
+        return save_experiment(folder, alias, population.engine(alias))

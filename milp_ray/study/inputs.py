@@ -18,6 +18,7 @@ from milp_ray.errors import DataError, Problem, StudyError
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, Placement, space_from
 from milp_ray.search import Engine, Objective
+from milp_ray.search.records import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,25 @@ def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
 
     ``index`` is the user's position: users share the study's seed but not each other's random numbers.
     """
-    search = study.search
+    settings = settings_of(study)
     return Engine(
         inputs.space,
         objectives_of(study, inputs.architecture),
-        initial=search.initial,
-        batch=search.batch,
-        surrogate=search.surrogate,
-        surrogate_options=search.saas.model_dump() if search.surrogate == "saas" else {},
-        outcome=search.outcome,
+        initial=settings.initial,
+        batch=settings.batch,
+        surrogate=settings.surrogate,
+        surrogate_options=settings.surrogate_options,
+        outcome=settings.outcome,
         seed=study.seed * 1_000_003 + index,
-        trials=search.trials,
+        trials=settings.trials,
         log=log,
+    )
+
+
+def settings_of(study: Study) -> EngineSettings:
+    """What all engines of a study have in common beside the space and the objectives."""
+    search = study.search
+    options = search.saas.model_dump() if search.surrogate == "saas" else {}
+    return EngineSettings(
+        search.initial, search.batch, search.surrogate, options, search.trials, search.outcome
     )

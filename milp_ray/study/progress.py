@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -51,6 +52,10 @@ class StudyProgress:
         self._trials = trials
         self._directions = dict(directions)
         self._users = {alias: UserProgress() for alias in aliases}
+        # Kept up to date event by event: a scan of all users per trial is what large studies cannot afford.
+        self._totals = UserProgress()
+        self._full = 0
+        self._recent: dict[str, None] = {}  # users at work or lately so, in the order of their last event
         self._lock = threading.RLock()
         self._ended_now = 0
         self._began = time.monotonic()
@@ -83,11 +88,20 @@ class StudyProgress:
         with contextlib.suppress(OSError):
             self._console.print(Text(text))
 
-    def replayed(self, alias: str, done: int, failed: int) -> None:
-        """Trials that an earlier run of the same folder finished."""
+    def replayed(
+        self,
+        alias: str,
+        done: int,
+        failed: int,
+        best: Mapping[str, float],
+        reference: Mapping[str, float] | None,
+    ) -> None:
+        """What an earlier session of the same run found."""
         with self._lock:
-            user = self._users[alias]
-            user.done, user.failed = done, failed
+            self._count(alias, done=done, failed=failed)
+            self.observed(alias, 0, best)
+            if reference is not None:
+                self.observed(alias, BASELINE, reference)
 
     def observed(self, alias: str, number: int, values: Mapping[str, float]) -> None:
         """Values of a trial, or of the no-memory measurement."""
@@ -98,26 +112,26 @@ class StudyProgress:
                 return
             for name, value in values.items():
                 better = min if self._directions[name] == "min" else max
-                user.best[name] = better(user.best.get(name, value), value)
+                for kept in (user.best, self._totals.best):
+                    kept[name] = better(kept.get(name, value), value)
 
     def trial_started(self, ticket: Ticket) -> None:
         """A trial went to a worker."""
         with self._lock:
             self._users[ticket.alias].running += 1
+            self._touch(ticket.alias)
 
     def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
         """A trial was told or failed."""
         with self._lock:
             user = self._users[ticket.alias]
             user.running = max(0, user.running - 1)
+            self._touch(ticket.alias)
             if values is not None:
                 self.observed(ticket.alias, ticket.number, values)
             if ticket.number != BASELINE:
                 self._ended_now += 1
-                if values is None:
-                    user.failed += 1
-                else:
-                    user.done += 1
+                self._count(ticket.alias, done=int(values is not None), failed=int(values is None))
             if values is None:
                 name = "no-memory measurement" if ticket.number == BASELINE else f"trial {ticket.number}"
                 self.say(f"{ticket.alias} {name} failed: {reason}")
@@ -137,9 +151,24 @@ class StudyProgress:
     def totals(self) -> tuple[int, int, int]:
         """(users whose budget is used up, trials done, trials failed)."""
         with self._lock:
-            users = list(self._users.values())
-            full = sum(user.done + user.failed >= self._trials for user in users)
-            return full, sum(user.done for user in users), sum(user.failed for user in users)
+            return self._full, self._totals.done, self._totals.failed
+
+    def _count(self, alias: str, *, done: int, failed: int) -> None:
+        user = self._users[alias]
+        was_full = user.done + user.failed >= self._trials
+        for kept in (user, self._totals):
+            kept.done += done
+            kept.failed += failed
+        self._full += int(user.done + user.failed >= self._trials) - int(was_full)
+
+    def _touch(self, alias: str) -> None:
+        """The newest event is this user's. Forgets who was longest without one and has no trial running."""
+        self._recent.pop(alias, None)
+        self._recent[alias] = None
+        if len(self._recent) > 4 * _SHOWN_USERS:
+            idle = next((other for other in self._recent if not self._users[other].running), None)
+            if idle is not None:
+                del self._recent[idle]
 
     def _eta(self) -> str:
         _, done, failed = self.totals()
@@ -156,7 +185,7 @@ class StudyProgress:
         if self._live is not None or (now - self._last_line < _LINE_SECONDS and done + failed < total):
             return
         self._last_line = now
-        best = "  ".join(f"{name} {_shown(value)}" for name, value in self._overall().items())
+        best = "  ".join(f"{name} {_shown(value)}" for name, value in self._totals.best.items())
         parts = [
             f"search: trials {done + failed}/{total} ({failed} failed)",
             f"users done {users}/{len(self._users)}",
@@ -164,14 +193,6 @@ class StudyProgress:
             self._eta(),
         ]
         self.say("  ".join(part for part in parts if part))
-
-    def _overall(self) -> dict[str, float]:
-        out = {}
-        for name, direction in self._directions.items():
-            values = [user.best[name] for user in self._users.values() if name in user.best]
-            if values:
-                out[name] = min(values) if direction == "min" else max(values)
-        return out
 
     def _panel(self) -> Group:
         with self._lock:
@@ -191,16 +212,22 @@ class StudyProgress:
             table.add_column(f"{'lowest' if direction == 'min' else 'highest'} {name}", justify="right")
             table.add_column("no memory", justify="right", style="dim")
         # Who is at work is what one wants to see; the rest fits no screen at a thousand users.
-        order = sorted(self._users.items(), key=lambda item: (-item[1].running, -item[1].done))
-        for alias, user in order[:_SHOWN_USERS]:
+        for alias, user in self._shown_users():
             cells = [alias, f"{user.done + user.failed}/{self._trials}", str(user.running or "")]
             for name in self._directions:
                 both = (user.best, user.no_memory)
                 cells.extend(_shown(values[name]) if name in values else "" for values in both)
             table.add_row(*cells)
-        if len(order) > _SHOWN_USERS:
-            table.add_row(f"… {len(order) - _SHOWN_USERS} more")
+        if len(self._users) > _SHOWN_USERS:
+            table.add_row(f"… {len(self._users) - _SHOWN_USERS} more")
         return table
+
+    def _shown_users(self) -> list[tuple[str, UserProgress]]:
+        """Who has most trials running, then who had the last event, then the first ones of the data."""
+        known = dict.fromkeys(reversed(self._recent))
+        known.update(dict.fromkeys(islice(self._users, _SHOWN_USERS)))
+        order = sorted(known, key=lambda alias: -self._users[alias].running)
+        return [(alias, self._users[alias]) for alias in order[:_SHOWN_USERS]]
 
 
 def _shown(value: float) -> str:

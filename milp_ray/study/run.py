@@ -1,48 +1,46 @@
 """One run's steps in their order: search, choice, final stage, tables. Each adds only what is missing.
 
 Every step reads what is finished from the run folder, so that a new run and a resumed one are the same code.
-Beginning and resuming a run is :mod:`milp_ray.study.driver`.
+The search goes cohort by cohort, each a Ray Tune run of its own. A simulated study ends with the search:
+there is no model that a final stage could train. Beginning and resuming a run is
+:mod:`milp_ray.study.driver`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from milp_ray.errors import ClusterError, MilpRayError, StorageError
-from milp_ray.search import Engine, Observation
-from milp_ray.study.choose import choose
-from milp_ray.study.inputs import Inputs, engine_for
+from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.storage import write_json
+from milp_ray.study.inputs import Inputs, objectives_of, settings_of
+from milp_ray.study.population import Population
 from milp_ray.study.progress import StudyProgress
+from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import StopRequest, stop_on_signals
-from milp_ray.study.tables import (
-    chosen_table,
-    hypervolume_table,
-    scores_table,
-    trials_table,
-    write_table,
-)
+from milp_ray.tune.metrics import Meter, SearchMetrics
 from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
+    from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.search_run import SharedUsers
-
-
-# A quarter of a second each; those of larger populations are made on request (`milp-ray experiment`).
-_MOST_EXPERIMENTS = 50
+    from milp_ray.tune.simulated import SimulatedSpec
+    from milp_ray.tune.trainable import TrialSpec
 
 
 @dataclass
 class Outcome:
-    """How a run ended. ``seconds``: of the search and of the final stage, as far as they were worked on."""
+    """How a run ended. ``seconds``: of the search and of the final stage, as far as they were worked on.
+
+    ``metrics``: of this session's search; None if it had nothing to search.
+    """
 
     folder: RunFolder
     users: int
@@ -53,6 +51,7 @@ class Outcome:
     interrupted: bool = False
     skipped: Mapping[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    metrics: SearchMetrics | None = None
 
     @property
     def exit_code(self) -> int:
@@ -64,7 +63,7 @@ class Outcome:
 
 
 class Run:
-    """A run folder at work: its inputs, every user's engine replayed from the event logs, and the display.
+    """A run folder at work: its inputs, its users, and the display.
 
     Args:
         folder: whose lock is held.
@@ -76,11 +75,12 @@ class Run:
         self.folder = folder
         self.study = folder.study
         self.inputs = inputs
-        self.engines = engines_of(folder, inputs)
+        self.population = Population(folder, inputs)
         self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
-        directions = {o.name: o.direction for o in next(iter(self.engines.values())).objectives}
-        self.progress = StudyProgress(console, list(self.engines), self.study.search.trials, directions)
-        self._replay()
+        aliases, directions = list(self.population.aliases), self.population.directions
+        self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
+        for alias, summary in self.population.summaries():
+            self.progress.replayed(alias, summary.done, summary.failed, summary.best, summary.reference)
 
     def work(self) -> Outcome:
         """Do what is missing, then write the tables of whatever is finished.
@@ -100,82 +100,107 @@ class Run:
                     self._record()
                 raise
         self._record()
-        self.outcome.trials_failed = sum(len(engine.failures) for engine in self.engines.values())
-        self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in self.engines)
-        self.outcome.users_untested = sum(
-            self._has_memory(alias) and not self.folder.scores(alias).exists() for alias in self.engines
-        )
+        self.outcome.trials_failed = sum(summary.failed for _, summary in self.population.summaries())
+        if self.study.simulation is None:
+            aliases = self.population.aliases
+            self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in aliases)
+            self.outcome.users_untested = sum(
+                self._has_memory(alias) and not self.folder.scores(alias).exists() for alias in aliases
+            )
         return self.outcome
 
-    def chosen(self) -> dict[str, Observation]:
-        """The chosen observation of every user that has a front."""
-        settings, architecture = self.study.choose, self.inputs.architecture
-        return {
-            alias: choose(engine, settings, architecture)
-            for alias, engine in self.engines.items()
-            if engine.observations
-        }
+    def before_cohort(self, finished: Sequence[str]) -> None:
+        """Called before the engines of a cohort are made, with the aliases of all users whose search is over.
 
-    def _replay(self) -> None:
-        for alias, engine in self.engines.items():
-            self.progress.replayed(alias, len(engine.observations), len(engine.failures))
-            if engine.reference is not None:
-                self.progress.observed(alias, -1, engine.reference)
-            for seen in engine.observations:
-                self.progress.observed(alias, seen.id, seen.values)
+        The place where what they showed can be handed to the users to come (transfer between users). Their
+        event logs are on disk, ``self.population.engine(alias)`` replays one. Nothing is done here as yet.
+        """
 
     def _steps(self, stopping: StopRequest) -> None:
         from milp_ray.tune.search_run import check_shared, share_users
 
         check_shared(self.folder.root)
-        users = share_users(self.inputs.users.splits)
-        if not self._searched() or not self._has_baselines():
+        simulated = self.study.simulation is not None
+        users = {} if simulated else share_users(self.inputs.users.splits)
+        if not self._searched():
             self._search(stopping, users)
         if stopping():
             return
-        if not self._searched():
+        if not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
                 where=str(self.folder.root),
                 expected="every user's budget used up",
                 remedy=f"look into {self.folder.tune / 'tune.log'}, then: milp-ray resume {self.folder.root}",
             )
-        self._final(stopping, users)
+        if not simulated:
+            self._final(stopping, users)
 
     def _search(self, stopping: StopRequest, users: SharedUsers) -> None:
+        """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
         from milp_ray.tune.search_run import run_search
+
+        began, meter, spec = time.monotonic(), Meter(), self._spec(users)
+        population = self.population
+        try:
+            with self._proposer() as proposer:
+                for cohort in population.cohorts():
+                    todo = [alias for alias in cohort if not population.finished(alias)]
+                    if not todo or stopping():
+                        continue
+                    self.before_cohort([alias for alias in population.aliases if population.finished(alias)])
+                    with population.opened(todo) as engines:
+                        failed = run_search(
+                            spec, engines, self.folder.tune, stopping, self.progress, proposer, meter
+                        )
+                    # Tune's trials refer to each other, and Python's own full collections are so rare in a
+                    # process of this size that memory would grow from cohort to cohort.
+                    gc.collect()
+                    self.outcome.baselines_failed += len(failed)
+                    if not all(population.summary(alias).over for alias in todo):
+                        break
+        finally:
+            self.outcome.seconds["search"] = time.monotonic() - began
+            self.outcome.metrics = meter.result()
+
+    def _spec(self, users: SharedUsers) -> TrialSpec | SimulatedSpec:
+        from milp_ray.tune.simulated import SimulatedSpec
         from milp_ray.tune.trainable import TrialSpec
 
-        began = time.monotonic()
-        self._prepare()
-        root = self.folder.root
-        spec = TrialSpec(self.study, users, root / "events", root / "adapters")
-        failed = run_search(spec, self.engines, self.folder.tune, stopping, self.progress)
-        self.outcome.baselines_failed = len(failed)
-        self.outcome.seconds["search"] = time.monotonic() - began
+        if self.study.simulation is not None:
+            numbers = {alias: index for index, alias in enumerate(self.population.aliases)}
+            return SimulatedSpec(self.study, self.inputs.architecture, numbers)
+        return TrialSpec(self.study, users, self.folder.root / "events", self.folder.root / "adapters")
 
-    def _prepare(self) -> None:
-        """Import and compile what the first fits need, beside the initial trials.
+    @contextlib.contextmanager
+    def _proposer(self) -> Iterator[Proposer | None]:
+        """Who fits models, for all cohorts of this session; None where no model is fitted.
 
-        Not before Ray has started its processes: a fork after JAX has started its threads may deadlock.
+        It imports and compiles what the first fits need beside the initial trials. Not before Ray has started
+        its processes: a fork after JAX has started its threads may deadlock.
         """
-        search, engine = self.study.search, next(iter(self.engines.values()))
+        from milp_ray.tune.proposers import make_proposer
+        from milp_ray.tune.proposing import Preparation, is_free
 
-        def work() -> None:
-            from milp_ray.search.prepare import prepare
-
-            with contextlib.suppress(StorageError):  # without the cache folder everything still works, later
-                prepare(engine=engine, trials=search.initial + search.batch)
-
-        if search.surrogate not in ("random", "sobol") and search.trials > search.initial:
-            threading.Thread(target=work, name="prepare", daemon=True).start()
+        search = self.study.search
+        if is_free(search.surrogate) or search.trials <= search.initial:
+            yield None
+            return
+        inputs = self.inputs
+        objectives = objectives_of(self.study, inputs.architecture)
+        preparation = Preparation(inputs.space, objectives, settings_of(self.study))
+        proposer = make_proposer(self.study, preparation)
+        try:
+            yield proposer
+        finally:
+            proposer.close()
 
     def _final(self, stopping: StopRequest, users: SharedUsers) -> None:
         from milp_ray.tune.final import FinalSpec, run_final
         from milp_ray.tune.search_run import on_device, slots
 
         began = time.monotonic()
-        placements = {alias: seen.placement for alias, seen in self.chosen().items()}
+        placements = {alias: seen.placement for alias, seen in self.population.chosen().items()}
         root = self.folder.root
         worker = slots(self.study)
         study = on_device(self.study, worker)
@@ -196,61 +221,21 @@ class Run:
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _searched(self) -> bool:
-        return all(_finished(engine, self.study.search.trials) for engine in self.engines.values())
-
-    def _has_baselines(self) -> bool:
-        return all(engine.reference is not None for engine in self.engines.values())
+        return all(self.population.finished(alias) for alias in self.population.aliases)
 
     def _complete(self) -> bool:
-        return (
-            self._searched()
-            and self._has_baselines()
-            and all(
-                self.folder.scores(alias).exists() or not engine.front()
-                for alias, engine in self.engines.items()
-            )
+        if not self._searched() or self.study.simulation is not None:
+            return self._searched()
+        return all(
+            self.folder.scores(alias).exists() or summary.chosen is None
+            for alias, summary in self.population.summaries()
         )
 
     def _has_memory(self, alias: str) -> bool:
         return (self.folder.memory(alias) / "adapter_config.json").exists()
 
     def _record(self) -> None:
-        folder, engines, architecture = self.folder, self.engines, self.inputs.architecture
-        trials = trials_table(engines, architecture)
-        if trials.empty:
-            return
-        chosen = chosen_table(self.chosen(), self.study.choose.policy, architecture)
-        write_table(trials, folder.table("trials"))
-        write_table(trials[trials.on_front], folder.table("fronts"))
-        write_table(chosen, folder.table("chosen"))
-        write_table(scores_table({alias: folder.scores(alias) for alias in engines}), folder.table("scores"))
-        write_table(hypervolume_table(engines), folder.table("hypervolume"))
-        if self._searched() and len(engines) <= _MOST_EXPERIMENTS:
-            for alias in engines:
-                save_experiment(folder, alias, engines[alias])
-
-
-def engines_of(folder: RunFolder, inputs: Inputs) -> dict[str, Engine]:
-    """Every user's engine, replayed from the event logs."""
-    return {
-        alias: engine_for(folder.study, inputs, index, folder.events(alias))
-        for index, alias in enumerate(inputs.users.splits)
-    }
-
-
-def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
-    """Save a user's search as an Ax experiment, the record that Ax's own tools open; returns its path.
-
-    An experiment that is newer than the event log is left as it is.
-    """
-    path = folder.experiment(alias)
-    if not path.exists() or path.stat().st_mtime < folder.events(alias).stat().st_mtime:
-        from milp_ray.search.experiment import build_client, save_client
-
-        save_client(build_client(alias, engine), path)
-    return path
-
-
-def _finished(engine: Engine, trials: int) -> bool:
-    ended = len(engine.observations) + len(engine.failures)
-    return not engine.pending and (ended >= trials or bool(engine.finished))
+        record(self.folder, self.population, self.inputs.architecture)
+        if self.outcome.metrics is not None and self.outcome.metrics.workers:
+            path = self.folder.table("search_metrics").with_suffix(".json")
+            write_json(path, self.outcome.metrics.to_plain())

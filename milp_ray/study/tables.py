@@ -19,34 +19,32 @@ from milp_ray.storage import reading, write_whole
 if TYPE_CHECKING:
     from milp_ray.search import Engine, Observation
 
+_PART_ROWS = 10_000
 MODELS = ("base", "own", "other")
 SCORES = ("loss", "rouge_1", "rouge_l", "persona_f1")
 
 
-def trials_table(engines: Mapping[str, Engine], architecture: Architecture) -> pd.DataFrame:
+def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[dict[str, object]]:
     """One row a trial: user, trial, state, θ, placement, size, values, whether it is on the front, reason.
 
     The no-memory measurement is the row with trial -1. Values of trials that failed or are pending are NaN.
     """
-    rows: list[dict[str, object]] = []
-    for alias, engine in engines.items():
-        front = {seen.id for seen in engine.front()}
-        blank = {objective.name: float("nan") for objective in engine.objectives}
-        ended: list[tuple[int, str, MemoryConfig | None, Placement, Mapping[str, float], str]] = []
-        if engine.reference is not None:
-            ended.append((-1, "no memory", None, Placement(()), engine.reference, ""))
-        ended += [(t.id, "done", t.config, t.placement, t.values, "") for t in engine.observations]
-        ended += [(t.id, "failed", t.config, t.placement, {}, t.reason) for t in engine.failures]
-        ended += [(t.id, "pending", t.config, t.placement, {}, "") for t in engine.pending]
-        rows.extend(
-            {"user": alias, "trial": number, "state": state}
-            | blank
-            | dict(values)
-            | _theta(config, placement, architecture)  # last: its count of parameters is a whole number
-            | {"on_front": number in front, "reason": reason}
-            for number, state, config, placement, values, reason in sorted(ended, key=lambda row: row[0])
-        )
-    return pd.DataFrame(rows)
+    front = {seen.id for seen in engine.front()}
+    blank = {objective.name: float("nan") for objective in engine.objectives}
+    ended: list[tuple[int, str, MemoryConfig | None, Placement, Mapping[str, float], str]] = []
+    if engine.reference is not None:
+        ended.append((-1, "no memory", None, Placement(()), engine.reference, ""))
+    ended += [(t.id, "done", t.config, t.placement, t.values, "") for t in engine.observations]
+    ended += [(t.id, "failed", t.config, t.placement, {}, t.reason) for t in engine.failures]
+    ended += [(t.id, "pending", t.config, t.placement, {}, "") for t in engine.pending]
+    return [
+        {"user": alias, "trial": number, "state": state}
+        | blank
+        | dict(values)
+        | _theta(config, placement, architecture)  # last: its count of parameters is a whole number
+        | {"on_front": number in front, "reason": reason}
+        for number, state, config, placement, values, reason in sorted(ended, key=lambda row: row[0])
+    ]
 
 
 def chosen_table(chosen: Mapping[str, Observation], policy: str, architecture: Architecture) -> pd.DataFrame:
@@ -77,17 +75,46 @@ def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user", "model", "samples", *SCORES])
 
 
-def hypervolume_table(engines: Mapping[str, Engine]) -> pd.DataFrame:
-    """One row a user and finished trial: the hypervolume of the front so far, in the objectives' units.
+def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:
+    """One row a finished trial: the hypervolume of the front so far, in the objectives' units.
 
     Measured from a point below the whole front (``lowered``), so that all of the search's progress shows.
     """
-    rows = [
+    return [
         {"user": alias, "finished": count, "hypervolume": value}
-        for alias, engine in engines.items()
         for count, value in enumerate(engine.hypervolume_curve(lowered=True), start=1)
     ]
-    return pd.DataFrame(rows, columns=["user", "finished", "hypervolume"])
+
+
+class TableOf:
+    """A table that grows row by row, kept in columns: dictionaries of a million trials would fill a memory.
+
+    Args:
+        columns: of an empty table.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self._columns = columns
+        self._parts: list[pd.DataFrame] = []
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, rows: list[dict[str, object]]) -> None:
+        """Append rows."""
+        self._rows.extend(rows)
+        if len(self._rows) >= _PART_ROWS:
+            self._pack()
+
+    def table(self) -> pd.DataFrame:
+        """All rows, in the order in which they came."""
+        self._pack()
+        if not self._parts:
+            return pd.DataFrame(columns=list(self._columns))
+        return pd.concat(self._parts, ignore_index=True)
+
+    def _pack(self) -> None:
+        if self._rows:
+            self._parts.append(pd.DataFrame(self._rows))
+            self._rows = []
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

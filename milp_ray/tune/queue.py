@@ -1,27 +1,37 @@
 """Ready proposals for many users, computed ahead of need and off Tune's loop (DESIGN, decision 2).
 
-One thread fits surrogates and proposes; the trials' loop only takes what is ready. The user served next is
-the one with the fewest trials that were asked and have not ended, because its proposals know the most. A user
+One thread decides who is planned for and writes proposals down; a proposer computes those that need a model,
+several at once; the trials' loop only takes what is ready. Served first is who will run dry first: the user
+with the fewest trials that were asked and have not ended, whose next proposals also know the most; of several
+the one that stands first, so that users begin, and end, one after the other rather than all at once. A user
 is planned for only when none of its own proposals is waiting, so that no proposal is older than it must be.
-No Ray here: the queue is told when a trial ends, and does not care who runs it.
+
+Every event costs O(log users). No Ray here: the queue is told when a trial ends, and does not care who runs
+it. One queue serves the users of one Tune run.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milp_ray.memory.space import Placement
+from milp_ray.errors import SearchError
+from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.tune.metrics import Meter
+from milp_ray.tune.proposing import Proposer, Threads, is_free, needs_model
 
 if TYPE_CHECKING:
-    from milp_ray.search import Engine, Proposal
+    from milp_ray.search import Candidates, Engine, Plan, Proposal
 
 BASELINE = -1
+_REFUSALS = 8  # batches of one user in a row of which nothing was new
 
 
 @dataclass(frozen=True)
@@ -34,36 +44,98 @@ class Ticket:
     source: str
 
 
+@dataclass(slots=True)
+class _User:
+    """What the queue keeps of a user, so that it need not ask the engine.
+
+    Attributes:
+        left: trials that may still be asked for.
+        pending: asked and not ended.
+        waiting: of these, tickets in the queue.
+        stamp: changes with every new entry in a heap, so that older entries are known to be stale.
+    """
+
+    index: int
+    alias: str
+    engine: Engine
+    left: int
+    asked: int
+    pending: int
+    waiting: int = 0
+    planning: bool = False
+    needs_baseline: bool = False
+    refused: int = 0
+    stamp: int = 0
+
+
+class _Order:
+    """Users by who runs dry first. Entries are never searched for: outdated ones are skipped when met."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, _User]] = []
+        self._most = 64
+
+    def push(self, user: _User) -> None:
+        if len(self._heap) >= self._most:
+            self._heap = [entry for entry in self._heap if entry[2] == entry[3].stamp]
+            heapq.heapify(self._heap)
+            self._most = 2 * len(self._heap) + 64
+        heapq.heappush(self._heap, (user.pending, user.index, user.stamp, user))
+
+    def first(self) -> _User | None:
+        while self._heap and self._heap[0][2] != self._heap[0][3].stamp:
+            heapq.heappop(self._heap)
+        return self._heap[0][3] if self._heap else None
+
+
 class ProposalQueue:
     """Keeps as many tickets ready as will be taken while the next ones are computed.
 
     More would only be older: what is proposed early knows less. The number follows from how long proposals
     take and how fast tickets go, both measured; it starts at ``workers`` and stays within four times that.
+    For a user without pending trials nothing more can be known: it is planned for as soon as the proposer has
+    room.
 
     Args:
         engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
         trials: budget per user; failed trials count.
         batch: proposals from one fit.
         workers: how many trials run at once.
+        proposer: computes what needs a model; None for a thread of the queue's own.
+        meter: is told what the search costs.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], *, trials: int, batch: int, workers: int) -> None:
-        self._engines = dict(engines)
-        self._trials = trials
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        trials: int,
+        batch: int,
+        workers: int,
+        proposer: Proposer | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self._batch = batch
         self._workers = max(workers, 1)
+        self._own = Threads() if proposer is None else None
+        self._proposer: Proposer = proposer or self._own or Threads()
+        self._meter = meter or Meter()
         self._taken: deque[float] = deque(maxlen=4 * self._workers)
-        self._seconds = 0.0
+        self._costs: deque[float] = deque(maxlen=8)
         self._changed = threading.Condition()
         self._ready: deque[Ticket] = deque()
         self._issued: set[tuple[str, int]] = set()
-        self._planning: str | None = None
+        self._landed: deque[tuple[_User, Plan, Future[Candidates], float]] = deque()
+        self._flying = 0
+        self._left = 0
         self._stopped = False
         self._error: BaseException | None = None
-        for alias, engine in self._engines.items():
-            if engine.reference is None:
-                self._ready.append(Ticket(alias, BASELINE, Placement(()), "no memory"))
-            self._ready.extend(_ticket(alias, proposal) for proposal in engine.pending)
+        self._cheap, self._led = _Order(), _Order()
+        self._users = {
+            alias: self._user(index, alias, engine, trials)
+            for index, (alias, engine) in enumerate(engines.items())
+        }
+        self._proposer.listen(self._wake)
         self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
         self._thread.start()
 
@@ -76,18 +148,30 @@ class ProposalQueue:
             ticket = self._ready.popleft()
             self._issued.add((ticket.alias, ticket.number))
             self._taken.append(time.monotonic())
-            self._changed.notify_all()
+            self._meter.begin(self._workers)
+            if ticket.number != BASELINE:
+                user = self._users[ticket.alias]
+                user.waiting -= 1
+                self._offer(user)
+            self._note()
             return ticket
 
     def ended(self, alias: str, number: int) -> None:
         """A trial was told or failed: its user may be planned for again."""
         with self._changed:
+            known = (alias, number) in self._issued
             self._issued.discard((alias, number))
-            self._changed.notify_all()
+            if known and number != BASELINE:
+                user = self._users[alias]
+                user.pending -= 1
+                self._offer(user)
+            self._note()
 
     def dropped(self, alias: str, number: int) -> None:
         """A trial was given up without an outcome (a stopped run): it stays pending in the event log."""
-        self.ended(alias, number)
+        with self._changed:
+            self._issued.discard((alias, number))
+            self._note()
 
     @property
     def exhausted(self) -> bool:
@@ -102,36 +186,28 @@ class ProposalQueue:
             return len(self._issued)
 
     def stop(self) -> None:
-        """No further proposals; :meth:`take` gives out nothing any more. Waits for the running fit."""
+        """No further proposals; :meth:`take` gives out nothing any more. Plans under way are forgotten."""
         with self._changed:
             self._stopped = True
             self._ready.clear()
-            self._changed.notify_all()
+            self._note()
+        self._meter.end()
+        if self._own is not None:
+            self._own.close()
 
     @property
     def failed(self) -> bool:
-        """Whether the proposing thread ended early; :meth:`raise_error` says why."""
+        """Whether proposing ended early; :meth:`raise_error` says why."""
         return self._error is not None
 
     def raise_error(self) -> None:
-        """Raise whatever made the proposing thread end early (a full disk, a bug)."""
+        """Raise whatever made the proposing end early (a full disk, a bug)."""
         if self._error is not None:
             raise self._error
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the proposing thread to end."""
+        """Wait for the queue's thread to end."""
         self._thread.join(timeout)
-
-    def _done(self) -> bool:
-        if self._stopped or self._error is not None:
-            return True
-        return self._planning is None and all(self._budget(engine) <= 0 for engine in self._engines.values())
-
-    def _budget(self, engine: Engine) -> int:
-        """Trials that may still be asked for."""
-        if engine.finished:
-            return 0
-        return self._trials - len(engine.observations) - len(engine.failures) - len(engine.pending)
 
     @property
     def ahead(self) -> int:
@@ -139,47 +215,126 @@ class ProposalQueue:
         rate = 0.0
         if len(self._taken) > self._workers:
             rate = (len(self._taken) - 1) / max(self._taken[-1] - self._taken[0], 1e-3)
-        return min(max(self._workers, math.ceil(rate * self._seconds) + 1), 4 * self._workers)
+        cost = sum(self._costs) / len(self._costs) if self._costs else 0.0
+        return min(max(self._workers, math.ceil(rate * cost) + 1), 4 * self._workers)
 
-    def _next_user(self) -> str | None:
+    def _user(self, index: int, alias: str, engine: Engine, trials: int) -> _User:
+        counts = engine.counts
+        left = 0 if engine.finished else max(0, trials - counts.asked)
+        user = _User(index, alias, engine, left, counts.asked, counts.pending)
+        self._left += left
+        user.needs_baseline = engine.reference is None
+        if user.needs_baseline and (counts.pending or not left):
+            self._give_baseline(user)
+        if counts.pending:
+            self._give(user, engine.pending)
+        self._offer(user)
+        return user
+
+    def _give(self, user: _User, proposals: Sequence[Proposal]) -> None:
+        self._ready.extend(Ticket(user.alias, p.id, p.placement, p.source) for p in proposals)
+        user.waiting += len(proposals)
+
+    def _give_baseline(self, user: _User) -> None:
+        """Beside a user's first trials: it is where the reference point of its model comes from."""
+        user.needs_baseline = False
+        self._ready.append(Ticket(user.alias, BASELINE, Placement(()), "no memory"))
+
+    def _offer(self, user: _User) -> None:
+        """Put a user where it belongs, after anything that concerns it."""
+        user.stamp += 1  # whatever stands in a heap is outdated
+        if user.left > 0 and not user.planning and not user.waiting:
+            engine = user.engine
+            modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
+            (self._led if modelled else self._cheap).push(user)
+
+    def _note(self) -> None:
+        """Wake whoever waits, and tell the meter; with the lock held."""
+        self._changed.notify_all()
+        idle = 0 if self._ready else max(0, min(self._workers - len(self._issued), self._left))
+        self._meter.mark(len(self._ready), idle)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _done(self) -> bool:
+        return self._stopped or self._error is not None or (self._left == 0 and self._flying == 0)
+
+    def _pick(self) -> _User | None:
+        """Whom to plan for now."""
+        led = self._led.first() if self._proposer.free > 0 else None
         if len(self._ready) >= self.ahead:
+            early = led is not None and led.pending == 0 and len(self._ready) < 4 * self._workers
+            return led if early else None
+        cheap = self._cheap.first()
+        if led is None or cheap is None:
+            return led or cheap
+        return min(led, cheap, key=lambda user: (user.pending, user.index))
+
+    def _next(self) -> _User | tuple[_User, Plan, Future[Candidates], float] | None:
+        """The next thing to do; waits for it. None when there is nothing left."""
+        with self._changed:
+            while not self._done():
+                if self._landed:
+                    return self._landed.popleft()
+                user = self._pick()
+                if user is not None:
+                    user.planning = True
+                    self._flying += 1
+                    self._offer(user)
+                    return user
+                self._changed.wait()
+            self._changed.notify_all()
             return None
-        waiting = {ticket.alias for ticket in self._ready if ticket.number != BASELINE}
-        candidates = [
-            (len(engine.pending), self._trials - self._budget(engine), index, alias)
-            for index, (alias, engine) in enumerate(self._engines.items())
-            if alias not in waiting and self._budget(engine) > 0
-        ]
-        return min(candidates)[-1] if candidates else None
 
     def _work(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    alias = self._next_user()
-                    while alias is None and not self._done():
-                        self._changed.wait()
-                        alias = self._next_user() if not self._stopped else None
-                    if alias is None or self._stopped:
-                        self._changed.notify_all()
-                        return
-                    self._planning = alias
-                    engine = self._engines[alias]
-                    count = min(self._batch, self._budget(engine))
-                began = time.monotonic()
-                proposals = engine.ask(count)
-                with self._changed:
-                    self._seconds = time.monotonic() - began
-                    self._planning = None
-                    if not self._stopped:
-                        self._ready.extend(_ticket(alias, proposal) for proposal in proposals)
-                    self._changed.notify_all()
+            while (job := self._next()) is not None:
+                if isinstance(job, _User):
+                    self._plan(job)
+                    continue
+                user, plan, future, seconds = job
+                configs = future.result()
+                self._meter.proposed(seconds)
+                self._costs.append(seconds)
+                self._accept(user, plan, configs)
         except BaseException as error:
             with self._changed:
-                self._planning = None
                 self._error = error
+                self._note()
+
+    def _plan(self, user: _User) -> None:
+        plan = user.engine.plan(min(self._batch, user.left))
+        if not needs_model(plan):
+            self._accept(user, plan, plan.propose())
+            return
+        began = time.monotonic()
+
+        def land(future: Future[Candidates]) -> None:
+            with self._changed:
+                self._landed.append((user, plan, future, time.monotonic() - began))
                 self._changed.notify_all()
 
+        self._proposer.submit(plan).add_done_callback(land)
 
-def _ticket(alias: str, proposal: Proposal) -> Ticket:
-    return Ticket(alias, proposal.id, proposal.placement, proposal.source)
+    def _accept(self, user: _User, plan: Plan, configs: Sequence[MemoryConfig]) -> None:
+        proposals = user.engine.accept(plan, configs)
+        finished = bool(user.engine.finished)
+        with self._changed:
+            user.planning = False
+            self._flying -= 1
+            left = 0 if finished else user.left - len(proposals)
+            self._left -= user.left - left
+            user.left = left
+            user.asked += len(proposals)
+            user.pending += len(proposals)
+            user.refused = 0 if proposals or finished else user.refused + 1
+            if user.refused >= _REFUSALS:
+                raise SearchError(f"{_REFUSALS} batches of proposals in a row held nothing new")
+            if not self._stopped:
+                if user.needs_baseline:
+                    self._give_baseline(user)
+                self._give(user, proposals)
+            self._offer(user)
+            self._note()

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,12 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
 from milp_ray.storage import storage_error
+from milp_ray.tune.metrics import Meter
+from milp_ray.tune.proposing import Proposer
 from milp_ray.tune.queue import ProposalQueue
 from milp_ray.tune.scheduler import KeepActors
 from milp_ray.tune.searcher import Listener, StudySearcher
+from milp_ray.tune.simulated import SimulatedSpec, SimulatedTrial
 from milp_ray.tune.trainable import MemoryTrial, TrialSpec
 
 if TYPE_CHECKING:
@@ -56,7 +60,9 @@ def slots(study: Study) -> Slots:
     settings = study.ray
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
-    if gpus == "auto":
+    if study.simulation is not None:
+        gpus = 0.0
+    elif gpus == "auto":
         there = any(node.get("GPU", 0) >= 1 for node in nodes)
         gpus = 1.0 if there and study.model.device != "cpu" else 0.0
     wanted = {"CPU": cpus, "GPU": gpus}
@@ -119,20 +125,24 @@ def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
 
 
 def run_search(
-    spec: TrialSpec,
+    spec: TrialSpec | SimulatedSpec,
     engines: Mapping[str, Engine],
     folder: Path,
     stopping: Callable[[], bool],
     listener: Listener,
+    proposer: Proposer | None = None,
+    meter: Meter | None = None,
 ) -> dict[str, str]:
     """Run trials until every engine has used its budget, or ``stopping()``.
 
     Args:
-        spec: what all trials share.
+        spec: what all trials share; its kind says whether they are simulated.
         engines: by alias; their event logs hold all outcomes when this returns.
         folder: where Tune writes.
         stopping: polled; trials in flight end within a slice and stay pending in the logs.
         listener: told of starts and ends.
+        proposer: who fits models; it outlives this run. None: a thread of the run's own.
+        meter: is told what the search costs.
 
     Returns:
         Users whose no-memory measurement failed, and why.
@@ -144,13 +154,20 @@ def run_search(
     study = spec.study
     worker = slots(study)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
-    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=worker.count)
+    queue = ProposalQueue(
+        engines,
+        trials=study.search.trials,
+        batch=study.search.batch,
+        workers=worker.count,
+        proposer=proposer,
+        meter=meter,
+    )
     searcher = StudySearcher(engines, queue, study.objectives, stopping, listener)
 
     def ending() -> bool:
         return stopping() or searcher.failure is not None or queue.failed
 
-    name = f"search-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
     tuner = _tuner(spec, worker, searcher, ending, name, folder)
     try:
         with _log_to(folder / "tune.log"):
@@ -169,7 +186,7 @@ def run_search(
 
 
 def _tuner(
-    spec: TrialSpec,
+    spec: TrialSpec | SimulatedSpec,
     worker: Slots,
     searcher: StudySearcher,
     ending: Callable[[], bool],
@@ -177,9 +194,10 @@ def _tuner(
     folder: Path,
 ) -> tune.Tuner:
     """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
+    trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
     return tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(MemoryTrial, spec=spec), {"cpu": worker.cpus, "gpu": worker.gpus}
+            tune.with_parameters(trainable, spec=spec), {"cpu": worker.cpus, "gpu": worker.gpus}
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from milp_ray.errors import StorageError
+from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import Placement
+from milp_ray.search.records import Counts, EngineSettings
+from milp_ray.tune.metrics import Meter
+from milp_ray.tune.proposing import Proposer, Threads
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
 ANYWHERE = Placement(((0, 8),))
@@ -20,6 +23,23 @@ class Asked:
     id: int
     placement: Placement = ANYWHERE
     source: str = "fake"
+
+
+@dataclass
+class FakePlan:
+    """What the queue sees of a plan; ``configs`` of them are wanted."""
+
+    engine: FakeEngine
+    count: int
+    surrogate: str = "gp"
+    initial: bool = False
+
+    def propose(self) -> list[int]:
+        if self.engine.gate is not None:
+            assert self.engine.gate.wait(10)
+        if self.engine.error is not None:
+            raise self.engine.error
+        return [0] * self.count
 
 
 @dataclass
@@ -34,27 +54,50 @@ class FakeEngine:
     gate: threading.Event | None = None
     error: Exception | None = None
     asks: list[int] = field(default_factory=list)
+    initial: int = 0
+    blunt: bool = False  # nothing that is proposed is new
 
-    def ask(self, count: int) -> list[Asked]:
-        if self.gate is not None:
-            assert self.gate.wait(10)
-        if self.error is not None:
-            raise self.error
+    @property
+    def counts(self) -> Counts:
+        ended = len(self.observations) + len(self.failures)
+        pending, told, failed = len(self.pending), len(self.observations), len(self.failures)
+        return Counts(pending + ended, pending, told, failed)
+
+    @property
+    def settings(self) -> EngineSettings:
+        return EngineSettings(self.initial, 2, "gp", {}, None)
+
+    def plan(self, count: int) -> FakePlan:
         self.asks.append(len(self.pending))
-        first = len(self.pending) + len(self.observations) + len(self.failures)
-        new = [Asked(first + i) for i in range(count)]
+        return FakePlan(self, count, initial=self.counts.asked < self.initial)
+
+    def accept(self, plan: FakePlan, configs: list[int]) -> list[Asked]:
+        first = self.counts.asked
+        new = [] if self.blunt else [Asked(first + i) for i in range(len(configs))]
         self.pending.extend(new)
         return new
 
     def tell(self, number: int) -> None:
-        self.pending = [asked for asked in self.pending if asked.id != number]
+        self.pending.remove(next(asked for asked in self.pending if asked.id == number))
         self.observations.append(number)
 
 
 def queue_of(
-    engines: dict[str, FakeEngine], trials: int = 6, batch: int = 2, workers: int = 3
+    engines: dict[str, FakeEngine],
+    trials: int = 6,
+    batch: int = 2,
+    workers: int = 3,
+    proposer: Proposer | None = None,
+    meter: Meter | None = None,
 ) -> ProposalQueue:
-    return ProposalQueue(engines, trials=trials, batch=batch, workers=workers)  # type: ignore[arg-type]
+    return ProposalQueue(
+        engines,  # type: ignore[arg-type]
+        trials=trials,
+        batch=batch,
+        workers=workers,
+        proposer=proposer,
+        meter=meter,
+    )
 
 
 def finish(queue: ProposalQueue, engines: dict[str, FakeEngine], ticket: Ticket) -> None:
@@ -139,9 +182,122 @@ def test_an_error_of_the_proposing_thread_is_raised_to_whoever_started_it() -> N
 def test_more_is_kept_ready_when_proposals_are_slow_and_trials_fast() -> None:
     queue = queue_of({"a": FakeEngine({})}, trials=10_000, batch=4, workers=2)
     assert queue.ahead == 2
-    queue._seconds = 3.0
+    queue._costs.clear()
+    queue._costs.append(3.0)
     queue._taken.extend(time.monotonic() + 0.5 * step for step in range(8))
     assert queue.ahead == 7  # two trials a second for three seconds, and one
-    queue._seconds = 300.0
+    queue._costs.append(1000.0)
     assert queue.ahead == 8  # never more than four times the workers
     queue.stop()
+
+
+def test_users_are_served_one_after_the_other_and_none_is_left_out() -> None:
+    engines = {f"u{number}": FakeEngine(initial=2) for number in range(20)}
+    queue = queue_of(engines, trials=6, workers=4)
+    firsts: dict[str, int] = {}
+    lasts: dict[str, int] = {}
+    live: list[Ticket] = []
+    step = 0
+    while not queue.exhausted:
+        ticket = queue.take(wait=0.05 if live else 5) if len(live) < 4 else None
+        if ticket is None and live:
+            finish(queue, engines, live.pop(0))
+        elif ticket is not None:
+            live.append(ticket)
+            step += 1
+            firsts.setdefault(ticket.alias, step)
+            lasts[ticket.alias] = step
+    for ticket in live:
+        finish(queue, engines, ticket)
+    queue.raise_error()
+    assert step == 20 * 7 and all(len(engine.observations) == 6 for engine in engines.values())
+    assert lasts["u0"] < firsts["u15"], "the first user was still at work when the sixteenth began"
+
+
+def test_several_plans_are_in_flight_and_cheap_ones_pass_them() -> None:
+    gate = threading.Event()
+    engines = {
+        "a": FakeEngine({}, gate=gate),
+        "b": FakeEngine({}, gate=gate),
+        "c": FakeEngine({}, initial=99),
+    }
+    proposer = Threads(2)
+    queue = queue_of(engines, trials=4, workers=2, proposer=proposer)
+    assert [queue.take(wait=5).alias for _ in range(2)] == ["c", "c"]  # type: ignore[union-attr]
+    deadline = time.monotonic() + 5
+    while proposer.free and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert proposer.free == 0 and engines["a"].asks == engines["b"].asks == [0]
+    gate.set()
+    assert {queue.take(wait=5).alias for _ in range(6)} == {"a", "b", "c"}  # type: ignore[union-attr]
+    queue.stop()
+    proposer.close()
+
+
+def test_a_model_is_not_asked_before_it_is_prepared() -> None:
+    """Never inside a proposal is anything compiled: the initial trials go on meanwhile."""
+    ready = threading.Event()
+
+    class Slow(Threads):
+        def _begin(self, slot: int) -> None:
+            assert ready.wait(10)
+
+    proposer = Slow(1)
+    engines = {"a": FakeEngine({}), "b": FakeEngine({}, initial=99)}
+    queue = queue_of(engines, trials=4, workers=2, proposer=proposer)
+    assert queue.take(wait=5).alias == "b"  # type: ignore[union-attr]
+    assert not engines["a"].asks
+    ready.set()
+    assert "a" in {queue.take(wait=5).alias for _ in range(5)}  # type: ignore[union-attr]
+    queue.stop()
+    proposer.close()
+
+
+def test_proposals_that_are_never_new_end_the_run_rather_than_spin() -> None:
+    queue = queue_of({"a": FakeEngine({}, blunt=True)})
+    queue.join(timeout=5)
+    with pytest.raises(SearchError, match="nothing new"):
+        queue.raise_error()
+
+
+def test_an_event_costs_as_little_with_many_users_as_with_few() -> None:
+    """Not a matter of seconds: counted are the looks at engines, which were all looked at per event once."""
+    looks = 0
+
+    class Counted(FakeEngine):
+        @property
+        def counts(self) -> Counts:
+            nonlocal looks
+            looks += 1
+            return super().counts
+
+    engines: dict[str, FakeEngine] = {f"u{number}": Counted({}, initial=9) for number in range(2000)}
+    queue = queue_of(engines, trials=2, workers=4)
+    began = looks
+    for _ in range(200):
+        ticket = queue.take(wait=5)
+        assert ticket is not None
+        finish(queue, engines, ticket)
+    assert looks - began < 200 * 10
+    queue.stop()
+
+
+def test_the_meter_sees_workers_that_wait() -> None:
+    gate = threading.Event()
+    meter = Meter()
+    engines = {"a": FakeEngine({}, gate=gate), "b": FakeEngine({}, initial=2)}
+    queue = queue_of(engines, trials=2, workers=2, meter=meter)
+    for _ in range(2):
+        ticket = queue.take(wait=5)
+        assert ticket is not None and ticket.alias == "b"
+        finish(queue, engines, ticket)
+    time.sleep(0.3)  # both workers wait for the proposals of a
+    gate.set()
+    for _ in range(2):
+        ticket = queue.take(wait=5)
+        assert ticket is not None
+        finish(queue, engines, ticket)
+    queue.stop()
+    found = meter.result()
+    assert found.proposals == 1 and found.proposal_median is not None and found.proposal_median >= 0.3
+    assert 0.5 < found.waiting_share <= 1 and found.workers == 2

@@ -7,12 +7,13 @@ what it repeats is asked for again, and what stays missing comes from the space-
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from milp_ray.search.records import Candidates
 from milp_ray.search.surrogates import register
 
 if TYPE_CHECKING:
+    from milp_ray.memory.space import MemoryConfig
     from milp_ray.search.plan import Plan
 
 _TRIES = 3  # rounds of asking Ax for what is missing
@@ -21,7 +22,7 @@ _TRIES = 3  # rounds of asking Ax for what is missing
 class AxGenerator:
     """Proposals by Ax's generation strategy of one ``method``."""
 
-    method = "fast"
+    method: Literal["fast", "quality"] = "fast"
 
     def candidates(self, plan: Plan) -> Candidates:
         """See :class:`~milp_ray.search.surrogates.base.PlanSurrogate`."""
@@ -29,7 +30,8 @@ class AxGenerator:
         from milp_ray.search.experiment import client_of_plan, config_of
 
         client = client_of_plan(plan, self.method)
-        taken, chosen = {*plan.seen, ""}, []
+        taken = {*plan.seen, ""}
+        chosen: list[MemoryConfig] = []
         for _ in range(_TRIES):
             missing = plan.count - len(chosen)
             if missing <= 0:
@@ -55,4 +57,4 @@ class AxFast(AxGenerator):
 class AxQuality(AxGenerator):
     """Ax's slower generators (fully Bayesian models where Ax finds them fit)."""
 
-    method = "quality"
+    method: Literal["fast", "quality"] = "quality"

@@ -148,7 +148,7 @@ def _potential(u: jax.Array, X: jax.Array, Y: jax.Array, mask: jax.Array) -> jax
     return -(prior + _likelihood(scaled, Y - theta.mean * mask, diagonal, theta.outputscale, mask))
 
 
-@jax.custom_vjp
+@jax.custom_vjp  # type: ignore[untyped-decorator]
 def _likelihood(
     S: jax.Array, residual: jax.Array, diagonal: jax.Array, outputscale: jax.Array, mask: jax.Array
 ) -> jax.Array:

@@ -1,0 +1,128 @@
+"""All users of a run: what is known of each in a few numbers, and their engines when somebody needs them.
+
+An engine holds a user's whole search, so only those of the cohort at work are kept. Any other is rebuilt from
+its event log, which is the truth, and dropped again. How a cohort is worked on is :mod:`milp_ray.study.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from milp_ray.search import Engine, Observation
+from milp_ray.study.choose import choose
+from milp_ray.study.inputs import Inputs, engine_for, objectives_of
+from milp_ray.study.run_folder import RunFolder
+
+_COHORT_TRIALS = 5000  # Tune's own state grows with a run's trials, and is measured to be fine up to these
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A user's search in short.
+
+    Attributes:
+        done, failed: trials that ended.
+        over: whether its budget is used up and nothing is pending.
+        reference: the no-memory measurement, None while there is none.
+        best: objective -> best value.
+        chosen: by the study's policy; None without a measured trial.
+    """
+
+    done: int = 0
+    failed: int = 0
+    over: bool = False
+    reference: Mapping[str, float] | None = None
+    best: Mapping[str, float] = field(default_factory=dict)
+    chosen: Observation | None = None
+
+
+class Population:
+    """The users of a run.
+
+    Args:
+        folder: of the run; its lock is held by whoever opens engines.
+        inputs: of the same study.
+
+    Attributes:
+        aliases: all users, in the order of the data.
+        directions: objective -> "min" or "max".
+    """
+
+    def __init__(self, folder: RunFolder, inputs: Inputs) -> None:
+        self._folder = folder
+        self._inputs = inputs
+        self._index = {alias: index for index, alias in enumerate(inputs.users.splits)}
+        self._open: dict[str, Engine] = {}
+        self._summaries: dict[str, Summary] = {}
+        self.aliases = tuple(self._index)
+        objectives = objectives_of(folder.study, inputs.architecture)
+        self.directions: dict[str, str] = {o.name: o.direction for o in objectives}
+
+    def engine(self, alias: str) -> Engine:
+        """A user's engine: the one at work, or one replayed from the event log."""
+        if alias in self._open:
+            return self._open[alias]
+        study = self._folder.study
+        return engine_for(study, self._inputs, self._index[alias], self._folder.events(alias))
+
+    def engines(self) -> Iterator[tuple[str, Engine]]:
+        """Every user's engine, one after the other; keep none that you need not."""
+        for alias in self.aliases:
+            yield alias, self.engine(alias)
+
+    @contextmanager
+    def opened(self, aliases: Sequence[str]) -> Iterator[Mapping[str, Engine]]:
+        """The engines of these users, kept for the length of a ``with`` block."""
+        self._open.update((alias, self.engine(alias)) for alias in aliases)
+        try:
+            yield self._open
+        finally:
+            for alias, engine in self._open.items():
+                self._summaries[alias] = self._summary_of(engine)
+            self._open.clear()  # in place: the caller's name for it must keep no engine alive
+
+    def cohorts(self) -> list[tuple[str, ...]]:
+        """The users, in the groups that are one Tune run each; the same groups in every session of a run."""
+        search = self._folder.study.search
+        size = search.cohort or max(1, _COHORT_TRIALS // search.trials)
+        return [self.aliases[first : first + size] for first in range(0, len(self.aliases), size)]
+
+    def summary(self, alias: str) -> Summary:
+        """As of the last time that the user's engine was at work."""
+        if alias not in self._summaries:
+            begun = self._folder.events(alias).exists()
+            self._summaries[alias] = self._summary_of(self.engine(alias)) if begun else Summary()
+        return self._summaries[alias]
+
+    def summaries(self) -> Iterator[tuple[str, Summary]]:
+        """Every user's summary."""
+        for alias in self.aliases:
+            yield alias, self.summary(alias)
+
+    def finished(self, alias: str) -> bool:
+        """Whether nothing of a user's search is missing, the no-memory measurement included."""
+        summary = self.summary(alias)
+        return summary.over and summary.reference is not None
+
+    def chosen(self) -> dict[str, Observation]:
+        """The chosen observation of every user that has a front."""
+        return {alias: summary.chosen for alias, summary in self.summaries() if summary.chosen is not None}
+
+    def _summary_of(self, engine: Engine) -> Summary:
+        counts, study = engine.counts, self._folder.study
+        used_up = counts.told + counts.failed >= study.search.trials or bool(engine.finished)
+        best: dict[str, float] = {}
+        for name, direction in self.directions.items():
+            values = [seen.values[name] for seen in engine.observations]
+            if values:
+                best[name] = min(values) if direction == "min" else max(values)
+        return Summary(
+            counts.told,
+            counts.failed,
+            used_up and not counts.pending,
+            engine.reference,
+            best,
+            choose(engine, study.choose, self._inputs.architecture) if counts.told else None,
+        )

@@ -1,0 +1,70 @@
+"""Writes the tables of a run, and its Ax experiments, from whatever is finished.
+
+What the tables hold is :mod:`milp_ray.study.tables`. Every engine is looked at once, so that a population of
+any size needs the memory of its tables only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_ray.memory.architectures import Architecture
+from milp_ray.study.population import Population
+from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.tables import (
+    TableOf,
+    chosen_table,
+    hypervolume_rows,
+    scores_table,
+    trial_rows,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine
+
+# A quarter of a second each; those of larger populations are made on request (`milp-ray experiment`).
+_MOST_EXPERIMENTS = 50
+
+
+def record(folder: RunFolder, population: Population, architecture: Architecture) -> None:
+    """Write all tables; nothing while no trial was ever asked for.
+
+    Raises:
+        StorageError: a table cannot be written.
+    """
+    trials, volumes = TableOf(), TableOf("user", "finished", "hypervolume")
+    over = all(summary.over for _, summary in population.summaries())
+    experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
+    for alias in population.aliases:
+        if not folder.events(alias).exists():
+            continue
+        engine = population.engine(alias)
+        trials.add(trial_rows(alias, engine, architecture))
+        volumes.add(hypervolume_rows(alias, engine))
+        if experiments:
+            save_experiment(folder, alias, engine)
+    table = trials.table()
+    if table.empty:
+        return
+    write_table(table, folder.table("trials"))
+    write_table(table[table.on_front], folder.table("fronts"))
+    chosen = chosen_table(population.chosen(), folder.study.choose.policy, architecture)
+    write_table(chosen, folder.table("chosen"))
+    scores = scores_table({alias: folder.scores(alias) for alias in population.aliases})
+    write_table(scores, folder.table("scores"))
+    write_table(volumes.table(), folder.table("hypervolume"))
+
+
+def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
+    """Save a user's search as an Ax experiment, the record that Ax's own tools open; returns its path.
+
+    An experiment that is newer than the event log is left as it is.
+    """
+    path = folder.experiment(alias)
+    if not path.exists() or path.stat().st_mtime < folder.events(alias).stat().st_mtime:
+        from milp_ray.search.experiment import build_client, save_client
+
+        save_client(build_client(alias, engine), path)
+    return path

@@ -1,0 +1,125 @@
+"""Whether the search was in the way of the trials: cost of proposals, tickets in stock, workers left waiting.
+
+A worker waits for a proposal while it holds no trial, no ticket is ready, and there are trials left that it
+could get; never more workers count as waiting than trials are left. Workers that start, load a model or are
+replaced hold a trial already, so that time does not count. The clock runs from the first ticket taken to the
+last trial's end, per Tune run; what lies between two runs of a study (cohorts) counts nowhere. Only this
+process's session is covered: a resumed run measures itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SearchMetrics:
+    """What a session's search cost.
+
+    Attributes:
+        proposals: batches proposed by a model; the initial design and model-free proposals cost nothing.
+        proposal_median, proposal_p95: seconds such a batch took, None without any.
+        queue_depth: mean number of ready tickets over time.
+        waiting_share: share of the workers' time that they waited for a proposal.
+        seconds: time covered.
+        workers: that ran trials at once.
+    """
+
+    proposals: int
+    proposal_median: float | None
+    proposal_p95: float | None
+    queue_depth: float
+    waiting_share: float
+    seconds: float
+    workers: int
+
+    def to_plain(self) -> dict[str, object]:
+        """As JSON writes it."""
+        return {
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    def line(self) -> str:
+        """One line for people."""
+        cost = (
+            f"median {self.proposal_median:.2f} s, 95 % under {self.proposal_p95:.2f} s; "
+            if self.proposal_median is not None and self.proposal_p95 is not None
+            else ""
+        )
+        return (
+            f"proposals by a model: {self.proposals}; {cost}{self.queue_depth:.1f} tickets ready on average; "
+            f"workers waited for a proposal {100 * self.waiting_share:.1f} % of the time"
+        )
+
+
+class Meter:
+    """Integrates what the queue tells it. Thread-safe; one meter serves the Tune runs of a session.
+
+    Args:
+        clock: seconds, increasing.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._costs = array("d")
+        self._workers = 0
+        self._since: float | None = None
+        self._ready = self._idle = 0
+        self._seconds = self._depth = self._waited = self._offered = 0.0
+
+    def begin(self, workers: int) -> None:
+        """A Tune run's first ticket was taken. Again while it runs: no effect."""
+        with self._lock:
+            if self._since is None:
+                self._workers, self._since = workers, self._clock()
+                self._ready = self._idle = 0
+
+    def mark(self, ready: int, idle: int) -> None:
+        """From now on there are ``ready`` tickets, and ``idle`` workers wait for one."""
+        with self._lock:
+            self._integrate()
+            self._ready, self._idle = ready, idle
+
+    def end(self) -> None:
+        """The Tune run is over."""
+        with self._lock:
+            self._integrate()
+            self._since = None
+
+    def proposed(self, seconds: float) -> None:
+        """A model proposed a batch."""
+        with self._lock:
+            self._costs.append(seconds)
+
+    def result(self) -> SearchMetrics:
+        """Up to now."""
+        with self._lock:
+            self._integrate()
+            costs = sorted(self._costs)
+            return SearchMetrics(
+                proposals=len(costs),
+                proposal_median=statistics.median(costs) if costs else None,
+                proposal_p95=costs[min(len(costs) - 1, int(0.95 * len(costs)))] if costs else None,
+                queue_depth=self._depth / self._seconds if self._seconds else 0.0,
+                waiting_share=self._waited / self._offered if self._offered else 0.0,
+                seconds=self._seconds,
+                workers=self._workers,
+            )
+
+    def _integrate(self) -> None:
+        if self._since is None:
+            return
+        now = self._clock()
+        span, self._since = now - self._since, now
+        self._seconds += span
+        self._depth += span * self._ready
+        self._waited += span * self._idle
+        self._offered += span * self._workers

@@ -1,0 +1,96 @@
+"""A population: users in cohorts, summaries from event logs, engines only while they are at work."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milp_ray.config.models import DataSettings, ModelSettings, SearchSettings, Study
+from milp_ray.memory.architectures import architecture_of
+from milp_ray.memory.space import space_from
+from milp_ray.study.inputs import Inputs, Users
+from milp_ray.study.population import Population, Summary
+from milp_ray.study.record import record
+from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.tables import read_table
+
+ALIASES = tuple(f"u-{letter * 13}" for letter in "abcde")
+
+
+def population_of(
+    root: Path, cohort: int | None = 2, trials: int = 3
+) -> tuple[Population, RunFolder, Inputs]:
+    config = SimpleNamespace(
+        model_type="llama", num_hidden_layers=4, hidden_size=128, intermediate_size=256,
+        vocab_size=99, max_position_embeddings=512,
+    )  # fmt: skip
+    study = Study(
+        name="x",
+        model=ModelSettings(path="x"),
+        data=DataSettings(path="x"),
+        search=SearchSettings(trials=trials, initial=trials, surrogate="random", cohort=cohort),
+    )
+    architecture = architecture_of(config)
+    splits: dict[str, Any] = dict.fromkeys(ALIASES)
+    space = space_from(study.memory, architecture.num_layers, architecture.width)
+    inputs = Inputs(Users(splits, {}, {}, ""), architecture, space)
+    folder = RunFolder(root, study, b"", {})
+    return Population(folder, inputs), folder, inputs
+
+
+def search(population: Population, alias: str, told: int) -> None:
+    with population.opened([alias]) as engines:
+        engine = engines[alias]
+        for proposal in engine.ask(told):
+            engine.tell(proposal.id, {"loss": 2.0 - 0.1 * proposal.id, "rouge_l": 0.1})
+        engine.set_reference({"loss": 2.5, "rouge_l": 0.1})
+
+
+def test_cohorts_are_the_same_groups_in_every_session(tmp_path: Path) -> None:
+    population, _, _ = population_of(tmp_path)
+    assert population.cohorts() == [ALIASES[:2], ALIASES[2:4], ALIASES[4:]]
+    search(population, ALIASES[0], 3)
+    assert population_of(tmp_path)[0].cohorts() == population.cohorts()
+    assert population_of(tmp_path, None)[0].cohorts() == [ALIASES]
+    assert [len(c) for c in population_of(tmp_path, None, 2500)[0].cohorts()] == [2, 2, 1]
+
+
+def test_summaries_come_from_the_event_logs(tmp_path: Path) -> None:
+    population, _, _ = population_of(tmp_path)
+    assert population.summary(ALIASES[0]) == Summary() and not list(tmp_path.rglob("*.jsonl"))
+    search(population, ALIASES[0], 3)
+    search(population, ALIASES[1], 2)
+    for seen in (population, population_of(tmp_path)[0]):
+        first, second = seen.summary(ALIASES[0]), seen.summary(ALIASES[1])
+        assert (first.done, first.failed, first.over) == (3, 0, True) and seen.finished(ALIASES[0])
+        assert first.best == pytest.approx({"loss": 1.8, "rouge_l": 0.1})
+        assert first.chosen is not None and dict(first.reference or {}) == {"loss": 2.5, "rouge_l": 0.1}
+        assert second.done == 2 and not second.over and not seen.finished(ALIASES[1])
+        assert set(seen.chosen()) == set(ALIASES[:2])
+
+
+def test_engines_live_as_long_as_they_are_at_work(tmp_path: Path) -> None:
+    population, _, _ = population_of(tmp_path)
+    with population.opened(ALIASES[:2]) as engines:
+        assert population.engine(ALIASES[0]) is engines[ALIASES[0]]
+        kept = weakref.ref(engines[ALIASES[0]])
+    gc.collect()
+    assert kept() is None and not engines
+    assert population.engine(ALIASES[0]).counts.asked == 0
+
+
+def test_tables_hold_every_user_that_was_begun(tmp_path: Path) -> None:
+    population, folder, inputs = population_of(tmp_path)
+    record(folder, population, inputs.architecture)
+    assert not (tmp_path / "tables").exists()
+    search(population, ALIASES[0], 3)
+    search(population, ALIASES[3], 2)
+    record(folder, population, inputs.architecture)
+    trials = read_table(folder.table("trials"))
+    assert list(trials.user.unique()) == [ALIASES[0], ALIASES[3]] and len(trials) == 3 + 2 + 2
+    assert len(read_table(folder.table("hypervolume"))) == 5 and len(read_table(folder.table("chosen"))) == 2

@@ -1,0 +1,57 @@
+"""The progress display's counters, which are kept event by event."""
+
+from __future__ import annotations
+
+import io
+import random
+
+from rich.console import Console
+
+from milp_ray.memory.space import Placement
+from milp_ray.study.progress import StudyProgress
+from milp_ray.tune.queue import BASELINE, Ticket
+
+TRIALS = 4
+
+
+def progress_of(users: int) -> tuple[StudyProgress, io.StringIO]:
+    text = io.StringIO()
+    aliases = [f"u{number}" for number in range(users)]
+    directions = {"loss": "min", "rouge_l": "max"}
+    return StudyProgress(Console(file=text, width=200), aliases, TRIALS, directions), text
+
+
+def test_totals_are_those_of_a_scan() -> None:
+    progress, text = progress_of(5)
+    rng = random.Random(0)
+    progress.replayed("u0", 3, 1, {"loss": 2.0, "rouge_l": 0.2}, {"loss": 2.6, "rouge_l": 0.1})
+    progress.replayed("u1", 1, 0, {"loss": 2.5, "rouge_l": 0.3}, None)
+    ended = {"u0": [3, 1], "u1": [1, 0], "u2": [0, 0], "u3": [0, 0], "u4": [0, 0]}
+    assert progress.totals() == (1, 4, 1)
+    jobs = [
+        (alias, number) for alias, (done, _) in ended.items() if alias != "u0" for number in range(done, 4)
+    ]
+    rng.shuffle(jobs)
+    for alias, number in [*jobs, ("u3", BASELINE)]:
+        ticket = Ticket(alias, number, Placement(((0, 8),)), "x")
+        progress.trial_started(ticket)
+        fails = number != BASELINE and rng.random() < 0.3
+        progress.trial_ended(ticket, None if fails else {"loss": 1.0 + number, "rouge_l": 0.4}, "why")
+        if number != BASELINE:
+            ended[alias][fails] += 1
+        full = sum(sum(counts) >= TRIALS for counts in ended.values())
+        assert progress.totals() == (full, *(sum(column) for column in zip(*ended.values(), strict=True)))
+    assert progress.totals()[0] == 5
+    assert "trials 20/20" in text.getvalue() and "users done 5/5" in text.getvalue()
+
+
+def test_the_table_shows_who_is_at_work_and_grows_with_no_population() -> None:
+    progress, _ = progress_of(1000)
+    for number in range(900):
+        ticket = Ticket(f"u{number}", 0, Placement(((0, 8),)), "x")
+        progress.trial_started(ticket)
+        if number != 5:
+            progress.trial_ended(ticket, {"loss": 2.0, "rouge_l": 0.1}, "")
+    shown = [alias for alias, _ in progress._shown_users()]
+    assert shown[:2] == ["u5", "u899"] and len(shown) == 8
+    assert len(progress._recent) < 50
