@@ -27,16 +27,16 @@ from milp_ray.search.objectives import (
     checked_objectives,
     checked_values,
     exact_values,
-    finite,
     gains,
     whole_number,
 )
 from milp_ray.search.pareto import hypervolume, non_dominated
 from milp_ray.search.plan import Plan
 from milp_ray.search.records import Candidates, EngineSettings, Failure, Observation, Proposal
-from milp_ray.search.reference import exact_ranges, given_point, reference_point
+from milp_ray.search.reference import checked_reference, exact_ranges, given_point, reference_point
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.transfer import Material, transferred_event
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ class Engine:
                 pending=tuple(proposal.config for proposal in state.pending.values()),
                 seen=frozenset(state.keys),
                 reference=self._given(),
+                material=state.material,
             )
 
     def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:
@@ -206,7 +207,7 @@ class Engine:
             StorageError: the log cannot be written; the proposal is still pending then.
         """
         with self._lock:
-            proposal = self._proposal(id)
+            proposal = self._state.proposal(id)
             exact = exact_values(self._objectives, proposal.placement)
             checked = checked_values(self._objectives, values, exact)
             if id in self._state.observations:
@@ -237,7 +238,7 @@ class Engine:
             StorageError: the log cannot be written; the proposal is still pending then.
         """
         with self._lock:
-            proposal = self._proposal(id)
+            proposal = self._state.proposal(id)
             if id in self._state.observations:
                 raise SearchError(
                     f"proposal {id} was told before", remedy="tell or fail every trial, not both"
@@ -253,14 +254,7 @@ class Engine:
                 values were given before.
             StorageError: the log cannot be written.
         """
-        names = [objective.name for objective in self._objectives]
-        needed = [objective.name for objective in self._objectives if objective.exact is None]
-        if not set(needed) <= set(values) <= set(names):
-            raise SearchError(
-                "the reference does not have the search's objectives",
-                expected=f"a value for {', '.join(needed)}",
-            )
-        checked = {name: finite(values[name], f"the reference's {name}") for name in names if name in values}
+        checked = checked_reference(self._objectives, values)
         with self._lock:
             if self._state.reference is None:
                 self._happen({"event": "reference", "values": checked})
@@ -269,6 +263,28 @@ class Engine:
                     "the search has another reference already",
                     remedy="leave the reference out: the event log has it; or begin a new log",
                 )
+
+    def transfer(self, material: Material) -> None:
+        """Let the search profit from finished users' searches, see :mod:`milp_ray.search.transfer`; once,
+        before the first proposal. The event log keeps the material, so a resumed search is not given it
+        again (the same again changes nothing).
+
+        Raises:
+            SearchError: proposals were made, other material was given before, or it is from another space.
+            StorageError: the log cannot be written.
+        """
+        material.check(self._space, self._objectives)
+        event = transferred_event(material)
+        with self._lock:
+            given = self._state.material
+            if given is not None and transferred_event(given) == event:
+                return
+            if given is not None or self._state.proposals:
+                raise SearchError(
+                    "the search has " + ("begun" if given is None else "other material") + " already",
+                    remedy="transfer once, before the first ask; a resumed search has it in its event log",
+                )
+            self._happen(event)
 
     def front(self) -> list[Observation]:
         """The non-dominated observations, best in the first objective first."""
@@ -325,6 +341,12 @@ class Engine:
             return None if self._state.reference is None else dict(self._state.reference)
 
     @property
+    def transferred(self) -> Material | None:
+        """What was transferred from other users' searches, or None."""
+        with self._lock:
+            return self._state.material
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What should be reported: a repaired log, a surrogate that fell back to another."""
         with self._lock:
@@ -374,17 +396,6 @@ class Engine:
         bottom = gains(self._objectives, point)
         volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
         return list(accumulate(volumes, max))  # the order of additions may cost a last bit
-
-    def _proposal(self, id: int) -> Proposal:
-        proposals = self._state.proposals
-        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < len(proposals):
-            raise SearchError(
-                "unknown proposal id",
-                expected=f"0 to {len(proposals) - 1}"
-                if proposals
-                else "an id that ask() gave; there is none yet",
-            )
-        return proposals[id]
 
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)

@@ -8,18 +8,20 @@ the same machine. What becomes of the candidates is the engine's business (``Eng
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.search.advice import NO_ADVICE, advise
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.objectives import Objective, exact_values
 from milp_ray.search.pareto import non_dominated
-from milp_ray.search.records import Candidates
+from milp_ray.search.records import ADVISED, Candidates
 from milp_ray.search.reference import reference_point
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import Fitted, FreeSurrogate, ModelSurrogate, SurrogateFailed
+from milp_ray.search.transfer import Material
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,7 @@ class Plan:
         pending: configurations that are being measured.
         seen: placement keys that must not be proposed.
         reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
+        material: of other users' searches, if any.
     """
 
     space: MemorySpace
@@ -62,6 +65,7 @@ class Plan:
     pending: tuple[MemoryConfig, ...] = ()
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     reference: tuple[float, ...] = ()
+    material: Material | None = field(default=None, repr=False)
 
     def propose(self) -> Candidates:
         """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
@@ -69,7 +73,13 @@ class Plan:
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
         """
-        if self.initial:
+        advice = advise(self) if self.material is not None else NO_ADVICE
+        if advice.configs:
+            return Candidates(advice.configs, ADVISED)
+        return replace(self, count=min(self.count, advice.others))._unadvised(advice.design_over)
+
+    def _unadvised(self, design_over: bool) -> Candidates:
+        if self.initial and not design_over:
             return Candidates(Design(self.space, self.design_seed).first(self.count, self.seen), "initial")
         surrogate = make_surrogate(self.surrogate, self.options)
         if isinstance(surrogate, FreeSurrogate):
