@@ -177,6 +177,10 @@ class SearchSettings(Settings):
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
     saas: SaasSettings = SaasSettings()
+    transfer: Literal["none", "seeds", "prior"] = Field(
+        "none", description="what later users' searches take from finished ones"
+    )
+    transfer_users: Positive = Field(8, description="users of the first batch, which runs without transfer")
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:

@@ -83,6 +83,8 @@ search:
     warmup: 128
     samples: 64
     thinning: 4
+  transfer: none                  # seeds: later users try what was good for finished ones; prior: or alike
+  transfer_users: 8               # users of the first batch, which finds nobody to learn from
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters

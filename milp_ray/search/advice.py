@@ -1,10 +1,10 @@
 """What a search makes of the material that was transferred to it: which placements to try next, and for how
 long to listen.
 
-Of every round of four proposals the first two at most are *advised*: those from which the largest hypervolume
-improvement is expected by the donors and the user's own trials (:mod:`milp_ray.search.kinship`), one after the
-other over common draws. With ``seeds`` they are placements of donors' fronts; with ``prior`` also draws from
-:mod:`milp_ray.search.prior`, and steps from the best of all. The others stay with the space-filling design,
+Of every round of four proposals the first two at most are *advised*: those from which the donors and the
+user's own trials (:mod:`milp_ray.search.kinship`) let expect the largest hypervolume improvement, one after
+the other over common draws. With ``seeds`` they are placements of donors' fronts; with ``prior`` also draws
+from :mod:`milp_ray.search.prior`, and steps from the best of all. The others stay with the space-filling design,
 later with the model, so a bad neighbour cannot trap anyone. Where the user's trials speak against the donors,
 advice ends; where they speak for them, the design ends early.
 
@@ -130,7 +130,9 @@ class _Portfolio:
                 found.setdefault(key, config)
         return list(found.values())
 
-    def _top(self, configs: Sequence[MemoryConfig], chosen: Sequence[MemoryConfig]) -> tuple[MemoryConfig, float]:
+    def _top(
+        self, configs: Sequence[MemoryConfig], chosen: Sequence[MemoryConfig]
+    ) -> tuple[MemoryConfig, float]:
         """The configuration that adds most, and how much; a tie goes to the first."""
         known = [*self._tried, *chosen]
         worlds = self._worlds([*known, *configs])
@@ -152,10 +154,12 @@ class _Portfolio:
         moments = iter(self._user.moments(configs))
         for index, objective in enumerate(plan.objectives):
             if objective.exact is not None:
-                result[:, :, index] = [objective.sign * objective.exact(plan.space.placement(c)) for c in configs]
+                result[:, :, index] = [
+                    objective.sign * objective.exact(plan.space.placement(c)) for c in configs
+                ]
                 continue
             mean, covariance = next(moments)
-            jitter = 1e-8 + 1e-6 * max(0.0, float(np.diag(covariance).mean()))
+            jitter = 1e-6 * float(np.diag(covariance).mean())
             root = np.linalg.cholesky(covariance + jitter * np.eye(len(configs)))
             result[:, :, index] = mean + generator.standard_normal((count, len(configs))) @ root.T
         return result
@@ -171,8 +175,8 @@ class _Portfolio:
 
 
 def added(points: Floats, front: Floats, bottom: Floats) -> Floats:
-    """The volume that each row of ``points`` (``c x m``) alone adds to ``front`` (``k x m``, non-dominated and
-    above ``bottom``)."""
+    """The volume that each row of ``points`` (``c x m``) alone adds to ``front`` (``k x m``, non-dominated
+    and above ``bottom``)."""
     if points.shape[1] == 2:
         order = np.argsort(-front[:, 0], kind="stable")
         x, y = front[order, 0], front[order, 1]

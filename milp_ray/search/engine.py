@@ -15,7 +15,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
@@ -30,13 +29,13 @@ from milp_ray.search.objectives import (
     gains,
     whole_number,
 )
-from milp_ray.search.pareto import hypervolume, non_dominated
+from milp_ray.search.pareto import hypervolume_curve, non_dominated
 from milp_ray.search.plan import Plan
 from milp_ray.search.records import Candidates, EngineSettings, Failure, Observation, Proposal
 from milp_ray.search.reference import checked_reference, exact_ranges, given_point, reference_point
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
-from milp_ray.search.transfer import Material, transferred_event
+from milp_ray.search.transfer import Material, event_of
 
 _log = logging.getLogger(__name__)
 
@@ -265,26 +264,18 @@ class Engine:
                 )
 
     def transfer(self, material: Material) -> None:
-        """Let the search profit from finished users' searches, see :mod:`milp_ray.search.transfer`; once,
-        before the first proposal. The event log keeps the material, so a resumed search is not given it
-        again (the same again changes nothing).
+        """Let the search profit from finished users' ones (:mod:`milp_ray.search.transfer`): once, before the
+        first proposal. The event log keeps it for a resume; the same again changes nothing.
 
         Raises:
             SearchError: proposals were made, other material was given before, or it is from another space.
             StorageError: the log cannot be written.
         """
-        material.check(self._space, self._objectives)
-        event = transferred_event(material)
         with self._lock:
-            given = self._state.material
-            if given is not None and transferred_event(given) == event:
-                return
-            if given is not None or self._state.proposals:
-                raise SearchError(
-                    "the search has " + ("begun" if given is None else "other material") + " already",
-                    remedy="transfer once, before the first ask; a resumed search has it in its event log",
-                )
-            self._happen(event)
+            state = self._state
+            event = event_of(material, self._space, self._objectives, state.material, state.keys)
+            if event is not None:
+                self._happen(event)
 
     def front(self) -> list[Observation]:
         """The non-dominated observations, best in the first objective first."""
@@ -393,9 +384,7 @@ class Engine:
         table = [gains(self._objectives, seen.values) for seen in self.observations]
         if point is None:
             return []
-        bottom = gains(self._objectives, point)
-        volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
-        return list(accumulate(volumes, max))  # the order of additions may cost a last bit
+        return hypervolume_curve(table, gains(self._objectives, point))
 
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)

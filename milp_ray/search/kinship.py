@@ -2,14 +2,14 @@
 
 Every donor and the user is a task. Donors share a part ρ of their covariance, the user is tied to that part
 with a loading a (the intrinsic model of coregionalisation with one factor, Bonilla et al. 2008): a = 0 is a
-user without kin, who is predicted from the own trials alone. The kernel adds a linear part (layers act mostly
-on their own) to a squared exponential. Where all are known, values count from a user's no-memory value; level
-and scale of the user are drawn towards those of the donors.
+user without kin, who is predicted from the own trials alone. The kernel adds a sum over layers (which act
+mostly on their own) to a joint squared exponential. Where all are known, values count from a user's no-memory
+value; level and scale of the user are drawn towards those of the donors.
 
 ρ, a, the noise and the scale are the most likely of small grids. How much more likely the user's trials are
 with donors than without (:attr:`UserModel.evidence`, a log Bayes factor) is what decides whether transfer
-goes on. Differences between donors in how near they are to the user are *not* modelled, nor is what to propose
-(:mod:`milp_ray.search.advice`). NumPy only.
+goes on. Differences between donors in how near they are to the user are *not* modelled, nor is what to
+propose (:mod:`milp_ray.search.advice`). NumPy only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from milp_ray.search.transfer import Donor
 
 Floats = npt.NDArray[np.float64]
 
-_LINEAR, _SQUARED, _LENGTH = 2.0, 0.5, 0.3  # weights of the kernel's parts; length scale per root dimension
+_ADDED, _ADDED_LENGTH = 3.0, 0.4  # variance and length scale of the kernel's part that adds up over layers
+_JOINT, _JOINT_LENGTH = 0.5, 0.35  # of the part in which they interact; length per root dimension
 _SHARED = (0.25, 0.5, 0.75, 0.9)  # ρ
 _NOISE = (0.03, 0.1, 0.3)  # variance of a standardised value
 _LOADINGS = (0.0, 0.4, 0.7, 0.85, 0.97)  # a
@@ -56,6 +57,10 @@ class DonorModel:
         space: of all configurations.
         measured: positions of the measured objectives among a trial's values.
         donors: at least one with a trial; others are left out.
+
+    Attributes:
+        anchored: per value, whether it counts from no memory, as where all donors know theirs.
+        origins: the mean of these no-memory values; 0 where they do not count.
     """
 
     def __init__(self, space: MemorySpace, measured: Sequence[int], donors: Sequence[Donor]) -> None:
@@ -66,19 +71,21 @@ class DonorModel:
         self._same = task[:, None] == task[None, :]
         tables = [np.array([values for _, values in donor.told], dtype=np.float64) for donor in used]
         origins = np.array([d.no_memory or [np.nan] * t.shape[1] for d, t in zip(used, tables, strict=True)])
-        #: Per value whether it is counted from no memory, as can be done where all donors know theirs.
         self.anchored = ~np.isnan(origins).any(axis=0)
+        self.origins = np.where(self.anchored, origins.mean(axis=0), 0.0)
         tables = [t - np.where(self.anchored, o, 0.0) for t, o in zip(tables, origins, strict=True)]
         kernel = kernel_of(self.inputs, self.inputs)
         self.fits = tuple(self._fit(kernel, [table[:, index] for table in tables]) for index in self.measured)
 
     def _fit(self, kernel: Floats, tables: Sequence[Floats]) -> _Fit:
         levels, scales = np.array([t.mean() for t in tables]), np.array([t.std() for t in tables])
-        scale = float(scales.mean()) or max(1e-9, 1e-3 * float(np.abs(levels).max()))
-        targets = np.concatenate([(t - t.mean()) / (t.std() or 1.0) for t in tables])
+        scale = max(float(scales.mean()), 1e-9 * (1.0 + float(np.abs(levels).max())))
+        targets = np.concatenate([(t - t.mean()) / _size(t) for t in tables])
         best, fit = -np.inf, None
         for shared, noise in product(_SHARED, _NOISE):
-            root = np.linalg.cholesky(kernel * np.where(self._same, 1.0, shared) + noise * np.eye(len(kernel)))
+            root = np.linalg.cholesky(
+                kernel * np.where(self._same, 1.0, shared) + noise * np.eye(len(kernel))
+            )
             half = np.linalg.solve(root, targets)
             likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(root)).sum())
             if likelihood > best:
@@ -86,7 +93,14 @@ class DonorModel:
         assert fit is not None
         root, half, shared, noise = fit
         spread = float(np.hypot(levels.std(), scale))
-        return _Fit(root, np.linalg.solve(root.T, half), shared, noise, scale, float(levels.mean()), spread)
+        weights = np.asarray(np.linalg.solve(root.T, half), dtype=np.float64)
+        return _Fit(root, weights, shared, noise, scale, float(levels.mean()), spread)
+
+
+def _size(values: Floats) -> float:
+    """The standard deviation; 1 for values that do not differ beyond rounding."""
+    size = float(values.std())
+    return size if size > 1e-9 * (1.0 + abs(float(values.mean()))) else 1.0
 
 
 class UserModel:
@@ -111,7 +125,7 @@ class UserModel:
     ) -> None:
         self._donors = donors
         values = np.asarray(gains, dtype=np.float64).reshape(len(configs), len(no_memory))
-        valid = ~np.isnan(values).any(axis=1)
+        valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
         self._inputs = features(donors.space, [c for c, keep in zip(configs, valid, strict=True) if keep])
         self._across = kernel_of(donors.inputs, self._inputs)
         self._within = kernel_of(self._inputs, self._inputs)
@@ -119,10 +133,12 @@ class UserModel:
         self._tied: list[_Tied] = []
         for fit, index in zip(donors.fits, donors.measured, strict=True):
             origin = no_memory[index] if donors.anchored[index] else 0.0
-            # Without an own no-memory value the level is anybody's guess.
-            known = not np.isnan(origin)
-            own = values[valid, index] if values.size else np.zeros(0)
-            start = fit.level + (origin if known else (own.mean() - fit.level if len(own) else 0.0))
+            own = values[valid, index]
+            if np.isnan(
+                origin
+            ):  # where the user's own is not known, the trials' mean or the donors' takes it
+                origin = float(own.mean()) - fit.level if len(own) else float(donors.origins[index])
+            start = fit.level + origin
             tied, evidence = _tie(fit, self._across, self._within, own, start)
             self._tied.append(tied)
             self.evidence += evidence
@@ -167,10 +183,11 @@ def _tie(fit: _Fit, across: Floats, within: Floats, own: Floats, start: float) -
         if n == 0 and (i != _EXPECTED or relative != 1.0):
             continue
         loading, scale = share * float(np.sqrt(fit.shared)), fit.scale * relative
-        half = loading * solved
+        half = np.asarray(loading * solved, dtype=np.float64)
         covariance = scale**2 * (within - half.T @ half + fit.noise * np.eye(n)) + fit.spread**2
-        root = np.linalg.cholesky(covariance)
-        left = np.linalg.solve(root, own - start - scale * loading * expected)
+        covariance += 1e-8 * fit.spread**2 * np.eye(n)  # the scale may be nothing beside the level
+        root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+        left = np.asarray(np.linalg.solve(root, own - start - scale * loading * expected), dtype=np.float64)
         scores[i, j] = -0.5 * float(left @ left) - float(np.log(np.diag(root)).sum())
         scores[i, j] -= 0.5 * (np.log(relative) / _SCALE_PRIOR) ** 2
         if best is None or scores[i, j] > best[0]:
@@ -189,16 +206,19 @@ def donor_model(space: MemorySpace, measured: tuple[int, ...], donors: tuple[Don
 
 
 def features(space: MemorySpace, configs: Sequence[MemoryConfig]) -> Floats:
-    """``c x (2 L + 1)``: the space's features, then whether each layer has a LoRA at all."""
+    """``c x d``: the space's features of each configuration's placement."""
     rows = [space.features(space.placement(config)) for config in configs]
-    table = np.array(rows, dtype=np.float64).reshape(len(rows), space.num_features)
-    return np.hstack([table, table[:, :-1] > 0])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), space.num_features)
 
 
 def kernel_of(one: Floats, other: Floats) -> Floats:
     """The covariance of one task, ``a x b``, of rows of :func:`features`."""
-    layers = (one.shape[1] - 1) // 2
-    a, b = one[:, : layers + 1], other[:, : layers + 1]
-    apart = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
-    near = np.exp(-np.maximum(apart, 0.0) / (2 * _LENGTH**2 * (layers + 1)))
-    return np.asarray(_LINEAR * (one @ other.T) / layers + _SQUARED * near, dtype=np.float64)
+    d = one.shape[1]
+    apart = np.zeros((len(one), len(other)))
+    added = np.zeros_like(apart)
+    for column in range(d):
+        square = (one[:, column][:, None] - other[:, column][None, :]) ** 2
+        apart += square
+        added += np.exp(-square / (2 * _ADDED_LENGTH**2))
+    joint = np.exp(-apart / (2 * _JOINT_LENGTH**2 * d))
+    return np.asarray(_ADDED * added / d + _JOINT * joint, dtype=np.float64)

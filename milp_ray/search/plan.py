@@ -76,10 +76,12 @@ class Plan:
         advice = advise(self) if self.material is not None else NO_ADVICE
         if advice.configs:
             return Candidates(advice.configs, ADVISED)
-        return replace(self, count=min(self.count, advice.others))._unadvised(advice.design_over)
+        return replace(
+            self, count=min(self.count, advice.others), initial=self.initial and not advice.design_over
+        )._unadvised()
 
-    def _unadvised(self, design_over: bool) -> Candidates:
-        if self.initial and not design_over:
+    def _unadvised(self) -> Candidates:
+        if self.initial:
             return Candidates(Design(self.space, self.design_seed).first(self.count, self.seen), "initial")
         surrogate = make_surrogate(self.surrogate, self.options)
         if isinstance(surrogate, FreeSurrogate):

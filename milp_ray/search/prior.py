@@ -1,4 +1,4 @@
-"""What finished users' fronts say about where a next user's memory may belong, as a distribution to draw from.
+"""What finished users' fronts say about where a next user's memory may belong, as a distribution.
 
 Layer by layer the share of front placements that use it, with half a placement for and half against added
 (Jeffreys' Beta prior); rank and LoRAs per layer are those of a front placement or, with a weight of a few

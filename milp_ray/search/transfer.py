@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -71,7 +71,7 @@ class Material:
         """Check that a search of this space and these objectives can use it.
 
         Raises:
-            SearchError: it is from another space or has other objectives, a value is infinite, or it is empty.
+            SearchError: it is from another space or has other objectives, a value is infinite, or none.
         """
         if self.mode not in get_args(Mode) or not self.donors:
             raise SearchError("no material to transfer", expected="mode seeds or prior, and a donor")
@@ -219,6 +219,36 @@ def transferred_event(material: Material) -> dict[str, object]:
     }
 
 
+def event_of(
+    material: Material,
+    space: MemorySpace,
+    objectives: Sequence[Objective],
+    given: Material | None,
+    begun: Collection[str],
+) -> dict[str, object] | None:
+    """The event that gives a search its material; None where it has just that already.
+
+    Args:
+        material: to be given.
+        space, objectives: of the search.
+        given: what it was given before, if anything.
+        begun: keys of what it has proposed.
+
+    Raises:
+        SearchError: it has begun, has other material, or the material is not for it.
+    """
+    material.check(space, objectives)
+    event = transferred_event(material)
+    if given is not None and transferred_event(given) == event:
+        return None
+    if given is not None or begun:
+        raise SearchError(
+            "the search has " + ("begun" if given is None else "other material") + " already",
+            remedy="transfer once, before the first ask; a resumed search has it in its event log",
+        )
+    return event
+
+
 def material_from(
     event: Event, space: MemorySpace, objectives: Sequence[Objective], number: int, where: Path | None
 ) -> Material:
@@ -257,7 +287,7 @@ def _donor_from(item: Mapping[str, object], m: int) -> Donor:
 
 
 def _check_donor(donor: Donor, space: MemorySpace, m: int) -> None:
-    """Raise a SearchError unless the donor's configurations are of ``space`` and its values are ``m`` each."""
+    """Raise a SearchError unless the donor's configurations are of ``space``, each with ``m`` values."""
     try:
         for config, _ in donor.told:
             space.validate(config)
