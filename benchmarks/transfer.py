@@ -1,9 +1,9 @@
 """Does a later user need fewer trials than the first ones did, and does an unrelated one lose nothing?
 
-A cold first batch of synthetic users is searched; later users are then searched cold (``none``) and with what
-the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
-hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third of
-the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level.
+A cold first batch of synthetic users is searched; later users are then searched cold (``none``) and with
+what the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
+hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
+of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level.
 
     python benchmarks/transfer.py                       # hours; the event logs let it go on where it was
     python benchmarks/transfer.py --layers 12 --users 4 --quick
@@ -36,8 +36,7 @@ COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83"}
 
 @register("gp-short")
 class ShortGp:
-    """The surrogate ``gp`` with 25 steps per fit instead of hundreds: the same proposals for most purposes, at
-    a tenth of the time."""
+    """The surrogate ``gp`` with 25 steps per fit instead of hundreds, at a tenth of the time."""
 
     def fit(self, X, Y, seed):
         """See :class:`~milp_ray.search.surrogates.base.ModelSurrogate`."""
@@ -137,11 +136,12 @@ def summary(rows, trials):
     for layers, related, mode in dict.fromkeys((r["layers"], r["related"], r["mode"]) for r in rows):
         part = [r for r in rows if (r["layers"], r["related"], r["mode"]) == (layers, related, mode)]
         need = [r["trials_to_95"] for r in part]
+        base = statistics.mean(r["cold_trials_to_95"] for r in part)
+        final = statistics.median(r["final_over_cold"] for r in part)
         print(
-            f"layers {layers} kinship {related} {mode}: median {statistics.median(need):g} trials to 95 % "
-            f"({statistics.median(need) / trials:.2f} of {trials}; "
-            f"{statistics.mean(need) / statistics.mean(r['cold_trials_to_95'] for r in part):.2f} of what cold "
-            f"needs, means), final hypervolume {statistics.median(r['final_over_cold'] for r in part):.2f}, "
+            f"layers {layers} kinship {related} {mode}: "
+            f"median {statistics.median(need):g} of {trials} trials, "
+            f"in the mean {statistics.mean(need) / base:.2f} of what cold needs, final hypervolume {final:.2f}, "
             f"advised {statistics.median(r['advised'] for r in part):g}"
         )
 

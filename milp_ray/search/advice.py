@@ -1,12 +1,12 @@
 """What a search makes of the material that was transferred to it: which placements to try next, and for how
 long to listen.
 
-Of every round of four proposals the first two at most are *advised*: those from which the donors and the
-user's own trials (:mod:`milp_ray.search.kinship`) let expect the largest hypervolume improvement, one after
-the other over common draws. With ``seeds`` they are placements of donors' fronts; with ``prior`` also draws
-from :mod:`milp_ray.search.prior`, and steps from the best of all. The others stay with the space-filling design,
-later with the model, so a bad neighbour cannot trap anyone. Where the user's trials speak against the donors,
-advice ends; where they speak for them, the design ends early.
+Some proposals of every round of four are *advised*: those from which the largest hypervolume improvement is
+to be expected by the donors and the user's own trials (:mod:`milp_ray.search.kinship`), one after the other
+over common draws. With ``seeds`` they are placements of donors' fronts; with ``prior`` also draws from
+:mod:`milp_ray.search.prior`, and steps from the best of all. During the space-filling design they are the
+first two at most, so a bad neighbour cannot trap anyone; later, beside the model's own, up to three. Where
+the user's trials speak against the donors, advice ends; where they speak for them, the design ends early.
 
 Everything follows from the plan: told trials, pending ones, and the material. The surrogate is *not* changed.
 """
@@ -67,8 +67,8 @@ def advise(plan: Plan) -> Advice:
     measured = tuple(index for index, o in enumerate(plan.objectives) if o.exact is None)
     user = UserModel(donor_model(plan.space, measured, donors), plan.told, plan.gains, plan.reference)
     told = len(plan.told)
-    advised = _advised(user.evidence, told)
-    over = told >= _SHORTEST and user.evidence >= _FOR
+    over = not plan.initial or (told >= _SHORTEST and user.evidence >= _FOR)
+    advised = _advised(user.evidence, told, over)
     place = len(plan.seen) % _ROUND
     wanted = min(plan.count, advised - place)
     chosen = _Portfolio(plan, user).best(wanted) if wanted > 0 else []
@@ -77,11 +77,11 @@ def advise(plan: Plan) -> Advice:
     return Advice(tuple(chosen), over)
 
 
-def _advised(evidence: float, told: int) -> int:
+def _advised(evidence: float, told: int, design_over: bool) -> int:
     """How many of a round's proposals, its first ones, are advised."""
-    if told < _BLIND or evidence >= _FOR:
-        return _ROUND // 2
-    return 1 if evidence >= _AGAINST else 0
+    if told >= _BLIND and evidence < _FOR:
+        return 1 if evidence >= _AGAINST else 0
+    return _ROUND - 1 if design_over and told >= _BLIND else _ROUND // 2
 
 
 class _Portfolio:

@@ -83,9 +83,8 @@ class DonorModel:
         targets = np.concatenate([(t - t.mean()) / _size(t) for t in tables])
         best, fit = -np.inf, None
         for shared, noise in product(_SHARED, _NOISE):
-            root = np.linalg.cholesky(
-                kernel * np.where(self._same, 1.0, shared) + noise * np.eye(len(kernel))
-            )
+            covariance = kernel * np.where(self._same, 1.0, shared) + noise * np.eye(len(kernel))
+            root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
             half = np.linalg.solve(root, targets)
             likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(root)).sum())
             if likelihood > best:

@@ -77,7 +77,7 @@ def test_related_users_get_further_with_a_third_of_the_trials(donors: list[Engin
 def test_unrelated_users_lose_no_more_than_noise(donors: list[Engine], mode: Mode) -> None:
     material = material_of(donors, mode)
     ratios, advised = [], []
-    for seed in range(200, 208):
+    for seed in range(200, 206):
         problem = user(seed, 0.0, family=seed)
         helped, cold = search(problem, 40, material), search(problem, 40)
         ratios.append(gained(problem, helped) / gained(problem, cold))
@@ -194,8 +194,8 @@ def test_killed_at_every_event_the_log_comes_out_the_same_without_donors(
     kinds = [json.loads(line)["event"] for line in lines]
     assert kinds[:4] == ["created", "reference", "transferred", "asked"]
     assert {p.source for p in engine.proposals} >= {"transfer", surrogate}
-    # A fit takes seconds in all: with a model every sixth boundary is enough.
-    for count in range(0, len(lines) + 1, 6 if surrogate == "gp" else 1):
+    # A fit takes a while: with a model one boundary, in the midst of the advice, is enough.
+    for count in [12] if surrogate == "gp" else range(len(lines) + 1):
         log = tmp_path / f"{count}.jsonl"
         log.write_bytes(b"".join(lines[:count]) + b'{"event":"tr')
         again = resume(log, surrogate)
@@ -286,7 +286,7 @@ def test_a_donor_keeps_its_front_and_the_rest_evenly(donors: list[Engine]) -> No
     donor = donor_of(engine, rows=20)
     assert len(donor.told) == 20
     assert {seen.config for seen in engine.front()} <= {config for config, _ in donor.told}
-    assert {config for config in donor.front()} == {seen.config for seen in engine.front()}
+    assert set(donor.front()) == {seen.config for seen in engine.front()}
     assert len(donor_of(engine).told) == ROWS
 
 
