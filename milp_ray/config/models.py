@@ -186,6 +186,10 @@ class SearchSettings(Settings):
     cohort: Positive | None = Field(
         None, description="users per Ray Tune run; null: as many as make 5,000 trials"
     )
+    transfer: Literal["none", "seeds", "prior"] = Field(
+        "none", description="what later users' searches take from finished ones"
+    )
+    transfer_users: Positive = Field(8, description="users of the first batch, which runs without transfer")
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:

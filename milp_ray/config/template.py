@@ -86,6 +86,8 @@ search:
     samples: null
     thinning: null
   cohort: null                    # users per Ray Tune run; as many as make 5,000 trials
+  transfer: none                  # seeds: later users try what was good for finished ones; prior: or alike
+  transfer_users: 8               # users of the first batch, which finds nobody to learn from
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters

@@ -15,7 +15,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
@@ -27,16 +26,16 @@ from milp_ray.search.objectives import (
     checked_objectives,
     checked_values,
     exact_values,
-    finite,
     gains,
     whole_number,
 )
-from milp_ray.search.pareto import hypervolume, non_dominated
+from milp_ray.search.pareto import hypervolume_curve, non_dominated
 from milp_ray.search.plan import Plan
 from milp_ray.search.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
-from milp_ray.search.reference import exact_ranges, given_point, reference_point
+from milp_ray.search.reference import checked_reference, exact_ranges, given_point, reference_point
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.transfer import Material, event_of
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +167,7 @@ class Engine:
                 seen=frozenset(state.keys),
                 reference=self._given(),
                 outcome=self._outcome,
+                material=state.material,
             )
 
     def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:
@@ -214,7 +214,7 @@ class Engine:
             StorageError: the log cannot be written; the proposal is still pending then.
         """
         with self._lock:
-            proposal = self._proposal(id)
+            proposal = self._state.proposal(id)
             exact = exact_values(self._objectives, proposal.placement)
             checked = checked_values(self._objectives, values, exact)
             if id in self._state.observations:
@@ -245,7 +245,7 @@ class Engine:
             StorageError: the log cannot be written; the proposal is still pending then.
         """
         with self._lock:
-            proposal = self._proposal(id)
+            proposal = self._state.proposal(id)
             if id in self._state.observations:
                 raise SearchError(
                     f"proposal {id} was told before", remedy="tell or fail every trial, not both"
@@ -261,14 +261,7 @@ class Engine:
                 values were given before.
             StorageError: the log cannot be written.
         """
-        names = [objective.name for objective in self._objectives]
-        needed = [objective.name for objective in self._objectives if objective.exact is None]
-        if not set(needed) <= set(values) <= set(names):
-            raise SearchError(
-                "the reference does not have the search's objectives",
-                expected=f"a value for {', '.join(needed)}",
-            )
-        checked = {name: finite(values[name], f"the reference's {name}") for name in names if name in values}
+        checked = checked_reference(self._objectives, values)
         with self._lock:
             if self._state.reference is None:
                 self._happen({"event": "reference", "values": checked})
@@ -277,6 +270,20 @@ class Engine:
                     "the search has another reference already",
                     remedy="leave the reference out: the event log has it; or begin a new log",
                 )
+
+    def transfer(self, material: Material) -> None:
+        """Let the search profit from finished users' ones (:mod:`milp_ray.search.transfer`): once, before the
+        first proposal. The event log keeps it for a resume; the same again changes nothing.
+
+        Raises:
+            SearchError: proposals were made, other material was given before, or it is from another space.
+            StorageError: the log cannot be written.
+        """
+        with self._lock:
+            state = self._state
+            event = event_of(material, self._space, self._objectives, state.material, state.keys)
+            if event is not None:
+                self._happen(event)
 
     def front(self) -> list[Observation]:
         """The non-dominated observations, best in the first objective first."""
@@ -349,6 +356,12 @@ class Engine:
             return None if self._state.reference is None else dict(self._state.reference)
 
     @property
+    def transferred(self) -> Material | None:
+        """What was transferred from other users' searches, or None."""
+        with self._lock:
+            return self._state.material
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What should be reported: a repaired log, a surrogate that fell back to another."""
         with self._lock:
@@ -395,20 +408,7 @@ class Engine:
         table = [gains(self._objectives, seen.values) for seen in self.observations]
         if point is None:
             return []
-        bottom = gains(self._objectives, point)
-        volumes = (hypervolume(table[:count], bottom) for count in range(1, len(table) + 1))
-        return list(accumulate(volumes, max))  # the order of additions may cost a last bit
-
-    def _proposal(self, id: int) -> Proposal:
-        proposals = self._state.proposals
-        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < len(proposals):
-            raise SearchError(
-                "unknown proposal id",
-                expected=f"0 to {len(proposals) - 1}"
-                if proposals
-                else "an id that ask() gave; there is none yet",
-            )
-        return proposals[id]
+        return hypervolume_curve(table, gains(self._objectives, point))
 
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)

@@ -1,9 +1,10 @@
 """The append-only event log of a search: JSON lines, on disk before they are acted on.
 
-One event a line: ``created`` (what the search is), ``asked`` (a batch of proposals), ``told``, ``failed`` and
-``reference``. A line is written with its newline in one go and flushed to the disk, so a last line without a
-newline never happened: it is cut off and reported. Anything else that is not a well-formed event is damage
-that no one should guess at: an error with its line number. A full disk leaves the log as it was.
+One event a line: ``created`` (what the search is), ``asked`` (a batch of proposals), ``told``, ``failed``,
+``reference`` and ``transferred`` (what finished users' searches hand on). A line is written with its newline
+in one go and flushed to the disk, so a last line without a newline never happened: it is cut off and
+reported. Anything else that is not a well-formed event is damage that no one should guess at: an error with
+its line number. A full disk leaves the log as it was.
 
 What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes a log;
 others may read it at any time (:func:`told_values`).

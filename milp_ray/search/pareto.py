@@ -8,6 +8,7 @@ points, m objectives. A row with a NaN is dominated: it never counts. What a ref
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,12 @@ def hypervolume(Y: Rows, reference: Sequence[float]) -> float:
     with np.errstate(invalid="ignore"):
         values = values[(values > bottom).all(axis=1)]
     return _volume(values - bottom)
+
+
+def hypervolume_curve(Y: Rows, reference: Sequence[float]) -> list[float]:
+    """:func:`hypervolume` of the first row, the first two, …; never decreasing."""
+    volumes = (hypervolume(Y[:count], reference) for count in range(1, len(Y) + 1))
+    return list(accumulate(volumes, max))  # the order of additions may cost a last bit
 
 
 def knee(Y: Rows) -> int:

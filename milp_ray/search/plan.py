@@ -8,15 +8,16 @@ the same machine. What becomes of the candidates is the engine's business (``Eng
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.search.advice import NO_ADVICE, advise
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.objectives import Objective
 from milp_ray.search.pareto import non_dominated
-from milp_ray.search.records import Candidates
+from milp_ray.search.records import ADVISED, Candidates
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import (
     Fitted,
@@ -25,6 +26,7 @@ from milp_ray.search.surrogates.base import (
     PlanSurrogate,
     SurrogateFailed,
 )
+from milp_ray.search.transfer import Material
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +56,7 @@ class Plan:
         seen: placement keys that must not be proposed.
         reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
         outcome: how values are scaled for the model, see :mod:`milp_ray.search.scaling`.
+        material: of other users' searches, if any.
     """
 
     space: MemorySpace
@@ -72,6 +75,7 @@ class Plan:
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     reference: tuple[float, ...] = ()
     outcome: str = "standardize"
+    material: Material | None = field(default=None, repr=False)
 
     def propose(self) -> Candidates:
         """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
@@ -79,6 +83,14 @@ class Plan:
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
         """
+        advice = advise(self) if self.material is not None else NO_ADVICE
+        if advice.configs:
+            return Candidates(advice.configs, ADVISED)
+        return replace(
+            self, count=min(self.count, advice.others), initial=self.initial and not advice.design_over
+        )._unadvised()
+
+    def _unadvised(self) -> Candidates:
         if self.initial:
             return Candidates(Design(self.space, self.design_seed).first(self.count, self.seen), "initial")
         surrogate = make_surrogate(self.surrogate, self.options)

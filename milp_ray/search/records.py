@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from milp_ray.memory.space import MemoryConfig, Placement
 
+ADVISED = "transfer"  # source of proposals that other users' searches suggested
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -18,8 +20,8 @@ class Proposal:
         id: counts from 0 within an engine; what is told refers to it.
         config: θ; has n ≥ 1 and at least one active layer.
         placement: what it means for the model; no other proposal of the engine has the same.
-        source: who proposed it: ``initial``, or the surrogate that did (after a fallback, the one fallen back
-            to).
+        source: who proposed it: ``initial``, ``transfer`` (other users' searches), or the surrogate that did
+            (after a fallback, the one fallen back to).
     """
 
     id: int

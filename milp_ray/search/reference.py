@@ -26,8 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.objectives import Objective, exact_values
+from milp_ray.search.objectives import Objective, exact_values, finite
 from milp_ray.search.pareto import Rows, non_dominated
 
 SHARE = 0.1
@@ -80,6 +81,22 @@ def given_point(
             value = worst - SHARE * (best - worst if best > worst else max(abs(worst), 1.0))
         result.append(value)
     return tuple(result)
+
+
+def checked_reference(objectives: Sequence[Objective], values: Mapping[str, float]) -> dict[str, float]:
+    """A reference as it was given, in the order of ``objectives``; exact ones may be left out.
+
+    Raises:
+        SearchError: a measured objective is missing, a name is unknown, or a value is not finite.
+    """
+    names = [objective.name for objective in objectives]
+    needed = [objective.name for objective in objectives if objective.exact is None]
+    if not set(needed) <= set(values) <= set(names):
+        raise SearchError(
+            "the reference does not have the search's objectives",
+            expected=f"a value for {', '.join(needed)}",
+        )
+    return {name: finite(values[name], f"the reference's {name}") for name in names if name in values}
 
 
 def exact_ranges(

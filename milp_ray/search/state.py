@@ -15,6 +15,7 @@ from milp_ray.memory.space import MemoryConfig, MemorySpace, config_from, config
 from milp_ray.search.events import Event, damaged, numbers, text, whole
 from milp_ray.search.objectives import Objective
 from milp_ray.search.records import Failure, Observation, Proposal
+from milp_ray.search.transfer import Material, material_from
 
 VERSION = 1
 
@@ -28,6 +29,7 @@ class SearchState:
         observations, failures: those that have, by id, in the order in which they ended.
         keys: placement keys of all proposals.
         reference: the no-memory values as given, or None.
+        material: what was transferred from other users' searches, or None.
         notes: what was reported with the proposals.
         events: number of events applied, ``created`` included.
     """
@@ -36,6 +38,7 @@ class SearchState:
         self, space: MemorySpace, objectives: Sequence[Objective], seed: int, where: Path | None
     ) -> None:
         self._space = space
+        self._objectives = objectives
         self._names = [objective.name for objective in objectives]
         self._where = where
         self._created = created_event(space, objectives, seed)
@@ -45,6 +48,7 @@ class SearchState:
         self.failures: dict[int, Failure] = {}
         self.keys: set[str] = set()
         self.reference: dict[str, float] | None = None
+        self.material: Material | None = None
         self.notes: list[str] = []
         self.events = 0
 
@@ -76,9 +80,28 @@ class SearchState:
             self.failures[proposal.id] = Failure(proposal.id, proposal.config, proposal.placement, reason)
         elif kind == "reference":
             self.reference = numbers(event, "values", number, self._where)
+        elif kind == "transferred":
+            if self.proposals or self.material is not None:
+                damaged(number, self._where, "is out of place")
+            self.material = material_from(event, self._space, self._objectives, number, self._where)
         else:
             damaged(number, self._where, "is of an unknown kind")
         self.events = number
+
+    def proposal(self, id: int) -> Proposal:
+        """The proposal with this id.
+
+        Raises:
+            SearchError: there is none.
+        """
+        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < len(self.proposals):
+            raise SearchError(
+                "unknown proposal id",
+                expected=f"0 to {len(self.proposals) - 1}"
+                if self.proposals
+                else "an id that ask() gave; there is none yet",
+            )
+        return self.proposals[id]
 
     def _asked(self, event: Event, number: int) -> None:
         source = text(event, "source", number, self._where)

@@ -84,10 +84,16 @@ class Population:
             self._open.clear()  # in place: the caller's name for it must keep no engine alive
 
     def cohorts(self) -> list[tuple[str, ...]]:
-        """The users, in the groups that are one Tune run each; the same groups in every session of a run."""
+        """The users, in the groups that are one Tune run each; the same groups in every session of a run.
+
+        With transfer the first group is the users that run cold, so that the others find donors.
+        """
         search = self._folder.study.search
         size = search.cohort or max(1, _COHORT_TRIALS // search.trials)
-        return [self.aliases[first : first + size] for first in range(0, len(self.aliases), size)]
+        cold = min(size, search.transfer_users) if search.transfer != "none" else 0
+        rest = self.aliases[cold:]
+        groups = [rest[first : first + size] for first in range(0, len(rest), size)]
+        return [self.aliases[:cold], *groups] if cold else groups
 
     def summary(self, alias: str) -> Summary:
         """As of the last time that the user's engine was at work."""

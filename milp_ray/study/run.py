@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.storage import write_json
+from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.population import Population
 from milp_ray.study.progress import StudyProgress
@@ -109,13 +110,6 @@ class Run:
             )
         return self.outcome
 
-    def before_cohort(self, finished: Sequence[str]) -> None:
-        """Called before the engines of a cohort are made, with the aliases of all users whose search is over.
-
-        The place where what they showed can be handed to the users to come (transfer between users). Their
-        event logs are on disk, ``self.population.engine(alias)`` replays one. Nothing is done here as yet.
-        """
-
     def _steps(self, stopping: StopRequest) -> None:
         from milp_ray.tune.search_run import check_shared, share_users
 
@@ -142,14 +136,16 @@ class Run:
 
         began, meter, spec = time.monotonic(), Meter(), self._spec(users)
         population = self.population
+        donors = Donors(self.study, self.inputs, population)
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
-                    self.before_cohort([alias for alias in population.aliases if population.finished(alias)])
                     with population.opened(todo) as engines:
+                        if learning := donors.give(engines):
+                            self.progress.say(f"{learning} users learn from those that are done")
                         failed = run_search(
                             spec, engines, self.folder.tune, stopping, self.progress, proposer, meter
                         )

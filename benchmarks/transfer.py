@@ -1,0 +1,219 @@
+"""Does a later user need fewer trials than the first ones did, and does an unrelated one lose nothing?
+
+A cold first batch of synthetic users is searched; later users are then searched cold (``none``) and with
+what the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
+hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
+of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level.
+
+    python benchmarks/transfer.py                       # hours; the event logs let it go on where it was
+    python benchmarks/transfer.py --layers 12 --users 4 --quick
+
+Writes <out>/transfer.csv (a row per later user and mode), transfer_curves.csv and transfer.png. No model is
+trained: what a trial measures is a formula (milp_ray/search/synthetic.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+from milp_ray.search import Engine
+from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.pareto import hypervolume_curve
+from milp_ray.search.surrogates import register
+from milp_ray.search.surrogates.base import Fitted, SurrogateFailed, check_data
+from milp_ray.search.synthetic import SyntheticProblem, gains_of
+from milp_ray.search.transfer import Population
+
+MODES = ("none", "seeds", "prior")
+LEVEL = 0.95
+COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83"}
+
+
+@register("gp-short")
+class ShortGp:
+    """The surrogate ``gp`` with 25 steps per fit instead of hundreds, at a tenth of the time."""
+
+    def fit(self, X, Y, seed):
+        """See :class:`~milp_ray.search.surrogates.base.ModelSurrogate`."""
+        check_data(X, Y)
+        from botorch.models import ModelListGP, SingleTaskGP
+        from botorch.models.transforms import Standardize
+        from botorch.optim.fit import fit_gpytorch_mll_scipy
+        from gpytorch.mlls import ExactMarginalLogLikelihood
+
+        models = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for index in range(Y.shape[1]):
+                model = SingleTaskGP(X, Y[:, index : index + 1], outcome_transform=Standardize(1))
+                likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+                try:
+                    fit_gpytorch_mll_scipy(likelihood, options={"maxiter": 25})
+                except Exception as error:
+                    raise SurrogateFailed(f"gp-short: {type(error).__name__}") from error
+                models.append(model.eval())
+        return Fitted(ModelListGP(*models), components=1, source="gp-short")
+
+
+def searched(args, layers, related, seed, mode, population=None):
+    """The problem, and the engine after all trials; continued if its log is there."""
+    problem = SyntheticProblem(layers, seed=seed, related=related)
+    engine = Engine(
+        problem.space,
+        problem.objectives,
+        initial=args.initial,
+        batch=4,
+        surrogate=args.surrogate,
+        search=LocalSearch(64, 4, 10),
+        seed=seed,
+        reference=problem.no_memory,
+        trials=args.trials,
+        log=args.logs / f"{args.surrogate}-{layers}-{related}-{seed}-{mode}.jsonl",
+    )
+    if population is not None:
+        population.give(engine)
+    while True:
+        for proposal in engine.pending:
+            engine.tell(proposal.id, problem.measure(proposal.placement))
+        if not engine.ask(4):
+            return problem, engine
+
+
+def curve_of(problem, engine):
+    """Noise-free hypervolume after each trial."""
+    points = [gains_of(problem.exact(seen.placement)) for seen in engine.observations]
+    return hypervolume_curve(points, gains_of(problem.no_memory))
+
+
+def reached(curve, level, trials):
+    """Trials until ``level``; one more than were made where it is not reached."""
+    return next((index + 1 for index, value in enumerate(curve) if value >= level), trials + 1)
+
+
+def scenario(args, layers, related):
+    """Rows of one number of layers and one kinship, and the curves relative to cold's end."""
+    first = [searched(args, layers, related, seed, "none")[1] for seed in range(1, args.donors + 1)]
+    populations = {mode: Population(first[0].space, first[0].objectives, mode) for mode in MODES}
+    for population in populations.values():
+        for engine in first:
+            population.add(engine)
+    rows, curves = [], []
+    for seed in range(101, 101 + args.users):
+        cold = None
+        for mode in MODES:
+            began = time.monotonic()
+            problem, engine = searched(args, layers, related, seed, mode, populations[mode])
+            curve = curve_of(problem, engine)
+            cold = cold or curve
+            need, base = (reached(c, LEVEL * cold[-1], args.trials) for c in (curve, cold))
+            rows.append(
+                {
+                    "layers": layers,
+                    "related": related,
+                    "mode": mode,
+                    "user": seed,
+                    "trials_to_95": need,
+                    "cold_trials_to_95": base,
+                    "final_over_cold": round(curve[-1] / cold[-1], 4),
+                    "advised": sum(p.source == "transfer" for p in engine.proposals),
+                    "surrogate": args.surrogate,
+                }
+            )
+            curves += [
+                (layers, related, mode, seed, n + 1, round(v / cold[-1], 5)) for n, v in enumerate(curve)
+            ]
+            print(*rows[-1].values(), f"{time.monotonic() - began:.0f}s", flush=True)
+    return rows, curves
+
+
+def summary(rows, trials):
+    """One line per scenario and mode."""
+    for layers, related, mode in dict.fromkeys((r["layers"], r["related"], r["mode"]) for r in rows):
+        part = [r for r in rows if (r["layers"], r["related"], r["mode"]) == (layers, related, mode)]
+        need = [r["trials_to_95"] for r in part]
+        base = statistics.mean(r["cold_trials_to_95"] for r in part)
+        final = statistics.median(r["final_over_cold"] for r in part)
+        print(
+            f"layers {layers} kinship {related} {mode}: "
+            f"median {statistics.median(need):g} of {trials} trials, "
+            f"mean {statistics.mean(need) / base:.2f} of what cold needs, final hypervolume {final:.2f}, "
+            f"advised {statistics.median(r['advised'] for r in part):g}"
+        )
+
+
+def draw(curves, path):
+    """Median curves, a panel per scenario."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = list(dict.fromkeys((layers, related) for layers, related, *_ in curves))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for mode in MODES:
+            steps = {}
+            for layers, related, of, _, n, value in curves:
+                if (layers, related, of) == (*panel, mode):
+                    steps.setdefault(n, []).append(value)
+            middle = [statistics.median(values) for values in steps.values()]
+            axis.plot(list(steps), middle, color=COLOURS[mode], label=mode)
+        axis.axhline(LEVEL, color="black", linewidth=0.6, linestyle=":")
+        axis.set_title(f"{panel[0]} layers, kinship {panel[1]}")
+        axis.set_xlabel("trials")
+    axes[0][0].set_ylabel("hypervolume / cold's last (median)")
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    """Run every scenario; results are written after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, nargs="+", default=[12, 32])
+    parser.add_argument("--related", type=float, nargs="+", default=[0.9, 0.0])
+    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--donors", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--initial", type=int, default=20)
+    parser.add_argument("--surrogate", default="gp-short")
+    parser.add_argument("--quick", action="store_true", help="30 trials, 10 initial, 3 donors")
+    parser.add_argument("--logs", type=Path, default=Path("runs/benchmark-transfer"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    if args.quick:
+        args.trials, args.initial, args.donors = 30, 10, 3
+        args.logs = args.logs / "quick"
+    import torch
+
+    torch.set_num_threads(1)
+    rows, curves = [], []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for layers in args.layers:
+        for related in args.related:
+            more, drawn = scenario(args, layers, related)
+            rows, curves = rows + more, curves + drawn
+            write(args.out / "transfer.csv", list(rows[0]), [list(row.values()) for row in rows])
+            names = ["layers", "related", "mode", "user", "trial", "hypervolume"]
+            write(args.out / "transfer_curves.csv", names, curves)
+            draw(curves, args.out / "transfer.png")
+    summary(rows, args.trials)
+
+
+def write(path, names, rows):
+    """A CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What finished users' fronts say about where a next user's memory may belong, as a distribution.
+
+Layer by layer the share of front placements that use it, with half a placement for and half against added
+(Jeffreys' Beta prior); rank and LoRAs per layer are those of a front placement or, with a weight of a few
+placements, uniform (the predictive distribution of a Dirichlet process). As a mixture with the space's own
+uniform draw nothing has probability 0. Which draws are worth a trial is *not* covered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from milp_ray.memory.space import MemoryConfig, MemorySpace
+
+_HALF = 0.5
+_UNIFORM = 4.0  # placements that the uniform distribution of ranks and counts is worth
+
+
+class PlacementPrior:
+    """A distribution over configurations.
+
+    Args:
+        space: of the configurations.
+        fronts: per donor its front; a donor counts as one, however long its front is.
+        weights: of the donors, at least 0; None: all alike.
+        share: of the draws that come from the space's uniform distribution.
+    """
+
+    def __init__(
+        self,
+        space: MemorySpace,
+        fronts: Sequence[Sequence[MemoryConfig]],
+        weights: Sequence[float] | None = None,
+        share: float = 0.25,
+    ) -> None:
+        self._space, self._share = space, share
+        given = [1.0] * len(fronts) if weights is None else list(weights)
+        used = [(f, w) for f, w in zip(fronts, given, strict=True) if f and w > 0]
+        self._points = [config for front, _ in used for config in front]
+        self._masses = [weight / len(front) for front, weight in used for _ in front]
+        self._total = sum(self._masses)
+        self.layers = self._activity()
+
+    def sample(self, rng: random.Random) -> MemoryConfig:
+        """A configuration of the space, with at least one active layer and n ≥ 1."""
+        base = self._space.sample(rng)
+        if not self._points or rng.random() < self._share:
+            return base
+        gates, num, rank = base.gates, base.num_loras, base.rank
+        searched = self._space.searched
+        if "layer" in searched:
+            gates = tuple(rng.random() < share for share in self.layers)
+            if not any(gates):
+                best = max(self.layers)
+                gates = tuple(share == best for share in self.layers)
+        active = sum(gates)
+        if rng.random() * (self._total + _UNIFORM) >= _UNIFORM:
+            like = rng.choices(self._points, self._masses)[0]
+            rank = like.rank if "size" in searched else rank
+            each = max(1.0, like.num_loras / max(1, len(like.active)))
+            num = min(max(1, round(each * active)), self._space.max_loras)
+        if "num" not in searched:
+            num = active if self._space.default_num is None else self._space.default_num
+        return MemoryConfig(gates, num, rank)
+
+    def _activity(self) -> list[float]:
+        """Per layer the probability that it is used."""
+        counts = [_HALF] * self._space.num_layers
+        for config, mass in zip(self._points, self._masses, strict=True):
+            for layer, _ in self._space.placement(config).ranks:
+                counts[layer] += mass
+        return [count / (self._total + 2 * _HALF) for count in counts]

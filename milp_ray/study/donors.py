@@ -1,0 +1,47 @@
+"""Transfer between the users of a run: finished searches are handed to those that have not begun.
+
+What is transferred, and what a search makes of it, is :mod:`milp_ray.search.transfer`; here is who learns from
+whom in time. A cohort learns from all users that were finished before it began; the first one runs cold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from milp_ray.search.transfer import Population as DonorPopulation
+from milp_ray.study.inputs import Inputs, objectives_of
+
+if TYPE_CHECKING:
+    from milp_ray.config.models import Study
+    from milp_ray.search import Engine
+    from milp_ray.study.population import Population
+
+
+class Donors:
+    """The finished users of a run, as donors; each one's event log is replayed once a session.
+
+    Args:
+        study: with the mode of transfer.
+        inputs: of the same study.
+        population: its users.
+    """
+
+    def __init__(self, study: Study, inputs: Inputs, population: Population) -> None:
+        search = study.search
+        self._users = population
+        self._mode = search.transfer
+        self._known: set[str] = set()
+        self._donors = DonorPopulation(
+            inputs.space, objectives_of(study, inputs.architecture), search.transfer, search.transfer_users
+        )
+
+    def give(self, engines: Mapping[str, Engine]) -> int:
+        """Give every search that has not begun what finished ones showed; returns how many got something."""
+        if self._mode == "none":
+            return 0
+        for alias in self._users.aliases:
+            if alias not in self._known and alias not in engines and self._users.finished(alias):
+                self._known.add(alias)
+                self._donors.add(self._users.engine(alias))
+        return sum(self._donors.give(engine) for engine in engines.values())
