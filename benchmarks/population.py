@@ -100,8 +100,8 @@ def watch(command: list[str], run: Path, every: float, output: Path) -> list[Row
                 {"trials": trials, "seconds": time.monotonic(), "cpu_seconds": cpu, "rss_mib": memory}
             )
     print(output.read_text(encoding="utf-8")[-1500:])
-    if process.wait() != 0:
-        sys.exit(f"the study failed with exit code {process.returncode}")
+    if process.wait() != 0:  # stopped, say: what was seen so far is still worth having
+        print(f"the study ended with exit code {process.returncode}")
     rows = [row for row in rows if row["trials"] > 0]
     began = rows[0]["seconds"]
     last = next((index for index, row in enumerate(rows) if row["trials"] == rows[-1]["trials"]), 0)
@@ -114,7 +114,9 @@ def at_marks(rows: list[Row], total: int) -> list[Row]:
     marks = [mark for mark in MARKS if mark < total] + [total]
     found, before = [], rows[0]
     for mark in marks:
-        row = next((row for row in rows if row["trials"] >= mark), rows[-1])
+        if mark > rows[-1]["trials"]:
+            break
+        row = next(row for row in rows if row["trials"] >= mark)
         count = max(1.0, row["trials"] - before["trials"])
         found.append(
             {"mark": float(mark)}
