@@ -1,7 +1,7 @@
 """Transfer between the users of a run: finished searches are handed to those that have not begun.
 
-What is transferred, and what a search makes of it, is :mod:`milp_ray.search.transfer`; here is who learns from
-whom in time. A cohort learns from all users that were finished before it began; the first one runs cold.
+What is transferred, and what a search makes of it, is :mod:`milp_ray.search.transfer`; here is who learns
+from whom in time. A cohort learns from all users that were finished before it began; the first one runs cold.
 """
 
 from __future__ import annotations

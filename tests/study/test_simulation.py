@@ -116,3 +116,19 @@ def test_a_stop_is_obeyed_in_the_middle_of_a_long_simulated_trial(simulated: Pat
     process.send_signal(signal.SIGINT)
     finish(process, 130)
     assert time.monotonic() - began < 40 and not ended(run)
+
+
+def test_later_cohorts_learn_from_finished_users_and_the_first_runs_cold(
+    simulated: Path, start: Start
+) -> None:
+    words = ["simulation.seconds=0", "simulation.related=0.9", "search.surrogate=random"]
+    output = finish(
+        start("search", str(simulated), *words, "search.transfer=prior", "search.transfer_users=3"), 0
+    )
+    assert "learn from those that are done" in output
+    found = events(simulated.parent / "runs" / "dry")
+    given = {alias for alias, log in found.items() if any(event["event"] == "transferred" for event in log)}
+    assert len(given) == USERS - 3
+    for alias in given:
+        kinds = [event["event"] for event in found[alias]]
+        assert kinds.index("transferred") < kinds.index("asked")
