@@ -56,6 +56,29 @@ def ours(surrogate: str, **options: Any) -> Method:
     return method
 
 
+def with_raw_features(method: Method) -> Method:
+    """The same with what a model sees close to (α, n, r): which layers carry a LoRA, and the total rank; how
+    the rank is spread over the layers is left out."""
+
+    def patched(problem: Problem, seed: int, count: int) -> list[Placement]:
+        from unittest.mock import patch
+
+        import numpy as np
+
+        from milp_ray.memory.arrays import SpaceArrays
+
+        ours = SpaceArrays.features
+
+        def raw(self: SpaceArrays, ranks: Any) -> Any:
+            found = ours(self, ranks)
+            return np.concatenate([(ranks > 0).astype(float), found[:, -1:]], axis=1)
+
+        with patch.object(SpaceArrays, "features", raw):
+            return method(problem, seed, count)
+
+    return patched
+
+
 def initial_design(space: MemorySpace, seed: int) -> list[MemoryConfig]:
     """The configurations that every method starts from."""
     return Design(space, seed).first(INITIAL)
@@ -158,6 +181,7 @@ METHODS: dict[str, Method] = {
     "saas": ours("saas"),
     "saas-paper": ours("saas", surrogate_options={"preset": "paper"}),
     "saas-copula": ours("saas", outcome="copula"),
+    "saas-raw": with_raw_features(ours("saas")),
     "map_saas": ours("map_saas"),
     "gp": ours("gp"),
     "random": chance,
@@ -166,4 +190,4 @@ METHODS: dict[str, Method] = {
     "optuna-gp": optuna_sampler(_gp),
     "ax": ax_method("fast"),
 }
-OURS = ("saas", "saas-paper", "saas-copula", "map_saas", "gp")
+OURS = ("saas", "saas-paper", "saas-copula", "saas-raw", "map_saas", "gp")
