@@ -6,8 +6,8 @@
 
 Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 32 and 12 layers; the problem
 differs from seed to seed), and `real-<user>`: every value measured by training (benchmarks/make_table.py).
-Score: hypervolume of the evaluated placements' noise-free values above the no-memory point, divided by the best
-known: hill climbing on the noise-free formula joined with all that any method found. Real users: of the
+Score: hypervolume of the evaluated placements' noise-free values above the no-memory point, divided by the
+best known: hill climbing on the noise-free formula joined with all that any method found. Real users: of the
 measured values, above a point below the whole table's front (milp_ray/search/reference.py, `lowered`), since
 few placements beat no memory in both objectives; divided by the front of the whole table. The searches are
 told the no-memory point in both cases.
