@@ -266,12 +266,12 @@ def test_saas_recovers_from_a_single_bad_chain(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unfittable_gp_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    import botorch.fit
+    from milp_ray.search.surrogates import gp
 
     def broken(*_: object) -> None:
         raise ValueError("secret 3.14159")
 
-    monkeypatch.setattr(botorch.fit, "fit_gpytorch_mll", broken)
+    monkeypatch.setattr(gp, "maximize", broken)
     with pytest.raises(SurrogateFailed, match="gp: ValueError") as error:
         surrogate("gp").fit(*data(), 0)
     assert "3.14159" not in str(error.value)
