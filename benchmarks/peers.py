@@ -117,7 +117,9 @@ def ax_method(name: str) -> Method:
     def method(problem: Problem, seed: int, count: int) -> list[Placement]:
         warnings.simplefilter("ignore")
         from milp_ray.search.experiment import config_of, new_client, parameters_of
+        from milp_ray.search.prepare import prepare
 
+        prepare(extension=True)  # Ax would build it inside its first proposal
         space = problem.space
         client = new_client("peer", space, OBJECTIVES, seed=seed)
         client.configure_generation_strategy(

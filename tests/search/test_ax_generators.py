@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from botorch.acquisition.multi_objective import logei
 
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine
@@ -12,8 +13,9 @@ from milp_ray.search.experiment import config_of, parameters_of
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, run, small_space
 
 
-@pytest.mark.parametrize("name", ["ax:fast", "ax:quality"])
-def test_proposes_members_that_are_new(name: str) -> None:
+@pytest.mark.parametrize("name", ["ax:fast", pytest.param("ax:quality", marks=pytest.mark.slow)])
+def test_proposes_members_that_are_new(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logei, "_load_attempted", True)  # its C++ extension takes long to build
     made = Engine(small_space(), LOSS_AND_ROUGE, initial=6, batch=2, surrogate=name, reference=REFERENCE)
     run(made, 8, k=2)
     assert len({proposal.placement.key for proposal in made.proposals}) == 8

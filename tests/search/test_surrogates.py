@@ -123,9 +123,9 @@ def test_unusable_data_are_refused(name: str, fault: str) -> None:
 def test_the_registry_refuses_duplicates_and_lists_what_it_knows() -> None:
     with pytest.raises(ValueError, match="registered already"):
         register("gp")(Gp)
-    with pytest.raises(SearchError, match="gp, random, saas, sobol"):
+    with pytest.raises(SearchError, match="ax:fast, ax:quality, gp, map_saas, random, saas, sobol"):
         make_surrogate("nothing like it")
-    with pytest.raises(SearchError, match="warmup, samples, thinning, keep"):
+    with pytest.raises(SearchError, match="preset, warmup, samples, thinning, keep"):
         make_surrogate("saas", {"warmups": 3})
 
 

@@ -7,8 +7,11 @@ what it repeats is asked for again, and what stays missing comes from the space-
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from milp_ray.errors import StorageError
 from milp_ray.search.records import Candidates
 from milp_ray.search.surrogates import register
 
@@ -17,6 +20,16 @@ if TYPE_CHECKING:
     from milp_ray.search.plan import Plan
 
 _TRIES = 3  # rounds of asking Ax for what is missing
+
+
+@lru_cache(maxsize=1)
+def _ready() -> None:
+    """BoTorch's C++ extension, which Ax's generators use, built under our lock: inside Ax's first proposal a
+    build that was killed once would be waited for without end."""
+    from milp_ray.search.prepare import prepare
+
+    with suppress(StorageError):  # without a cache folder BoTorch builds it where it likes
+        prepare(extension=True)
 
 
 class AxGenerator:
@@ -29,6 +42,7 @@ class AxGenerator:
         from milp_ray.search.design import Design
         from milp_ray.search.experiment import client_of_plan, config_of
 
+        _ready()
         client = client_of_plan(plan, self.method)
         taken = {*plan.seen, ""}
         chosen: list[MemoryConfig] = []
