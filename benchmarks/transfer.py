@@ -141,7 +141,7 @@ def summary(rows, trials):
         print(
             f"layers {layers} kinship {related} {mode}: "
             f"median {statistics.median(need):g} of {trials} trials, "
-            f"in the mean {statistics.mean(need) / base:.2f} of what cold needs, final hypervolume {final:.2f}, "
+            f"mean {statistics.mean(need) / base:.2f} of what cold needs, final hypervolume {final:.2f}, "
             f"advised {statistics.median(r['advised'] for r in part):g}"
         )
 

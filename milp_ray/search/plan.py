@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.advice import NO_ADVICE, advise
+from milp_ray.search.advice import NO_ADVICE, advise, starts
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.objectives import Objective, exact_values
@@ -134,9 +134,10 @@ class Plan:
         return Candidates(chosen, fitted.source, fitted.notes)
 
     def _around(self) -> list[MemoryConfig]:
-        """The newest points of the front: their neighbourhoods have been looked through least."""
+        """The newest points of the front: their neighbourhoods have been looked through least. And where
+        other users' memories tend to be, if that is known."""
         front = non_dominated(self.gains).nonzero()[0]
-        return [self.told[index] for index in front[::-1][:_AROUND]]
+        return [*(self.told[index] for index in front[::-1][:_AROUND]), *starts(self)]
 
 
 class _Scaled:
