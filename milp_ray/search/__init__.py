@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from milp_ray.search.objectives import Objective
     from milp_ray.search.plan import Plan
     from milp_ray.search.records import Candidates, Failure, Observation, Proposal
+    from milp_ray.search.transfer import Donor, Material, Population
 
-__all__ = ["Candidates", "Engine", "Failure", "Objective", "Observation", "Plan", "Proposal"]
+__all__ = [
+    "Candidates",
+    "Donor",
+    "Engine",
+    "Failure",
+    "Material",
+    "Objective",
+    "Observation",
+    "Plan",
+    "Population",
+    "Proposal",
+]
 
 _HOMES = {
     "Engine": "engine",
@@ -25,6 +37,9 @@ _HOMES = {
     "Failure": "records",
     "Observation": "records",
     "Proposal": "records",
+    "Donor": "transfer",
+    "Material": "transfer",
+    "Population": "transfer",
 }
 
 

@@ -35,6 +35,7 @@ _BLIND = 4  # trials below which nothing can be said
 _AGAINST, _FOR = 0.0, 2.0  # evidence below which nothing is advised, and from which the design may end
 _SHORTEST = 8  # trials of a design that ends early
 _DRAWS = 256  # of the prior
+_STARTS = 2  # of the acquisition's local search, each with its neighbours
 _STEPS = 3  # from the best of them
 _WORLDS = 24  # draws of the objectives
 _WORLDS_MANY = 6  # with more than two objectives, where a volume takes long
@@ -75,6 +76,15 @@ def advise(plan: Plan) -> Advice:
     if not chosen:
         return Advice((), over, _ROUND - place if advised else sys.maxsize)
     return Advice(tuple(chosen), over)
+
+
+def starts(plan: Plan) -> list[MemoryConfig]:
+    """Further starts for the acquisition's local search: draws of the prior. The acquisition judges them."""
+    if plan.material is None or plan.material.mode != "prior":
+        return []
+    prior = PlacementPrior(plan.space, [donor.front() for donor in plan.material.donors])
+    generator = random.Random(plan.seed)
+    return [prior.sample(generator) for _ in range(_STARTS)]
 
 
 def _advised(evidence: float, told: int, design_over: bool) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.advice import NO_ADVICE, advise
+from milp_ray.search.advice import NO_ADVICE, advise, starts
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.objectives import Objective
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from milp_ray.memory.arrays import Configs, Ints
+    from milp_ray.memory.arrays import Ints
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
 
@@ -112,6 +112,7 @@ class Plan:
         return Candidates(surrogate.configs(self.space, self.seen, self.count, self.seed), source, notes)
 
     def _modelled(self, surrogate: ModelSurrogate) -> Candidates:
+        from milp_ray.memory.arrays import Configs
         from milp_ray.search.acquisition import Acquisition, with_exact
         from milp_ray.search.scaling import Scaled
 
@@ -130,7 +131,8 @@ class Plan:
             seed=self.seed,
         )
         taken, chosen = set(self.seen), list[MemoryConfig]()
-        warm: Configs | None = None
+        # Where other users' memories tend to be, if that is known.
+        warm = Configs.of(starts(self), self.space.num_layers)
 
         def values(ranks: Ints) -> npt.NDArray[np.float64]:
             result: npt.NDArray[np.float64] = acquisition(scaled.rows(ranks)).numpy()

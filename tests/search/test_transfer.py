@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from milp_ray.search import Engine, Objective
 from milp_ray.search.kinship import DonorModel, UserModel
 from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.pareto import hypervolume_curve
+from milp_ray.search.prior import PlacementPrior
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem, gains_of
 from milp_ray.search.transfer import DONORS, ROWS, Donor, Material, Mode, Population, donor_of
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, measure, run, size, small_space
@@ -288,6 +290,25 @@ def test_a_donor_keeps_its_front_and_the_rest_evenly(donors: list[Engine]) -> No
     assert {seen.config for seen in engine.front()} <= {config for config, _ in donor.told}
     assert set(donor.front()) == {seen.config for seen in engine.front()}
     assert len(donor_of(engine).told) == ROWS
+
+
+def test_the_prior_favours_what_fronts_use_and_rules_nothing_out() -> None:
+    def gates(*active: int) -> tuple[bool, ...]:
+        return tuple(layer in active for layer in range(LAYERS))
+
+    fronts = [[MemoryConfig(gates(1, 5), 2, 16)]] * 6
+    prior, generator = PlacementPrior(SPACE, fronts), random.Random(0)
+    drawn = [prior.sample(generator) for _ in range(400)]
+    for config in drawn:
+        SPACE.validate(config)
+        assert config.num_loras and any(config.gates)
+    assert prior.layers[1] > 0.9 > 0.1 > prior.layers[0] > 0
+    share = [statistics.mean(config.gates[layer] for config in drawn) for layer in range(LAYERS)]
+    assert min(share[1], share[5]) > 0.75
+    assert max(share[0], share[7]) < 0.35
+    assert {config.rank for config in drawn} == set(SPACE.ranks)
+    plain, cold = PlacementPrior(SPACE, []), random.Random(1)
+    assert plain.sample(random.Random(1)) == SPACE.sample(cold)
 
 
 def test_the_nearest_by_no_memory_are_taken_and_no_more_than_fit() -> None:
