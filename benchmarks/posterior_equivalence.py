@@ -62,7 +62,7 @@ def _ours(X: object, Y: object, at: object, seed: int) -> np.ndarray:
 
 def _theirs(X: object, Y: object, at: object, seed: int) -> np.ndarray:
     import torch
-    from botorch import fit_fully_bayesian_model_nuts
+    from botorch.fit import fit_fully_bayesian_model_nuts
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
     from botorch.models.transforms import Standardize
 

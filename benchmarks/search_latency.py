@@ -60,7 +60,7 @@ def plan_with(n: int, surrogate: str, options: dict[str, Any]) -> Any:
 
 def fits(n: int) -> dict[str, Callable[[], object]]:
     """Fits of two outputs to the same data with the same settings."""
-    from botorch import fit_fully_bayesian_model_nuts
+    from botorch.fit import fit_fully_bayesian_model_nuts
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
 
     from milp_ray.search.scaling import Scaled
