@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,8 @@ class SpaceArrays:
 
     def __init__(self, space: MemorySpace) -> None:
         self.space = space
-        self._dealt = _deal_table(space)
+        most = max(space.max_loras, space.default_num or 0, space.num_layers)
+        self._dealt = _deal_table(space.num_layers, most)
         self._highest, self._total = space.largest_ranks()
 
     def ranks(self, configs: Configs) -> Ints:
@@ -134,13 +136,12 @@ def key_of(placement: Placement, num_layers: int) -> bytes:
     return row.tobytes()
 
 
-def _deal_table(space: MemorySpace) -> Ints:
-    """``(L + 1) x (N + 1) x L``: with k active layers and n LoRAs, how many the j-th active layer gets."""
-    L = space.num_layers
-    most = max(space.max_loras, space.default_num or 0, L)
+@lru_cache(maxsize=16)  # the same for every plan of a study
+def _deal_table(L: int, most: int) -> Ints:
+    """``(L + 1) x (most + 1) x L``: with k active layers and n LoRAs, how many the j-th active layer gets."""
     table = np.zeros((L + 1, most + 1, L), dtype=np.int32)
     for k in range(1, L + 1):
         for n in range(1, most + 1):
-            for position, count in space.deal(k, n).items():
+            for position, count in MemorySpace.deal(k, n).items():
                 table[k, n, position] = count
     return table

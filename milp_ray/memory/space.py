@@ -169,7 +169,7 @@ class MemorySpace:
                 from its default.
         """
         k = len(config.active)
-        nums = range(self.max_loras + 1) if "num" in self.searched else (0, self._fixed_num(k))
+        nums = range(self.max_loras + 1) if "num" in self.searched else (0, self.fixed_num(k))
         ranks = self.ranks if "size" in self.searched else (self.default_rank,)
         if len(config.gates) != self.num_layers:
             raise SpaceError(f"a configuration has {len(config.gates)} gates", expected=f"{self.num_layers}")
@@ -230,7 +230,7 @@ class MemorySpace:
             chosen = set(sorted(range(self.num_layers), key=lambda layer: (scores[layer], layer))[:k])
             gates = tuple(layer in chosen for layer in range(self.num_layers))
             rest = rest[1 + self.num_layers :]
-        num = self._fixed_num(sum(gates))
+        num = self.fixed_num(sum(gates))
         if "num" in self.searched:
             num = 1 + _bucket(rest.pop(0), self.max_loras)
         rank = self.default_rank
@@ -249,13 +249,13 @@ class MemorySpace:
         gates = self._default_gates
         if "layer" in self.searched:
             gates = tuple(layer == 0 for layer in range(self.num_layers))
-        num = 1 if "num" in self.searched else self._fixed_num(sum(gates))
+        num = 1 if "num" in self.searched else self.fixed_num(sum(gates))
         return MemoryConfig(gates, num, self.ranks[0] if "size" in self.searched else self.default_rank)
 
     def largest(self) -> MemoryConfig:
         """A configuration with as many trainable parameters as any."""
         gates = (True,) * self.num_layers if "layer" in self.searched else self._default_gates
-        num = self.max_loras if "num" in self.searched else self._fixed_num(sum(gates))
+        num = self.max_loras if "num" in self.searched else self.fixed_num(sum(gates))
         return MemoryConfig(gates, num, self.ranks[-1] if "size" in self.searched else self.default_rank)
 
     def extreme_placements(self) -> tuple[Placement, Placement]:
@@ -288,7 +288,7 @@ class MemorySpace:
             for changed in [*flips, *product(config.active, inactive)]:
                 new = tuple(gate != (layer in changed) for layer, gate in enumerate(gates))
                 if any(new):
-                    yield MemoryConfig(new, n if "num" in self.searched else self._fixed_num(sum(new)), rank)
+                    yield MemoryConfig(new, n if "num" in self.searched else self.fixed_num(sum(new)), rank)
         for num, step in self.steps_of_size(config):
             yield MemoryConfig(gates, num, step)
 
@@ -304,7 +304,8 @@ class MemorySpace:
             result += [(n, step) for step in (*lower, *upper)]
         return result
 
-    def _fixed_num(self, active: int) -> int:
+    def fixed_num(self, active: int) -> int:
+        """n with so many active layers while it is not searched."""
         return active if self.default_num is None else self.default_num
 
     def largest_ranks(self) -> tuple[int, int]:

@@ -69,11 +69,10 @@ def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryCon
     """The configuration that Ax's parameters stand for."""
     names = _gates(space)
     gates = tuple(bool(parameters[name]) for name in names) if names else space.smallest().gates
-    active = sum(gates)
     smallest = space.smallest()
     num = int(str(parameters["num_loras"])) if _has_num(space) else smallest.num_loras
     if "num" not in space.searched:
-        num = active if space.default_num is None else space.default_num
+        num = space.fixed_num(sum(gates))
     rank = int(str(parameters["rank"])) if _has_rank(space) else smallest.rank
     return MemoryConfig(gates, num, rank)
 

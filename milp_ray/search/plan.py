@@ -131,6 +131,7 @@ class Plan:
             seed=self.seed,
         )
         taken, chosen = set(self.seen), list[MemoryConfig]()
+        around = self._around()
         # Where other users' memories tend to be, if that is known.
         warm = Configs.of(starts(self), self.space.num_layers)
 
@@ -140,7 +141,7 @@ class Plan:
 
         while len(chosen) < self.count:
             found = self.search.search(
-                arrays, values, seen=taken, around=self._around(), seed=self.seed + len(chosen), warm=warm
+                arrays, values, seen=taken, around=around, seed=self.seed + len(chosen), warm=warm
             )
             if found.best is None:
                 chosen.extend(Design(self.space, self.seed).first(self.count - len(chosen), taken))

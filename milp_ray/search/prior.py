@@ -61,7 +61,7 @@ class PlacementPrior:
             each = max(1.0, like.num_loras / max(1, len(like.active)))
             num = min(max(1, round(each * active)), self._space.max_loras)
         if "num" not in searched:
-            num = active if self._space.default_num is None else self._space.default_num
+            num = self._space.fixed_num(active)
         return MemoryConfig(gates, num, rank)
 
     def _activity(self) -> list[float]:

@@ -27,8 +27,6 @@ from milp_ray.search.reference import reference_point
 if TYPE_CHECKING:
     from milp_ray.search.plan import Plan
 
-OUTCOMES = ("standardize", "copula")
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -47,6 +47,9 @@ BUCKET = 32
 MIN_NOISE = 1e-4  # BoTorch's MIN_INFERRED_NOISE_LEVEL
 _MAX_TREE_DEPTH = 6  # as fit_fully_bayesian_model_nuts
 _JITTER = 1e-6
+# Shift and factor that bring the logarithms of the two Gamma priors near to a standard normal one.
+_SCALE_AT, _SCALE_BY = 2.2, 0.85
+_NOISE_AT, _NOISE_BY = -3.0, 1.2
 
 
 def bucket_of(n: int) -> int:
@@ -106,12 +109,14 @@ class _Hyper(NamedTuple):
 
 
 def _constrained(u: jax.Array) -> _Hyper:
-    """The model's parameters at the chain's coordinates: mean, output scale, noise, τ, ρ_1 … ρ_d.
-
-    The shifts and factors bring the two Gamma priors near to a standard normal one.
-    """
+    """The model's parameters at the chain's coordinates: mean, output scale, noise, τ, ρ_1 … ρ_d."""
     inverse2 = jnp.exp(math.log(0.1) + _log_half_cauchy(u[3]) + _log_half_cauchy(u[4:]))
-    return _Hyper(u[0], jnp.exp(2.2 + 0.85 * u[1]), MIN_NOISE + jnp.exp(-3.0 + 1.2 * u[2]), inverse2)
+    return _Hyper(
+        u[0],
+        jnp.exp(_SCALE_AT + _SCALE_BY * u[1]),
+        MIN_NOISE + jnp.exp(_NOISE_AT + _NOISE_BY * u[2]),
+        inverse2,
+    )
 
 
 def _constrained_rows(u: Array) -> dict[str, Array]:
@@ -120,8 +125,8 @@ def _constrained_rows(u: Array) -> dict[str, Array]:
         half_cauchy = np.tan(0.5 * np.pi * ndtr_array(u[:, 3:]))
         return {
             "mean": u[:, 0],
-            "outputscale": np.exp(2.2 + 0.85 * u[:, 1]),
-            "noise": MIN_NOISE + np.exp(-3.0 + 1.2 * u[:, 2]),
+            "outputscale": np.exp(_SCALE_AT + _SCALE_BY * u[:, 1]),
+            "noise": MIN_NOISE + np.exp(_NOISE_AT + _NOISE_BY * u[:, 2]),
             "lengthscale": 1.0 / np.sqrt(0.1 * half_cauchy[:, :1] * half_cauchy[:, 1:]),
         }
 
@@ -139,7 +144,7 @@ def _potential(u: jax.Array, X: jax.Array, Y: jax.Array, mask: jax.Array) -> jax
     determinant nor the quadratic form.
     """
     theta = _constrained(u)
-    log_scale, log_noise = 2.2 + 0.85 * u[1], -3.0 + 1.2 * u[2]
+    log_scale, log_noise = _SCALE_AT + _SCALE_BY * u[1], _NOISE_AT + _NOISE_BY * u[2]
     prior = -0.5 * u[0] ** 2 - 0.5 * jnp.sum(u[3:] ** 2)
     prior += 2.0 * log_scale - 0.15 * jnp.exp(log_scale)
     prior += 0.9 * log_noise - 10.0 * jnp.exp(log_noise)
