@@ -150,11 +150,12 @@ def shares(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[float]
 
 @cache
 def _best(problem: str, seed: int) -> tuple[tuple[float, float], tuple[tuple[float, float], ...]]:
+    from milp_ray.search.objectives import gains
     from milp_ray.search.reference import reference_point
-    from milp_ray.search.synthetic import gains_of
+    from milp_ray.search.synthetic import OBJECTIVES
 
     made = problem_of(problem, seed)
-    floor, best = gains_of(made.no_memory), [gains_of(values) for values in made.best()]
+    floor, best = gains(OBJECTIVES, made.no_memory), [gains(OBJECTIVES, values) for values in made.best()]
     if isinstance(made, Measured):
         point = reference_point(best, floor, lowered=True)
         assert point is not None

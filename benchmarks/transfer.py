@@ -23,11 +23,12 @@ from pathlib import Path
 
 from milp_ray.search import Engine
 from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.objectives import gains
 from milp_ray.search.pareto import hypervolume_curve
 from milp_ray.search.surrogates import register
 from milp_ray.search.surrogates.base import Fitted, SurrogateFailed, check_data
-from milp_ray.search.synthetic import SyntheticProblem, gains_of
-from milp_ray.search.transfer import Population
+from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
+from milp_ray.search.transfer import DonorPool
 
 MODES = ("none", "seeds", "prior")
 LEVEL = 0.95
@@ -86,8 +87,8 @@ def searched(args, layers, related, seed, mode, population=None):
 
 def curve_of(problem, engine):
     """Noise-free hypervolume after each trial."""
-    points = [gains_of(problem.exact(seen.placement)) for seen in engine.observations]
-    return hypervolume_curve(points, gains_of(problem.no_memory))
+    points = [gains(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
+    return hypervolume_curve(points, gains(OBJECTIVES, problem.no_memory))
 
 
 def reached(curve, level, trials):
@@ -98,7 +99,7 @@ def reached(curve, level, trials):
 def scenario(args, layers, related):
     """Rows of one number of layers and one kinship, and the curves relative to cold's end."""
     first = [searched(args, layers, related, seed, "none")[1] for seed in range(1, args.donors + 1)]
-    populations = {mode: Population(first[0].space, first[0].objectives, mode) for mode in MODES}
+    populations = {mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in MODES}
     for population in populations.values():
         for engine in first:
             population.add(engine)

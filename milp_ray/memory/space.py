@@ -184,6 +184,19 @@ class MemorySpace:
                 remedy="add 'layer' to memory.factors, or set memory.defaults.layers",
             )
 
+    def describe(self) -> dict[str, object]:
+        """All that tells this space from another, as JSON writes it."""
+        return {
+            "num_layers": self.num_layers,
+            "max_loras": self.max_loras,
+            "ranks": list(self.ranks),
+            "factors": self.factors,
+            "default_num": self.default_num,
+            "default_rank": self.default_rank,
+            "default_layers": list(self.default_layers),
+            "max_rank": self.max_rank,
+        }
+
     def neighbours(self, config: MemoryConfig) -> list[MemoryConfig]:
         """Configurations one step away, for a local search.
 

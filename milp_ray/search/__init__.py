@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from milp_ray.search.objectives import Objective
     from milp_ray.search.plan import Plan
     from milp_ray.search.records import Candidates, Failure, Observation, Proposal
-    from milp_ray.search.transfer import Donor, Material, Population
+    from milp_ray.search.transfer import Donor, DonorPool, Material
 
 __all__ = [
     "Candidates",
     "Donor",
+    "DonorPool",
     "Engine",
     "Failure",
     "Material",
     "Objective",
     "Observation",
     "Plan",
-    "Population",
     "Proposal",
 ]
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Proposal": "records",
     "Donor": "transfer",
     "Material": "transfer",
-    "Population": "transfer",
+    "DonorPool": "transfer",
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_ray.memory.arrays import Configs, Ints, SpaceArrays, key_of, keys
-from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
+from milp_ray.memory.space import MemoryConfig, Placement
 
 Values = Callable[[Ints], npt.NDArray[np.float64]]
 
@@ -38,29 +38,6 @@ class LocalSearch:
     climbers: int = 6
     rounds: int = 24
 
-    def best(
-        self,
-        space: MemorySpace,
-        values: Values,
-        *,
-        seen: Collection[str],
-        around: Iterable[MemoryConfig],
-        seed: int,
-    ) -> MemoryConfig | None:
-        """The configuration with the best value among all that were looked at and are not in ``seen``.
-
-        Args:
-            space: of the configurations.
-            values: the acquisition: ``k x L`` effective ranks to ``k`` values, more is better.
-            seen: placement keys that must not be returned (climbers may pass through them).
-            around: configurations whose neighbours join the pool of starts, as those of the front.
-            seed: of the random part of the pool.
-
-        Returns:
-            None if everything looked at was seen before.
-        """
-        return self.search(SpaceArrays(space), values, seen=seen, around=around, seed=seed).best
-
     def search(
         self,
         arrays: SpaceArrays,
@@ -71,7 +48,16 @@ class LocalSearch:
         seed: int,
         warm: Configs | None = None,
     ) -> Found:
-        """As :meth:`best`, and what a further search of the same batch may start from (``warm``)."""
+        """Look for the configuration with the best value.
+
+        Args:
+            arrays: of the space.
+            values: the acquisition: ``k x L`` effective ranks to ``k`` values, more is better.
+            seen: placement keys that must not be returned (climbers may pass through them).
+            around: configurations whose neighbours join the pool of starts, as those of the front.
+            seed: of the random part of the pool.
+            warm: further starts: what an earlier search of the same batch found.
+        """
         table = _Table(arrays, values)
         pool = [arrays.sample(self.draws, seed)] if self.draws else []
         pool += [] if warm is None else [warm]
@@ -92,7 +78,8 @@ class LocalSearch:
 
 @dataclass(frozen=True)
 class Found:
-    """The best configuration that was not seen before, and the best ``top`` ones of any kind."""
+    """The best configuration that was not seen before, None if everything looked at was; and the best
+    ``top`` ones of any kind."""
 
     best: MemoryConfig | None
     top: Configs

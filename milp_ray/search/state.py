@@ -152,16 +152,7 @@ def created_event(space: MemorySpace, objectives: Sequence[Objective], seed: int
         "event": "created",
         "version": VERSION,
         "seed": seed,
-        "space": {
-            "num_layers": space.num_layers,
-            "max_loras": space.max_loras,
-            "ranks": list(space.ranks),
-            "factors": space.factors,
-            "default_num": space.default_num,
-            "default_rank": space.default_rank,
-            "default_layers": list(space.default_layers),
-            "max_rank": space.max_rank,
-        },
+        "space": space.describe(),
         "objectives": [
             {"name": o.name, "direction": o.direction, "exact": o.exact is not None} for o in objectives
         ],

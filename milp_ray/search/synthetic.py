@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from milp_ray.memory.space import NO_MEMORY, MemoryConfig, MemorySpace, Placement
-from milp_ray.search.objectives import Objective
+from milp_ray.search.objectives import Objective, gains
 from milp_ray.search.pareto import non_dominated
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
@@ -101,7 +101,7 @@ class SyntheticProblem:
         """The front that hill climbing on the noise-free values finds, along many weightings of the two
         objectives, from random starts and from the last optimum; many more evaluations than any search gets,
         and still only a lower bound."""
-        found: dict[str, tuple[float, float]] = {}
+        found: dict[str, tuple[float, ...]] = {}
         generator = random.Random(0)
         last: list[MemoryConfig] = []
         for index in range(directions):
@@ -114,14 +114,14 @@ class SyntheticProblem:
         return [{"loss": -v[0], "rouge_l": v[1]} for v, kept in zip(values, keep, strict=True) if kept]
 
     def _climb(
-        self, here: MemoryConfig, share: float, found: dict[str, tuple[float, float]]
+        self, here: MemoryConfig, share: float, found: dict[str, tuple[float, ...]]
     ) -> tuple[MemoryConfig, float]:
         """The local optimum above ``here`` of one weighting, and its value."""
 
         def value(config: MemoryConfig) -> float:
             placement = self.space.placement(config)
             if placement.key not in found:
-                found[placement.key] = gains_of(self.exact(placement))
+                found[placement.key] = gains(OBJECTIVES, self.exact(placement))
             loss, rouge = found[placement.key]
             return share * loss / _LOSS_REACH + (1 - share) * rouge / _ROUGE_REACH
 
@@ -150,11 +150,6 @@ def synthetic_user(
 ) -> SyntheticProblem:
     """The same problem for the same arguments, made once per process."""
     return SyntheticProblem(num_layers, seed=seed, family=family, related=related, noise=noise, ranks=ranks)
-
-
-def gains_of(values: Mapping[str, float]) -> tuple[float, float]:
-    """``values`` turned so that more is better."""
-    return (-values["loss"], values["rouge_l"])
 
 
 def _two_objectives(num_layers: int, rng: random.Random) -> tuple[_Weights, _Weights]:

@@ -1,7 +1,7 @@
 """What one user's search can learn from finished ones: donors, and the material made of them for a next user.
 
 Covers how knowledge travels: a :class:`Donor` is a finished search in plain form (placements and values; no
-ids, no text), a :class:`Population` collects donors and gives a new search its :class:`Material`, the engine
+ids, no text), a :class:`DonorPool` collects donors and gives a new search its :class:`Material`, the engine
 writes that into its own event log (``transferred``) before it proposes anything, so that a resumed search
 needs no donors. What a search makes of its material is :mod:`milp_ray.search.advice`; how many users run cold
 first, and who is a donor for whom in time, is the driver's business.
@@ -85,7 +85,7 @@ class Material:
             _check_donor(donor, space, len(objectives))
 
 
-class Population:
+class DonorPool:
     """Donors of one study. All methods may be called from any thread.
 
     Args:
@@ -111,6 +111,11 @@ class Population:
     def __len__(self) -> int:
         return len(self._donors)
 
+    @property
+    def ready(self) -> bool:
+        """Whether there are donors enough, and a mode that asks for them."""
+        return self._mode != "none" and len(self._donors) >= self._first
+
     def add(self, donor: Engine | Donor) -> bool:
         """Take in a finished search; False if it measured nothing and so is of no use.
 
@@ -118,7 +123,7 @@ class Population:
             SearchError: it is from another space or has other objectives.
         """
         if not isinstance(donor, Donor):
-            if _described(donor.space) != _described(self._space):
+            if donor.space.describe() != self._space.describe():
                 raise SearchError(
                     "the donor searched another space",
                     expected="the memory section of one study",
@@ -146,7 +151,7 @@ class Population:
         """
         with self._lock:
             donors = list(self._donors)
-        if self._mode == "none" or len(donors) < self._first:
+        if self._mode == "none" or not self.ready:
             return None
         own = tuple(o.sign * (no_memory or {}).get(o.name, math.nan) for o in self._objectives)
         chosen = tuple(donors[index] for index in _nearest(donors, own)[:DONORS])
@@ -325,19 +330,6 @@ def _nearest(donors: Sequence[Donor], own: Sequence[float]) -> list[int]:
     away = np.abs(table - np.asarray(own)) / np.where(spread > 1e-12, spread, 1.0)
     distance = np.where(np.isnan(away), 1.0, away).sum(axis=1)
     return sorted(order, key=lambda index: round(float(distance[index]), 9))
-
-
-def _described(space: MemorySpace) -> tuple[object, ...]:
-    return (
-        space.num_layers,
-        space.max_loras,
-        space.ranks,
-        space.factors,
-        space.default_num,
-        space.default_rank,
-        space.default_layers,
-        space.max_rank,
-    )
 
 
 def _rounded(value: float) -> float:

@@ -6,10 +6,10 @@ from whom in time. A cohort learns from all users that were finished before it b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from milp_ray.search.transfer import Population as DonorPopulation
+from milp_ray.search.transfer import DonorPool
 from milp_ray.study.inputs import Inputs, objectives_of
 
 if TYPE_CHECKING:
@@ -32,16 +32,21 @@ class Donors:
         self._users = population
         self._mode = search.transfer
         self._known: set[str] = set()
-        self._donors = DonorPopulation(
+        self._pool = DonorPool(
             inputs.space, objectives_of(study, inputs.architecture), search.transfer, search.transfer_users
         )
 
-    def give(self, engines: Mapping[str, Engine]) -> int:
-        """Give every search that has not begun what finished ones showed; returns how many got something."""
+    def gather(self, cohort: Collection[str]) -> Callable[[Engine], object] | None:
+        """Take in who has finished since the last cohort.
+
+        Returns:
+            What gives a user of ``cohort`` that has not begun what finished ones showed, once its no-memory
+            measurement says which of them are near; None where there is nothing to give.
+        """
         if self._mode == "none":
-            return 0
+            return None
         for alias in self._users.aliases:
-            if alias not in self._known and alias not in engines and self._users.finished(alias):
+            if alias not in self._known and alias not in cohort and self._users.finished(alias):
                 self._known.add(alias)
-                self._donors.add(self._users.engine(alias))
-        return sum(self._donors.give(engine) for engine in engines.values())
+                self._pool.add(self._users.engine(alias))
+        return self._pool.give if self._pool.ready else None

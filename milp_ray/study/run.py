@@ -144,10 +144,18 @@ class Run:
                     if not todo or stopping():
                         continue
                     with population.opened(todo) as engines:
-                        if learning := donors.give(engines):
+                        introduce = donors.gather(todo)
+                        if introduce and (learning := sum(not e.proposals for e in engines.values())):
                             self.progress.say(f"{learning} users learn from those that are done")
                         failed = run_search(
-                            spec, engines, self.folder.tune, stopping, self.progress, proposer, meter
+                            spec,
+                            engines,
+                            self.folder.tune,
+                            stopping,
+                            self.progress,
+                            proposer=proposer,
+                            meter=meter,
+                            introduce=introduce,
                         )
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
                     # process of this size that memory would grow from cohort to cohort.

@@ -17,7 +17,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class _User:
         left: trials that may still be asked for.
         pending: asked and not ended.
         waiting: of these, tickets in the queue.
+        held: not planned for until its no-memory measurement has ended.
         stamp: changes with every new entry in a heap, so that older entries are known to be stale.
     """
 
@@ -64,6 +65,7 @@ class _User:
     waiting: int = 0
     planning: bool = False
     needs_baseline: bool = False
+    held: bool = False
     refused: int = 0
     stamp: int = 0
 
@@ -96,6 +98,9 @@ class ProposalQueue:
     For a user without pending trials nothing more can be known: it is planned for as soon as the proposer has
     room.
 
+    Where finished users can be learned from (``introduce``), a new user's no-memory measurement comes first
+    and its own trials once that has ended: it says which of them are near to it.
+
     Args:
         engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
         trials: budget per user; failed trials count.
@@ -103,6 +108,7 @@ class ProposalQueue:
         workers: how many trials run at once.
         proposer: computes what needs a model; None for a thread of the queue's own.
         meter: is told what the search costs.
+        introduce: called with a user's engine before it is first planned for; None: nothing is to be learned.
     """
 
     def __init__(
@@ -114,12 +120,14 @@ class ProposalQueue:
         workers: int,
         proposer: Proposer | None = None,
         meter: Meter | None = None,
+        introduce: Callable[[Engine], object] | None = None,
     ) -> None:
         self._batch = batch
         self._workers = max(workers, 1)
         self._own = Threads() if proposer is None else None
         self._proposer: Proposer = proposer or self._own or Threads()
         self._meter = meter or Meter()
+        self._introduce = introduce
         self._taken: deque[float] = deque(maxlen=4 * self._workers)
         self._costs: deque[float] = deque(maxlen=8)
         self._changed = threading.Condition()
@@ -161,9 +169,12 @@ class ProposalQueue:
         with self._changed:
             known = (alias, number) in self._issued
             self._issued.discard((alias, number))
+            user = self._users[alias]
             if known and number != BASELINE:
-                user = self._users[alias]
                 user.pending -= 1
+                self._offer(user)
+            elif user.held:
+                user.held = False
                 self._offer(user)
             self._note()
 
@@ -243,7 +254,7 @@ class ProposalQueue:
     def _offer(self, user: _User) -> None:
         """Put a user where it belongs, after anything that concerns it."""
         user.stamp += 1  # whatever stands in a heap is outdated
-        if user.left > 0 and not user.planning and not user.waiting:
+        if user.left > 0 and not (user.planning or user.held or user.waiting):
             engine = user.engine
             modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
             (self._led if modelled else self._cheap).push(user)
@@ -305,6 +316,11 @@ class ProposalQueue:
                 self._note()
 
     def _plan(self, user: _User) -> None:
+        if self._introduce is not None and not user.asked:
+            if user.needs_baseline:
+                self._hold(user)
+                return
+            self._introduce(user.engine)
         plan = user.engine.plan(min(self._batch, user.left))
         if not needs_model(plan):
             self._accept(user, plan, plan.propose())
@@ -317,6 +333,14 @@ class ProposalQueue:
                 self._changed.notify_all()
 
         self._proposer.submit(plan).add_done_callback(land)
+
+    def _hold(self, user: _User) -> None:
+        with self._changed:
+            user.planning, user.held = False, True
+            self._flying -= 1
+            if not self._stopped:
+                self._give_baseline(user)
+            self._note()
 
     def _accept(self, user: _User, plan: Plan, configs: Sequence[MemoryConfig]) -> None:
         proposals = user.engine.accept(plan, configs)

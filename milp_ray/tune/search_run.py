@@ -132,6 +132,7 @@ def run_search(
     listener: Listener,
     proposer: Proposer | None = None,
     meter: Meter | None = None,
+    introduce: Callable[[Engine], object] | None = None,
 ) -> dict[str, str]:
     """Run trials until every engine has used its budget, or ``stopping()``.
 
@@ -143,6 +144,7 @@ def run_search(
         listener: told of starts and ends.
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
         meter: is told what the search costs.
+        introduce: see :class:`~milp_ray.tune.queue.ProposalQueue`.
 
     Returns:
         Users whose no-memory measurement failed, and why.
@@ -161,6 +163,7 @@ def run_search(
         workers=worker.count,
         proposer=proposer,
         meter=meter,
+        introduce=introduce,
     )
     searcher = StudySearcher(engines, queue, study.objectives, stopping, listener)
 

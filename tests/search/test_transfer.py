@@ -17,10 +17,11 @@ from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.kinship import DonorModel, UserModel
 from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.objectives import gains
 from milp_ray.search.pareto import hypervolume_curve
 from milp_ray.search.prior import PlacementPrior
-from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem, gains_of
-from milp_ray.search.transfer import DONORS, ROWS, Donor, Material, Mode, Population, donor_of
+from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
+from milp_ray.search.transfer import DONORS, ROWS, Donor, DonorPool, Material, Mode, donor_of
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, measure, run, size, small_space
 
 LAYERS = 8
@@ -47,8 +48,8 @@ def search(
 
 def gained(problem: SyntheticProblem, engine: Engine) -> float:
     """The noise-free hypervolume of what was tried."""
-    points = [gains_of(problem.exact(seen.placement)) for seen in engine.observations]
-    return hypervolume_curve(points, gains_of(problem.no_memory))[-1]
+    points = [gains(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
+    return hypervolume_curve(points, gains(OBJECTIVES, problem.no_memory))[-1]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def donors() -> list[Engine]:
 
 
 def material_of(donors: list[Engine], mode: Mode = "prior") -> Material:
-    population = Population(SPACE, OBJECTIVES, mode)
+    population = DonorPool(SPACE, OBJECTIVES, mode)
     for donor in donors:
         assert population.add(donor)
     material = population.material(donors[0].reference)
@@ -93,8 +94,10 @@ def test_evidence_tells_kin_from_strangers(donors: list[Engine]) -> None:
 
     def evidence(problem: SyntheticProblem) -> float:
         told = search(problem, 12).observations
-        values = [gains_of(seen.values) for seen in told]
-        return UserModel(model, [s.config for s in told], values, gains_of(problem.no_memory)).evidence
+        values = [gains(OBJECTIVES, seen.values) for seen in told]
+        return UserModel(
+            model, [s.config for s in told], values, gains(OBJECTIVES, problem.no_memory)
+        ).evidence
 
     kin = [evidence(user(seed, 0.9)) for seed in range(100, 106)]
     strangers = [evidence(user(seed, 0.0, family=seed)) for seed in range(200, 206)]
@@ -132,7 +135,7 @@ def test_where_donors_are_right_the_design_ends_early(donors: list[Engine]) -> N
 
 
 def test_without_donors_nothing_changes(tmp_path: Path) -> None:
-    population = Population(SPACE, OBJECTIVES, "prior")
+    population = DonorPool(SPACE, OBJECTIVES, "prior")
     logs = tmp_path / "cold.jsonl", tmp_path / "given.jsonl"
     for log in logs:
         engine = Engine(SPACE, OBJECTIVES, initial=4, surrogate="random", log=log)
@@ -145,7 +148,7 @@ def test_without_donors_nothing_changes(tmp_path: Path) -> None:
 
 
 def test_the_first_batch_and_mode_none_run_cold(donors: list[Engine]) -> None:
-    few, off = Population(SPACE, OBJECTIVES, "seeds", first=3), Population(SPACE, OBJECTIVES, "none")
+    few, off = DonorPool(SPACE, OBJECTIVES, "seeds", first=3), DonorPool(SPACE, OBJECTIVES, "none")
     for population in (few, off):
         population.add(donors[0])
         population.add(donors[1])
@@ -189,7 +192,7 @@ def drive(engine: Engine, trials: int = 11) -> None:
 def test_killed_at_every_event_the_log_comes_out_the_same_without_donors(
     donors: list[Engine], tmp_path: Path, surrogate: str
 ) -> None:
-    population = Population(SPACE, OBJECTIVES, "prior")
+    population = DonorPool(SPACE, OBJECTIVES, "prior")
     for donor in donors:
         population.add(donor)
     whole = tmp_path / "whole.jsonl"
@@ -244,13 +247,13 @@ def test_donors_from_elsewhere_are_refused(donors: list[Engine]) -> None:
     with pytest.raises(SearchError, match="other objectives"):
         other.transfer(material)
     with pytest.raises(SearchError, match="another space"):
-        Population(small_space(), LOSS_AND_ROUGE).add(donors[0])
+        DonorPool(small_space(), LOSS_AND_ROUGE).add(donors[0])
     with pytest.raises(SearchError, match="other objectives"):
-        Population(SPACE, (Objective("loss", "max"), OBJECTIVES[1])).add(donors[0])
+        DonorPool(SPACE, (Objective("loss", "max"), OBJECTIVES[1])).add(donors[0])
     with pytest.raises(SearchError, match="no material"):
         Engine(SPACE, OBJECTIVES).transfer(replace(material, donors=()))
     with pytest.raises(SearchError, match="do not fit"):
-        Population(SPACE, OBJECTIVES).add(Donor(((SPACE.largest(), (1.0,)),)))
+        DonorPool(SPACE, OBJECTIVES).add(Donor(((SPACE.largest(), (1.0,)),)))
 
 
 def test_damage_in_the_event_is_told_with_its_line(donors: list[Engine], tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_damage_in_the_event_is_told_with_its_line(donors: list[Engine], tmp_pat
 
 def test_donors_of_nothing_of_nan_of_one_value_and_twins_do_no_harm(donors: list[Engine]) -> None:
     good = donor_of(donors[0])
-    population = Population(SPACE, OBJECTIVES)
+    population = DonorPool(SPACE, OBJECTIVES)
     assert not population.add(Engine(SPACE, OBJECTIVES))
     nothing = MemoryConfig((False,) * LAYERS, 0, 8)
     assert not population.add(Donor(((nothing, (1.0, 1.0)), (SPACE.largest(), (math.nan, 1.0)))))
@@ -316,7 +319,7 @@ def test_the_prior_favours_what_fronts_use_and_rules_nothing_out() -> None:
 
 
 def test_the_nearest_by_no_memory_are_taken_and_no_more_than_fit() -> None:
-    population = Population(SPACE, OBJECTIVES)
+    population = DonorPool(SPACE, OBJECTIVES)
     for index in range(DONORS + 4):
         population.add(Donor(((SPACE.largest(), (float(index), 0.0)),), (-2.0 - index / 10, 0.1)))
     material = population.material({"loss": 2.0, "rouge_l": 0.1})
@@ -331,7 +334,7 @@ def test_exact_objectives_and_fixed_factors_are_kept() -> None:
     def made(seed: int) -> Engine:
         return Engine(space, objectives, initial=6, seed=seed, surrogate="random", reference=REFERENCE)
 
-    population = Population(space, objectives, "prior")
+    population = DonorPool(space, objectives, "prior")
     population.add(run(made(1), 12, k=4))
     engine = made(2)
     assert population.give(engine)

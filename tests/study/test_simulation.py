@@ -131,4 +131,4 @@ def test_later_cohorts_learn_from_finished_users_and_the_first_runs_cold(
     assert len(given) == USERS - 3
     for alias in given:
         kinds = [event["event"] for event in found[alias]]
-        assert kinds.index("transferred") < kinds.index("asked")
+        assert kinds.index("reference") < kinds.index("transferred") < kinds.index("asked")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,7 @@ def queue_of(
     workers: int = 3,
     proposer: Proposer | None = None,
     meter: Meter | None = None,
+    introduce: Callable[[Any], object] | None = None,
 ) -> ProposalQueue:
     return ProposalQueue(
         engines,  # type: ignore[arg-type]
@@ -97,6 +100,7 @@ def queue_of(
         workers=workers,
         proposer=proposer,
         meter=meter,
+        introduce=introduce,
     )
 
 
@@ -137,6 +141,27 @@ def test_pending_trials_of_a_killed_run_come_first_and_once() -> None:
     queue = queue_of(engines, trials=6)
     assert [queue.take(wait=5).number for _ in range(3)] == [2, 4, 5]  # type: ignore[union-attr]
     assert queue.take(wait=0.05) is None and queue.exhausted
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_user_that_can_learn_is_measured_without_memory_before_its_trials(measured: bool) -> None:
+    engines = {name: FakeEngine() for name in "abc"}
+    engines["c"] = FakeEngine(observations=[0, 1])  # resumed: it had its chance
+    introduced: list[object] = []
+    queue = queue_of(engines, workers=3, introduce=lambda engine: introduced.append(engine.reference))
+    first = [queue.take(wait=5) for _ in range(4)]
+    assert [(t.alias, t.number) for t in first if t][:2] == [("a", BASELINE), ("b", BASELINE)]
+    assert {t.alias for t in first[2:] if t} == {"c"} and not introduced
+    assert queue.take(wait=0.1) is None or not introduced
+    assert first[0] is not None
+    if measured:
+        engines["a"].reference = {"loss": 1.0}
+    queue.ended("a", BASELINE)  # or it failed: then the user goes without
+    while (ticket := queue.take(wait=5)) is not None and ticket.alias != "a":
+        pass
+    assert ticket is not None and ticket.number == 0
+    assert introduced == [{"loss": 1.0} if measured else None]
+    queue.stop()
 
 
 def test_a_finished_study_proposes_nothing() -> None:
