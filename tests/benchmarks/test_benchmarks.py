@@ -1,0 +1,107 @@
+"""The benchmarks' own rules: the same start for everybody, scores as documented, pictures drawn from rows.
+
+Nothing is timed here; the benchmarks themselves take hours.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_script_says_how_it_is_run(name: str) -> None:
+    found = importlib.import_module(name)
+    assert found.__doc__
+    if hasattr(found, "main"):
+        assert f"python benchmarks/{name}.py" in found.__doc__
+
+
+@pytest.mark.parametrize("method", ["random", "optuna-tpe", "optuna-nsga2", "optuna-gp", "gp"])
+def test_all_methods_start_from_the_same_placements(method: str) -> None:
+    pytest.importorskip("optuna")
+    peers, quality = (importlib.import_module(name) for name in ("peers", "search_quality"))
+    problem = quality.problem_of("synthetic-14", 1)
+    tried = peers.METHODS[method](problem, 1, peers.INITIAL + 1)
+    assert len(tried) == peers.INITIAL + 1
+    design = peers.initial_design(problem.space, 1)
+    assert [p.key for p in tried[: peers.INITIAL]] == [problem.space.placement(c).key for c in design]
+
+
+def test_a_score_is_the_share_of_the_best_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quality: ModuleType = importlib.import_module("search_quality")
+    monkeypatch.setattr(quality, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    problem = quality.problem_of("synthetic-14", 0)
+    best, floor = problem.best(), problem.no_memory
+    loss, rouge = [floor["loss"]], [floor["rouge_l"]]
+    for values in best:
+        loss.append(values["loss"])
+        rouge.append(values["rouge_l"])
+    run = {"problem": "synthetic-14", "method": "gp", "seed": 0, "cpu_seconds": 1.0}
+    runs = [run | {"loss": loss, "rouge_l": rouge}]
+    curve = quality.shares(runs)["synthetic-14", "gp", 0]
+    assert curve[0] == 0.0 and curve[-1] == pytest.approx(1.0)
+    assert curve == sorted(curve)
+    fill = quality.EVALUATIONS - len(loss)
+    runs = [run | {"loss": loss + loss[-1:] * fill, "rouge_l": rouge + rouge[-1:] * fill}]
+    quality.report(runs)
+    with (tmp_path / "results" / "search_quality.csv").open(newline="") as file:
+        assert float(next(csv.DictReader(file))["median@60"]) == pytest.approx(1.0)
+    assert (tmp_path / "results" / "search_quality.png").stat().st_size > 0
+
+
+def test_kept_results_are_those_of_complete_runs() -> None:
+    quality = importlib.import_module("search_quality")
+    for run in quality.known_runs():
+        assert len(run["loss"]) == len(run["rouge_l"]) == quality.EVALUATIONS, (run["method"], run["seed"])
+
+
+def test_the_table_of_real_measurements_is_of_the_space() -> None:
+    table = importlib.import_module("make_table")
+    wanted = set(table.placements())
+    rows = table.rows()
+    assert {row["placement"] for row in rows} <= wanted
+    keys = [(row["user"], row["placement"], row["repeat"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert table.on_layers("0:8,2:64").key == "0:8,1:8,4:64,5:64"
+    for row in rows:
+        assert 0 <= float(row["rouge_l"]) <= 1 and float(row["loss"]) > 0
+
+
+def test_new_lines_of_event_logs_are_counted_once(tmp_path: Path) -> None:
+    population = importlib.import_module("population")
+    log = tmp_path / "events" / "u00001.jsonl"
+    log.parent.mkdir()
+    known: dict[Path, tuple[int, int]] = {}
+    lines = [{"event": "asked"}, {"event": "told"}]
+    with log.open("a") as file:
+        for expected in (1, 2):
+            file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+            file.flush()
+            assert population.told(tmp_path, known) == expected
+    assert population.told(tmp_path, known) == 2
+
+
+def test_costs_are_those_between_two_marks() -> None:
+    population = importlib.import_module("population")
+    rows = [
+        {"trials": float(t), "seconds": 0.1 * t, "cpu_seconds": 0.02 * t, "rss_mib": 500.0}
+        for t in (1, 100, 600, 1000, 2000)
+    ]
+    marks = population.at_marks(rows, 2000)
+    assert [row["mark"] for row in marks] == [100, 1000, 2000]
+    assert all(row["cpu_seconds_per_trial"] == pytest.approx(0.02) for row in marks)
