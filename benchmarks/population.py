@@ -130,14 +130,17 @@ def at_marks(rows: list[Row], total: int) -> list[Row]:
     return found
 
 
-def draw(rows: list[Row], title: str, path: Path) -> None:
-    """Memory, and the driver's cost of a trial, over trials."""
+def draw(rows: list[Row], title: str, path: Path, width: float) -> None:
+    """Memory, and the driver's cost of a trial, over trials; the latter as means over ``width`` trials: a
+    cohort's first and last ones pay for the start and the end of a Tune run."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     trials = [row["trials"] for row in rows]
     above.plot(trials, [row["rss_mib"] for row in rows], color="#0072B2")
     above.set(ylabel="driver's memory (MiB)", title=title, ylim=(0, None))
-    step = max(1, len(rows) // 40)
-    points = rows[::step]
+    points = [rows[0]]
+    for row in rows:
+        if row["trials"] - points[-1]["trials"] >= width:
+            points.append(row)
     for name, label, colour in (
         ("seconds", "wall seconds", "#D55E00"),
         ("cpu_seconds", "driver CPU seconds", "#009E73"),
@@ -145,7 +148,7 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         pairs = [(a, b) for a, b in pairwise(points) if b["trials"] > a["trials"]]
         cost = [(b[name] - a[name]) / (b["trials"] - a["trials"]) for a, b in pairs]
         below.plot([b["trials"] for _, b in pairs], cost, color=colour, label=label)
-    below.set(xlabel="trials done", ylabel="per trial (s)", ylim=(0, None))
+    below.set(xlabel="trials done", ylabel="per trial (s), mean over a cohort", ylim=(0, None))
     below.legend(frameon=False)
     for axes in (above, below):
         axes.grid(alpha=0.25)
@@ -181,7 +184,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows({key: round(value, 4) for key, value in row.items()} for row in marks)
     title = f"{arguments.users:,} users x {arguments.trials} simulated trials ({arguments.surrogate})"
-    draw(rows, title, RESULTS / f"{arguments.name}.png")
+    draw(rows, title, RESULTS / f"{arguments.name}.png", arguments.cohort * arguments.trials)
     for row in marks:
         print({key: round(value, 4) for key, value in row.items()})
 
