@@ -24,8 +24,8 @@ _ATTEMPTS = 3
 
 
 PRESETS: Mapping[str, Mapping[str, int | None]] = {
-    # Half of AutoPEFT's steps: the sampler needs less warm-up than the one they used, see nuts.py.
-    "default": {"warmup": 64, "samples": 32, "thinning": 4, "keep": 8, "most": 256},
+    # Half of AutoPEFT's steps and less: the sampler needs less warm-up than the one they used, see nuts.py.
+    "default": {"warmup": 48, "samples": 32, "thinning": 4, "keep": 8, "most": 256},
     "paper": {"warmup": 128, "samples": 64, "thinning": 4, "keep": 16, "most": None},
 }
 
@@ -37,7 +37,7 @@ class Saas:
 
     Attributes:
         preset: ``default``, or ``paper`` (AutoPEFT's settings, which the paper follows).
-        warmup: NUTS steps that adapt the sampler and are thrown away.
+        warmup: NUTS steps that adapt the step size and are thrown away.
         samples: draws after that.
         thinning: every so-many-th draw is kept.
         keep: at most so many of these serve the acquisition, evenly spread; its cost is proportional to them.
