@@ -204,7 +204,7 @@ _likelihood.defvjp(_forward, _backward)
 def _laplace(
     gradient: Callable[..., tuple[jax.Array, jax.Array]], data: Sequence[jax.Array], seed: int, kind: Any
 ) -> tuple[Array, Array]:
-    """The posterior's mode near a random start, and the map that whitens its curvature there.
+    """The posterior's mode, the higher one of two random starts, and the map that whitens its curvature there.
 
     Returns:
         ``mode``: 4 + d coordinates; ``white``: square, ``white @ white.T`` being the inverse of the negative
@@ -220,8 +220,10 @@ def _laplace(
             return _FAR, np.zeros(size)
         return total, turned
 
-    start = _NEAR * np.random.default_rng(seed % 2**32).standard_normal(size)
-    mode = minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": _MODE_STEPS}).x
+    starts = _NEAR * np.random.default_rng(seed % 2**32).standard_normal((2, size))
+    options = {"maxiter": _MODE_STEPS}
+    ends = [minimize(value, start, jac=True, method="L-BFGS-B", options=options) for start in starts]
+    mode = min(ends, key=lambda end: float(end.fun)).x
     level, slope = value(mode)
     step = 1e-4 if kind == jnp.float64 else 1e-2
     hessian = np.stack([value(mode + row)[1] - slope for row in step * np.eye(size)]) / step
