@@ -204,7 +204,7 @@ _likelihood.defvjp(_forward, _backward)
 def _laplace(
     gradient: Callable[..., tuple[jax.Array, jax.Array]], data: Sequence[jax.Array], seed: int, kind: Any
 ) -> tuple[Array, Array]:
-    """The posterior's mode, the higher of two found from random starts, and the map that whitens its curvature.
+    """The higher of two modes found from random starts, and the map that whitens the curvature there.
 
     Returns:
         ``mode``: 4 + d coordinates; ``white``: square, ``white @ white.T`` being the inverse of the negative
