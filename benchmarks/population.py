@@ -60,7 +60,7 @@ def write_inputs(folder: Path, users: int, search: dict[str, object], concurrent
         "model": {"path": str(folder / "model")},
         "data": {"path": str(folder / "users.jsonl")},
         "search": search,
-        "ray": {"cpus_per_trial": cpus / concurrent},
+        "ray": {"cpus_per_worker": cpus / concurrent},
         "storage": {"path": str(folder / "runs")},
     }
     path = folder / "study.yaml"

@@ -205,7 +205,7 @@ def _plot(found: dict[tuple[str, str, int], list[float]]) -> None:
 
     problems = sorted({key[0] for key in found})
     fig, axes = plt.subplots(1, len(problems), figsize=(5.2 * len(problems), 4.4), squeeze=False)
-    colours = dict(zip(METHODS, plt.get_cmap("tab10").colors, strict=False))
+    colours = dict(zip(METHODS, plt.get_cmap("tab20").colors, strict=False))
     for ax, problem in zip(axes[0], problems, strict=True):
         for method in METHODS:
             curves = [curve for key, curve in found.items() if key[:2] == (problem, method)]

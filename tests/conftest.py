@@ -61,7 +61,7 @@ def tiny_bases(load_tiny: Callable[[str], BaseModel]) -> dict[str, BaseModel]:
     return {name: load_tiny(name) for name in TINY_NAMES}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_user() -> UserSplit:
     """A user with texts of very different lengths."""
     history = tuple(_text(seed, 2 + seed % 9) for seed in range(14))

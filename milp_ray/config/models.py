@@ -137,7 +137,7 @@ class OptimizerSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps, linear")
-    batch_size: Positive = Field(8, description="texts per device and step")
+    batch_size: Positive = Field(8, description="texts per step, divided over a trial's workers")
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -227,8 +227,16 @@ class RaySettings(Settings):
     """Where trials run. Nothing here changes a result, so all of it may change when a run is resumed."""
 
     address: str | None = Field(None, description="null: RAY_ADDRESS if set, else a local Ray for this run")
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    workers_per_trial: Positive = Field(1, description="ranks that work on one trial together")
+    parallelism: Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"] = Field(
+        "none", description="how these share a trial; needed with more than one"
+    )
+    offload: bool = Field(False, description="keep what ZeRO divides in the host's memory")
+    group_timeout: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="seconds without a sign of life after which a rank counts as hung"
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0"
     )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
@@ -237,6 +245,17 @@ class RaySettings(Settings):
         "auto", description="actors that compute proposals; 0: a thread of the driver; auto: by CPUs"
     )
     dashboard: bool = Field(False, description="start the dashboard with a local Ray")
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> Self:
+        if self.workers_per_trial > 1 and self.parallelism == "none":
+            raise ValueError(
+                f"workers_per_trial is {self.workers_per_trial}, but parallelism none knows one worker: "
+                "choose ddp, zero1, zero2, zero3 or fsdp"
+            )
+        if self.offload and not self.parallelism.startswith("zero"):
+            raise ValueError("offload needs parallelism zero1, zero2 or zero3")
+        return self
 
 
 class StorageSettings(Settings):

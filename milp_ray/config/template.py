@@ -101,8 +101,12 @@ final:
 
 ray:
   address: null                   # RAY_ADDRESS if set, else a private Ray on this machine for this run
-  cpus_per_trial: 1.0
-  gpus_per_trial: auto            # 1 where there are GPUs, else 0
+  workers_per_trial: 1            # more where a base does not fit one GPU, with:
+  parallelism: none               # ddp, zero1, zero2, zero3 (DeepSpeed) or fsdp; results stay the same
+  offload: false                  # ZeRO's parts in the host's memory
+  group_timeout: 120              # seconds after which a silent worker of several counts as hung
+  cpus_per_worker: 1.0
+  gpus_per_worker: auto            # 1 where there are GPUs, else 0
   max_concurrent: null            # as many trials as fit
   max_failures: 2                 # retries of a trial whose worker died
   proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs

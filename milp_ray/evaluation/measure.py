@@ -1,7 +1,8 @@
 """Loss of given responses, and greedy generation of new ones, with whatever memory sits on the base.
 
-Results do not depend on the batch size (up to floating-point rounding). Text metrics are not covered here:
-:mod:`milp_ray.evaluation.metrics`.
+Results do not depend on the batch size (up to floating-point rounding). Where several ranks share the base,
+all call these functions alike; each measures its share of every batch, and all get the whole result. Text
+metrics are not covered here: :mod:`milp_ray.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -87,43 +88,94 @@ def generations(
         }
 
 
-@torch.inference_mode()
 def _batch_loss(base: BaseModel, examples: Sequence[Example]) -> LossSum:
-    batch = collate(examples, base)
-    return LossSum(token_losses(base, batch).double().sum().item(), batch.targets)
+    group = base.parallel.group
+    mine = group.share(examples)
+    nats = 0.0
+    # A divided base is called by all ranks or by none: one without a text of its own repeats another's.
+    if mine or base.parallel.sharded:
+        with base.measuring():
+            found = token_losses(base, collate(mine or examples[:1], base)).double().sum().item()
+        nats = found if mine else 0.0
+    return LossSum(group.total([nats])[0], sum(len(example.ids) - example.start for example in examples))
 
 
-@torch.inference_mode()
 def _decode(base: BaseModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy continuations, end token excluded. Rows leave the batch as soon as they end."""
-    ids, mask = _left_padded(base, prompts)
-    positions = (mask.cumsum(1) - 1).clamp(min=0) + base.architecture.position_offset
-    stop = torch.tensor(sorted(base.stop_ids), device=base.device)
-    cache = DynamicCache(config=base.model.config)
-    rows = torch.arange(len(prompts), device=base.device)
+    """Greedy continuations, end token excluded."""
+    parallel = base.parallel
+    with base.measuring():
+        mine = _Decoding(base, parallel.group.share(prompts))
+        for _ in range(max_new_tokens):
+            if parallel.sharded and not mine.going:
+                if not parallel.group.any(False):
+                    break
+                mine.idle()
+            elif parallel.sharded:
+                parallel.group.any(True)
+                mine.step()
+            elif mine.going:
+                mine.step()
+            else:
+                break
     result: list[list[int]] = [[] for _ in prompts]
-    for count in range(max_new_tokens):
-        with base.autocast():
-            output = base.body(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            chosen = base.head(output.last_hidden_state[:, -1]).argmax(-1)
-        going = torch.isin(chosen, stop, invert=True)
+    for rank, part in enumerate(parallel.group.gather(mine.tokens)):
+        result[rank :: parallel.group.size] = part
+    return result
+
+
+class _Decoding:
+    """Greedy continuations of some prompts, maybe none. Rows leave the batch as soon as they end.
+
+    Attributes:
+        tokens: what each prompt was continued with so far.
+    """
+
+    def __init__(self, base: BaseModel, prompts: Sequence[Sequence[int]]) -> None:
+        self._base = base
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self._stop = torch.tensor(sorted(base.stop_ids), device=base.device)
+        self._cache = DynamicCache(config=base.model.config)
+        self._rows = torch.arange(len(prompts), device=base.device)
+        if prompts:
+            self._ids, self._mask = _left_padded(base, prompts)
+            self._positions = (self._mask.cumsum(1) - 1).clamp(min=0) + base.architecture.position_offset
+
+    @property
+    def going(self) -> bool:
+        """Whether there is a row that has not ended."""
+        return len(self._rows) > 0
+
+    def step(self) -> None:
+        """One more token for every row."""
+        chosen = self._base.logits(
+            lambda hidden: hidden[:, -1],
+            input_ids=self._ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).argmax(-1)
+        going = torch.isin(chosen, self._stop, invert=True)
+        mask, positions = self._mask, self._positions
         if not bool(going.all()):
             kept = going.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
-        for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
-            result[row].append(token)
-        if not len(rows) or count + 1 == max_new_tokens:
-            break
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-    return result
+            self._cache.batch_select_indices(kept)
+            self._rows, chosen, mask, positions = self._rows[kept], chosen[kept], mask[kept], positions[kept]
+        for row, token in zip(self._rows.tolist(), chosen.tolist(), strict=True):
+            self.tokens[row].append(token)
+        self._ids, self._positions = chosen[:, None], positions[:, -1:] + 1
+        self._mask = torch.cat([mask, mask.new_ones(len(chosen), 1)], 1)
+
+    def idle(self) -> None:
+        """A call for nothing, beside ranks that have rows left."""
+        ids = torch.full((1, 1), self._base.pad_id, device=self._base.device)
+        offset = self._base.architecture.position_offset
+        self._base.logits(
+            lambda hidden: hidden[:, -1],
+            input_ids=ids,
+            position_ids=torch.full_like(ids, offset),
+            use_cache=False,
+        )
 
 
 def _left_padded(base: BaseModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
 
 Covers loading from a folder or the hub (never remote code), the checks that can fail there, and putting a
-saved memory on the model for a while. Does *not* cover sharded loading over several workers.
+saved memory on the model for a while. Each rank of a group loads the whole base into the host's memory before
+it is divided (:mod:`milp_ray.training.parallel.sharding`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -26,6 +27,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.batches import TokenCache
+from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, divide
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,6 +47,8 @@ class BaseModel:
         pad_id: fills batches; always hidden from the model and from the loss, so any id will do.
         eos_id: ends a text in training.
         stop_ids: any of them ends a generated response.
+        root: the model as what token ids go through.
+        parallel: the ranks that share it, and how.
         attached: the memory that sits on it right now, if any.
         tokens: texts encoded lately, so that the trials of one user encode them once.
     """
@@ -58,20 +62,24 @@ class BaseModel:
     pad_id: int
     eos_id: int
     stop_ids: frozenset[int]
+    root: Root = field(init=False, repr=False)
+    parallel: Parallel = field(default=ALONE, repr=False)
     attached: adapters.Attached | None = field(default=None, repr=False)
     tokens: TokenCache = field(default_factory=TokenCache, repr=False)
 
-    @property
-    def body(self) -> nn.Module:
-        """The model without its head: token ids to hidden states."""
-        body: nn.Module = self.model.base_model  # type: ignore[assignment]
-        return body
+    def __post_init__(self) -> None:
+        self.root = Root(self.model)
 
-    @property
-    def head(self) -> nn.Module:
-        """Hidden states to logits."""
-        head: nn.Module = self.model.lm_head  # type: ignore[assignment]
-        return head
+    def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+        """Logits ``k x v`` of the positions that ``select`` takes from the ``B x T x h`` hidden states."""
+        with self.autocast():
+            result: Tensor = self.root(select, **inputs)
+        return result
+
+    def measuring(self) -> contextlib.AbstractContextManager[object]:
+        """Without gradients. A divided base is not used in inference mode: its parameters come and go, and
+        what was gathered there could not serve a training step afterwards."""
+        return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights."""
@@ -104,8 +112,8 @@ def load_architecture(settings: ModelSettings) -> Architecture:
     return architecture_of(load_config(settings))
 
 
-def load_base(settings: ModelSettings) -> BaseModel:
-    """Load a study's base model, frozen, on its device.
+def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
+    """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
 
     Raises:
         ModelError: as :func:`load_architecture`; no weights or weights of another model; no tokenizer, or one
@@ -113,7 +121,7 @@ def load_base(settings: ModelSettings) -> BaseModel:
     """
     config = load_config(settings)
     architecture = architecture_of(config)
-    device = _device(settings)
+    device = device_of(settings)
     dtype = _dtype(settings, device)
     tokenizer = load_tokenizer(settings)
     model = _load_model(settings, config, dtype)
@@ -128,7 +136,7 @@ def load_base(settings: ModelSettings) -> BaseModel:
     model.eval()
     model.to(device)
     pad = tokenizer.pad_token_id
-    return BaseModel(
+    base = BaseModel(
         model,
         tokenizer,
         architecture,
@@ -138,7 +146,11 @@ def load_base(settings: ModelSettings) -> BaseModel:
         pad_id=eos if pad is None else pad,
         eos_id=eos,
         stop_ids=_stop_ids(model, eos),
+        parallel=parallel,
     )
+    layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
+    divide(base.root, [model.get_submodule(name) for name in layers], parallel)
+    return base
 
 
 def check_fits(architecture: Architecture, study: Study) -> None:
@@ -287,13 +299,18 @@ def _stop_ids(model: Any, eos: int) -> frozenset[int]:
     return frozenset({eos, *(token for token in listed if isinstance(token, int))})
 
 
-def _device(settings: ModelSettings) -> torch.device:
+def device_of(settings: ModelSettings) -> torch.device:
+    """Where a study's base model goes on this machine.
+
+    Raises:
+        ModelError: no GPU where one was asked for.
+    """
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
         raise ModelError(
             "no GPU can be seen",
             where="model.device",
-            remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_trial)",
+            remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_worker)",
         )
     return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
 

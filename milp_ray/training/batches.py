@@ -108,9 +108,9 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     inputs = batch.ids[:, :-1]
     offset = base.architecture.position_offset
     positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
-    with base.autocast():
-        hidden = base.body(input_ids=inputs, position_ids=positions, use_cache=False).last_hidden_state
-        logits = base.head(hidden[batch.counted])
+    logits = base.logits(
+        lambda hidden: hidden[batch.counted], input_ids=inputs, position_ids=positions, use_cache=False
+    )
     return functional.cross_entropy(logits.float(), batch.ids[:, 1:][batch.counted], reduction="none")
 
 

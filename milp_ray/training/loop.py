@@ -1,6 +1,7 @@
 """The optimisation loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
 
-One yield per optimizer step, so that the caller can stop, report or interleave. What is trained on and what
+Where several ranks share the base, each computes its share of every batch. One yield per optimizer step, so
+that the caller can stop, report or interleave. What is trained on and what
 is measured afterwards is the trial's business (:mod:`milp_ray.training.trial`).
 """
 
@@ -8,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
 from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import Example, collate, shuffled, token_losses
+from milp_ray.training.parallel.steps import stepping
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,34 +104,44 @@ def fit(
     Raises:
         TrialFailed: a loss or a gradient is NaN or infinite.
     """
-    if base.attached is None:
+    attached = base.attached
+    if attached is None:
         raise RuntimeError("nothing to train: no adapter is attached")
-    parameters = base.attached.parameters()
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
     lengths = [len(example.ids) for example in examples]
     steps = steps_of(len(examples), settings.batch_size, epochs)
     done = 0
-    for _ in range(epochs):
-        for indices in shuffled(lengths, settings.batch_size, order):
-            batch = collate([examples[index] for index in indices], base)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * rate(done, steps, settings.warmup)
-            base.attached.train(True)
-            try:
-                with random.active(), torch.enable_grad():
-                    loss = token_losses(base, batch).mean()
-                    loss.backward()  # type: ignore[no-untyped-call]
-            finally:
-                base.attached.train(False)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            value, size = torch.stack([loss.detach(), norm.detach()]).tolist()
-            _check_finite(value, size, done + 1, stage)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done += 1
-            yield Progress(stage, done, steps, value, batch.tokens)
+    parallel = base.parallel
+    with stepping(
+        attached.parameters(), settings, parallel.group, parallel.zero, parallel.offload
+    ) as stepper:
+        for _ in range(epochs):
+            for indices in shuffled(lengths, settings.batch_size, order):
+                texts = [examples[index] for index in indices]
+                attached.train(True)
+                try:
+                    with random.active(), torch.enable_grad():
+                        value, size = stepper.step(
+                            _loss_of(base, texts), settings.learning_rate * rate(done, steps, settings.warmup)
+                        )
+                finally:
+                    attached.train(False)
+                _check_finite(value, size, done + 1, stage)
+                done += 1
+                yield Progress(stage, done, steps, value, sum(lengths[index] for index in indices))
+
+
+def _loss_of(base: BaseModel, texts: Sequence[Example]) -> Callable[[], Tensor]:
+    """This rank's part of the mean over the tokens of the batch ``texts``, to be computed later."""
+    group = base.parallel.group
+    mine = group.share(texts)
+    batch = collate(mine or texts[:1], base)
+    # A rank without a text of its own takes part with another's, which counts for nothing.
+    targets = sum(len(text.ids) - text.start for text in texts) if mine else math.inf
+
+    def loss() -> Tensor:
+        return token_losses(base, batch).sum() / targets
+
+    return loss
 
 
 def _check_finite(loss: float, norm: float, step: int, stage: str) -> None:

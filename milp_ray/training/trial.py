@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,7 @@ class Measurement:
     Attributes:
         loss: validation loss, nats per response token.
         rouge_l: mean ROUGE-L F1 of greedy responses, in [0, 1]; NaN when the study's objectives do not name
-            it, as nothing is generated then.
+            it, as nothing is generated then, and on other ranks than 0.
         trainable_params: exact number of trained parameters.
         train_seconds: spent in both stages.
         eval_seconds: spent measuring.
@@ -64,8 +64,19 @@ class _Stage:
     epochs: int
 
 
+class OutOfMemory(TrialFailed):
+    """The trial's device had no room for it."""
+
+
+class TrialStopped(Exception):  # noqa: N818  (it names an outcome)
+    """Another rank dropped the trial half way."""
+
+
 class Trial:
     """One placement for one user on a resident base.
+
+    Where several ranks share the base, each makes the same trial and goes through its steps; before every
+    step they agree to go on, so that one who drops its iterator ends the trial for all.
 
     Nothing depends on earlier trials or on torch's global random numbers, and neither is touched: the same
     arguments give the same numbers (on a CPU, with the same number of threads, to the last bit).
@@ -135,7 +146,7 @@ class Trial:
             pass
         return self.result
 
-    def steps(self) -> Iterator[Progress]:
+    def steps(self) -> Generator[Progress, None, None]:
         """Train and measure; a yield after every optimizer step and every measured batch. Once a trial.
 
         The adapter stays on the base after the last step, for :meth:`save` or a test, until :meth:`close`.
@@ -143,7 +154,8 @@ class Trial:
 
         Raises:
             TrialFailed: the loss or a gradient was not finite, memory ran out, or there is nothing to train
-                or measure on.
+                or measure on. Running out of memory is of this rank alone; the others wait for it in vain.
+            TrialStopped: another rank dropped the trial.
         """
         if self._state != "new":
             raise RuntimeError("a trial runs once: make a new one")
@@ -155,7 +167,11 @@ class Trial:
                 if self.phase == "search":
                     yield from self._timed(self._measure(), "eval")
                     self.result = self._measurement()
+            self._agree()
             self._state = "done"
+        except GeneratorExit:
+            self.base.parallel.group.any(True)
+            raise
         finally:
             if self._state != "done":
                 self.close()
@@ -186,6 +202,8 @@ class Trial:
             with self._random.active():
                 self.base.attach(self._config)
             self._holds_base = True
+            if rank := self.base.parallel.group.rank:  # the same weights on all ranks, dropout of its own
+                self._random = OwnRandom(self.seed + rank, self.base.device)
 
     def _train(self) -> Iterator[Progress]:
         if self._config is None:
@@ -243,7 +261,7 @@ class Trial:
     def _measurement(self) -> Measurement:
         responses = [self._responses[index] for index in sorted(self._responses)]
         overlap = float("nan")
-        if responses:
+        if responses and self.base.parallel.group.rank == 0:
             overlap = rouge(responses, [sample.response for sample in self.user.validation])["rouge_l"]
         return Measurement(
             self._loss.mean,
@@ -268,6 +286,7 @@ class Trial:
     def _timed(self, work: Iterator[Progress], clock: str) -> Iterator[Progress]:
         """``work``, with the time spent in it (and not in its consumer) added to a clock."""
         while True:
+            self._agree()
             start = time.perf_counter()
             try:
                 progress = next(work)
@@ -276,6 +295,10 @@ class Trial:
             finally:
                 self._seconds[clock] += time.perf_counter() - start
             yield progress
+
+    def _agree(self) -> None:
+        if self.base.parallel.group.any(False):
+            raise TrialStopped
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -288,7 +311,7 @@ class Trial:
             ):
                 raise
             error.__traceback__ = None
-            failure = TrialFailed(
+            failure = OutOfMemory(
                 f"out of memory with {self.trainable_params} trainable parameters "
                 f"(placement {self.placement.key or 'none'})"
             )

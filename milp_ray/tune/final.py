@@ -21,7 +21,7 @@ from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import write_json
 from milp_ray.tune.search_run import SharedUsers, Slots
-from milp_ray.tune.trainable import cannot_start
+from milp_ray.tune.slicing import cannot_start
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig
+from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +27,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
 from milp_ray.storage import storage_error
+from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer
 from milp_ray.tune.queue import ProposalQueue
@@ -41,25 +42,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slots:
-    """What one worker takes, and how many of them the cluster's nodes hold right now."""
+    """What one worker takes, how many of them a trial has, and how many trials run at once right now."""
 
     cpus: float
     gpus: float
     count: int
+    workers: int = 1
 
 
 def slots(study: Study) -> Slots:
     """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
 
-    Counted node by node, since a worker cannot be spread over two, and afresh at every stage, as nodes come
-    and go.
+    Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
+    stage, as nodes come and go.
 
     Raises:
-        ClusterError: no node of the cluster as it stands could run one.
+        ClusterError: the cluster as it stands could not run a single trial.
     """
     settings = study.ray
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
+    cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
     if study.simulation is not None:
         gpus = 0.0
     elif gpus == "auto":
@@ -71,11 +73,19 @@ def slots(study: Study) -> Slots:
     if sum(held) < 1:
         largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
         raise ClusterError(
-            f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has that",
-            expected=f"at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs per trial",
-            remedy="lower ray.cpus_per_trial or ray.gpus_per_trial, or add a node",
+            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has that",
+            expected=f"at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs per worker",
+            remedy="lower ray.cpus_per_worker or ray.gpus_per_worker, or add a node",
         )
-    return Slots(cpus, gpus, min(int(sum(held)), settings.max_concurrent or int(sum(held))))
+    workers, count = settings.workers_per_trial, int(sum(held))
+    if count < workers:
+        raise ClusterError(
+            f"a trial asks for {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs each, and the cluster "
+            f"holds {count}",
+            expected=f"room for {workers}",
+            remedy="lower ray.workers_per_trial or what a worker takes, or add a node",
+        )
+    return Slots(cpus, gpus, min(count // workers, settings.max_concurrent or count), workers)
 
 
 def on_device(study: Study, worker: Slots) -> Study:
@@ -197,11 +207,17 @@ def _tuner(
     folder: Path,
 ) -> tune.Tuner:
     """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
-    trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
+    several = worker.workers > 1 and isinstance(spec, TrialSpec)
+    trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
+    bundle = {"CPU": worker.cpus} | ({"GPU": worker.gpus} if worker.gpus else {})
+    # The trainable of a group takes nothing itself.
+    resources: PlacementGroupFactory | dict[str, float] = (
+        PlacementGroupFactory([{}, *([bundle] * worker.workers)], strategy="PACK")
+        if several
+        else {"cpu": worker.cpus, "gpu": worker.gpus}
+    )
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, spec=spec), {"cpu": worker.cpus, "gpu": worker.gpus}
-        ),
+        tune.with_resources(tune.with_parameters(trainable, spec=spec), resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=KeepActors(ending),

@@ -125,7 +125,7 @@ def test_yaml_traps(tmp_path: Path, text: str, part: str) -> None:
         ("objectives: [loss]\nchoose: {policy: 'best:rouge_l'}", "objectives has no 'rouge_l'"),
         ("data: {path: d, split: {train: 0.5}}", "must be 1"),
         ("seed: true", "valid integer"),
-        ("ray: {gpus_per_trial: many}", "'auto'"),
+        ("ray: {gpus_per_worker: many}", "'auto'"),
     ],
 )
 def test_values_that_do_not_fit(tmp_path: Path, line: str, part: str) -> None:

@@ -80,14 +80,14 @@ def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() ->
 
     with ray_session(RaySettings()):
         cpus = int(ray.cluster_resources()["CPU"])
-        with pytest.raises(ClusterError, match=r"ray\.cpus_per_trial"):
-            slots(a_study(cpus_per_trial=4096.0))
-        with pytest.raises(ClusterError, match=r"ray\.gpus_per_trial"):
-            slots(a_study(gpus_per_trial=64.0))
-        worker = slots(a_study(gpus_per_trial=0.0))
+        with pytest.raises(ClusterError, match=r"ray\.cpus_per_worker"):
+            slots(a_study(cpus_per_worker=4096.0))
+        with pytest.raises(ClusterError, match=r"ray\.gpus_per_worker"):
+            slots(a_study(gpus_per_worker=64.0))
+        worker = slots(a_study(gpus_per_worker=0.0))
         assert worker == Slots(1.0, 0.0, cpus)
-        assert slots(a_study(gpus_per_trial=0.0, max_concurrent=1)).count == 1
-        assert slots(a_study(gpus_per_trial=0.0, cpus_per_trial=0.5)).count == 2 * cpus
+        assert slots(a_study(gpus_per_worker=0.0, max_concurrent=1)).count == 1
+        assert slots(a_study(gpus_per_worker=0.0, cpus_per_worker=0.5)).count == 2 * cpus
         assert on_device(a_study(), worker).model.device == "cpu"
         assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share

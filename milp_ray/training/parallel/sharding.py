@@ -1,0 +1,117 @@
+"""How the frozen base lies over the ranks: on each one whole, or divided once and gathered layer by layer.
+
+What changes from trial to trial is the adapter alone, which is put on afterwards and is never divided. So
+the base is divided when it is loaded, and stays so for the life of the process:
+
+- DeepSpeed's ZeRO stage 3, as for inference: an engine without an optimizer. Its hooks gather a module's
+  parameters before it is used, forward and backward, and release them after; optionally they lie in the
+  host's memory meanwhile. Wrapping base *and* adapter, trial by trial, leaks its hooks (docs/findings.md).
+- PyTorch's FSDP2, layer by layer: lighter, no offload of DeepSpeed's kinds.
+
+Both need that all ranks call the same modules in the same order, and that the call goes through the root
+module (:class:`Root`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from milp_ray.training.parallel.group import SOLO, Group
+
+Strategy = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
+STRATEGIES: tuple[Strategy, ...] = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
+SHARDED = ("zero3", "fsdp")
+# ZeRO stage that divides the adapter's optimizer states.
+STEPPED = {"zero1": 1, "zero2": 2, "zero3": 2}
+
+
+class Root(nn.Module):
+    """The base as one module: token ids to the logits of the positions that are wanted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+        """``select`` takes ``B x T x h`` hidden states to ``k x h``; the result is ``k x v`` logits."""
+        hidden = self.model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
+        logits: Tensor = self.model.lm_head(select(hidden))  # type: ignore[operator]
+        return logits
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How the ranks of a process group share the work of a trial.
+
+    Attributes:
+        group: the ranks.
+        strategy: see the module and :mod:`milp_ray.training.parallel.steps`.
+        offload: keep what ZeRO divides in the host's memory.
+    """
+
+    group: Group = SOLO
+    strategy: Strategy = "none"
+    offload: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the base is divided: all ranks must then call it equally often."""
+        return self.group.size > 1 and self.strategy in SHARDED
+
+    @property
+    def zero(self) -> int:
+        """ZeRO stage that divides the adapter's optimizer states, 0 for none."""
+        return STEPPED.get(self.strategy, 0) if self.group.size > 1 else 0
+
+
+ALONE = Parallel()
+
+
+def divide(root: Root, layers: Iterable[nn.Module], parallel: Parallel) -> None:
+    """Divide the base's parameters over the ranks, once and in place; nothing for strategies that do not.
+
+    Args:
+        root: of a frozen base, without an adapter.
+        layers: its transformer layers.
+        parallel: whose group is the present process group.
+    """
+    if not parallel.sharded:
+        return
+    if parallel.strategy == "zero3":
+        from milp_ray.training.parallel.deepspeed import initialize
+
+        zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        if parallel.offload:
+            zero["offload_param"] = {"device": "cpu"}
+        initialize(
+            root,
+            {
+                "train_micro_batch_size_per_gpu": 1,
+                "train_batch_size": parallel.group.size,
+                "zero_optimization": zero,
+            },
+        )
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = next(root.parameters()).device.type
+    mesh = init_device_mesh(kind, (parallel.group.size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(root, mesh=mesh)
+
+
+def held(model: nn.Module) -> int:
+    """Numbers of the base's parameters that lie on this rank between two calls."""
+    total = 0
+    for parameter in model.parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        if part is None and hasattr(parameter, "to_local"):
+            part = parameter.to_local()
+        total += (parameter if part is None else part).numel()
+    return total

@@ -1,0 +1,180 @@
+"""How an adapter takes an optimizer step when several ranks have each computed a part of the loss.
+
+Losses are *summed* over the ranks: each rank's is its part of the whole batch's mean, so that a step is the
+one that a single rank would have taken, up to rounding. Three ways, all AdamW with clipped gradients:
+
+- alone: nothing to exchange;
+- ``reduced``: every rank sums all gradients in one flat tensor and steps on its own copy;
+- DeepSpeed's ZeRO stages 1 and 2: optimizer states, and gradients, divided over the ranks. A thin module of
+  the adapter's parameters is what DeepSpeed wraps, never the base: nothing of a trial stays behind on it.
+
+The base's division is :mod:`milp_ray.training.parallel.sharding`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from milp_ray.config.models import OptimizerSettings
+from milp_ray.training.parallel.group import Group
+
+_BUCKET = 50_000_000  # numbers of one ZeRO bucket; an adapter seldom fills one
+
+
+class Stepper(Protocol):
+    """Steps one adapter through one stage."""
+
+    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
+        """One step of all ranks.
+
+        Args:
+            loss: computes this rank's part of the batch's loss, with gradients.
+            rate: the learning rate of this step.
+
+        Returns:
+            The whole loss, and the norm of the whole gradient before clipping.
+        """
+        ...
+
+
+@contextlib.contextmanager
+def stepping(
+    parameters: Sequence[nn.Parameter],
+    settings: OptimizerSettings,
+    group: Group,
+    zero: int = 0,
+    offload: bool = False,
+) -> Iterator[Stepper]:
+    """A stepper for the length of a stage.
+
+    Args:
+        parameters: of the adapter, the same numbers on every rank.
+        settings: of the optimizer.
+        group: the ranks.
+        zero: stage of DeepSpeed's ZeRO, 1 or 2; 0 for none. Needs more than one rank.
+        offload: keep ZeRO's optimizer states in the host's memory.
+    """
+    fused = not (zero and offload)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
+    if not zero or group.size == 1:
+        yield _Reduced(parameters, optimizer, settings, group)
+        return
+    stepper = _Zero(parameters, optimizer, settings, group, zero, offload)
+    try:
+        yield stepper
+    finally:
+        stepper.close()
+
+
+class _Reduced:
+    """Each rank holds all gradients and optimizer states."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        settings: OptimizerSettings,
+        group: Group,
+    ) -> None:
+        self._parameters, self._optimizer = parameters, optimizer
+        self._most = settings.max_grad_norm
+        self._group = group
+
+    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
+        for part in self._optimizer.param_groups:
+            part["lr"] = rate
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        total = value.detach()
+        if self._group.size > 1:
+            total = self._exchange(total)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._most)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        numbers = torch.stack([total.to(norm.dtype), norm.detach()]).tolist()
+        return numbers[0], numbers[1]
+
+    def _exchange(self, loss: Tensor) -> Tensor:
+        """Sum all gradients, and the loss behind them, in one message."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1).to(grads[0].dtype)])
+        self._group.reduce(flat)
+        parts = torch.split(flat[:-1], [grad.numel() for grad in grads])
+        for grad, part in zip(grads, parts, strict=True):
+            grad.copy_(part.view_as(grad))
+        return flat[-1]
+
+
+class _Adapter(nn.Module):
+    """What DeepSpeed wraps: the adapter's parameters, and a function instead of the base's modules."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(parameters)
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        return loss()
+
+
+class _Zero:
+    """Optimizer states (stage 1), and gradients (stage 2), are divided over the ranks by DeepSpeed."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        settings: OptimizerSettings,
+        group: Group,
+        stage: int,
+        offload: bool,
+    ) -> None:
+        from milp_ray.training.parallel.deepspeed import initialize
+
+        zero: dict[str, object] = {
+            "stage": stage,
+            "overlap_comm": False,
+            "contiguous_gradients": False,
+            "reduce_bucket_size": _BUCKET,
+            "allgather_bucket_size": _BUCKET,
+        }
+        if offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        self._group = group
+        self._optimizer = optimizer
+        self._engine: Any = initialize(
+            _Adapter(parameters),
+            {
+                "train_micro_batch_size_per_gpu": 1,
+                "train_batch_size": group.size,
+                "gradient_clipping": settings.max_grad_norm,
+                "zero_optimization": zero,
+                "zero_force_ds_cpu_optimizer": False,
+            },
+            optimizer,
+        )
+
+    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
+        for part in self._engine.optimizer.param_groups:
+            part["lr"] = rate
+        value = self._engine(loss)
+        self._engine.backward(value * self._group.size)  # DeepSpeed takes the mean over ranks
+        self._engine.step()
+        total = self._group.total([float(value.detach())])[0]
+        return total, float(self._engine.get_global_grad_norm())
+
+    def close(self) -> None:
+        """Let go of everything: DeepSpeed's objects refer to each other."""
+        self._engine.destroy()
+        del self._engine, self._optimizer
+        gc.collect()

@@ -1,0 +1,82 @@
+"""A trial on several workers, as a Ray Tune class Trainable.
+
+The trainable itself loads nothing: it holds the placement group, and in it a
+:class:`~milp_ray.tune.worker_group.WorkerGroup` that stays over trials and users. So a rank that dies, hangs
+or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the trial begun
+again, up to ``ray.max_failures`` times. Only where no new group comes up does Tune look for another place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import ray
+from ray import tune
+
+from milp_ray.errors import MilpRayError
+from milp_ray.tune.slicing import ending
+from milp_ray.tune.trainable import TrialSpec, ticket_of
+from milp_ray.tune.worker_group import GroupFailed, WorkerGroup
+
+
+class GroupTrial(tune.Trainable):  # type: ignore[misc]
+    """Inject one placement for one user on several workers, then measure the objectives."""
+
+    def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
+        """Start the group; called once per actor."""
+        placement_group = ray.util.get_current_placement_group()
+        settings = spec.study.ray
+        self._most = settings.max_failures
+        self._begun, self._over, self._failures = False, True, 0
+        self._group = WorkerGroup(
+            ray.put(spec),
+            placement_group.bundle_specs,
+            placement_group,
+            timeout=settings.group_timeout,
+            slice_seconds=spec.study.trial.slice_seconds,
+        )
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        """Take the next trial with the same group."""
+        if not self._over:  # it was stopped half way
+            with contextlib.suppress(GroupFailed):  # the group is made anew then
+                self._group.drop()
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
+        """Work for ``trial.slice_seconds``, or to the end of the trial."""
+        try:
+            if not self._begun:
+                self._begin()
+            result = self._group.slice()
+            self._over = bool(result["finished"])
+            return result
+        except MilpRayError as error:
+            self._over = True
+            return ending(fatal=error)
+        except GroupFailed as failure:
+            self._begun = False
+            self._failures += 1
+            if not failure.final and self._failures <= self._most:
+                return {"finished": False, "done": False, "stage": "restart"}
+            self._over = True
+            reason = failure.reason if failure.final else f"{failure.reason}, {self._failures} times in a row"
+            return ending(reason)
+
+    def cleanup(self) -> None:
+        """End all ranks."""
+        self._group.kill()
+
+    def _take(self, config: Mapping[str, object]) -> None:
+        self._ticket = ticket_of(config)
+        self._begun, self._over = False, False
+        self._failures = 0
+
+    def _begin(self) -> None:
+        if not self._group.alive:
+            self._group.start()
+        self._group.begin(*self._ticket)
+        self._begun = True

@@ -1,0 +1,152 @@
+"""A trial on a resident base, in slices of a few seconds, and what it reports as plain values.
+
+What a worker does, whether it works alone or as a rank of a group; who drives it is
+:mod:`milp_ray.tune.trainable` and :mod:`milp_ray.tune.worker_group`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from milp_ray.errors import ClusterError, MilpRayError, TrialFailed, place_of
+from milp_ray.ids import child, trial_label
+from milp_ray.memory.space import Placement
+from milp_ray.tune.queue import BASELINE
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+    from milp_ray.training.loop import Progress
+    from milp_ray.training.trial import Measurement, Trial
+    from milp_ray.tune.trainable import TrialSpec
+
+
+def cannot_start(error: Exception) -> ClusterError:
+    """The error that ends a run when a worker cannot be set up."""
+    return ClusterError(
+        f"a worker could not be set up: {place_of(error)}",
+        expected="a worker that imports the pinned packages and has room for the base model",
+        remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
+    )
+
+
+def ending(reason: str = "", fatal: MilpRayError | None = None) -> dict[str, object]:
+    """The report of a trial without a measurement: it failed, or (``fatal``) every trial would."""
+    found: dict[str, object] = {"finished": True, "done": True, "reason": reason}
+    # As text, since Tune takes nested values apart.
+    return found | ({"fatal": json.dumps(fatal.to_plain())} if fatal else {})
+
+
+class Slices:
+    """One trial after another on a base.
+
+    Args:
+        spec: what all trials share.
+        base: the resident model.
+    """
+
+    def __init__(self, spec: TrialSpec, base: BaseModel) -> None:
+        self._spec, self._base = spec, base
+        self._trial: Trial | None = None
+        self._steps: Generator[Progress, None, None] | None = None
+
+    def begin(self, alias: str, number: int, placement: Placement) -> None:
+        """Take a trial; the one before it is closed."""
+        import ray
+
+        from milp_ray.training.trial import Trial
+
+        self.close()
+        self._alias, self._number = alias, number
+        study = self._spec.study
+        self._trial = Trial(
+            self._base,
+            ray.get(self._spec.users[alias]),
+            placement,
+            study,
+            phase="search",
+            # One stream of random numbers per study, not per trial: two placements of a user then differ by
+            # the placement alone, which takes the order's luck out of the comparison.
+            seed=study.seed,
+        )
+        self._steps = self._trial.steps()
+
+    def step(self) -> dict[str, object]:
+        """Work for ``trial.slice_seconds``, or to the end of the trial.
+
+        Returns:
+            ``finished`` and, as far as it is, the objectives or the ``reason`` why there are none; ``fatal``:
+            an error that ends the run; ``alone``: this rank failed and the others do not know.
+
+        Raises:
+            RuntimeError: anything unforeseen, told without its message, which might quote a user's text.
+        """
+        from milp_ray.training.trial import OutOfMemory, TrialStopped
+
+        deadline = time.monotonic() + self._spec.study.trial.slice_seconds
+        try:
+            for progress in self._steps or ():
+                if time.monotonic() >= deadline:
+                    return {"finished": False, "done": False, "stage": progress.stage}
+            return self._finish()
+        except TrialStopped:
+            return ending("stopped")
+        except OutOfMemory as failure:
+            return ending(failure.reason) | {"alone": self._base.parallel.group.size > 1}
+        except TrialFailed as failure:
+            return ending(failure.reason)
+        except MilpRayError as error:
+            return ending(fatal=error)
+        except Exception as error:
+            # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
+            raise RuntimeError(place_of(error)) from None
+
+    def drop(self) -> None:
+        """Give the present trial up."""
+        if self._steps is not None:
+            self._steps.close()  # tells the other ranks
+        self.close()
+
+    def close(self) -> None:
+        """Give the base back."""
+        if self._trial is not None:
+            self._trial.close()
+            self._trial = None
+
+    def _finish(self) -> dict[str, object]:
+        trial = self._trial
+        if trial is None or trial.result is None:
+            return ending("the trial ended without a measurement")
+        measured = trial.result
+        first = self._base.parallel.group.rank == 0
+        if first and self._number != BASELINE and self._is_non_dominated(measured):
+            trial.save(child(self._spec.adapters, self._alias, trial_label(self._number)))
+        self.close()
+        return {
+            "finished": True,
+            "done": True,
+            "reason": "",
+            "loss": measured.loss,
+            "rouge_l": measured.rouge_l,
+            "trainable_params": measured.trainable_params,
+            "train_seconds": measured.train_seconds,
+            "eval_seconds": measured.eval_seconds,
+            "train_tokens": measured.train_tokens,
+        }
+
+    def _is_non_dominated(self, measured: Measurement) -> bool:
+        """Against what the user's event log holds now: trials that run at this moment may still beat it."""
+        from milp_ray.search.events import told_values
+        from milp_ray.search.pareto import dominated_by_any
+
+        names = self._spec.study.objectives
+        signs = [1.0 if name == "rouge_l" else -1.0 for name in names]
+        values = [sign * float(getattr(measured, name)) for sign, name in zip(signs, names, strict=True)]
+        others = [
+            [sign * told[name] for sign, name in zip(signs, names, strict=True)]
+            for number, told in told_values(child(self._spec.events, f"{self._alias}.jsonl"))
+            if number != self._number
+        ]
+        return not dominated_by_any(values, others)

@@ -1,0 +1,292 @@
+"""Several workers that stay together: one base loaded (and divided) once, trial after trial on it.
+
+Each rank is an actor in a bundle of the placement group that the caller runs in. All ranks run a trial in
+lock-step (:mod:`milp_ray.training.parallel`); rank 0 is asked for slices of it, the others run it through.
+A rank that dies, hangs or runs out of memory ends the group: the others wait for it in vain, so all are
+killed, by process id where Ray's own way would wait for a process that no longer answers. Whether to begin
+again is the caller's business (:mod:`milp_ray.tune.group_trial`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from milp_ray.errors import MilpRayError, from_plain, place_of
+from milp_ray.memory.space import Placement
+from milp_ray.tune.slicing import Slices, cannot_start
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+    from milp_ray.tune.trainable import TrialSpec
+
+_START_SECONDS = 300.0  # until all ranks have imported, met and loaded the base
+_KILL_SECONDS = 5.0
+
+
+class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
+    """The group is no more. ``reason`` is for people; ``final``: the trial would fail again alike."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        self.reason, self.final = reason, final
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank's process is."""
+
+    node: str
+    pid: int
+    address: str
+
+
+class Rank:
+    """One rank: a process with its part of the base (a Ray actor)."""
+
+    def __init__(self, spec: TrialSpec, cpus: float) -> None:
+        self._spec = spec
+        self._cpus = cpus
+        self._slices: Slices | None = None
+
+    def place(self) -> Place:
+        """Its process, and an address at which rank 0 could be met."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), f"{host}:{port}")
+
+    def join(self, address: str, rank: int, size: int) -> dict[str, object] | None:
+        """Meet the others and load the base; None, or the error that keeps any worker from working."""
+        import torch
+
+        from milp_ray.training.base import device_of, load_base
+        from milp_ray.training.parallel.group import Meeting, Ranks
+        from milp_ray.training.parallel.sharding import Parallel
+
+        torch.set_num_threads(max(1, int(self._cpus)))
+        study = self._spec.study
+        try:
+            device = device_of(study.model)
+            group = Ranks(Meeting(address, rank, size, study.ray.group_timeout), device)
+            parallel = Parallel(group, study.ray.parallelism, study.ray.offload)
+            base: BaseModel = load_base(study.model, parallel)
+        except MilpRayError as error:
+            return error.to_plain()
+        except Exception as error:
+            return cannot_start(error).to_plain()
+        self._slices = Slices(self._spec, base)
+        return None
+
+    def begin(self, alias: str, number: int, placement: str) -> None:
+        """Take a trial."""
+        assert self._slices is not None
+        self._slices.begin(alias, number, Placement.from_key(placement))
+
+    def slice(self) -> dict[str, object]:
+        """Go on with the trial for a while; see :meth:`Slices.step`. For rank 0."""
+        assert self._slices is not None
+        return self._slices.step()
+
+    def run(self) -> dict[str, object]:
+        """Go on with the trial to its end, as the others do."""
+        result: dict[str, object] = {}
+        while not result.get("finished"):
+            result = self.slice()
+        return result
+
+    def drop(self) -> None:
+        """Give the trial up, on all ranks. For rank 0."""
+        assert self._slices is not None
+        self._slices.drop()
+
+
+class WorkerGroup:
+    """The ranks of one placement group. Not thread-safe.
+
+    Args:
+        spec: of all trials, a reference to it in Ray's object store.
+        timeout: seconds without a sign of life after which a rank counts as hung.
+        slice_seconds: how long a slice takes.
+        bundles: resources of each rank.
+        placement_group: whose bundles these are.
+    """
+
+    def __init__(
+        self,
+        spec: Any,
+        bundles: Sequence[Mapping[str, float]],
+        placement_group: PlacementGroup,
+        *,
+        timeout: float,
+        slice_seconds: float,
+    ) -> None:
+        self._spec = spec
+        self._bundles = list(bundles)
+        self._placement_group = placement_group
+        self._patience = timeout + slice_seconds
+        self._ranks: list[Any] = []
+        self._places: list[Place] = []
+        self._others: list[Any] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has ranks, as far as is known."""
+        return bool(self._ranks)
+
+    def start(self) -> None:
+        """Start the ranks and have them load the base.
+
+        Raises:
+            GroupFailed: some rank did not come up, or not in time.
+            MilpRayError: the base cannot be loaded, here or anywhere.
+        """
+        make = ray.remote(max_restarts=0)(Rank)
+        self._ranks = [
+            make.options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._placement_group, placement_group_bundle_index=index
+                ),
+            ).remote(self._spec, bundle.get("CPU", 1))
+            for index, bundle in enumerate(self._bundles)
+        ]
+        with self._failing():
+            self._places = self._all([rank.place.remote() for rank in self._ranks], "started")
+            address, size = self._places[0].address, len(self._ranks)
+            faults = self._all(
+                [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
+                "loaded the base model",
+            )
+        for fault in faults:
+            if fault is not None:
+                self.kill()
+                raise from_plain(fault)
+
+    def begin(self, alias: str, number: int, placement: Placement) -> None:
+        """Give all ranks a trial.
+
+        Raises:
+            GroupFailed: a rank is gone.
+        """
+        with self._failing():
+            self._all([rank.begin.remote(alias, number, placement.key) for rank in self._ranks], "began")
+            self._others = [rank.run.remote() for rank in self._ranks[1:]]
+
+    def slice(self) -> dict[str, object]:
+        """Go on with the trial; what rank 0 reports.
+
+        Raises:
+            GroupFailed: a rank died, hung, or ran out of memory.
+        """
+        with self._failing():
+            first = self._ranks[0].slice.remote()
+            deadline = time.monotonic() + self._patience
+            waiting = [first, *self._others]
+            while first in waiting:
+                done, waiting = ray.wait(
+                    waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic())
+                )
+                if not done:
+                    raise GroupFailed("a worker hung")
+                for ref in done:
+                    self._check(ray.get(ref), whole=ref is not first)
+            result: dict[str, object] = ray.get(first)
+            if result.get("finished"):
+                for other in self._all(self._others, "ended"):
+                    self._check(other, whole=True)
+                self._others = []
+            return result
+
+    def drop(self) -> None:
+        """Give the present trial up, on all ranks; the group is ready for another one.
+
+        Raises:
+            GroupFailed: it could not be given up.
+        """
+        if not self._others:
+            return
+        with self._failing():
+            self._all([self._ranks[0].drop.remote(), *self._others], "stopped")
+            self._others = []
+
+    def kill(self) -> None:
+        """End all ranks at once, whatever they are doing."""
+        ranks, places = self._ranks, self._places
+        self._ranks, self._places, self._others = [], [], []
+        for rank in ranks:
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(rank)
+        here = ray.get_runtime_context().get_node_id()
+        far: dict[str, list[int]] = {}
+        for place in places:
+            if place.node == here:
+                _end(place.pid)
+            else:
+                far.setdefault(place.node, []).append(place.pid)
+        if far:
+            ends = ray.remote(num_cpus=0)(_end_all)
+            asked = [
+                ends.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                    pids
+                )
+                for node, pids in far.items()
+            ]
+            ray.wait(asked, num_returns=len(asked), timeout=_KILL_SECONDS)  # a node may be gone altogether
+
+    def _all(self, refs: Sequence[Any], what: str) -> list[Any]:
+        """What all ranks answer; all of them must."""
+        waiting = list(refs)
+        deadline = time.monotonic() + (self._patience if self._places else _START_SECONDS)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                raise GroupFailed(f"{len(waiting)} of {len(refs)} workers have not {what} in time")
+            ray.get(done)  # an error of one is known before the others are waited for
+        return list(ray.get(list(refs)))
+
+    def _check(self, result: Mapping[str, object], *, whole: bool) -> None:
+        """Raise if a rank's report is that of its own failure, which the others know nothing of."""
+        if result.get("alone"):
+            raise GroupFailed(str(result["reason"]), final=True)
+        if whole and result.get("reason") == "stopped":
+            return
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends the group."""
+        try:
+            yield
+        except GroupFailed:
+            self.kill()
+            raise
+        except ray.exceptions.RayActorError:
+            self.kill()
+            raise GroupFailed("a worker died") from None
+        except ray.exceptions.RayTaskError as error:
+            self.kill()
+            raise GroupFailed(
+                f"a worker failed: {place_of(getattr(error, 'cause', None) or error)}"
+            ) from None
+
+
+def _end_all(pids: Sequence[int]) -> None:
+    for pid in pids:
+        _end(pid)
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)

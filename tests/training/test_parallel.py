@@ -1,0 +1,223 @@
+"""Several ranks on one trial: the numbers of a single process, nothing left behind, adapters that reload."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from milp_ray.config.models import ModelSettings, OptimizerSettings, Study, TrialSettings
+from milp_ray.data.prompts import Prompts
+from milp_ray.data.records import UserSplit
+from milp_ray.evaluation.measure import response_loss
+from milp_ray.memory.space import Placement
+from milp_ray.training.base import BaseModel, load_base, loaded
+from milp_ray.training.parallel.group import Group, Meeting, Ranks
+from milp_ray.training.parallel.sharding import Parallel, held
+from milp_ray.training.trial import Trial, TrialStopped
+from tests.training.common import changed
+
+PLACEMENTS = ("0:4,1:8", "1:4", "", "0:8", "0:4,1:8")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_main(
+    work: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple[Any, ...], results: Any
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        group = Ranks(Meeting(f"127.0.0.1:{port}", rank, size, timeout=100), torch.device("cpu"))
+        results.put((rank, work(group, *arguments), ""))
+        group.close()
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+
+
+def on_ranks(work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
+    """What ``work(group, *arguments)`` returns on every rank, each a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    port = free_port()
+    processes = [
+        context.Process(target=rank_main, args=(work, rank, size, port, arguments, results))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        found = {rank: (value, error) for rank, value, error in (results.get(timeout=300) for _ in processes)}
+    finally:
+        for process in processes:
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+    for rank in range(size):
+        assert not found[rank][1], found[rank][1]
+    return [found[rank][0] for rank in range(size)]
+
+
+def trials(
+    base: BaseModel, user: UserSplit, study: Study, folder: Path | None = None
+) -> list[dict[str, float | list[float]]]:
+    """One trial after the other on a resident base: what each measured, and the loss of every step."""
+    rows: list[dict[str, float | list[float]]] = []
+    for index, key in enumerate(PLACEMENTS):
+        with Trial(base, user, Placement.from_key(key), study, seed=3) as trial:
+            steps = [progress.loss for progress in trial.steps() if progress.loss is not None]
+            found = trial.result
+            assert found is not None
+            rows.append({"loss": found.loss, "rouge_l": found.rouge_l, "tokens": found.train_tokens})
+            rows[-1]["steps"] = steps
+            if folder is not None and key:
+                trial.save(folder / f"{index}")
+    return rows
+
+
+def study_of(model: str) -> Study:
+    """Batches of three for two ranks: shares are uneven, and sometimes empty."""
+    return changed(
+        model=ModelSettings(path=model),
+        optimizer=OptimizerSettings(learning_rate=1e-2, batch_size=3),
+        trial=TrialSettings(epochs=2, max_new_tokens=5, eval_batch_size=2, stages=("inject", "instruct")),
+    )
+
+
+def measured(group: Group, model: str, user: UserSplit, folder: Path) -> dict[str, Any]:
+    """Every strategy in turn, each on a base of its own, in one process."""
+    result: dict[str, Any] = {}
+    for strategy in STRATEGIES:
+        base = load_base(study_of(model).model, Parallel(group, strategy))  # type: ignore[arg-type]
+        keep = folder / strategy if group.rank == 0 else None
+        rows = trials(base, user, study_of(model), keep)
+        left = [name for name, value in base.model.named_parameters() if value.requires_grad]
+        result[strategy] = {"rows": rows, "held": held(base.model), "left": left}
+    return result
+
+
+def many(group: Group, model: str, user: UserSplit, rounds: int) -> dict[str, Any]:
+    """Many trials on one base: results of the first and the last round, and what memory did."""
+    base = load_base(study_of(model).model, Parallel(group, "zero3"))
+    first = last = trials(base, user, study_of(model))
+    sizes = []
+    for _ in range(rounds - 1):
+        last = trials(base, user, study_of(model))
+        gc.collect()
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.root.modules())
+        sizes.append((len(gc.get_objects()), hooks, psutil.Process().memory_info().rss / 2**20))
+    return {"first": first, "last": last, "sizes": sizes}
+
+
+def stopped(group: Group, model: str, user: UserSplit) -> list[int]:
+    """Rank 0 drops a trial half way; what each rank saw of it, and whether the next one works."""
+    base = load_base(study_of(model).model, Parallel(group, "zero3"))
+    trial = Trial(base, user, Placement.from_key("0:4"), study_of(model), seed=3)
+    steps, seen = trial.steps(), 0
+    with contextlib.suppress(TrialStopped):
+        for _ in steps:
+            seen += 1
+            if group.rank == 0 and seen == 4:
+                steps.close()
+                break
+    trial.close()
+    assert base.attached is None
+    return [seen, len(trials(base, user, study_of(model)))]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def both(
+    request: pytest.FixtureRequest,
+    tiny_models: dict[str, Path],
+    tiny_user: UserSplit,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """What a single process and what two ranks measured, for a model."""
+    folder, model = tmp_path_factory.mktemp("adapters"), str(tiny_models[request.param])
+    ranks = on_ranks(measured, model, tiny_user, folder)
+    alone = load_base(study_of(model).model)
+    rows = trials(alone, tiny_user, study_of(model))
+    size = sum(parameter.numel() for parameter in alone.model.parameters())
+    return {
+        "ranks": ranks,
+        "alone": rows,
+        "size": size,
+        "folder": folder,
+        "base": alone,
+        "model": model,
+        "user": tiny_user,
+    }
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_measure_what_a_single_process_does(both: dict[str, Any], strategy: str) -> None:
+    for rank in both["ranks"]:
+        for mine, alone in zip(rank[strategy]["rows"], both["alone"], strict=True):
+            assert mine["steps"] == pytest.approx(alone["steps"], abs=1e-4)
+            assert mine["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+            assert mine["tokens"] == alone["tokens"]
+        assert not rank[strategy]["left"]
+    assert [row["rouge_l"] for row in both["ranks"][0][strategy]["rows"]] == pytest.approx(
+        [row["rouge_l"] for row in both["alone"]], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_base_is_divided_where_it_should_be(both: dict[str, Any], strategy: str) -> None:
+    parts = [rank[strategy]["held"] for rank in both["ranks"]]
+    if strategy in ("zero3", "fsdp"):
+        assert max(parts) < 0.6 * both["size"] and sum(parts) >= both["size"]
+    else:
+        assert parts == [both["size"]] * 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_saved_adapters_give_the_same_loss_in_plain_peft(both: dict[str, Any], strategy: str) -> None:
+    for index, key in enumerate(PLACEMENTS):
+        if not key:
+            continue
+        folder = both["folder"] / strategy / str(index)
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert all(tensor.numel() for tensor in weights.values())
+        with loaded(both["base"], folder) as base:
+            found = response_loss(base, both["user"].validation, Prompts(study_of("x").prompts))
+        assert found.mean == pytest.approx(both["alone"][index]["loss"], abs=1e-4)
+    model = AutoModelForCausalLM.from_pretrained(both["model"])
+    adapted = peft.PeftModel.from_pretrained(model, str(both["folder"] / strategy / "0"))
+    assert any("lora_A" in name for name, _ in adapted.named_parameters())
+
+
+def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
+    tiny_models: dict[str, Path], tiny_user: UserSplit
+) -> None:
+    (zero, zero_after), (one, one_after) = on_ranks(stopped, str(tiny_models["llama"]), tiny_user)
+    assert zero == one == 4 and zero_after == one_after == len(PLACEMENTS)
+
+
+@pytest.mark.slow
+def test_a_hundred_trials_on_one_divided_base_neither_leak_nor_drift(
+    tiny_models: dict[str, Path], tiny_user: UserSplit
+) -> None:
+    for found in on_ranks(many, str(tiny_models["llama"]), tiny_user, 20):
+        for first, last in zip(found["first"], found["last"], strict=True):
+            assert last["steps"] == pytest.approx(first["steps"], abs=1e-5)
+        objects, hooks, memory = zip(*found["sizes"], strict=True)
+        assert len(set(hooks)) == 1
+        assert objects[-1] - objects[2] < 200  # 85 trials later
+        assert memory[-1] - memory[2] < 30
