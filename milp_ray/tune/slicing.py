@@ -39,6 +39,10 @@ def ending(reason: str = "", fatal: MilpRayError | None = None) -> dict[str, obj
     return found | ({"fatal": json.dumps(fatal.to_plain())} if fatal else {})
 
 
+class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
+    """A worker's process failed in an unforeseen way. It says where, not what, which might quote a user."""
+
+
 class Slices:
     """One trial after another on a base.
 
@@ -81,7 +85,7 @@ class Slices:
             an error that ends the run; ``alone``: this rank failed and the others do not know.
 
         Raises:
-            RuntimeError: anything unforeseen, told without its message, which might quote a user's text.
+            WorkerBroke: anything unforeseen.
         """
         from milp_ray.training.trial import OutOfMemory, TrialStopped
 
@@ -101,7 +105,7 @@ class Slices:
             return ending(fatal=error)
         except Exception as error:
             # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
-            raise RuntimeError(place_of(error)) from None
+            raise WorkerBroke(place_of(error)) from None
 
     def drop(self) -> None:
         """Give the present trial up."""

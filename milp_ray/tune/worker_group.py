@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from milp_ray.errors import MilpRayError, from_plain, place_of
 from milp_ray.memory.space import Placement
-from milp_ray.tune.slicing import Slices, cannot_start
+from milp_ray.tune.slicing import Slices, WorkerBroke, cannot_start
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
@@ -202,11 +202,11 @@ class WorkerGroup:
                 if not done:
                     raise GroupFailed("a worker hung")
                 for ref in done:
-                    self._check(ray.get(ref), whole=ref is not first)
+                    self._check(ray.get(ref))
             result: dict[str, object] = ray.get(first)
             if result.get("finished"):
                 for other in self._all(self._others, "ended"):
-                    self._check(other, whole=True)
+                    self._check(other)
                 self._others = []
             return result
 
@@ -257,12 +257,10 @@ class WorkerGroup:
             ray.get(done)  # an error of one is known before the others are waited for
         return list(ray.get(list(refs)))
 
-    def _check(self, result: Mapping[str, object], *, whole: bool) -> None:
+    def _check(self, result: Mapping[str, object]) -> None:
         """Raise if a rank's report is that of its own failure, which the others know nothing of."""
         if result.get("alone"):
             raise GroupFailed(str(result["reason"]), final=True)
-        if whole and result.get("reason") == "stopped":
-            return
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -277,9 +275,9 @@ class WorkerGroup:
             raise GroupFailed("a worker died") from None
         except ray.exceptions.RayTaskError as error:
             self.kill()
-            raise GroupFailed(
-                f"a worker failed: {place_of(getattr(error, 'cause', None) or error)}"
-            ) from None
+            cause = getattr(error, "cause", None) or error
+            what = str(cause) if isinstance(cause, WorkerBroke) else place_of(cause)
+            raise GroupFailed(f"a worker failed: {what}") from None
 
 
 def _end_all(pids: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.data.records import UserSplit
 from milp_ray.memory.space import Placement
+from milp_ray.tune.queue import BASELINE
 from milp_ray.tune.session import ray_session
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
     pids = [place.pid for place in group._places]
     base = load_base(study_of(tiny_models["llama"]).model)
     for number, key in enumerate(("0:4,1:8", "1:4", "", "0:4,1:8")):
-        found = finish(group, Placement.from_key(key), number)
+        found = finish(group, Placement.from_key(key), number if key else BASELINE)
         study = study_of(tiny_models["llama"])
         with Trial(base, tiny_user, Placement.from_key(key), study, seed=study.seed) as trial:
             alone = trial.run()
@@ -150,7 +151,7 @@ def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
     group.begin("u", 1, PLACEMENT)
     assert not group.slice()["finished"]
     group.drop()
-    assert finish(group, Placement(()), -1)["reason"] == ""
+    assert finish(group, Placement(()), BASELINE)["reason"] == ""
     assert [place.pid for place in group._places] == pids
 
 
