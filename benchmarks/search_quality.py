@@ -204,7 +204,8 @@ def _plot(found: dict[tuple[str, str, int], list[float]]) -> None:
     from peers import METHODS, OURS
 
     problems = sorted({key[0] for key in found})
-    fig, axes = plt.subplots(1, len(problems), figsize=(5.2 * len(problems), 4.4), squeeze=False)
+    size = (4.8 * len(problems) + 1.6, 4.4)
+    fig, axes = plt.subplots(1, len(problems), figsize=size, squeeze=False, layout="constrained")
     colours = dict(zip(METHODS, plt.get_cmap("tab20").colors, strict=False))
     for ax, problem in zip(axes[0], problems, strict=True):
         for method in METHODS:
@@ -219,9 +220,20 @@ def _plot(found: dict[tuple[str, str, int], list[float]]) -> None:
         ax.axvline(20, color="0.8", lw=0.8, zorder=0)
         ax.grid(alpha=0.25)
     axes[0][0].set_ylabel("share of the best known hypervolume")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
-    fig.tight_layout()
+    # One legend of all panels: not every method was run on every problem, nor as often.
+    lines = {
+        line.get_label(): line for ax in axes[0] for line in ax.get_lines() if line.get_label() in METHODS
+    }
+    labels = [f"{name}{_seeds(found, name)}" for name in lines]
+    fig.legend(list(lines.values()), labels, fontsize=8, loc="outside right center", frameon=False)
     fig.savefig(HERE / "results" / "search_quality.png", dpi=120)
+
+
+def _seeds(found: dict[tuple[str, str, int], list[float]], method: str) -> str:
+    """How often a method was run, where that is less than it should be."""
+    problems = {key[0] for key in found if key[1] == method}
+    fewest = min(sum(key[:2] == (problem, method) for key in found) for problem in problems)
+    return f" ({fewest} seed{'s' * (fewest > 1)})" if fewest < SEEDS else ""
 
 
 def main() -> None:

@@ -60,7 +60,10 @@ class Rank:
         self._slices: Slices | None = None
 
     def place(self) -> Place:
-        """Its process, and an address at which rank 0 could be met."""
+        """Its process, and an address at which rank 0 could be met. Imports what :meth:`join` needs, so that
+        ranks then come together at about the same time."""
+        import milp_ray.training.trial  # noqa: F401
+
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -164,11 +167,12 @@ class WorkerGroup:
             for index, bundle in enumerate(self._bundles)
         ]
         with self._failing():
-            self._places = self._all([rank.place.remote() for rank in self._ranks], "started")
+            self._places = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
             address, size = self._places[0].address, len(self._ranks)
             faults = self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
                 "loaded the base model",
+                _START_SECONDS,
             )
         for fault in faults:
             if fault is not None:
@@ -246,10 +250,10 @@ class WorkerGroup:
             ]
             ray.wait(asked, num_returns=len(asked), timeout=_KILL_SECONDS)  # a node may be gone altogether
 
-    def _all(self, refs: Sequence[Any], what: str) -> list[Any]:
-        """What all ranks answer; all of them must."""
+    def _all(self, refs: Sequence[Any], what: str, seconds: float | None = None) -> list[Any]:
+        """What all ranks answer; all of them must, within ``seconds``."""
         waiting = list(refs)
-        deadline = time.monotonic() + (self._patience if self._places else _START_SECONDS)
+        deadline = time.monotonic() + (seconds or self._patience)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:

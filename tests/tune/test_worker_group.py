@@ -30,10 +30,10 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def study_of(model: Path, **changes: Any) -> Study:
+def study_of(folder: Path, **changes: Any) -> Study:
     raw = {
         "name": "group",
-        "model": {"path": str(model), "device": "cpu"},
+        "model": {"path": str(folder), "device": "cpu"},
         "data": {"path": "none"},
         "prompts": {"max_length": 64},
         "memory": {"ranks": (4, 8)},
