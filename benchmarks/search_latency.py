@@ -1,6 +1,6 @@
 """CPU seconds per proposal at n observations, for each surrogate, beside BoTorch's own NUTS fit.
 
-    python benchmarks/search_latency.py [--sizes 20 50 100 200 500] [--quick]
+    python benchmarks/search_latency.py [--sizes 20 50 100 200 500] [--only saas gp] [--no-peer]
 
 34 dimensions (32 layers), two objectives, q = 4 proposals from one fit, one thread. Our programs are compiled
 before the clock starts, as in a study (`milp_ray.search.prepare`); BoTorch compiles anew in every fit, which
@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--no-peer", action="store_true", help="leave BoTorch's own fit out")
+    parser.add_argument("--only", nargs="*", default=list(SURROGATES), help="surrogates; other rows are kept")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     from milp_ray.search.prepare import use_cache
@@ -95,7 +96,8 @@ def main() -> None:
     rows: list[tuple[str, int, float]] = []
     with single_threaded():
         for n in given.sizes:
-            for name, (surrogate, options) in SURROGATES.items():
+            for name in given.only:
+                surrogate, options = SURROGATES[name]
                 plan = plan_with(n, surrogate, options)
                 plan.propose()  # imports and compiles
                 rows.append((name, n, seconds_of(plan.propose) / Q))
@@ -108,11 +110,23 @@ def main() -> None:
                 rows.append((name, n, seconds_of(work)))
                 print(f"n {n:4d}  {name:20s} {rows[-1][2]:8.3f} CPU s per fit", flush=True)
     (HERE / "results").mkdir(exist_ok=True)
-    with (HERE / "results" / "search_latency.csv").open("w", newline="", encoding="utf-8") as file:
+    path = HERE / "results" / "search_latency.csv"
+    rows = _joined(path, rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["what", "n", "cpu_seconds"])
         writer.writerows((name, n, round(value, 4)) for name, n, value in rows)
     _plot(rows)
+
+
+def _joined(path: Path, rows: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    """What was measured now, and before where not now, by n."""
+    table = {(name, n): value for name, n, value in rows}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                table.setdefault((row["what"], int(row["n"])), float(row["cpu_seconds"]))
+    return [(name, n, value) for (name, n), value in sorted(table.items(), key=lambda item: item[0][1])]
 
 
 def _plot(rows: list[tuple[str, int, float]]) -> None:

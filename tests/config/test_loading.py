@@ -126,6 +126,8 @@ def test_yaml_traps(tmp_path: Path, text: str, part: str) -> None:
         ("data: {path: d, split: {train: 0.5}}", "must be 1"),
         ("seed: true", "valid integer"),
         ("ray: {gpus_per_worker: many}", "'auto'"),
+        ("ray: {workers_per_trial: 2}", "parallelism none knows one worker"),
+        ("ray: {offload: true}", "offload needs parallelism zero1"),
     ],
 )
 def test_values_that_do_not_fit(tmp_path: Path, line: str, part: str) -> None:

@@ -234,3 +234,23 @@ def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start:
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert len(list((run / "memories").iterdir())) == len(list((run / "scores").iterdir())) == 2
+
+
+def test_two_workers_measure_what_one_does_and_nothing_stays(study_file: Path, start: Start) -> None:
+    ways = {"one": [], "two": ["ray.workers_per_trial=2", "ray.parallelism=zero3", "ray.cpus_per_worker=0.5"]}
+    found = {}
+    for name, words in ways.items():
+        process = start("search", str(study_file), f"name={name}", "search.surrogate=random", *words)
+        output = process.communicate(timeout=500)[0]
+        assert process.returncode == 0, output
+        log = events(study_file.parent / "runs" / name)
+        found[name] = {
+            (alias, event["id"]): event["values"]
+            for alias, lines in log.items()
+            for event in lines
+            if event["event"] == "told"
+        }
+    assert found["one"].keys() == found["two"].keys() and len(found["one"]) == 12
+    for key, values in found["one"].items():
+        assert found["two"][key] == pytest.approx(values, abs=1e-3)
+    assert not [p for p in psutil.process_iter(["name"]) if "Rank" in (p.info["name"] or "")]

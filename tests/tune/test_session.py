@@ -88,6 +88,11 @@ def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() ->
         assert worker == Slots(1.0, 0.0, cpus)
         assert slots(a_study(gpus_per_worker=0.0, max_concurrent=1)).count == 1
         assert slots(a_study(gpus_per_worker=0.0, cpus_per_worker=0.5)).count == 2 * cpus
+        pair = {"gpus_per_worker": 0.0, "workers_per_trial": 2, "parallelism": "ddp"}
+        assert slots(a_study(**pair, cpus_per_worker=0.5)) == Slots(0.5, 0.0, cpus, 2)
+        with pytest.raises(ClusterError, match=r"ray\.workers_per_trial") as refused:
+            slots(a_study(**(pair | {"workers_per_trial": 4096})))
+        assert f"the cluster holds {cpus}" in str(refused.value)
         assert on_device(a_study(), worker).model.device == "cpu"
         assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share

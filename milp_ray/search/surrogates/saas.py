@@ -25,7 +25,7 @@ _ATTEMPTS = 3
 
 PRESETS: Mapping[str, Mapping[str, int | None]] = {
     # Half of AutoPEFT's steps and less: the sampler needs less warm-up than the one they used, see nuts.py.
-    "default": {"warmup": 48, "samples": 32, "thinning": 4, "keep": 8, "most": 192},
+    "default": {"warmup": 48, "samples": 32, "thinning": 4, "keep": 8, "most": 160},
     "paper": {"warmup": 128, "samples": 64, "thinning": 4, "keep": 16, "most": None},
 }
 
