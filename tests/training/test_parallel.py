@@ -29,7 +29,7 @@ from milp_ray.training.parallel.sharding import Parallel, held
 from milp_ray.training.trial import Trial, TrialStopped
 from tests.training.common import changed
 
-PLACEMENTS = ("0:4,1:8", "1:4", "", "0:8", "0:4,1:8")
+PLACEMENTS = ("0:4,1:8", "", "1:4")
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 
 
@@ -96,7 +96,7 @@ def study_of(model: str) -> Study:
     return changed(
         model=ModelSettings(path=model),
         optimizer=OptimizerSettings(learning_rate=1e-2, batch_size=3),
-        trial=TrialSettings(epochs=2, max_new_tokens=5, eval_batch_size=2, stages=("inject", "instruct")),
+        trial=TrialSettings(epochs=1, max_new_tokens=5, eval_batch_size=2, stages=("inject", "instruct")),
     )
 
 
@@ -214,10 +214,10 @@ def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
 def test_a_hundred_trials_on_one_divided_base_neither_leak_nor_drift(
     tiny_models: dict[str, Path], tiny_user: UserSplit
 ) -> None:
-    for found in on_ranks(many, str(tiny_models["llama"]), tiny_user, 20):
+    for found in on_ranks(many, str(tiny_models["llama"]), tiny_user, 34):
         for first, last in zip(found["first"], found["last"], strict=True):
             assert last["steps"] == pytest.approx(first["steps"], abs=1e-5)
         objects, hooks, memory = zip(*found["sizes"], strict=True)
         assert len(set(hooks)) == 1
-        assert objects[-1] - objects[2] < 200  # 85 trials later
+        assert objects[-1] - objects[2] < 200  # 90 trials later
         assert memory[-1] - memory[2] < 30
