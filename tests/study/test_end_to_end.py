@@ -234,22 +234,3 @@ def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start:
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert len(list((run / "memories").iterdir())) == len(list((run / "scores").iterdir())) == 2
-
-
-def test_two_workers_measure_what_one_does_and_nothing_stays(study_file: Path, start: Start) -> None:
-    ways = {"one": [], "two": ["ray.workers_per_trial=2", "ray.parallelism=zero3", "ray.cpus_per_worker=0.5"]}
-    found = {}
-    for name, words in ways.items():
-        process = start("search", str(study_file), f"name={name}", "search.surrogate=random", *words)
-        output = process.communicate(timeout=500)[0]
-        assert process.returncode == 0, output
-        found[name] = sorted(  # aliases differ from run to run
-            (event["id"], event["values"]["loss"])  # type: ignore[index]
-            for lines in events(study_file.parent / "runs" / name).values()
-            for event in lines
-            if event["event"] == "told"
-        )
-    assert len(found["one"]) == 12
-    for one, two in zip(found["one"], found["two"], strict=True):
-        assert two == pytest.approx(one, abs=1e-4)
-    assert not [p for p in psutil.process_iter(["name"]) if "Rank" in (p.info["name"] or "")]
