@@ -106,17 +106,13 @@ def _decode(base: BaseModel, prompts: Sequence[Sequence[int]], max_new_tokens: i
     with base.measuring():
         mine = _Decoding(base, parallel.group.share(prompts))
         for _ in range(max_new_tokens):
-            if parallel.sharded and not mine.going:
-                if not parallel.group.any(False):
-                    break
-                mine.idle()
-            elif parallel.sharded:
-                parallel.group.any(True)
-                mine.step()
-            elif mine.going:
+            # A divided base is called as long as any rank has rows left, by all.
+            if not (parallel.group.any(mine.going) if parallel.sharded else mine.going):
+                break
+            if mine.going:
                 mine.step()
             else:
-                break
+                mine.idle()
     result: list[list[int]] = [[] for _ in prompts]
     for rank, part in enumerate(parallel.group.gather(mine.tokens)):
         result[rank :: parallel.group.size] = part

@@ -87,7 +87,7 @@ final:
   train_on: train+validation
 
 ray:
-  cpus_per_worker: 1.0     # two trials at once on two cores
+  cpus_per_worker: 1.0    # two trials at once on two cores
 
 storage:
   path: {runs}

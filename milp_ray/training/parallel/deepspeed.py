@@ -38,6 +38,11 @@ def initialize(
         # Sums over shared memory for CPU ranks, from C++ that is compiled for most of a minute on first use.
         getattr(deepspeed.ops, "__compatible_ops__", {})[_SHM] = False
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
-    whole = {"zero_allow_untested_optimizer": True, "steps_per_print": 10**9} | config
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=whole)
+    common = {
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": dist.get_world_size(),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=common | config)
     return engine

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from milp_ray.training.parallel.group import SOLO, Group
 
 Strategy = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
-STRATEGIES: tuple[Strategy, ...] = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
 SHARDED = ("zero3", "fsdp")
 # ZeRO stage that divides the adapter's optimizer states.
 STEPPED = {"zero1": 1, "zero2": 2, "zero3": 2}
@@ -87,14 +86,7 @@ def divide(root: Root, layers: Iterable[nn.Module], parallel: Parallel) -> None:
         zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
         if parallel.offload:
             zero["offload_param"] = {"device": "cpu"}
-        initialize(
-            root,
-            {
-                "train_micro_batch_size_per_gpu": 1,
-                "train_batch_size": parallel.group.size,
-                "zero_optimization": zero,
-            },
-        )
+        initialize(root, {"zero_optimization": zero})
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

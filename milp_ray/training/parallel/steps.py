@@ -64,7 +64,7 @@ def stepping(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
-    if not zero or group.size == 1:
+    if not zero:
         yield _Reduced(parameters, optimizer, settings, group)
         return
     stepper = _Zero(parameters, optimizer, settings, group, zero, offload)
@@ -155,8 +155,6 @@ class _Zero:
         self._engine: Any = initialize(
             _Adapter(parameters),
             {
-                "train_micro_batch_size_per_gpu": 1,
-                "train_batch_size": group.size,
                 "gradient_clipping": settings.max_grad_norm,
                 "zero_optimization": zero,
                 "zero_force_ds_cpu_optimizer": False,
