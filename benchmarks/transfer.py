@@ -5,7 +5,7 @@ what the first batch hands on (``seeds``, ``prior``). Per later user: the trials
 hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
 of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level.
 
-    python benchmarks/transfer.py                       # hours; the event logs let it go on where it was
+    python benchmarks/transfer.py                       # about an hour; the event logs let it go on
     python benchmarks/transfer.py --layers 12 --users 4 --quick
 
 Writes <out>/transfer.csv (a row per later user and mode), transfer_curves.csv and transfer.png. No model is
@@ -18,47 +18,17 @@ import argparse
 import csv
 import statistics
 import time
-import warnings
 from pathlib import Path
 
 from milp_ray.search import Engine
-from milp_ray.search.local_search import LocalSearch
 from milp_ray.search.objectives import gains
 from milp_ray.search.pareto import hypervolume_curve
-from milp_ray.search.surrogates import register
-from milp_ray.search.surrogates.base import Fitted, SurrogateFailed, check_data
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
 from milp_ray.search.transfer import DonorPool
 
 MODES = ("none", "seeds", "prior")
 LEVEL = 0.95
 COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83"}
-
-
-@register("gp-short")
-class ShortGp:
-    """The surrogate ``gp`` with 25 steps per fit instead of hundreds, at a tenth of the time."""
-
-    def fit(self, X, Y, seed):
-        """See :class:`~milp_ray.search.surrogates.base.ModelSurrogate`."""
-        check_data(X, Y)
-        from botorch.models import ModelListGP, SingleTaskGP
-        from botorch.models.transforms import Standardize
-        from botorch.optim.fit import fit_gpytorch_mll_scipy
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        models = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for index in range(Y.shape[1]):
-                model = SingleTaskGP(X, Y[:, index : index + 1], outcome_transform=Standardize(1))
-                likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
-                try:
-                    fit_gpytorch_mll_scipy(likelihood, options={"maxiter": 25})
-                except Exception as error:
-                    raise SurrogateFailed(f"gp-short: {type(error).__name__}") from error
-                models.append(model.eval())
-        return Fitted(ModelListGP(*models), components=1, source="gp-short")
 
 
 def searched(args, layers, related, seed, mode, population=None):
@@ -70,7 +40,6 @@ def searched(args, layers, related, seed, mode, population=None):
         initial=args.initial,
         batch=4,
         surrogate=args.surrogate,
-        search=LocalSearch(64, 4, 10),
         seed=seed,
         reference=problem.no_memory,
         trials=args.trials,
@@ -184,7 +153,7 @@ def main():
     parser.add_argument("--donors", type=int, default=8)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--initial", type=int, default=20)
-    parser.add_argument("--surrogate", default="gp-short")
+    parser.add_argument("--surrogate", default="saas")
     parser.add_argument("--quick", action="store_true", help="30 trials, 10 initial, 3 donors")
     parser.add_argument("--logs", type=Path, default=Path("runs/benchmark-transfer"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
