@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,23 @@ class Attached:
 
     def state(self) -> dict[str, Tensor]:
         """The weights under PEFT's names, on the CPU."""
+        return {name: matrix.detach().cpu().contiguous() for name, matrix in self._named().items()}
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of :meth:`state`.
+
+        Raises:
+            ValueError: they are of another adapter.
+        """
+        mine = self._named()
+        if {name: matrix.shape for name, matrix in mine.items()} != {n: w.shape for n, w in weights.items()}:
+            raise ValueError("weights of another adapter")
+        for name, matrix in mine.items():
+            matrix.data.copy_(weights[name])
+
+    def _named(self) -> dict[str, nn.Parameter]:
         return {
-            f"{_PREFIX}{name}.{part}.weight": matrix.detach().cpu().contiguous()
+            f"{_PREFIX}{name}.{part}.weight": matrix
             for name, layer in self.layers.items()
             for part, matrix in _matrices(layer).items()
         }
@@ -222,16 +237,12 @@ def adapted_modules(model: nn.Module) -> Iterator[str]:
 
 
 def _fill(attached: Attached, weights: dict[str, Tensor], folder: Path) -> None:
-    expected = {f"{_PREFIX}{name}.{part}.weight" for name in attached.layers for part in ("lora_A", "lora_B")}
-    if weights.keys() != expected:
-        raise _misfit(folder)
-    for name, layer in attached.layers.items():
-        for part, matrix in _matrices(layer).items():
-            stored = weights[f"{_PREFIX}{name}.{part}.weight"]
-            if stored.shape != matrix.shape:
-                raise _misfit(folder)
-            matrix.data.copy_(stored)
-            matrix.requires_grad_(False)
+    try:
+        attached.load(weights)
+    except ValueError as error:
+        raise _misfit(folder) from error
+    for matrix in attached.parameters():
+        matrix.requires_grad_(False)
 
 
 def _misfit(folder: Path) -> StorageError:

@@ -1,15 +1,16 @@
 """The optimisation loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
 
 Where several ranks share the base, each computes its share of every batch. One yield per optimizer step, so
-that the caller can stop, report or interleave. What is trained on and what
-is measured afterwards is the trial's business (:mod:`milp_ray.training.trial`).
+that the caller can stop, report, interleave, or keep the state. What is trained on and what is measured
+afterwards is the trial's business (:mod:`milp_ray.training.trial`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
 from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import Example, collate, shuffled, token_losses
-from milp_ray.training.parallel.steps import stepping
+from milp_ray.training.parallel.steps import Stepper, stepping
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,20 @@ class OwnRandom:
             yield
             self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._cuda)]
 
+    def state(self) -> dict[str, Tensor]:
+        """Where the stream is, by number of the generator: 0 the CPU's, then one per GPU."""
+        return {str(index): state for index, state in enumerate(self._states)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where another stream was.
+
+        Raises:
+            ValueError: it was of another number of GPUs.
+        """
+        if len(state) != 1 + len(self._cuda):
+            raise ValueError("random numbers of another number of GPUs")
+        self._states = [state[str(index)] for index in range(len(state))]
+
 
 def steps_of(examples: int, batch_size: int, epochs: int) -> int:
     """Optimizer steps of a stage."""
@@ -80,17 +95,8 @@ def rate(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-def fit(
-    base: BaseModel,
-    examples: Sequence[Example],
-    settings: OptimizerSettings,
-    *,
-    epochs: int,
-    stage: str,
-    order: torch.Generator,
-    random: OwnRandom,
-) -> Iterator[Progress]:
-    """Train the adapter that is attached to ``base`` on ``examples``; a yield after every optimizer step.
+class Fitting:
+    """Trains the adapter that is attached to a base on some examples; iterate over it once.
 
     Args:
         base: with an adapter attached.
@@ -100,34 +106,74 @@ def fit(
         stage: name for progress and failures.
         order: draws the order of the examples.
         random: draws everything else (LoRA dropout).
+        done: steps that were made already, in another process maybe.
+        optimizer: what :meth:`optimizer` held after these.
 
-    Raises:
-        TrialFailed: a loss or a gradient is NaN or infinite.
+    Attributes:
+        done: steps that are made.
     """
-    attached = base.attached
-    if attached is None:
-        raise RuntimeError("nothing to train: no adapter is attached")
-    lengths = [len(example.ids) for example in examples]
-    steps = steps_of(len(examples), settings.batch_size, epochs)
-    done = 0
-    parallel = base.parallel
-    with stepping(
-        attached.parameters(), settings, parallel.group, parallel.zero, parallel.offload
-    ) as stepper:
-        for _ in range(epochs):
-            for indices in shuffled(lengths, settings.batch_size, order):
-                texts = [examples[index] for index in indices]
+
+    def __init__(
+        self,
+        base: BaseModel,
+        examples: Sequence[Example],
+        settings: OptimizerSettings,
+        *,
+        epochs: int,
+        stage: str,
+        order: torch.Generator,
+        random: OwnRandom,
+        done: int = 0,
+        optimizer: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._base, self._examples, self._settings = base, examples, settings
+        self._epochs, self._stage, self._order, self._random = epochs, stage, order, random
+        self._before = optimizer
+        self._stepper: Stepper | None = None
+        self.done = done
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """This rank's part of the optimizer's state; in the middle of the iteration, after a first step."""
+        if self._stepper is None:
+            raise RuntimeError("no stage is under way")
+        return self._stepper.state()
+
+    def __iter__(self) -> Iterator[Progress]:
+        """A yield after every optimizer step.
+
+        Raises:
+            TrialFailed: a loss or a gradient is NaN or infinite.
+        """
+        base, settings = self._base, self._settings
+        attached = base.attached
+        if attached is None:
+            raise RuntimeError("nothing to train: no adapter is attached")
+        lengths = [len(example.ids) for example in self._examples]
+        steps = steps_of(len(lengths), settings.batch_size, self._epochs)
+        batches = (
+            indices
+            for _ in range(self._epochs)
+            for indices in shuffled(lengths, settings.batch_size, self._order)
+        )
+        with stepping(attached.parameters(), settings, base.parallel) as stepper:
+            self._stepper = stepper
+            if self._before is not None:
+                stepper.load(self._before)
+            for indices in itertools.islice(batches, self.done, None):
+                texts = [self._examples[index] for index in indices]
                 attached.train(True)
                 try:
-                    with random.active(), torch.enable_grad():
+                    with self._random.active(), torch.enable_grad():
                         value, size = stepper.step(
-                            _loss_of(base, texts), settings.learning_rate * rate(done, steps, settings.warmup)
+                            _loss_of(base, texts),
+                            settings.learning_rate * rate(self.done, steps, settings.warmup),
                         )
                 finally:
                     attached.train(False)
-                _check_finite(value, size, done + 1, stage)
-                done += 1
-                yield Progress(stage, done, steps, value, sum(lengths[index] for index in indices))
+                self.done += 1
+                _check_finite(value, size, self.done, self._stage)
+                yield Progress(self._stage, self.done, steps, value, sum(lengths[index] for index in indices))
+            self._stepper = None
 
 
 def _loss_of(base: BaseModel, texts: Sequence[Example]) -> Callable[[], Tensor]:

@@ -29,7 +29,8 @@ from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, check_fits
 from milp_ray.training.batches import Example, history_examples, sample_examples
-from milp_ray.training.loop import OwnRandom, Progress, fit
+from milp_ray.training.checkpoint import Checkpoints, State
+from milp_ray.training.loop import Fitting, OwnRandom, Progress
 
 Phase = Literal["search", "final"]
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -88,6 +89,7 @@ class Trial:
         study: everything else.
         phase: see the module.
         seed: of the LoRA weights, the order of texts and dropout.
+        checkpoints: where the state of the training is kept on the way, and gone on from; None: nowhere.
 
     Raises:
         SpaceError: the placement does not fit the model.
@@ -103,6 +105,7 @@ class Trial:
         *,
         phase: Phase = "search",
         seed: int,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         check_fits(base.architecture, study)
         self.base = base
@@ -118,6 +121,8 @@ class Trial:
             lora_config(placement, base.architecture, memory.scaling, memory.dropout) if placement else None
         )
         self._prompts = Prompts(study.prompts)
+        self._checkpoints = checkpoints
+        self._fitting: tuple[int, Fitting] | None = None
         self._seconds = {"train": 0.0, "eval": 0.0}
         self._state: Literal["new", "running", "done", "closed"] = "new"
         self._holds_base = False
@@ -169,9 +174,6 @@ class Trial:
                     self.result = self._measurement()
             self._agree()
             self._state = "done"
-        except GeneratorExit:
-            self.base.parallel.group.any(True)
-            raise
         finally:
             if self._state != "done":
                 self.close()
@@ -186,6 +188,27 @@ class Trial:
         if self._state != "done" or self.base.attached is None or not self._holds_base:
             raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
         save_adapter(self.base.attached, folder, self.study.model.path, self.study.model.revision)
+
+    def checkpoint(self) -> None:
+        """Keep the state of the training that is under way, if any; on all ranks after the same step.
+
+        Raises:
+            StorageError: it cannot be written; earlier ones are intact.
+        """
+        if self._checkpoints is None or self._fitting is None or self.base.attached is None:
+            return
+        index, fitting = self._fitting
+        self._checkpoints.save(
+            State(
+                index,
+                fitting.done,
+                self._tokens,
+                self._seconds["train"],
+                self.base.attached.state(),
+                fitting.optimizer(),
+                self._random.state(),
+            )
+        )
 
     def close(self) -> None:
         """Give the base back exactly as it was. May be called at any time, and more than once."""
@@ -208,19 +231,38 @@ class Trial:
     def _train(self) -> Iterator[Progress]:
         if self._config is None:
             return
+        before = self._resume()
         for index, stage in enumerate(self._stages()):
-            order = torch.Generator().manual_seed(2 * self.seed + index)
-            for progress in fit(
+            if before is not None and index < before.stage:
+                continue
+            here = before is not None and index == before.stage
+            fitting = Fitting(
                 self.base,
                 stage.examples,
                 self._optimizer(),
                 epochs=stage.epochs,
                 stage=stage.name,
-                order=order,
+                order=torch.Generator().manual_seed(2 * self.seed + index),
                 random=self._random,
-            ):
+                done=before.step if before is not None and here else 0,
+                optimizer=before.optimizer if before is not None and here else None,
+            )
+            for progress in fitting:
                 self._tokens += progress.tokens
+                self._fitting = (index, fitting)
+                if self._checkpoints is not None and self._checkpoints.due(progress.step):
+                    self.checkpoint()
                 yield progress
+            self._fitting = None
+
+    def _resume(self) -> State | None:
+        """Take over the state that an interrupted trial left, if there is one."""
+        state = self._checkpoints.load() if self._checkpoints is not None else None
+        if state is not None and self.base.attached is not None:
+            self.base.attached.load(state.adapter)
+            self._random.load(state.random)
+            self._tokens, self._seconds["train"] = state.tokens, state.seconds
+        return state
 
     def _stages(self) -> Iterator[_Stage]:
         """What is trained on, in order. A user without train samples has no stage 2."""
@@ -284,7 +326,10 @@ class Trial:
         return own or self.study.optimizer
 
     def _timed(self, work: Iterator[Progress], clock: str) -> Iterator[Progress]:
-        """``work``, with the time spent in it (and not in its consumer) added to a clock."""
+        """``work``, with the time spent in it (and not in its consumer) added to a clock.
+
+        Where it is dropped, the other ranks are told, and a state is kept before ``work`` is taken down.
+        """
         while True:
             self._agree()
             start = time.perf_counter()
@@ -294,10 +339,16 @@ class Trial:
                 return
             finally:
                 self._seconds[clock] += time.perf_counter() - start
-            yield progress
+            try:
+                yield progress
+            except GeneratorExit:
+                self.base.parallel.group.any(True)
+                self.checkpoint()
+                raise
 
     def _agree(self) -> None:
         if self.base.parallel.group.any(False):
+            self.checkpoint()
             raise TrialStopped
 
     @contextlib.contextmanager

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import socket
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -22,54 +17,14 @@ from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.measure import response_loss
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, load_base, loaded
-from milp_ray.training.parallel.group import Group, Meeting, Ranks
+from milp_ray.training.parallel.group import Group
 from milp_ray.training.parallel.sharding import Parallel, held
 from milp_ray.training.trial import Trial, TrialStopped
 from tests.training.common import changed
+from tests.training.ranks import on_ranks
 
 PLACEMENTS = ("0:4,1:8", "", "1:4")
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def rank_main(
-    work: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple[Any, ...], results: Any
-) -> None:
-    torch.set_num_threads(1)
-    try:
-        group = Ranks(Meeting(f"127.0.0.1:{port}", rank, size, timeout=100), torch.device("cpu"))
-        results.put((rank, work(group, *arguments), ""))
-        group.close()
-    except BaseException:
-        results.put((rank, None, traceback.format_exc()))
-
-
-def on_ranks(work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
-    """What ``work(group, *arguments)`` returns on every rank, each a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    port = free_port()
-    processes = [
-        context.Process(target=rank_main, args=(work, rank, size, port, arguments, results))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        found = {rank: (value, error) for rank, value, error in (results.get(timeout=300) for _ in processes)}
-    finally:
-        for process in processes:
-            process.join(20)
-            if process.is_alive():
-                process.kill()
-    for rank in range(size):
-        assert not found[rank][1], found[rank][1]
-    return [found[rank][0] for rank in range(size)]
 
 
 def trials(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.training.parallel.group import Group
+from milp_ray.training.parallel.sharding import Parallel
 
 _BUCKET = 50_000_000  # numbers of one ZeRO bucket; an adapter seldom fills one
 
@@ -42,36 +43,71 @@ class Stepper(Protocol):
         """
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """This rank's part of the optimizer's state, by name; :meth:`load` goes on from it."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the state of another stepper of as many ranks, parameters being what they were then.
+
+        Raises:
+            ValueError: it is the state of another adapter, or of another number of ranks.
+        """
+        ...
+
 
 @contextlib.contextmanager
 def stepping(
-    parameters: Sequence[nn.Parameter],
-    settings: OptimizerSettings,
-    group: Group,
-    zero: int = 0,
-    offload: bool = False,
+    parameters: Sequence[nn.Parameter], settings: OptimizerSettings, parallel: Parallel
 ) -> Iterator[Stepper]:
     """A stepper for the length of a stage.
 
     Args:
         parameters: of the adapter, the same numbers on every rank.
         settings: of the optimizer.
-        group: the ranks.
-        zero: stage of DeepSpeed's ZeRO, 1 or 2; 0 for none. Needs more than one rank.
-        offload: keep ZeRO's optimizer states in the host's memory.
+        parallel: the ranks, and whether DeepSpeed's ZeRO divides the optimizer's states over them.
     """
-    fused = not (zero and offload)
+    fused = not (parallel.zero and parallel.offload)
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
-    if not zero:
-        yield _Reduced(parameters, optimizer, settings, group)
+    if not parallel.zero:
+        yield _Reduced(parameters, optimizer, settings, parallel.group)
         return
-    stepper = _Zero(parameters, optimizer, settings, group, zero, offload)
+    stepper = _Zero(parameters, optimizer, settings, parallel)
     try:
         yield stepper
     finally:
         stepper.close()
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's tensors, by number of the parameter and name; copies."""
+    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    return {
+        f"{index}.{name}": tensor.detach().to("cpu", copy=True)
+        for index, parameter in enumerate(parameters)
+        for name, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        number, _, kind = name.partition(".")
+        found.setdefault(int(number), {})[kind] = tensor
+    fits = len(found) == len(parameters) and all(
+        index in found and found[index]["exp_avg"].shape == parameter.shape
+        for index, parameter in enumerate(parameters)
+    )
+    if not fits:
+        raise ValueError("the optimizer's state is of another adapter or number of ranks")
+    for index, parameter in enumerate(parameters):
+        # torch keeps the count of steps where the parameter is when it steps in one fused kernel.
+        optimizer.state[parameter] = {
+            kind: tensor.to(parameter.device, copy=True) for kind, tensor in found[index].items()
+        }
 
 
 class _Reduced:
@@ -101,6 +137,12 @@ class _Reduced:
         self._optimizer.zero_grad(set_to_none=True)
         numbers = torch.stack([total.to(norm.dtype), norm.detach()]).tolist()
         return numbers[0], numbers[1]
+
+    def state(self) -> dict[str, Tensor]:
+        return _state_of(self._optimizer)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        _load_state(self._optimizer, state)
 
     def _exchange(self, loss: Tensor) -> Tensor:
         """Sum all gradients, and the loss behind them, in one message."""
@@ -135,22 +177,20 @@ class _Zero:
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         settings: OptimizerSettings,
-        group: Group,
-        stage: int,
-        offload: bool,
+        parallel: Parallel,
     ) -> None:
         from milp_ray.training.parallel.deepspeed import initialize
 
         zero: dict[str, object] = {
-            "stage": stage,
+            "stage": parallel.zero,
             "overlap_comm": False,
             "contiguous_gradients": False,
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
         }
-        if offload:
+        if parallel.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
-        self._group = group
+        self._group = parallel.group
         self._optimizer = optimizer
         self._engine: Any = initialize(
             _Adapter(parameters),
@@ -170,6 +210,12 @@ class _Zero:
         self._engine.step()
         total = self._group.total([float(value.detach())])[0]
         return total, float(self._engine.get_global_grad_norm())
+
+    def state(self) -> dict[str, Tensor]:
+        return _state_of(self._optimizer)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        _load_state(self._optimizer, state)
 
     def close(self) -> None:
         """Let go of everything: DeepSpeed's objects refer to each other."""

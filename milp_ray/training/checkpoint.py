@@ -1,0 +1,219 @@
+"""States of a training that is under way, so that one that was cut off goes on where it was.
+
+A state holds the adapter, the optimizer's part of every rank, every rank's random numbers, and how far the
+stage is; what it resumes gives the same memory as without the interruption. The last two are kept: a file
+that was truncated or changed is noticed by its SHA-256, and the state before it is used. Only safetensors and
+JSON are written, so nothing is executed when one is read. No Ray here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from milp_ray.errors import MilpRayError, StorageError
+from milp_ray.storage import writing
+from milp_ray.training.parallel.group import Group
+
+_KEPT = 2
+_META = "state.json"
+_ADAPTER = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training is between two steps, as one rank sees it.
+
+    Attributes:
+        stage: number of the stage, from 0.
+        step: steps of the stage that are done.
+        tokens: real tokens trained on so far, in all stages.
+        seconds: spent training so far.
+        adapter: weights of the adapter, under PEFT's names; the same on every rank.
+        optimizer: this rank's part of the optimizer's state.
+        random: this rank's random numbers.
+    """
+
+    stage: int
+    step: int
+    tokens: int
+    seconds: float
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    random: Mapping[str, Tensor]
+
+
+@dataclass
+class Checkpoints:
+    """The states of one training on storage that all its ranks see. All ranks call each method together.
+
+    Args:
+        folder: of this training alone.
+        group: the ranks.
+        replicated: whether every rank holds the whole optimizer, which is then written once.
+        made_with: what a state must have been made with to go on from it, beside the number of ranks.
+        every: steps between two states; 0 for none.
+
+    Attributes:
+        notes: what there is to tell about states that could not be used.
+    """
+
+    folder: Path
+    group: Group
+    replicated: bool
+    made_with: Mapping[str, object]
+    every: int
+    notes: list[str] = field(default_factory=list)
+
+    def due(self, step: int) -> bool:
+        """Whether a state is to be kept after this step of a stage."""
+        return self.every > 0 and step % self.every == 0
+
+    def save(self, state: State) -> None:
+        """Keep a state, all of it or nothing; states before the last one are deleted.
+
+        Raises:
+            StorageError: on every rank, if any could not write; the earlier states are intact.
+        """
+        last = max((self._number(path) for path in self._found()), default=0)
+        number = self.group.gather(last)[0] + 1  # a network file system may show the ranks different things
+        draft, path = self.folder / f".{number:06d}.tmp", self.folder / f"{number:06d}"
+        rank = self.group.rank
+        files = {f"rank-{rank}.safetensors": _packed(random=state.random, optimizer=self._own(state))}
+        if rank == 0:
+            files[_ADAPTER] = save(dict(state.adapter))
+        self._all(lambda: _fresh(draft) if rank == 0 else None)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        try:
+            self._all(lambda: _write(draft, files))
+            every = {name: digest for part in self.group.gather(sums) for name, digest in part.items()}
+            meta = {
+                "stage": state.stage,
+                "step": state.step,
+                "tokens": state.tokens,
+                "seconds": round(state.seconds, 3),
+                "ranks": self.group.size,
+                "made_with": dict(self.made_with),
+                "sha256": every,
+            }
+            self._all(lambda: self._publish(draft, path, meta) if rank == 0 else None)
+        except BaseException:
+            if rank == 0:
+                shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+    def load(self) -> State | None:
+        """The newest state that every rank can read, or None. :attr:`notes` says what was passed over."""
+        self.notes.clear()
+        usable: dict[int, State] = {}
+        for path in self._found():
+            try:
+                usable[self._number(path)] = self._read(path)
+            except _Unusable as reason:
+                self.notes.append(f"a checkpoint is passed over: {reason}")
+        common = set.intersection(*(set(part) for part in self.group.gather(list(usable))))
+        return usable[max(common)] if common else None
+
+    def clear(self) -> None:
+        """Delete all states: the training is over."""
+        if self.group.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _own(self, state: State) -> Mapping[str, Tensor]:
+        return {} if self.replicated and self.group.rank else state.optimizer
+
+    def _found(self) -> list[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(path for path in self.folder.iterdir() if path.name.isdecimal())
+        return []
+
+    @staticmethod
+    def _number(path: Path) -> int:
+        return int(path.name)
+
+    def _publish(self, draft: Path, path: Path, meta: Mapping[str, object]) -> None:
+        _write(draft, {_META: json.dumps({"state": meta, "sha256": _digest(meta)}, indent=1).encode()})
+        draft.rename(path)
+        for old in self._found()[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _read(self, path: Path) -> State:
+        try:
+            found = json.loads((path / _META).read_bytes())
+            meta = found["state"]
+            if found["sha256"] != _digest(meta):
+                raise _Unusable(f"{path.name}/{_META} is damaged")
+            if meta["made_with"] != dict(self.made_with):
+                raise _Unusable("it was made with other settings")
+            if meta["ranks"] != self.group.size:
+                raise _Unusable(f"{meta['ranks']} workers made it, and {self.group.size} are at work now")
+            own, first = f"rank-{self.group.rank}.safetensors", "rank-0.safetensors"
+            names = [_ADAPTER, own, *([first] if self.replicated and own != first else [])]
+            contents = {name: (path / name).read_bytes() for name in names}
+            for name, content in contents.items():
+                if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
+                    raise _Unusable(f"{path.name}/{name} is damaged")
+            optimizer = load(contents[first if self.replicated else own])
+            return State(
+                meta["stage"],
+                meta["step"],
+                meta["tokens"],
+                meta["seconds"],
+                load(contents[_ADAPTER]),
+                _unpacked(optimizer, "optimizer"),
+                _unpacked(load(contents[own]), "random"),
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise _Unusable(f"{path.name} is damaged ({type(error).__name__})") from None
+
+    def _all(self, work: Callable[[], object]) -> None:
+        """Do something on every rank; the first error of any is raised on all of them."""
+        failure: MilpRayError | None = None
+        try:
+            with writing(self.folder):
+                work()
+        except StorageError as error:
+            failure = error
+        failures = [error for error in self.group.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
+
+
+class _Unusable(Exception):  # noqa: N818  (it names an outcome)
+    """A state that cannot be gone on from."""
+
+
+def _packed(**parts: Mapping[str, Tensor]) -> bytes:
+    named = {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
+    return bytes(save(named))
+
+
+def _unpacked(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items() if name.startswith(f"{kind}/")}
+
+
+def _digest(meta: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _fresh(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
