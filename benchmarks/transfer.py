@@ -3,7 +3,8 @@
 A cold first batch of synthetic users is searched; later users are then searched cold (``none``) and with
 what the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
 hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
-of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level.
+of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level. Cold is the
+judge of its own level, which luck raises: ``again``, a cold search with another seed, shows what that is worth.
 
     python benchmarks/transfer.py                       # about an hour; the event logs let it go on
     python benchmarks/transfer.py --layers 12 --users 4 --quick
@@ -26,9 +27,9 @@ from milp_ray.search.pareto import hypervolume_curve
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
 from milp_ray.search.transfer import DonorPool
 
-MODES = ("none", "seeds", "prior")
+MODES = ("none", "again", "seeds", "prior")
 LEVEL = 0.95
-COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83"}
+COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83", "again": "#bbbbbb"}
 
 
 def searched(args, layers, related, seed, mode, population=None):
@@ -40,7 +41,7 @@ def searched(args, layers, related, seed, mode, population=None):
         initial=args.initial,
         batch=4,
         surrogate=args.surrogate,
-        seed=seed,
+        seed=seed + (1000 if mode == "again" else 0),
         reference=problem.no_memory,
         trials=args.trials,
         log=args.logs / f"{args.surrogate}-{layers}-{related}-{seed}-{mode}.jsonl",
@@ -68,7 +69,8 @@ def reached(curve, level, trials):
 def scenario(args, layers, related):
     """Rows of one number of layers and one kinship, and the curves relative to cold's end."""
     first = [searched(args, layers, related, seed, "none")[1] for seed in range(1, args.donors + 1)]
-    populations = {mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in MODES}
+    advised = [mode for mode in MODES if mode != "again"]
+    populations = {mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in advised}
     for population in populations.values():
         for engine in first:
             population.add(engine)
@@ -77,7 +79,7 @@ def scenario(args, layers, related):
         cold = None
         for mode in MODES:
             began = time.monotonic()
-            problem, engine = searched(args, layers, related, seed, mode, populations[mode])
+            problem, engine = searched(args, layers, related, seed, mode, populations.get(mode))
             curve = curve_of(problem, engine)
             cold = cold or curve
             need, base = (reached(c, LEVEL * cold[-1], args.trials) for c in (curve, cold))
@@ -149,7 +151,7 @@ def main():
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 32])
     parser.add_argument("--related", type=float, nargs="+", default=[0.9, 0.0])
-    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--donors", type=int, default=8)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--initial", type=int, default=20)

@@ -118,6 +118,15 @@ def resume(run: RunPath, overrides: Overrides = None) -> int:
 
 @app.command()
 @_reported
+def final(run: RunPath, overrides: Overrides = None) -> int:
+    """Train and test the chosen memories of all users whose search is over; ray.* may be overridden."""
+    from milp_ray.study.driver import final as train
+
+    return _closing(train(run, out, overrides or []))
+
+
+@app.command()
+@_reported
 def fronts(run: RunPath) -> None:
     """Print every user's front, with the chosen point."""
     from milp_ray.report.console import fronts_view

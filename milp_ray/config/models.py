@@ -217,6 +217,10 @@ class ChooseSettings(Settings):
 class FinalSettings(Settings):
     """The final job: the chosen configuration, injected and instruction-tuned, tested once."""
 
+    automatic: bool = Field(True, description="follow the search at once; false: milp-ray final RUN")
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
+        200, description="steps after which a training's state is kept; 0: only when it is stopped"
+    )
     epochs: Positive = Field(3, description="passes over the history in stage 1")
     instruct_epochs: Positive = Field(3, description="passes over the samples in stage 2")
     train_on: Literal["train", "train+validation"] = "train+validation"

@@ -94,10 +94,12 @@ choose:
   budget: null
 
 final:
+  automatic: true                 # after the search; false: with milp-ray final RUN
   epochs: 3                       # stage 1 on all history before the test samples
   instruct_epochs: 3              # stage 2 on the samples
   train_on: train+validation      # the choice is made: validation samples may teach now
   optimizer: null                 # as above
+  checkpoint_steps: 200           # steps after which a long training's state is kept; 0: only when stopped
 
 ray:
   address: null                   # RAY_ADDRESS if set, else a private Ray on this machine for this run

@@ -57,6 +57,8 @@ def _memories(outcome: Outcome) -> str:
             f"users: {outcome.users}, simulated: the values above are those of a synthetic problem; "
             "no model was trained, and there is no final stage"
         )
+    if not outcome.trained:
+        return f"users: {outcome.users}; train their memories with: milp-ray final {outcome.folder.root}"
     return f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, Problem, StudyError
+from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
 from milp_ray.ids import child, new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
@@ -53,18 +54,55 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
         StudyError: another override.
         MilpRayError: as :func:`start`, or there is no run, or its data has changed.
     """
-    folder = RunFolder.open(path)
-    if overrides:
-        _only_ray(overrides)
-        folder.study = load_study(folder.root / "study.yaml", overrides)
+    folder = _opened(path, overrides, "resume")
     return _work(folder, load_inputs(folder.study, folder.key, folder.fingerprint), console)
 
 
-def _only_ray(overrides: Sequence[str]) -> None:
+def final(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
+    """The final job alone, for the users of a run whose search is over; finished users are kept as they are.
+
+    Raises:
+        StudyError: an override of something else than ``ray.*``.
+        RunFolderError: there is no run, it is simulated, or no user's search is over.
+        MilpRayError: as :func:`start`.
+    """
+    folder = _opened(path, overrides, "final")
+    if folder.study.simulation is not None:
+        raise RunFolderError(
+            "a simulated run has no final job",
+            where=str(folder.root),
+            expected="a run whose trials train a model",
+            remedy="take simulation out of the study, and search under another name",
+        )
+    inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
+    with _at_work(folder):
+        run = Run(folder, inputs, console, search=False)
+        missing = sum(not summary.over for _, summary in run.population.summaries())
+        if missing == len(run.population.aliases):
+            raise RunFolderError(
+                "no user's search is over",
+                where=str(folder.root),
+                expected="at least one user whose trials are all done",
+                remedy=f"finish the search with: milp-ray resume {folder.root}",
+            )
+        if missing:
+            console.print(f"{missing} users are left out: their search is not over (milp-ray resume)")
+        return run.work()
+
+
+def _opened(path: Path | str, overrides: Sequence[str], command: str) -> RunFolder:
+    folder = RunFolder.open(path)
+    if overrides:
+        _only_ray(overrides, command)
+        folder.study = load_study(folder.root / "study.yaml", overrides)
+    return folder
+
+
+def _only_ray(overrides: Sequence[str], command: str) -> None:
     problems = [
         Problem(
             f"override {text.partition('=')[0]}",
-            "a resumed run keeps its study",
+            "a run keeps its study",
             "ray.<key>=<value>",
             "start a new run under another name for other settings",
         )
@@ -72,13 +110,19 @@ def _only_ray(overrides: Sequence[str]) -> None:
         if not text.startswith("ray.")
     ]
     if problems:
-        raise StudyError("resume", problems)
+        raise StudyError(command, problems)
 
 
 def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
+    with _at_work(folder):
+        return Run(folder, inputs, console, final=folder.study.final.automatic).work()
+
+
+@contextlib.contextmanager
+def _at_work(folder: RunFolder) -> Iterator[None]:
     with folder.lock(), signals_interrupt():
         try:
-            return Run(folder, inputs, console).work()
+            yield
         except (MilpRayError, KeyboardInterrupt) as error:
             error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.root}")
             raise

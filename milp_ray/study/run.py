@@ -1,8 +1,9 @@
-"""One run's steps in their order: search, choice, final stage, tables. Each adds only what is missing.
+"""One run's steps in their order: search, choice, final job, tables. Each adds only what is missing.
 
 Every step reads what is finished from the run folder, so that a new run and a resumed one are the same code.
-The search goes cohort by cohort, each a Ray Tune run of its own. A simulated study ends with the search:
-there is no model that a final stage could train. Beginning and resuming a run is
+The search goes cohort by cohort, each a Ray Tune run of its own; the final job is one Ray Train run, in the
+same session or, with ``final.automatic`` off, in one of its own. A simulated study ends with the search:
+there is no model that a final job could train. Beginning and resuming a run is
 :mod:`milp_ray.study.driver`.
 """
 
@@ -30,6 +31,7 @@ from milp_ray.tune.metrics import Meter, SearchMetrics
 from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
+    from milp_ray.memory.space import Placement
     from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.search_run import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
 class Outcome:
     """How a run ended. ``seconds``: of the search and of the final stage, as far as they were worked on.
 
-    ``metrics``: of this session's search; None if it had nothing to search.
+    ``metrics``: of this session's search; None if it had nothing to search. ``trained``: whether memories
+    were to be trained, so that users without one count.
     """
 
     folder: RunFolder
     users: int
+    trained: bool = False
     users_without_memory: int = 0
     users_untested: int = 0
     baselines_failed: int = 0
@@ -70,12 +74,24 @@ class Run:
         folder: whose lock is held.
         inputs: of the same study.
         console: where progress goes.
+        search: whether what is missing of the search is made up for.
+        final: whether memories are trained and tested, for those users whose search is over.
     """
 
-    def __init__(self, folder: RunFolder, inputs: Inputs, console: Console) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        inputs: Inputs,
+        console: Console,
+        *,
+        search: bool = True,
+        final: bool = True,
+    ) -> None:
         self.folder = folder
         self.study = folder.study
         self.inputs = inputs
+        self._search_wanted = search
+        self._final_wanted = final and folder.study.simulation is None
         self.population = Population(folder, inputs)
         self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
         aliases, directions = list(self.population.aliases), self.population.directions
@@ -102,7 +118,8 @@ class Run:
                 raise
         self._record()
         self.outcome.trials_failed = sum(summary.failed for _, summary in self.population.summaries())
-        if self.study.simulation is None:
+        if self._final_wanted:
+            self.outcome.trained = True
             aliases = self.population.aliases
             self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in aliases)
             self.outcome.users_untested = sum(
@@ -116,19 +133,21 @@ class Run:
         check_shared(self.folder.root)
         simulated = self.study.simulation is not None
         users = {} if simulated else share_users(self.inputs.users.splits)
+        if self._search_wanted:
+            self._search_all(stopping, users)
+        if self._final_wanted and not stopping():
+            self._final(stopping, users)
+
+    def _search_all(self, stopping: StopRequest, users: SharedUsers) -> None:
         if not self._searched():
             self._search(stopping, users)
-        if stopping():
-            return
-        if not all(summary.over for _, summary in self.population.summaries()):
+        if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
                 where=str(self.folder.root),
                 expected="every user's budget used up",
                 remedy=f"look into {self.folder.tune / 'tune.log'}, then: milp-ray resume {self.folder.root}",
             )
-        if not simulated:
-            self._final(stopping, users)
 
     def _search(self, stopping: StopRequest, users: SharedUsers) -> None:
         """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
@@ -200,39 +219,45 @@ class Run:
             proposer.close()
 
     def _final(self, stopping: StopRequest, users: SharedUsers) -> None:
-        from milp_ray.tune.final import FinalSpec, run_final
+        from milp_ray.tune.assignments import Event, FinalSpec
+        from milp_ray.tune.final import run_final
         from milp_ray.tune.search_run import on_device, slots
 
         began = time.monotonic()
-        placements = {alias: seen.placement for alias, seen in self.population.chosen().items()}
-        root = self.folder.root
-        worker = slots(self.study)
-        study = on_device(self.study, worker)
-        spec = FinalSpec(study, users, placements, root / "memories", root / "scores")
+        placements = self._placements()
+        spec = FinalSpec(on_device(self.study, slots(self.study)), users, placements, self.folder.root)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),
         }
 
-        def listener(step: str, alias: str, reason: str) -> None:
-            if reason:
-                self.progress.say(f"{alias} final {step} failed: {reason}")
+        def listener(event: Event) -> None:
+            for note in event.notes:
+                self.progress.say(f"{event.alias} final {event.step}: {note}")
+            if event.reason:
+                self.progress.say(f"{event.alias} final {event.step} failed: {event.reason}")
                 return
-            done[step] += 1
-            self.progress.final_step(step, done[step], len(placements))
+            done[event.step] += 1
+            self.progress.final_step(event.step, done[event.step], len(placements))
 
-        run_final(spec, worker, stopping, listener)
+        run_final(spec, lambda: slots(self.study), stopping, listener)
         self.outcome.seconds["final"] = time.monotonic() - began
+
+    def _placements(self) -> dict[str, Placement]:
+        """The chosen placements of the users whose search is over."""
+        chosen = self.population.chosen()
+        return {
+            alias: seen.placement for alias, seen in chosen.items() if self.population.summary(alias).over
+        }
 
     def _searched(self) -> bool:
         return all(self.population.finished(alias) for alias in self.population.aliases)
 
     def _complete(self) -> bool:
-        if not self._searched() or self.study.simulation is not None:
-            return self._searched()
-        return all(
-            self.folder.scores(alias).exists() or summary.chosen is None
-            for alias, summary in self.population.summaries()
+        if self._search_wanted and not self._searched():
+            return False
+        return not self._final_wanted or all(
+            self.folder.scores(alias).exists() for alias in self._placements()
         )
 
     def _has_memory(self, alias: str) -> bool:

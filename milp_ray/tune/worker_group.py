@@ -10,20 +10,17 @@ again is the caller's business (:mod:`milp_ray.tune.group_trial`).
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from milp_ray.errors import MilpRayError, from_plain, place_of
 from milp_ray.memory.space import Placement
+from milp_ray.tune.processes import Place, end, free_address, here
 from milp_ray.tune.slicing import Slices, WorkerBroke, cannot_start
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from milp_ray.tune.trainable import TrialSpec
 
 _START_SECONDS = 300.0  # until all ranks have imported, met and loaded the base
-_KILL_SECONDS = 5.0
 
 
 class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
@@ -42,15 +38,6 @@ class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
         super().__init__(reason)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a rank's process is."""
-
-    node: str
-    pid: int
-    address: str
-
-
 class Rank:
     """One rank: a process with its part of the base (a Ray actor)."""
 
@@ -59,16 +46,12 @@ class Rank:
         self._cpus = cpus
         self._slices: Slices | None = None
 
-    def place(self) -> Place:
+    def place(self) -> tuple[Place, str]:
         """Its process, and an address at which rank 0 could be met. Imports what :meth:`join` needs, so that
         ranks then come together at about the same time."""
         import milp_ray.training.trial  # noqa: F401
 
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
-        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), f"{host}:{port}")
+        return here(), free_address()
 
     def join(self, address: str, rank: int, size: int) -> dict[str, object] | None:
         """Meet the others and load the base; None, or the error that keeps any worker from working."""
@@ -167,8 +150,9 @@ class WorkerGroup:
             for index, bundle in enumerate(self._bundles)
         ]
         with self._failing():
-            self._places = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
-            address, size = self._places[0].address, len(self._ranks)
+            found = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
+            self._places = [place for place, _ in found]
+            address, size = found[0][1], len(self._ranks)
             faults = self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
                 "loaded the base model",
@@ -233,22 +217,7 @@ class WorkerGroup:
         for rank in ranks:
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(rank)
-        here = ray.get_runtime_context().get_node_id()
-        far: dict[str, list[int]] = {}
-        for place in places:
-            if place.node == here:
-                _end(place.pid)
-            else:
-                far.setdefault(place.node, []).append(place.pid)
-        if far:
-            ends = ray.remote(num_cpus=0)(_end_all)
-            asked = [
-                ends.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                    pids
-                )
-                for node, pids in far.items()
-            ]
-            ray.wait(asked, num_returns=len(asked), timeout=_KILL_SECONDS)  # a node may be gone altogether
+        end(places)
 
     def _all(self, refs: Sequence[Any], what: str, seconds: float | None = None) -> list[Any]:
         """What all ranks answer; all of them must, within ``seconds``."""
@@ -282,13 +251,3 @@ class WorkerGroup:
             cause = getattr(error, "cause", None) or error
             what = str(cause) if isinstance(cause, WorkerBroke) else place_of(cause)
             raise GroupFailed(f"a worker failed: {what}") from None
-
-
-def _end_all(pids: Sequence[int]) -> None:
-    for pid in pids:
-        _end(pid)
-
-
-def _end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)

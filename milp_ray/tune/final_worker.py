@@ -1,0 +1,283 @@
+"""What a rank of the final job does: users one after another, with the other ranks of its group.
+
+Ray Train starts the ranks and starts them again when one is lost. They are divided into groups of
+``ray.workers_per_trial``, which work side by side, each on a user of its own; the groups' process groups are
+made when Ray Train starts its workers (:class:`GroupsConfig`, in place of one process group over all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train import UserCallback
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+
+from milp_ray.errors import MilpRayError, StorageError, TrialFailed, place_of
+from milp_ray.storage import write_json
+from milp_ray.tune.assignments import FinalSpec, Job
+from milp_ray.tune.processes import end, free_address, here
+from milp_ray.tune.slicing import cannot_start
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+    from milp_ray.training.parallel.group import Group
+    from milp_ray.training.trial import Trial
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A process's place among the ranks: its group, its rank in it, and where the group meets."""
+
+    group: int
+    rank: int
+    size: int
+    address: str
+
+
+_SEATS: list[Seat] = []  # of this process; a list, since Ray Train calls into it from another thread
+
+
+@dataclass
+class GroupsConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's configuration for groups of ``size`` ranks side by side."""
+
+    size: int = 1
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """See Ray Train."""
+        return _GroupsBackend
+
+
+class _GroupsBackend(Backend):  # type: ignore[misc]
+    """Tells every rank its seat. GPUs: each rank sees its own alone, as in the search."""
+
+    def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
+        size = backend_config.size
+        count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
+        firsts = [worker_group.execute_single_async(group * size, free_address) for group in range(count)]
+        addresses = ray.get(firsts)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    group * size + rank, _sit, Seat(group, rank, size, addresses[group])
+                )
+                for group in range(count)
+                for rank in range(size)
+            ]
+        )
+
+
+def _sit(seat: Seat) -> None:
+    _SEATS[:] = [seat]
+
+
+class EndRanks(UserCallback):  # type: ignore[misc]
+    """When a rank is lost, ends all processes at once: some may hang where Ray's own way does not reach."""
+
+    def __init__(self, assignments: Any) -> None:
+        self._assignments = assignments
+
+    def after_exception(self, run_context: object, worker_exceptions: object) -> None:
+        """See Ray Train."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            end(ray.get(self._assignments.take_places.remote()))
+
+
+@dataclass(frozen=True)
+class FinalLoop:
+    """Ray Train's function for every worker. ``cpus``: of one."""
+
+    assignments: Any
+    cpus: float
+
+    def __call__(self) -> None:
+        """Work until there is no job left.
+
+        Raises:
+            RuntimeError: something unforeseen, told without its message, which might quote a user's text.
+        """
+        if not _SEATS:
+            return
+        seat = _SEATS[0]
+        ray.get(self.assignments.start.remote(seat.group, seat.rank, here()))
+        try:
+            _Rank(seat, self.assignments, self.cpus).work()
+        except MilpRayError as error:
+            ray.get(self.assignments.fail.remote(error.to_plain()))
+        except _AloneOutOfMemory:
+            raise RuntimeError("out of memory") from None
+        except Exception as error:
+            raise RuntimeError(place_of(error)) from None
+
+
+class _AloneOutOfMemory(Exception):  # noqa: N818  (it names an outcome)
+    """This rank ran out of memory; the others of its group do not know."""
+
+
+class _Rank:
+    """One rank: its part of the base, and the jobs of its group."""
+
+    def __init__(self, seat: Seat, assignments: Any, cpus: float) -> None:
+        self._seat, self._assignments = seat, assignments
+        self._spec: FinalSpec = ray.get(assignments.spec.remote())
+        self._base = self._load(cpus)
+        self._group: Group = self._base.parallel.group
+        self._asked = time.monotonic()
+
+    def work(self) -> None:
+        while (job := self._next()) is not None:
+            reason, notes = "", []
+            try:
+                if job.step == "train":
+                    notes = self._train(job.alias)
+                else:
+                    self._test(job)
+            except TrialFailed as failure:
+                reason = failure.reason
+                self._check_alone(failure)
+            except _Stopped:
+                continue
+            if self._seat.rank == 0:
+                ray.get(self._assignments.end.remote(self._seat.group, reason, notes))
+
+    def _load(self, cpus: float) -> BaseModel:
+        import torch
+
+        from milp_ray.training.base import device_of, load_base
+        from milp_ray.training.parallel.group import SOLO, Meeting, Ranks
+        from milp_ray.training.parallel.sharding import Parallel
+
+        torch.set_num_threads(max(1, int(cpus)))
+        seat, study = self._seat, self._spec.study
+        settings = study.ray
+        try:
+            group: Group = SOLO
+            if seat.size > 1:
+                meeting = Meeting(seat.address, seat.rank, seat.size, settings.group_timeout)
+                group = Ranks(meeting, device_of(study.model))
+            return load_base(study.model, Parallel(group, settings.parallelism, settings.offload))
+        except MilpRayError:
+            raise
+        except Exception as error:
+            raise cannot_start(error) from None
+
+    def _next(self) -> Job | None:
+        """The group's next job, the same on all ranks."""
+        while True:
+            asked = self._assignments.next.remote(self._seat.group) if self._seat.rank == 0 else None
+            job = self._group.gather(ray.get(asked) if asked is not None else None)[0]
+            if not isinstance(job, str):
+                return job
+            time.sleep(_POLL_SECONDS / 2)
+
+    def _train(self, alias: str) -> list[str]:
+        """Train a user's memory, from the state that an interruption left. What there is to tell."""
+        from milp_ray.training.checkpoint import Checkpoints
+        from milp_ray.training.trial import Trial, TrialStopped
+
+        spec, study, parallel = self._spec, self._spec.study, self._base.parallel
+        placement = spec.placements[alias]
+        checkpoints = Checkpoints(
+            spec.checkpoints(alias),
+            self._group,
+            replicated=not parallel.zero,
+            made_with={"placement": placement.key, "parallelism": study.ray.parallelism, "seed": study.seed},
+            every=study.final.checkpoint_steps,
+        )
+        user = ray.get(spec.users[alias])
+        with Trial(
+            self._base, user, placement, study, phase="final", seed=study.seed, checkpoints=checkpoints
+        ) as trial:
+            try:
+                self._go(trial)
+            except TrialStopped:
+                raise _Stopped from None
+            self._together(lambda: trial.save(spec.memory(alias)))
+        checkpoints.clear()
+        return checkpoints.notes
+
+    def _go(self, trial: Trial) -> None:
+        steps = trial.steps()
+        for _ in steps:
+            if self._seat.rank == 0 and self._stop_asked():
+                steps.close()  # keeps the state, and tells the other ranks
+                raise _Stopped
+
+    def _test(self, job: Job) -> None:
+        """Once with no memory, the own memory and another user's; values that are not finite become null."""
+        from milp_ray.data.prompts import Prompts
+        from milp_ray.evaluation.compare import evaluation
+        from milp_ray.training.base import loaded
+
+        study, alias = self._spec.study, job.alias
+        user = ray.get(self._spec.users[alias])
+        prompts = Prompts(study.prompts)
+
+        def scores() -> dict[str, float | None]:
+            found = self._checked(evaluation(self._base, user, prompts, study, user.test))
+            values = {name: getattr(found, name) for name in ("loss", "rouge_1", "rouge_l", "persona_f1")}
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+        table = {"base": scores()}
+        for model, owner in (("own", alias), ("other", job.other)):
+            if owner is not None:
+                with loaded(self._base, self._spec.memory(owner)):
+                    table[model] = scores()
+        found = {
+            "samples": len(user.test),
+            "placement": self._spec.placements[alias].key,
+            "other": job.other,
+            "models": table,
+        }
+        self._together(lambda: write_json(self._spec.score_file(alias), found))
+
+    def _checked(self, work: Generator[Any, None, Any]) -> Any:
+        """Go through ``work``, unless all ranks are to stop; what it returns."""
+        while True:
+            if self._group.any(self._seat.rank == 0 and self._stop_asked()):
+                raise _Stopped
+            try:
+                next(work)
+            except StopIteration as done:
+                return done.value
+
+    def _stop_asked(self) -> bool:
+        """Whether the driver wants an end; asked once a second."""
+        now = time.monotonic()
+        if now - self._asked < _POLL_SECONDS:
+            return False
+        self._asked = now
+        return bool(ray.get(self._assignments.stopping.remote()))
+
+    def _together(self, write: Callable[[], None]) -> None:
+        """Rank 0 writes; if it cannot, all ranks know."""
+        failure = None
+        if self._seat.rank == 0:
+            try:
+                write()
+            except StorageError as error:
+                failure = error
+        if (failure := self._group.gather(failure)[0]) is not None:
+            raise failure
+
+    def _check_alone(self, failure: TrialFailed) -> None:
+        """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""
+        from milp_ray.training.trial import OutOfMemory
+
+        if self._seat.size > 1 and isinstance(failure, OutOfMemory):
+            ray.get(self._assignments.end.remote(self._seat.group, failure.reason))
+            raise _AloneOutOfMemory
+
+
+class _Stopped(Exception):  # noqa: N818  (it names an outcome)
+    """The driver wants an end."""

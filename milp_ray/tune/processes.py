@@ -1,0 +1,61 @@
+"""Where worker processes are, and how they are ended when they no longer answer.
+
+Ray's own way to end an actor waits for its process, so a process that was stopped or hangs in a kernel keeps
+its memory and its GPU. These functions send SIGKILL by process id, on whatever node it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_SECONDS = 5.0  # a node may be gone altogether
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is: Ray's id of its node, and its process id there."""
+
+    node: str
+    pid: int
+
+
+def here() -> Place:
+    """Of the calling process."""
+    return Place(ray.get_runtime_context().get_node_id(), os.getpid())
+
+
+def free_address() -> str:
+    """Host and port on which the calling process could be met right now, at an address other nodes reach."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def end(places: Iterable[Place]) -> None:
+    """Kill processes, on all their nodes at once; those that are gone are no error."""
+    by_node: dict[str, list[int]] = {}
+    for place in places:
+        by_node.setdefault(place.node, []).append(place.pid)
+    _end(by_node.pop(ray.get_runtime_context().get_node_id(), []))
+    task = ray.remote(num_cpus=0, max_retries=0)(_end)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pids)
+        for node, pids in by_node.items()
+    ]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=_SECONDS)
+
+
+def _end(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
