@@ -4,7 +4,7 @@ A cold first batch of synthetic users is searched; later users are then searched
 what the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
 hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
 of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level. Cold is the
-judge of its own level, which luck raises: ``again``, a cold search with another seed, shows what that is worth.
+judge of its own level, which luck raises: ``again``, a cold search with another seed, shows how much.
 
     python benchmarks/transfer.py                       # about an hour; the event logs let it go on
     python benchmarks/transfer.py --layers 12 --users 4 --quick

@@ -243,6 +243,9 @@ class RaySettings(Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0"
     )
+    memory_per_worker: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GiB of the host's memory that a worker may take; null: not bounded, nor asked for"
+    )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="retries of a trial whose worker died")
     proposers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(

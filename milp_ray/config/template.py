@@ -109,6 +109,7 @@ ray:
   group_timeout: 120              # seconds after which a silent worker of several counts as hung
   cpus_per_worker: 1.0
   gpus_per_worker: auto           # 1 where there are GPUs, else 0
+  memory_per_worker: null         # GiB of RAM; a trial that needs more fails by itself, and is said why
   max_concurrent: null            # as many trials as fit
   max_failures: 2                 # retries of a trial whose worker died
   proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs

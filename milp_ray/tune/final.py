@@ -115,14 +115,13 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
 
     from milp_ray.tune.final_worker import EndRanks, FinalLoop, GroupsConfig
 
-    resources = {"CPU": worker.cpus, **({"GPU": worker.gpus} if worker.gpus else {})}
     return TorchTrainer(
         FinalLoop(assignments, worker.cpus),
         torch_config=GroupsConfig(size=worker.workers),
         scaling_config=ScalingConfig(
             num_workers=worker.count * worker.workers,
             use_gpu=worker.gpus > 0,
-            resources_per_worker=resources,
+            resources_per_worker=worker.resources,
         ),
         run_config=RunConfig(
             name=f"{spec.study.name}-final",

@@ -154,6 +154,7 @@ class _Rank:
         import torch
 
         from milp_ray.training.base import device_of, load_base
+        from milp_ray.training.limits import limit_memory
         from milp_ray.training.parallel.group import SOLO, Meeting, Ranks
         from milp_ray.training.parallel.sharding import Parallel
 
@@ -165,7 +166,9 @@ class _Rank:
             if seat.size > 1:
                 meeting = Meeting(seat.address, seat.rank, seat.size, settings.group_timeout)
                 group = Ranks(meeting, device_of(study.model))
-            return load_base(study.model, Parallel(group, settings.parallelism, settings.offload))
+            base = load_base(study.model, Parallel(group, settings.parallelism, settings.offload))
+            limit_memory(settings, base.device)
+            return base
         except MilpRayError:
             raise
         except Exception as error:

@@ -48,6 +48,13 @@ class Slots:
     gpus: float
     count: int
     workers: int = 1
+    memory: float = 0.0
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker asks of Ray. ``memory`` is in bytes."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in wanted.items() if amount}
 
 
 def slots(study: Study) -> Slots:
@@ -67,25 +74,33 @@ def slots(study: Study) -> Slots:
     elif gpus == "auto":
         there = any(node.get("GPU", 0) >= 1 for node in nodes)
         gpus = 1.0 if there and study.model.device != "cpu" else 0.0
-    wanted = {"CPU": cpus, "GPU": gpus}
+    memory = (settings.memory_per_worker or 0.0) * 2**30
+    wanted = {"CPU": cpus, "GPU": gpus, "memory": memory}
     # Adding a hair keeps 0.3 // 0.1 at 3.
     held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
     if sum(held) < 1:
         largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
         raise ClusterError(
-            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has that",
-            expected=f"at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs per worker",
-            remedy="lower ray.cpus_per_worker or ray.gpus_per_worker, or add a node",
+            f"a worker asks for {_amounts(wanted)}, and no node has that",
+            expected=f"at most {_amounts({name: largest.get(name, 0) for name in wanted})} per worker",
+            remedy="lower ray.cpus_per_worker, gpus_per_worker or memory_per_worker, or add a node",
         )
     workers, count = settings.workers_per_trial, int(sum(held))
     if count < workers:
         raise ClusterError(
-            f"a trial asks for {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs each, and the cluster "
-            f"holds {count}",
+            f"a trial asks for {workers} workers of {_amounts(wanted)} each, and the cluster holds {count}",
             expected=f"room for {workers}",
             remedy="lower ray.workers_per_trial or what a worker takes, or add a node",
         )
-    return Slots(cpus, gpus, min(count // workers, settings.max_concurrent or count), workers)
+    return Slots(cpus, gpus, min(count // workers, settings.max_concurrent or count), workers, memory)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """As people write it; memory only where there is some."""
+    parts = [f"{resources['CPU']:g} CPUs", f"{resources['GPU']:g} GPUs"]
+    if memory := resources.get("memory"):
+        parts.append(f"{memory / 2**30:.3g} GiB of memory")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def on_device(study: Study, worker: Slots) -> Study:
@@ -209,15 +224,12 @@ def _tuner(
     """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
     several = worker.workers > 1 and isinstance(spec, TrialSpec)
     trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
-    bundle = {"CPU": worker.cpus} | ({"GPU": worker.gpus} if worker.gpus else {})
     # The trainable of a group takes nothing itself.
-    resources: PlacementGroupFactory | dict[str, float] = (
-        PlacementGroupFactory([{}, *([bundle] * worker.workers)], strategy="PACK")
-        if several
-        else {"cpu": worker.cpus, "gpu": worker.gpus}
-    )
+    bundles = [{}, *([worker.resources] * worker.workers)] if several else [worker.resources]
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, spec=spec), resources),
+        tune.with_resources(
+            tune.with_parameters(trainable, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=KeepActors(ending),

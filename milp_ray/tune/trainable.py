@@ -43,6 +43,7 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         import torch
 
         from milp_ray.training.base import load_base
+        from milp_ray.training.limits import limit_memory
 
         if (cpus := self.trial_resources.head_cpus) >= 1:
             torch.set_num_threads(int(cpus))
@@ -50,7 +51,9 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
         # an error now would have Tune start the actor again and then write off one trial after the other.
         try:
-            self._slices = Slices(spec, load_base(spec.study.model))
+            base = load_base(spec.study.model)
+            limit_memory(spec.study.ray, base.device)
+            self._slices = Slices(spec, base)
             self._begin(config)
         except MilpRayError as error:
             self._fatal = error

@@ -58,6 +58,7 @@ class Rank:
         import torch
 
         from milp_ray.training.base import device_of, load_base
+        from milp_ray.training.limits import limit_memory
         from milp_ray.training.parallel.group import Meeting, Ranks
         from milp_ray.training.parallel.sharding import Parallel
 
@@ -68,6 +69,7 @@ class Rank:
             group = Ranks(Meeting(address, rank, size, study.ray.group_timeout), device)
             parallel = Parallel(group, study.ray.parallelism, study.ray.offload)
             base: BaseModel = load_base(study.model, parallel)
+            limit_memory(study.ray, device)
         except MilpRayError as error:
             return error.to_plain()
         except Exception as error:
@@ -143,6 +145,7 @@ class WorkerGroup:
             make.options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
+                memory=bundle.get("memory"),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._placement_group, placement_group_bundle_index=index
                 ),

@@ -1,0 +1,60 @@
+"""A bound on the memory of a worker, so that a trial that is too large fails by itself.
+
+Without one, the kernel or Ray ends whole processes when a machine's memory runs out, whoever asked for it.
+With one, the allocation that goes too far is refused, the trial becomes infeasible with its size named
+(:class:`milp_ray.training.trial.OutOfMemory`), and the worker goes on to the next trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+
+import torch
+
+from milp_ray.config.models import RaySettings
+from milp_ray.errors import ClusterError
+
+GIB = 2**30
+_STATUS = Path("/proc/self/status")
+
+
+def limit_memory(settings: RaySettings, device: torch.device) -> None:
+    """Bound what this process may take from now on; once per process, with the base in place.
+
+    On a GPU that workers share (``gpus_per_worker`` below 1) each gets its share of the memory. In the host's
+    memory ``memory_per_worker`` bounds all that the process holds, by way of ``RLIMIT_DATA`` (Linux only).
+
+    Raises:
+        ClusterError: the process holds more than the bound already.
+    """
+    share = settings.gpus_per_worker
+    if device.type == "cuda" and isinstance(share, float) and 0 < share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    if settings.memory_per_worker is None or not _STATUS.exists():
+        return
+    most = settings.memory_per_worker * GIB
+    held = _status("VmRSS")
+    if held >= most:
+        raise ClusterError(
+            f"a worker holds {held / GIB:.2f} GiB with the base model loaded, more than it may",
+            where="ray.memory_per_worker",
+            expected=f"more than {held / GIB:.2f}, and room for a trial",
+            remedy="raise ray.memory_per_worker, or lower ray.max_concurrent and leave it null",
+        )
+    # The limit counts what is reserved for writing, which is more than what is held: the difference stays.
+    bound = int(_status("VmData") + most - held)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        bound = min(bound, hard)
+    with contextlib.suppress(OSError, ValueError):  # a platform that knows no such limit
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+
+
+def _status(name: str) -> int:
+    """A line of the process's status, in bytes."""
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0

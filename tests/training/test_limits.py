@@ -1,0 +1,66 @@
+"""A worker that may take only so much: what is too large fails with its size, what is small still works."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from milp_ray.config.models import ModelSettings, OptimizerSettings, RaySettings
+from milp_ray.data.records import UserSplit
+from milp_ray.errors import ClusterError
+from milp_ray.memory.space import Placement
+from milp_ray.training.base import load_base
+from milp_ray.training.limits import GIB, _status, limit_memory
+from milp_ray.training.trial import OutOfMemory, Trial
+from tests.training.common import changed
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="RLIMIT_DATA bounds allocations on Linux only"
+)
+
+
+def bounded(model: str, user: UserSplit, results: Any) -> None:
+    """In a process of its own, since the bound stays: a small trial, one that is too large, the small one."""
+    torch.set_num_threads(1)
+    study = changed(model=ModelSettings(path=model))
+    large = changed(model=study.model, optimizer=OptimizerSettings(learning_rate=1e-2, batch_size=4096))
+    long = replace(user, history=user.history * 200, search_cut=len(user.history) * 200)
+    base = load_base(study.model)
+    found: list[object] = []
+    with Trial(base, user, Placement.from_key("1:4"), study, seed=1) as first:
+        first.run()
+    limit_memory(RaySettings(memory_per_worker=_status("VmRSS") / GIB + 0.1), base.device)
+    for owner, setting in ((user, study), (long, large), (user, study)):
+        with Trial(base, owner, Placement.from_key("1:4"), setting, seed=1) as trial:
+            try:
+                measured = trial.run()
+                assert measured is not None
+                found.append(measured.loss)
+            except OutOfMemory as failure:
+                found.append(failure.reason)
+    results.put(found)
+
+
+def test_a_trial_over_the_bound_is_infeasible_and_the_next_one_works(
+    tiny_models: dict[str, Path], tiny_user: UserSplit
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=bounded, args=(str(tiny_models["llama"]), tiny_user, results))
+    process.start()
+    before, failure, after = results.get(timeout=120)
+    process.join(20)
+    assert before == after
+    assert "out of memory with" in failure and "trainable parameters (placement 1:4)" in failure
+
+
+def test_a_bound_below_what_the_base_takes_is_said() -> None:
+    with pytest.raises(ClusterError, match="more than it may") as refused:
+        limit_memory(RaySettings(memory_per_worker=0.01), torch.device("cpu"))
+    assert "raise ray.memory_per_worker" in str(refused.value)

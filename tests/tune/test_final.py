@@ -1,0 +1,266 @@
+"""The final job on a real Ray Train: exact, on one worker or several, and whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from milp_ray.config.models import RaySettings, Study
+from milp_ray.data.records import UserSplit
+from milp_ray.errors import ModelError, StorageError
+from milp_ray.memory.space import Placement
+from milp_ray.tune.session import ray_session
+
+pytestmark = pytest.mark.slow
+
+PLACED = {
+    "u1": Placement.from_key("0:4,1:8"),
+    "u2": Placement.from_key("1:4"),
+    "u3": Placement.from_key("0:8"),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_session(RaySettings()):
+        yield
+
+
+def study_of(folder: Path, **changes: Any) -> Study:
+    raw: dict[str, Any] = {
+        "name": "fin",
+        "model": {"path": str(folder), "device": "cpu"},
+        "data": {"path": "none"},
+        "prompts": {"max_length": 64},
+        "memory": {"ranks": (4, 8), "dropout": 0.1},
+        "optimizer": {"learning_rate": 1e-2, "batch_size": 3},
+        "trial": {"max_new_tokens": 4, "eval_batch_size": 2},
+        "final": {"epochs": 2, "instruct_epochs": 1},
+        "ray": {"cpus_per_worker": 0.5, "group_timeout": 30, "gpus_per_worker": 0},
+    }
+    for section, values in changes.items():
+        raw[section] = {**raw[section], **values}
+    return Study.model_validate(raw)
+
+
+class Final:
+    """A final job of some users, in a folder."""
+
+    def __init__(self, study: Study, user: UserSplit, root: Path, users: int = 3) -> None:
+        import ray
+
+        from milp_ray.tune.assignments import FinalSpec
+
+        placements = dict(list(PLACED.items())[:users])
+        self.spec = FinalSpec(study, {alias: ray.put(user) for alias in placements}, placements, root)
+        self.events: list[tuple[str, str, str]] = []
+        self.notes: list[str] = []
+        self.stop = False
+
+    def run(self) -> None:
+        from milp_ray.tune.final import run_final
+        from milp_ray.tune.search_run import slots
+
+        def listener(event: Any) -> None:
+            self.events.append((event.step, event.alias, event.reason))
+            self.notes += event.notes
+
+        run_final(self.spec, lambda: slots(self.spec.study), lambda: self.stop, listener)
+
+    def during(self, act: Callable[[], None]) -> None:
+        """Run it while ``act`` happens in another thread."""
+        failures: list[BaseException] = []
+
+        def guarded() -> None:
+            try:
+                act()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        self.run()
+        thread.join(30)
+        assert not failures, failures
+
+    def state(self, alias: str = "u1") -> dict[str, Any] | None:
+        """The newest kept state of a user's training."""
+        folders = sorted(path for path in self.spec.checkpoints(alias).glob("[0-9]*") if path.is_dir())
+        if not folders:
+            return None
+        try:
+            found: dict[str, Any] = json.loads((folders[-1] / "state.json").read_text())["state"]
+        except OSError:  # replaced by the next one meanwhile
+            return None
+        return found
+
+
+def done(users: int) -> set[tuple[str, str, str]]:
+    return {(step, alias, "") for step in ("train", "test") for alias in list(PLACED)[:users]}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come to pass")
+
+
+def ranks() -> list[psutil.Process]:
+    """Ray Train's workers, the youngest last."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()) and process.status() != "zombie":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def alone(study: Study, user: UserSplit, placement: Placement) -> dict[str, torch.Tensor]:
+    """The memory that a single process makes."""
+    from milp_ray.training.base import load_base
+    from milp_ray.training.trial import Trial
+
+    base = load_base(study.model)
+    with Trial(base, user, placement, study, phase="final", seed=study.seed) as trial:
+        trial.run()
+        assert base.attached is not None
+        return base.attached.state()
+
+
+def memory(final: Final, alias: str) -> dict[str, torch.Tensor]:
+    return load_file(final.spec.memory(alias) / "adapter_model.safetensors")
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], most: float) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[name], other[name], atol=most, rtol=0) for name in one
+    )
+
+
+def test_groups_of_one_side_by_side_make_the_memories_of_a_single_process(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    study = study_of(tiny_models["llama"], ray={"max_concurrent": 2})
+    final = Final(study, tiny_user, tmp_path)
+    final.run()
+    assert set(final.events) == done(3) and len(final.events) == 6
+    assert [step for step, _, _ in final.events] == ["train"] * 3 + ["test"] * 3
+    for alias, placement in PLACED.items():
+        assert close(memory(final, alias), alone(study, tiny_user, placement), 0)
+        scores = json.loads(final.spec.score_file(alias).read_text())
+        assert scores["placement"] == placement.key and set(scores["models"]) == {"base", "own", "other"}
+        assert scores["models"]["own"]["loss"] != scores["models"]["base"]["loss"]
+    assert not (tmp_path / "checkpoints" / "u1").exists()
+    assert not ranks()
+    before = [list(final.events), [path.stat().st_mtime for path in tmp_path.rglob("*")]]
+    final.run()  # nothing is left to do
+    assert before == [final.events, [path.stat().st_mtime for path in tmp_path.rglob("*")]]
+
+
+def test_a_group_of_two_makes_them_too_and_plain_peft_loads_them(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    two = {"workers_per_trial": 2, "parallelism": "zero3", "max_concurrent": 1}
+    study = study_of(tiny_models["llama"], ray=two, memory={"dropout": 0.0})
+    final = Final(study, tiny_user, tmp_path, users=2)
+    final.run()
+    assert set(final.events) == done(2)
+    single = Final(study_of(tiny_models["llama"], memory={"dropout": 0.0}), tiny_user, tmp_path / "single", 2)
+    single.run()
+    for alias in ("u1", "u2"):
+        assert close(memory(final, alias), memory(single, alias), 1e-4)
+        mine, theirs = (json.loads(f.spec.score_file(alias).read_text())["models"] for f in (final, single))
+        for model in mine:
+            assert mine[model] == pytest.approx(theirs[model], abs=1e-4)
+    base = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    loaded = PeftModel.from_pretrained(base, final.spec.memory("u1"))
+    assert close(
+        {name: value for name, value in loaded.state_dict().items() if "lora" in name},
+        {name.replace(".weight", ".default.weight"): value for name, value in memory(final, "u1").items()},
+        0,
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path, how: int
+) -> None:
+    two = {"workers_per_trial": 2, "parallelism": "zero2", "group_timeout": 6, "max_concurrent": 1}
+    study = study_of(tiny_models["llama"], ray=two, final={"epochs": 30, "checkpoint_steps": 5})
+    final = Final(study, tiny_user, tmp_path, users=1)
+    seen: list[tuple[int, int]] = []
+    pids: list[int] = []
+
+    def act() -> None:
+        wait_for(lambda: (final.state() or {}).get("step", 0) >= 10)
+        pids.extend(process.pid for process in ranks())
+        os.kill(pids[1], how)
+        seen.append((final.state() or {})["step"])
+        wait_for(lambda: len(ranks()) == 2 and not {p.pid for p in ranks()} & set(pids))
+        while not final.spec.has_memory("u1"):
+            if found := final.state():
+                seen.append((found["stage"], found["step"]))  # type: ignore[arg-type]
+            time.sleep(0.02)
+
+    final.during(act)
+    assert set(final.events) == done(1)
+    at, *after = seen
+    assert after and min(step for stage, step in after if stage == 0) >= at  # type: ignore[operator, misc]
+    whole = Final(study_of(tiny_models["llama"], ray=two, final={"epochs": 30}), tiny_user, tmp_path / "w", 1)
+    whole.run()
+    assert close(memory(final, "u1"), memory(whole, "u1"), 0)
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def test_stopped_in_the_middle_it_goes_on_later(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    study = study_of(
+        tiny_models["llama"], final={"epochs": 40, "checkpoint_steps": 5}, ray={"max_concurrent": 1}
+    )
+    final = Final(study, tiny_user, tmp_path, users=2)
+
+    def act() -> None:
+        wait_for(lambda: (final.state() or {}).get("step", 0) >= 5)
+        final.stop = True
+
+    final.during(act)
+    state = final.state()
+    assert state is not None and not final.spec.has_memory("u1") and not final.events
+    # The newest state is damaged: the one before is used, and said.
+    newest = max(final.spec.checkpoints("u1").glob("[0-9]*"))
+    os.truncate(newest / "adapter.safetensors", 100)
+    final.stop = False
+    final.run()
+    assert set(final.events) == done(2)
+    assert any("damaged" in note for note in final.notes)
+    assert close(memory(final, "u1"), alone(study, tiny_user, PLACED["u1"]), 0)
+
+
+def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        Final(study_of(tmp_path / "nowhere"), tiny_user, tmp_path, users=1).run()
+    (tmp_path / "memories").write_text("a file in the way")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed|Not a directory"):
+        Final(study_of(tiny_models["llama"]), tiny_user, tmp_path, users=1).run()
+    wait_for(lambda: not ranks())
