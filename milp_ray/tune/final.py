@@ -9,6 +9,7 @@ user that was half way goes on from its last state (:mod:`milp_ray.training.chec
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 _POLL_SECONDS = 0.2
+_SCRATCH = "train"  # Ray Train's own files; what counts is in memories, scores and checkpoints
 Listener = Callable[[Event], None]
 
 
@@ -70,6 +72,7 @@ def run_final(
                 )
     finally:
         ray.kill(assignments)
+        shutil.rmtree(spec.root / _SCRATCH, ignore_errors=True)
 
 
 def _followed(
@@ -125,7 +128,7 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=f"{spec.study.name}-final",
-            storage_path=str(spec.root / "train"),
+            storage_path=str(spec.root / _SCRATCH),
             # How often a user is tried again, and when to give up, is the assignments' to say: with many
             # users, a worker is lost now and then.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),

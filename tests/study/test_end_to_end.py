@@ -230,7 +230,59 @@ def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start:
     run = study_file.parent / "runs" / "small"
     quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.epochs=30"]
     process = start("search", str(study_file), *quick)
-    kill_a_worker(process, "FinalWorker.do")
+    kill_a_worker(process, "RayTrainWorker")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert len(list((run / "memories").iterdir())) == len(list((run / "scores").iterdir())) == 2
+
+
+@pytest.mark.timeout(900)
+def test_two_workers_per_trial_find_what_one_finds(study_file: Path, start: Start) -> None:
+    runs = study_file.parent / "runs"
+    quick = ["search.trials=3", "search.initial=3", "search.surrogate=random", "final.automatic=false"]
+    two = ["ray.workers_per_trial=2", "ray.parallelism=zero3", "ray.cpus_per_worker=0.5"]
+    for name, more in (("one", []), ("two", two)):
+        for words in (
+            ["search", str(study_file), f"name={name}", *quick, *more],
+            ["final", str(runs / name)],
+        ):
+            process = start(*words)
+            output = process.communicate()[0]
+            assert process.returncode == 0, output
+            if words[0] == "search":
+                assert f"milp-ray final {runs / name}" in " ".join(output.split())
+                assert not (runs / name / "memories").exists()
+            else:
+                assert "users: 2 of 2 have a memory" in output
+    # Aliases differ from run to run: users are compared by the order of their first losses.
+    losses = [
+        sorted(
+            [e["values"]["loss"] for e in found if e["event"] == "told"]
+            for found in events(runs / name).values()
+        )  # type: ignore[index]
+        for name in ("one", "two")
+    ]
+    assert len(losses[0]) == 2 and len(losses[0][0]) == 3
+    assert losses[1] == [pytest.approx(values, abs=1e-4) for values in losses[0]]
+    scores = [
+        pd.read_csv(runs / name / "tables" / "scores.csv").sort_values(["model", "loss"]).loss.tolist()
+        for name in ("one", "two")
+    ]
+    assert len(scores[0]) == 6 and scores[1] == pytest.approx(scores[0], abs=1e-3)
+    assert not list((runs / "two").rglob("checkpoints/*")) and not (runs / "two" / "train").exists()
+
+
+def test_a_final_job_without_a_finished_search_is_refused(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    process = start(
+        "search", str(study_file), "trial.epochs=8", "search.surrogate=random", "ray.max_concurrent=1"
+    )
+    wait_for(lambda: len(told(run)) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    refused = start("final", str(run))
+    output = refused.communicate()[0]
+    assert refused.returncode == 2 and "no user's search is over" in output and "milp-ray resume" in output
+    other = start("final", str(run), "final.epochs=9")
+    output = other.communicate()[0]
+    assert other.returncode == 2 and "a run keeps its study" in output

@@ -261,6 +261,6 @@ def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
     with pytest.raises(ModelError, match="nowhere"):
         Final(study_of(tmp_path / "nowhere"), tiny_user, tmp_path, users=1).run()
     (tmp_path / "memories").write_text("a file in the way")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed|Not a directory"):
+    with pytest.raises(StorageError, match=r"a file stands where a folder is needed|Not a directory"):
         Final(study_of(tiny_models["llama"]), tiny_user, tmp_path, users=1).run()
     wait_for(lambda: not ranks())
