@@ -23,10 +23,9 @@ from milp_ray.errors import MilpRayError, StorageError, TrialFailed, place_of
 from milp_ray.storage import write_json
 from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.processes import end, free_address, here
-from milp_ray.tune.slicing import cannot_start
+from milp_ray.tune.resident import resident_base
 
 if TYPE_CHECKING:
-    from milp_ray.training.base import BaseModel
     from milp_ray.training.parallel.group import Group
     from milp_ray.training.trial import Trial
 
@@ -130,7 +129,13 @@ class _Rank:
     def __init__(self, seat: Seat, assignments: Any, cpus: float) -> None:
         self._seat, self._assignments = seat, assignments
         self._spec: FinalSpec = ray.get(assignments.spec.remote())
-        self._base = self._load(cpus)
+        meeting = None
+        if seat.size > 1:
+            from milp_ray.training.parallel.group import Meeting
+
+            patience = self._spec.study.ray.group_timeout
+            meeting = Meeting(seat.address, seat.rank, seat.size, patience)
+        self._base = resident_base(self._spec.study, cpus, meeting)
         self._group: Group = self._base.parallel.group
         self._asked = time.monotonic()
 
@@ -149,30 +154,6 @@ class _Rank:
                 continue
             if self._seat.rank == 0:
                 ray.get(self._assignments.end.remote(self._seat.group, reason, notes))
-
-    def _load(self, cpus: float) -> BaseModel:
-        import torch
-
-        from milp_ray.training.base import device_of, load_base
-        from milp_ray.training.limits import limit_memory
-        from milp_ray.training.parallel.group import SOLO, Meeting, Ranks
-        from milp_ray.training.parallel.sharding import Parallel
-
-        torch.set_num_threads(max(1, int(cpus)))
-        seat, study = self._seat, self._spec.study
-        settings = study.ray
-        try:
-            group: Group = SOLO
-            if seat.size > 1:
-                meeting = Meeting(seat.address, seat.rank, seat.size, settings.group_timeout)
-                group = Ranks(meeting, device_of(study.model))
-            base = load_base(study.model, Parallel(group, settings.parallelism, settings.offload))
-            limit_memory(settings, base.device)
-            return base
-        except MilpRayError:
-            raise
-        except Exception as error:
-            raise cannot_start(error) from None
 
     def _next(self) -> Job | None:
         """The group's next job, the same on all ranks."""

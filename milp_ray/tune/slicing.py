@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from milp_ray.errors import ClusterError, MilpRayError, TrialFailed, place_of
+from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label
 from milp_ray.memory.space import Placement
 from milp_ray.tune.queue import BASELINE
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from milp_ray.training.loop import Progress
     from milp_ray.training.trial import Measurement, Trial
     from milp_ray.tune.trainable import TrialSpec
-
-
-def cannot_start(error: Exception) -> ClusterError:
-    """The error that ends a run when a worker cannot be set up."""
-    return ClusterError(
-        f"a worker could not be set up: {place_of(error)}",
-        expected="a worker that imports the pinned packages and has room for the base model",
-        remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
-    )
 
 
 def ending(reason: str = "", fatal: MilpRayError | None = None) -> dict[str, object]:

@@ -18,7 +18,8 @@ from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import MilpRayError
 from milp_ray.memory.space import Placement
-from milp_ray.tune.slicing import Slices, cannot_start, ending
+from milp_ray.tune.resident import resident_base
+from milp_ray.tune.slicing import Slices, ending
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,14 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
         """Load the base; called once per actor."""
-        import torch
-
-        from milp_ray.training.base import load_base
-        from milp_ray.training.limits import limit_memory
-
-        if (cpus := self.trial_resources.head_cpus) >= 1:
-            torch.set_num_threads(int(cpus))
         self._fatal: MilpRayError | None = None
         # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
         # an error now would have Tune start the actor again and then write off one trial after the other.
         try:
-            base = load_base(spec.study.model)
-            limit_memory(spec.study.ray, base.device)
-            self._slices = Slices(spec, base)
+            self._slices = Slices(spec, resident_base(spec.study, self.trial_resources.head_cpus))
             self._begin(config)
         except MilpRayError as error:
             self._fatal = error
-        except Exception as error:
-            self._fatal = cannot_start(error)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial on the same base."""

@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from milp_ray.errors import MilpRayError, from_plain, place_of
 from milp_ray.memory.space import Placement
 from milp_ray.tune.processes import Place, end, free_address, here
-from milp_ray.tune.slicing import Slices, WorkerBroke, cannot_start
+from milp_ray.tune.resident import resident_base
+from milp_ray.tune.slicing import Slices, WorkerBroke
 
 if TYPE_CHECKING:
-    from milp_ray.training.base import BaseModel
     from milp_ray.tune.trainable import TrialSpec
 
 _START_SECONDS = 300.0  # until all ranks have imported, met and loaded the base
@@ -55,25 +55,14 @@ class Rank:
 
     def join(self, address: str, rank: int, size: int) -> dict[str, object] | None:
         """Meet the others and load the base; None, or the error that keeps any worker from working."""
-        import torch
+        from milp_ray.training.parallel.group import Meeting
 
-        from milp_ray.training.base import device_of, load_base
-        from milp_ray.training.limits import limit_memory
-        from milp_ray.training.parallel.group import Meeting, Ranks
-        from milp_ray.training.parallel.sharding import Parallel
-
-        torch.set_num_threads(max(1, int(self._cpus)))
         study = self._spec.study
         try:
-            device = device_of(study.model)
-            group = Ranks(Meeting(address, rank, size, study.ray.group_timeout), device)
-            parallel = Parallel(group, study.ray.parallelism, study.ray.offload)
-            base: BaseModel = load_base(study.model, parallel)
-            limit_memory(study.ray, device)
+            meeting = Meeting(address, rank, size, study.ray.group_timeout)
+            base = resident_base(study, self._cpus, meeting)
         except MilpRayError as error:
             return error.to_plain()
-        except Exception as error:
-            return cannot_start(error).to_plain()
         self._slices = Slices(self._spec, base)
         return None
 

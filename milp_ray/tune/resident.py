@@ -1,0 +1,58 @@
+"""The base model of a worker process: threads, process group, weights and bounds, once per process.
+
+Every worker comes to its base this way, whether it works alone, as a rank of a group in the search, or in the
+final job.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+from milp_ray.config.models import Study
+from milp_ray.errors import ClusterError, MilpRayError, place_of
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+    from milp_ray.training.parallel.group import Meeting
+
+
+def resident_base(study: Study, cpus: float, meeting: Meeting | None = None) -> BaseModel:
+    """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
+
+    Args:
+        study: as workers are to read it.
+        cpus: that the process may use.
+        meeting: of the group that the process is to be a rank of; None: it works alone.
+
+    Raises:
+        MilpRayError: what keeps this worker, and so any, from working.
+    """
+    import torch
+
+    from milp_ray.training.base import device_of, load_base
+    from milp_ray.training.limits import limit_memory
+    from milp_ray.training.parallel.group import Ranks
+    from milp_ray.training.parallel.sharding import ALONE, Parallel
+
+    torch.set_num_threads(max(1, int(cpus)))
+    settings = study.ray
+    try:
+        parallel = ALONE
+        if meeting is not None:
+            group = Ranks(meeting, device_of(study.model))
+            parallel = Parallel(group, settings.parallelism, settings.offload)
+        base = load_base(study.model, parallel)
+        limit_memory(settings, base.device)
+    except MilpRayError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"a worker could not be set up: {place_of(error)}",
+            expected="a worker that imports the pinned packages and has room for the base model",
+            remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
+        ) from None
+    # What is here now stays: collections after a trial need not look through it.
+    gc.collect()
+    gc.freeze()
+    return base

@@ -1,0 +1,121 @@
+"""Several Ray nodes on this machine, one of which dies: nothing finished is lost, and the study ends well."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .conftest import Start
+from .test_end_to_end import events, told, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Nodes:
+    address: str
+    raylets: list[int]
+
+    def kill_one_with(self, title: str) -> bool:
+        """Kill a node, not the head, that runs a process with this title; False if there is none."""
+        for pid in self.raylets[1:]:
+            try:
+                children = psutil.Process(pid).children(recursive=True)
+                if any(title in " ".join(child.cmdline()) for child in children):
+                    os.kill(pid, signal.SIGKILL)
+                    self.raylets.remove(pid)
+                    return True
+            except psutil.Error:  # it ended meanwhile
+                continue
+        return False
+
+
+@pytest.fixture
+def make_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
+    """Nodes of so many CPUs each, the first the head; ended by the test's end."""
+    settings = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    folder = tempfile.mkdtemp(prefix="n", dir="/tmp")
+    processes: list[subprocess.Popen[str]] = []
+
+    def make(*cpus: int) -> Nodes:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.study.nodes", folder, *map(str, cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        return Nodes(**json.loads(process.stdout.readline()))
+
+    yield make
+    for process in processes:
+        process.communicate("")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(900)
+def test_nodes_die_under_the_search_and_under_the_final_job(
+    study_file: Path, start: Start, make_nodes: Callable[..., Nodes]
+) -> None:
+    nodes = make_nodes(1, 1, 1, 1)
+    run = study_file.parent / "runs" / "small"
+    settings = [
+        f"ray.address={nodes.address}",
+        "ray.workers_per_trial=2",
+        "ray.parallelism=ddp",
+        "ray.max_concurrent=1",
+        "ray.group_timeout=20",
+    ]
+    quick = ["search.surrogate=random", "trial.epochs=6", "final.automatic=false"]
+    process = start(
+        "search", str(study_file), *settings, *quick, "final.epochs=40", "final.checkpoint_steps=5"
+    )
+    wait_for(lambda: len(told(run)) >= 2, process)
+    before = told(run)
+    wait_for(lambda: nodes.kill_one_with("ray::Rank"), process)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
+    assert set(before) <= set(told(run))
+
+    process = start("final", str(run), *settings)
+    wait_for(lambda: list(run.glob("checkpoints/*/00*")), process)
+    wait_for(lambda: nodes.kill_one_with("RayTrainWorker"), process)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert len(list((run / "scores").iterdir())) == 2
+
+    # Nothing of ours is left on the nodes that live.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        left = [
+            child.cmdline()
+            for pid in nodes.raylets
+            for child in psutil.Process(pid).children()
+            if any(title in " ".join(child.cmdline()) for title in ("Rank", "Train", "Assignments", "Propos"))
+            and "TrainState" not in " ".join(child.cmdline())  # Ray's own, one per cluster
+        ]
+        if not left:
+            return
+        time.sleep(0.2)
+    raise AssertionError(left)
