@@ -257,9 +257,12 @@ def test_two_workers_per_trial_find_what_one_finds(study_file: Path, start: Star
     # Aliases differ from run to run: users are compared by the order of their first losses.
     losses = [
         sorted(
-            [e["values"]["loss"] for e in found if e["event"] == "told"]
+            [
+                loss
+                for _, loss in sorted((e["id"], e["values"]["loss"]) for e in found if e["event"] == "told")
+            ]  # type: ignore[index, type-var]
             for found in events(runs / name).values()
-        )  # type: ignore[index]
+        )
         for name in ("one", "two")
     ]
     assert len(losses[0]) == 2 and len(losses[0][0]) == 3
