@@ -289,3 +289,21 @@ def test_a_final_job_without_a_finished_search_is_refused(study_file: Path, star
     other = start("final", str(run), "final.epochs=9")
     output = other.communicate()[0]
     assert other.returncode == 2 and "a run keeps its study" in output
+
+
+@pytest.mark.timeout(600)
+def test_a_trial_whose_group_was_lost_too_often_is_told_as_failed(study_file: Path, start: Start) -> None:
+    run = study_file.parent / "runs" / "small"
+    quick = ["search.trials=4", "search.initial=4", "search.surrogate=random", "final.automatic=false"]
+    two = ["ray.workers_per_trial=2", "ray.parallelism=ddp", "ray.cpus_per_worker=1", "ray.max_failures=0"]
+    process = start("search", str(study_file), *quick, *two, "trial.epochs=20")
+    wait_for(  # a trial then, no measurement without a memory
+        lambda: sum(e["event"] == "reference" for found in events(run).values() for e in found) == 2, process
+    )
+    kill_a_worker(process, "ray::Rank.slice")
+    output = process.communicate()[0]
+    assert process.returncode == 3, output
+    ends = [e for found in events(run).values() for e in found if e["event"] in ("told", "failed")]
+    lost = [e for e in ends if e["event"] == "failed"]
+    assert len(ends) == 8 and len(lost) == 1
+    assert "a worker died" in str(lost[0]["reason"])
