@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,21 @@ PLACED = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with ray_session(RaySettings()):
+    with ray_session(RaySettings(dashboard=True)):
         yield
+
+
+def train_runs() -> list[dict[str, Any]]:
+    """What the dashboard's Train tab shows."""
+    from ray._private.worker import get_dashboard_url
+
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="ascii").strip()
+    request = urllib.request.Request(
+        f"http://{get_dashboard_url()}/api/train/v2/runs/v1", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["train_runs"]
+    return found
 
 
 def study_of(folder: Path, **changes: Any) -> Study:
@@ -160,7 +174,13 @@ def test_groups_of_one_side_by_side_make_the_memories_of_a_single_process(
 ) -> None:
     study = study_of(tiny_models["llama"], ray={"max_concurrent": 2})
     final = Final(study, tiny_user, tmp_path)
-    final.run()
+    shown: list[str] = []
+    final.during(
+        lambda: shown.extend(
+            wait_for(lambda: [r["status"] for r in train_runs() if r["name"] == "fin-final"])
+        )
+    )
+    assert shown, "the dashboard's Train tab showed nothing"
     assert set(final.events) == done(3) and len(final.events) == 6
     assert [step for step, _, _ in final.events] == ["train"] * 3 + ["test"] * 3
     for alias, placement in PLACED.items():
