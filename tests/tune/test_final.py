@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +49,11 @@ def train_runs() -> list[dict[str, Any]]:
     request = urllib.request.Request(
         f"http://{get_dashboard_url()}/api/train/v2/runs/v1", headers={"Authorization": f"Bearer {token}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["train_runs"]
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["train_runs"]
+    except urllib.error.HTTPError:  # Ray Train has not told anything yet
+        return []
     return found
 
 
