@@ -1,0 +1,293 @@
+"""What does it cost when something dies? Kill it, and look at what was lost and how long work stood still.
+
+A study of the demo's people (3 users, 4 random placements each, two workers per trial) is run undisturbed
+once, and then once for each fault: a process is killed or stopped by its id while it works. Afterwards every
+trial must have been told once, with the loss that the undisturbed run found, and every user must have a
+memory with the undisturbed one's test loss.
+
+    python benchmarks/faults.py                      # about 15 minutes
+    python benchmarks/faults.py --only rank-killed
+
+Writes results/faults.csv: per fault the trials lost and told twice, the largest difference of a loss, the
+seconds from the fault to the next result, and what passes between two results when nothing happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = (
+    "search.trials=4",
+    "search.initial=4",
+    "search.surrogate=random",
+    "trial.epochs=12",
+    "final.epochs=60",
+    "final.checkpoint_steps=20",
+    "ray.workers_per_trial=2",
+    "ray.parallelism=zero2",
+    "ray.cpus_per_worker=1",
+    "ray.max_concurrent=1",
+    "ray.group_timeout=10",
+)
+SEARCH, FINAL = "search", "final"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to which process, in which stage.
+
+    ``title`` is part of the process's title; "driver" and "node" stand for these. ``damage``: the newest
+    state of a training is changed as well.
+    """
+
+    name: str
+    stage: str = SEARCH
+    title: str = ""
+    how: int = signal.SIGKILL
+    damage: bool = False
+
+
+FAULTS = (
+    Fault("rank-killed", title="ray::Rank"),
+    Fault("rank-hung", title="ray::Rank", how=signal.SIGSTOP),
+    Fault("trainable-killed", title="GroupTrial"),
+    Fault("driver-killed", title="driver"),
+    Fault("node-killed", title="node"),
+    Fault("final-rank-killed", FINAL, "RayTrainWorker"),
+    Fault("final-rank-hung", FINAL, "RayTrainWorker", signal.SIGSTOP),
+    Fault("final-driver-killed", FINAL, "driver"),
+    Fault("final-driver-killed-and-state-flipped", FINAL, "driver", damage=True),
+    Fault("final-node-killed", FINAL, "node"),
+)
+
+
+@dataclass
+class Run:
+    """A run of the study, watched from outside."""
+
+    study: Path
+    name: str
+    address: str | None = None
+    results: list[float] = field(default_factory=list)  # when results were seen
+    seen: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.study.parent / "runs" / self.name
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        more = [f"ray.address={self.address}"] if self.address else []
+        log = (self.study.parent / f"{self.name}.log").open("a")
+        return subprocess.Popen(
+            [sys.executable, "-m", "milp_ray", *words, *more], stdout=log, stderr=log, text=True, cwd=ROOT
+        )
+
+    def count(self, stage: str) -> int:
+        """Results so far: trials told, or states and memories of the final job."""
+        if stage == SEARCH:
+            return len(self.told())
+        states = [int(path.name) for path in self.folder.glob("checkpoints/*/[0-9]*")]
+        return 1000 * len(list(self.folder.glob("memories/u-*"))) + max(states, default=0)
+
+    def told(self) -> list[tuple[str, int, float]]:
+        """(alias, trial, loss) of every told trial."""
+        return [
+            (path.stem, event["id"], event["values"]["loss"])
+            for path in sorted(self.folder.glob("events/*.jsonl"))
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line and (event := json.loads(line))["event"] == "told"
+        ]
+
+    def losses(self) -> list[float]:
+        """Of all trials and all tests, in an order that does not depend on aliases, which differ by run."""
+        users: dict[str, list[float]] = {}
+        for alias, _, loss in sorted(self.told()):
+            users.setdefault(alias, []).append(loss)
+        for alias, values in users.items():
+            path = self.folder / "scores" / f"{alias}.json"
+            values += [scores["loss"] for scores in json.loads(path.read_text())["models"].values()]
+        return [loss for values in sorted(users.values()) for loss in values]
+
+    def until(self, process: subprocess.Popen[str], stage: str, more: int) -> float:
+        """Wait for ``more`` results; the seconds it took."""
+        began, target = time.monotonic(), self.count(stage) + more
+        while self.count(stage) < target:
+            if process.poll() not in (None, 0):
+                raise SystemExit(f"{self.name}: exit {process.returncode}, see {self.study.parent}")
+            if process.poll() == 0:
+                break
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+
+def processes(title: str, below: list[int]) -> list[psutil.Process]:
+    """Descendants with this title."""
+    found: list[psutil.Process] = []
+    for pid in below:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            found.extend(
+                child
+                for child in psutil.Process(pid).children(recursive=True)
+                if title in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE
+            )
+    return found
+
+
+def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> None:
+    """Do it."""
+    if fault.title == "driver":
+        process.kill()
+        process.wait()
+        return
+    title = {"node": "ray::Rank" if fault.stage == SEARCH else "RayTrainWorker"}.get(fault.title, fault.title)
+    while True:
+        if fault.title == "node":
+            at_work = [pid for pid in raylets[1:] if processes(title, [pid])]
+            if at_work:
+                os.kill(at_work[0], fault.how)
+                return
+        elif found := processes(title, [process.pid]):
+            os.kill(found[-1].pid, fault.how)
+            return
+        time.sleep(0.05)
+
+
+def flip(run: Run) -> None:
+    """Change one byte of the newest state."""
+    path = max(run.folder.glob("checkpoints/*/[0-9]*")) / "adapter.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+@contextmanager
+def nodes(wanted: bool) -> Iterator[tuple[str | None, list[int]]]:
+    """Four nodes of one CPU on this machine, or none: their head's address and the raylets' process ids."""
+    if not wanted:
+        yield None, []
+        return
+    folder = tempfile.mkdtemp(prefix="n", dir="/tmp")
+    words = [sys.executable, "-m", "tests.study.nodes", folder, "1", "1", "1", "1"]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    found = json.loads(process.stdout.readline())
+    try:
+        yield found["address"], found["raylets"]
+    finally:
+        process.communicate("")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def undisturbed(study: Path) -> tuple[Run, dict[str, float]]:
+    """The run that the others are held against, and the median seconds between two of its results."""
+    run, gaps = Run(study, "undisturbed"), {}
+    steps: dict[str, Callable[[], subprocess.Popen[str]]] = {
+        SEARCH: lambda: run.start(
+            "search", str(study), f"name={run.name}", *SETTINGS, "final.automatic=false"
+        ),
+        FINAL: lambda: run.start("final", str(run.folder)),
+    }
+    for stage, begin in steps.items():
+        process = begin()
+        run.until(process, stage, 1)
+        waits = []
+        while process.poll() is None:
+            waits.append(run.until(process, stage, 1))
+        gaps[stage] = statistics.median(waits[:-1] or waits)
+    return run, gaps
+
+
+def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> dict[str, object]:
+    """One fault: what it cost."""
+    with nodes(fault.title == "node") as (address, raylets):
+        run = Run(study, fault.name, address)
+        process = run.start("search", str(study), f"name={run.name}", *SETTINGS, "final.automatic=false")
+        if fault.stage == FINAL:
+            process.wait()
+            process = run.start("final", str(run.folder))
+        run.until(process, fault.stage, 2)
+        before = run.told()
+        harm(fault, process, raylets)
+        if fault.damage:
+            flip(run)
+        began = time.monotonic()
+        if fault.title == "driver":
+            process = run.start("resume" if fault.stage == SEARCH else "final", str(run.folder))
+        run.until(process, fault.stage, 1)
+        seconds = time.monotonic() - began
+        process.wait()
+        if fault.stage == SEARCH:
+            process = run.start("final", str(run.folder))
+            process.wait()
+    told = [(alias, number) for alias, number, _ in run.told()]
+    pairs = zip(run.losses(), plain.losses(), strict=True)
+    return {
+        "fault": fault.name,
+        "exit": process.returncode,
+        "trials lost": len({(alias, number) for alias, number, _ in before} - set(told)),
+        "trials told twice": len(told) - len(set(told)),
+        "trials": len(told),
+        "largest difference of a loss": f"{max(abs(mine - theirs) for mine, theirs in pairs):.1e}",
+        "seconds to the next result": round(seconds, 1),
+        "seconds undisturbed": round(gaps[fault.stage], 1),
+    }
+
+
+def main() -> None:
+    """Run all faults, one after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[fault.name for fault in FAULTS])
+    parser.add_argument("--demo", type=Path, default=ROOT / ".cache" / "demo")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.csv")
+    args = parser.parse_args()
+    settings = {
+        "RAY_AUTH_MODE": "disabled",  # of the nodes; a private Ray has a token of its own
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    os.environ.update(settings)
+    os.environ.pop("RAY_ADDRESS", None)
+    from milp_ray.study.demo import prepare_demo
+
+    made = prepare_demo(args.demo)
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    study = folder / "study.yaml"
+    study.write_text(made.read_text().replace(str(made.parent / "runs"), str(folder / "runs")))
+    plain, gaps = undisturbed(study)
+    rows = []
+    for fault in FAULTS:
+        if args.only and fault.name not in args.only:
+            continue
+        rows.append(measured(study, fault, plain, gaps))
+        print(*rows[-1].values(), flush=True)
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
