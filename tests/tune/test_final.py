@@ -67,7 +67,7 @@ def study_of(folder: Path, **changes: Any) -> Study:
         "optimizer": {"learning_rate": 1e-2, "batch_size": 3},
         "trial": {"max_new_tokens": 4, "eval_batch_size": 2},
         "final": {"epochs": 2, "instruct_epochs": 1},
-        "ray": {"cpus_per_worker": 0.5, "group_timeout": 30, "gpus_per_worker": 0},
+        "ray": {"cpus_per_worker": 0.5, "group_timeout": 30, "gpus_per_worker": 0, "dashboard": True},
     }
     for section, values in changes.items():
         raw[section] = {**raw[section], **values}
