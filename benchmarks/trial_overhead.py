@@ -321,7 +321,7 @@ def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
         title="method / ranks / parallelism",
     )
     axes.margins(x=0.15)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     axes.grid(alpha=0.25, axis="x")
     figure.savefig(path, dpi=130)
 
