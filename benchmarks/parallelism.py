@@ -6,9 +6,10 @@ alone, then with 2 ranks ddp, zero1, zero2, zero3 and fsdp, all by the product's
 fresh processes. The peer is plain PEFT in PyTorch's DistributedDataParallel on the same ranks, batches and
 rates.
 
-Tokens/s are those of steps 3 to 20. `held` counts the base's parameters that lie on a rank between two calls;
-memory is the resident size of the worst rank: its peak in training and, apart from it, while loading, when
-each rank reads the whole base. Losses of all 20 steps are compared with those of a single rank.
+Tokens/s are those of steps 3 to 20, also per CPU second of all ranks, where other work on the machine shows
+less. `held` counts the base's parameters that lie on a rank between two calls; memory is the resident size of
+the worst rank: its peak in training and, apart from it, while loading, when each rank reads the whole base.
+Losses of all 20 steps are compared with those of a single rank.
 
     python benchmarks/parallelism.py                # ten minutes
     python benchmarks/parallelism.py --size tiny    # a quick look
@@ -146,19 +147,20 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any) -> Row:
         found["held"] = held(base.model)
         found["loading_mib"] = memory("VmHWM")
         steps = steps_of_trial(base, study)
-    losses, tokens, began = [], 0, 0.0
+    losses, tokens, began, worked = [], 0, 0.0, 0.0
     for loss, count in steps:
         losses.append(loss)
         if len(losses) == 1:
             # The peak so far is that of loading; what follows is training's own.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         elif len(losses) == WARM:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
         elif len(losses) > WARM:
             tokens += count
         if len(losses) == STEPS:
             break  # what the product measures afterwards is not timed
     found |= {"losses": losses, "seconds": time.perf_counter() - began, "tokens": tokens}
+    found["cpu_seconds"] = time.process_time() - worked
     found["training_mib"] = memory("VmHWM")
     # Ranks leave the trial together: one that drops it tells the others, as they do.
     steps.close()  # type: ignore[attr-defined]
@@ -184,7 +186,9 @@ def row_of(strategy: str, ranks: Sequence[Row], alone: Sequence[float]) -> Row:
         "strategy": strategy,
         "ranks": len(ranks),
         "tokens_per_second": ranks[0]["tokens"] / max(rank["seconds"] for rank in ranks),
+        "tokens_per_cpu_second": ranks[0]["tokens"] / sum(rank["cpu_seconds"] for rank in ranks),
         "over_peer": "",
+        "over_peer_cpu": "",
         "training_mib": max(rank["training_mib"] for rank in ranks),
         "loading_mib": max(rank.get("loading_mib", 0.0) for rank in ranks) or "",
         "held": max(rank.get("held", 0) for rank in ranks) or "",
@@ -245,6 +249,7 @@ def main() -> None:
             rows.append(row_of(strategy, ranks, alone))
             for row in rows[1:]:
                 row["over_peer"] = row["tokens_per_second"] / rows[1]["tokens_per_second"]
+                row["over_peer_cpu"] = row["tokens_per_cpu_second"] / rows[1]["tokens_per_cpu_second"]
             print(rows[-1], flush=True)
             write(rows, RESULTS / f"{arguments.name}.csv")
             title = f"Llama {arguments.size}, batches of {arguments.batch} x {arguments.tokens} tokens, CPU"

@@ -129,12 +129,13 @@ def test_overhead_is_what_training_and_measuring_leave_of_the_wall_time() -> Non
 def test_a_strategy_is_as_slow_and_as_large_as_its_worst_rank() -> None:
     parallelism = importlib.import_module("parallelism")
     ranks = [
-        {"losses": [2.0, 1.0], "seconds": s, "tokens": 100, "training_mib": m, "loading_mib": 9.0, "held": h}
+        {"losses": [2.0, 1.0], "tokens": 100, "loading_mib": 9.0, "training_mib": m, "held": h}
+        | {"seconds": s, "cpu_seconds": s / 2}
         for s, m, h in ((1.0, 50.0, 7), (2.0, 40.0, 8))
     ]
     row = parallelism.row_of("zero3", ranks, [2.0, 1.25])
     assert row["tokens_per_second"] == 50 and row["training_mib"] == 50 and row["held"] == 8
-    assert row["loss_difference"] == 0.25
+    assert row["loss_difference"] == 0.25 and row["tokens_per_cpu_second"] == pytest.approx(100 / 1.5)
 
 
 def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
