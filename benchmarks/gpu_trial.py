@@ -158,7 +158,7 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
     import torch
     from peft import get_peft_model
     from torch.utils.data import DataLoader
-    from transformers import Trainer, TrainingArguments, default_data_collator
+    from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
     from milp_ray.memory.adapters import lora_config
     from milp_ray.training.loop import rate
@@ -204,6 +204,7 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
         disable_tqdm=True,
     )
     trainer = InOrder(model, arguments, eval_dataset=samples, optimizers=(optimizer, schedule))
+    trainer.remove_callback(PrinterCallback)
     before = time.perf_counter()
     result = trainer.train()
     train = time.perf_counter() - before
