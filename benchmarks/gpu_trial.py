@@ -17,7 +17,8 @@ vocabulary v and L layers, the lowest LoRA in layer l (from 0):
 - LoRA: 6 T times its parameters, forward and backward.
 
 `mfu` is that over time and the device's dense bf16 peak (989 TFLOP/s for H100 and H200), `matmul_share` the
-same over what one large matrix product reaches here. Neither Ray nor DeepSpeed is needed:
+same over what one large matrix product reaches here. Neither Ray nor DeepSpeed is needed; where there are
+several GPUs, hide all but one (CUDA_VISIBLE_DEVICES=0), as the Trainer would take them all:
 
     PYTHONPATH=. python benchmarks/gpu_trial.py                # a GPU with 24 GB or more: some minutes
     PYTHONPATH=. python benchmarks/gpu_trial.py --size 100m    # smaller

@@ -223,7 +223,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     names = [f"{row['strategy']}\n{row['ranks']} rank{'s' * (row['ranks'] > 1)}" for row in rows]
     colours = ["#999999" if row["strategy"] == PEER else "#0072B2" for row in rows]
     for axes, column, label in (
-        (left, "tokens_per_second", "tokens/s"),
+        (left, "tokens_per_cpu_second", "tokens per CPU second of all ranks"),
         (right, "training_mib", "peak memory of a rank in training (MiB)"),
     ):
         bars = axes.bar(names, [row[column] for row in rows], color=colours)
