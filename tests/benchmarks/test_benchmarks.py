@@ -5,11 +5,13 @@ Nothing is timed here; the benchmarks themselves take hours.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -105,3 +107,79 @@ def test_costs_are_those_between_two_marks() -> None:
     marks = population.at_marks(rows, 2000)
     assert [row["mark"] for row in marks] == [100, 1000, 2000]
     assert all(row["cpu_seconds_per_trial"] == pytest.approx(0.02) for row in marks)
+
+
+def test_overhead_is_what_training_and_measuring_leave_of_the_wall_time() -> None:
+    overhead = importlib.import_module("trial_overhead")
+
+    def ends(wall: float) -> list[Any]:
+        result = {"train_seconds": 1.0, "eval_seconds": 0.5, "loss": 2.0}
+        return [overhead.Ended(10 + wall * n, {"placement": f"{n}:4"}, result) for n in range(1, 6)]
+
+    rows = overhead.rows_of("resident/1", 4.0, ends(2.0)) + overhead.rows_of("function/1", 4.0, ends(8.0))
+    assert rows[0]["wall"] == pytest.approx(8.0) and rows[1]["overhead"] == pytest.approx(0.5)
+    resident, function = overhead.summary(rows)
+    assert resident["trials"] == 4 and resident["overhead"] == pytest.approx(0.5)
+    assert resident["function_over_this"] == pytest.approx(6.5 / 0.5) and resident["met"]
+    assert function["overhead"] == pytest.approx(6.5) and function["met"] == ""
+    rows[-1]["loss"] += 1e-3
+    assert overhead.summary(rows)[1]["loss_difference"] == pytest.approx(1e-3)
+
+
+def test_a_strategy_is_as_slow_and_as_large_as_its_worst_rank() -> None:
+    parallelism = importlib.import_module("parallelism")
+    ranks = [
+        {"losses": [2.0, 1.0], "tokens": 100, "loading_mib": 9.0, "training_mib": m, "held": h}
+        | {"seconds": s, "cpu_seconds": s / 2}
+        for s, m, h in ((1.0, 50.0, 7), (2.0, 40.0, 8))
+    ]
+    row = parallelism.row_of("zero3", ranks, [2.0, 1.25])
+    assert row["tokens_per_second"] == 50 and row["training_mib"] == 50 and row["held"] == 8
+    assert row["loss_difference"] == 0.25 and row["tokens_per_cpu_second"] == pytest.approx(100 / 1.5)
+
+
+def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
+    """Counted by PyTorch itself for a step on one text, without attention's, which it counts in full."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from milp_ray.memory.adapters import lora_config
+    from milp_ray.memory.space import Placement
+    from milp_ray.training.batches import Example, collate, token_losses
+
+    bases, trial = (importlib.import_module(name) for name in ("bases", "gpu_trial"))
+    base = bases.random_base("tiny", "cpu")
+    config, length = base.model.config, 17
+    for key in ("0:8,11:16", "5:8", "11:8"):
+        placement = Placement.from_key(key)
+        base.attach(lora_config(placement, base.architecture))
+        with FlopCounterMode(display=False) as counter:
+            token_losses(base, collate([Example(tuple(range(3, 3 + length)), 1)], base)).mean().backward()
+        base.detach()
+        products = {
+            name.__name__ if callable(name) else str(name): n
+            for name, n in counter.get_flop_counts()["Global"].items()
+        }
+        found = sum(n for name, n in products.items() if "mm" in name)
+        T = length - 1
+        attention = 2 * T * (T + 1) * config.hidden_size * config.num_hidden_layers
+        attention += 4 * T * (T + 1) * config.hidden_size * (11 - placement.ranks[0][0])
+        assert found == pytest.approx(trial.flops(config, placement, T) - attention, rel=0.02), (
+            key,
+            products,
+        )
+
+
+def test_both_sides_of_the_gpu_comparison_do_the_same_work(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    bases, trial = (importlib.import_module(name) for name in ("bases", "gpu_trial"))
+    arguments = argparse.Namespace(size="tiny", tokens=32, batch=4, epochs=2, repeats=1)
+    base = bases.random_base("tiny", "cpu")
+    study, person = trial.study_of(arguments), trial.user(9, 32)
+    rows = trial.compare(base, "4 LoRAs", study, person, arguments)
+    assert [row["tokens"] for row in rows] == [9 * 32 * 2] * 2
+    for key in ("train_loss", "validation_loss"):
+        assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-4)
+    ours, peer = trial.finish(rows, {}, 1e12, 1e11)
+    assert ours["train_over_peer"] == pytest.approx(peer["train_seconds"] / ours["train_seconds"])
+    assert ours["matmul_share"] == pytest.approx(10 * ours["mfu"])
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
