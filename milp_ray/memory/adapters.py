@@ -153,6 +153,8 @@ def attach(model: nn.Module, config: LoraConfig) -> Attached:
         for matrix in attached.parameters():
             matrix.data = matrix.data.to(torch.float32)
             matrix.requires_grad_(True)
+        for layer in layers.values():  # autocast decides; PEFT would widen inputs that it narrows again
+            layer.cast_input_dtype_enabled = False
         attached.train(False)
     except BaseException:
         # Whatever PEFT did adapt, which need not be what it was asked for.

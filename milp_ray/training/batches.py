@@ -33,18 +33,36 @@ class Example:
     ids: tuple[int, ...]
     start: int
 
+    @property
+    def targets(self) -> int:
+        """How many of its tokens the loss counts."""
+        return len(self.ids) - self.start
+
     def __repr__(self) -> str:  # token ids are user text
         return f"Example(<{len(self.ids)} tokens>, start={self.start})"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded token ids ``B x T``, and which of the tokens 1… of each text count, ``B x (T - 1)``."""
+    """What a model sees of a batch, and what the loss counts of it.
+
+    Attributes:
+        ids: padded token ids, ``B x T``.
+        places: where the ``k`` tokens that count are predicted, in the flattened ``B x (T - 1)`` positions.
+            Numbers made beforehand: a mask would have the GPU wait until its ones are counted.
+        wanted: these tokens' ids.
+        tokens: real (unpadded) tokens.
+    """
 
     ids: Tensor
-    counted: Tensor
+    places: Tensor
+    wanted: Tensor
     tokens: int
-    targets: int
+
+    @property
+    def targets(self) -> int:
+        """``k``."""
+        return len(self.wanted)
 
 
 class TokenCache:
@@ -91,13 +109,16 @@ def collate(examples: Sequence[Example], base: BaseModel) -> Batch:
     """A batch on the base's device, padded on the right to the longest of ``examples`` (at least one)."""
     longest = max(len(example.ids) for example in examples)
     rows = [list(example.ids) + [base.pad_id] * (longest - len(example.ids)) for example in examples]
-    counted = torch.zeros(len(examples), longest - 1, dtype=torch.bool)
+    places: list[int] = []
+    wanted: list[int] = []
     for row, example in enumerate(examples):
-        counted[row, example.start - 1 : len(example.ids) - 1] = True
-    ids = torch.tensor(rows, dtype=torch.long)
+        first = row * (longest - 1)
+        places += range(first + example.start - 1, first + len(example.ids) - 1)
+        wanted += example.ids[example.start :]
     tokens = sum(len(example.ids) for example in examples)
-    targets = sum(len(example.ids) - example.start for example in examples)
-    return Batch(ids.to(base.device), counted.to(base.device), tokens, targets)
+    ids, chosen = torch.tensor(rows), torch.tensor([places, wanted])
+    places_there, wanted_there = chosen.to(base.device)
+    return Batch(ids.to(base.device), places_there, wanted_there, tokens)
 
 
 def token_losses(base: BaseModel, batch: Batch) -> Tensor:
@@ -109,9 +130,12 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     offset = base.architecture.position_offset
     positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
     logits = base.logits(
-        lambda hidden: hidden[batch.counted], input_ids=inputs, position_ids=positions, use_cache=False
+        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places),
+        input_ids=inputs,
+        position_ids=positions,
+        use_cache=False,
     )
-    return functional.cross_entropy(logits.float(), batch.ids[:, 1:][batch.counted], reduction="none")
+    return functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
 
 
 def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:

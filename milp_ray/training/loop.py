@@ -65,7 +65,7 @@ class OwnRandom:
             self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._cuda)]
 
     def state(self) -> dict[str, Tensor]:
-        """Where the stream is, by number of the generator: 0 the CPU's, then one per GPU."""
+        """Where the stream is, by number of the generator: 0 the CPU's, then one per GPU; none if unused."""
         return {str(index): state for index, state in enumerate(self._states)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -74,7 +74,7 @@ class OwnRandom:
         Raises:
             ValueError: it was of another number of GPUs.
         """
-        if len(state) != 1 + len(self._cuda):
+        if state and len(state) != 1 + len(self._cuda):
             raise ValueError("random numbers of another number of GPUs")
         self._states = [state[str(index)] for index in range(len(state))]
 
@@ -105,7 +105,7 @@ class Fitting:
         epochs: passes over the examples.
         stage: name for progress and failures.
         order: draws the order of the examples.
-        random: draws everything else (LoRA dropout).
+        random: draws everything else (LoRA dropout); None: there is nothing to draw.
         done: steps that were made already, in another process maybe.
         optimizer: what :meth:`optimizer` held after these.
 
@@ -122,7 +122,7 @@ class Fitting:
         epochs: int,
         stage: str,
         order: torch.Generator,
-        random: OwnRandom,
+        random: OwnRandom | None,
         done: int = 0,
         optimizer: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -155,6 +155,7 @@ class Fitting:
             for _ in range(self._epochs)
             for indices in shuffled(lengths, settings.batch_size, self._order)
         )
+        unmoved = contextlib.nullcontext()
         with stepping(attached.parameters(), settings, base.parallel) as stepper:
             self._stepper = stepper
             if self._before is not None:
@@ -163,7 +164,7 @@ class Fitting:
                 texts = [self._examples[index] for index in indices]
                 attached.train(True)
                 try:
-                    with self._random.active(), torch.enable_grad():
+                    with self._random.active() if self._random else unmoved, torch.enable_grad():
                         value, size = stepper.step(
                             _loss_of(base, texts),
                             settings.learning_rate * rate(self.done, steps, settings.warmup),
@@ -182,7 +183,7 @@ def _loss_of(base: BaseModel, texts: Sequence[Example]) -> Callable[[], Tensor]:
     mine = group.share(texts)
     batch = collate(mine or texts[:1], base)
     # A rank without a text of its own takes part with another's, which counts for nothing.
-    targets = sum(len(text.ids) - text.start for text in texts) if mine else math.inf
+    targets = sum(text.targets for text in texts) if mine else math.inf
 
     def loss() -> Tensor:
         return token_losses(base, batch).sum() / targets

@@ -243,7 +243,7 @@ class Trial:
                 epochs=stage.epochs,
                 stage=stage.name,
                 order=torch.Generator().manual_seed(2 * self.seed + index),
-                random=self._random,
+                random=self._random if self._config.lora_dropout else None,
                 done=before.step if before is not None and here else 0,
                 optimizer=before.optimizer if before is not None and here else None,
             )

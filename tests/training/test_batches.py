@@ -57,7 +57,7 @@ def test_by_length_is_longest_first() -> None:
 def test_collate_counts_by_position(tiny_bases: dict[str, BaseModel]) -> None:
     batch = collate([Example((1, 0, 0, 2), 2), Example((1, 5), 1)], tiny_bases["llama"])
     assert batch.ids.tolist() == [[1, 0, 0, 2], [1, 5, 0, 0]]
-    assert batch.counted.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.places.tolist() == [1, 2, 3]  # of the positions before tokens 1 to 3 of both texts
     assert (batch.tokens, batch.targets) == (6, 3)
 
 

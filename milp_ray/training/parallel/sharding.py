@@ -14,7 +14,7 @@ module (:class:`Root`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ class Parallel:
 ALONE = Parallel()
 
 
-def divide(root: Root, layers: Iterable[nn.Module], parallel: Parallel) -> None:
+def divide(root: Root, layers: Sequence[nn.Module], parallel: Parallel) -> None:
     """Divide the base's parameters over the ranks, once and in place; nothing for strategies that do not.
 
     Args:
@@ -83,7 +83,15 @@ def divide(root: Root, layers: Iterable[nn.Module], parallel: Parallel) -> None:
     if parallel.strategy == "zero3":
         from milp_ray.training.parallel.deepspeed import initialize
 
-        zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        # DeepSpeed's defaults keep up to a billion gathered parameters: the whole of a smaller base.
+        largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+        zero: dict[str, object] = {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 2 * largest,
+            "stage3_max_reuse_distance": largest,
+            "stage3_prefetch_bucket_size": largest,
+        }
         if parallel.offload:
             zero["offload_param"] = {"device": "cpu"}
         initialize(root, {"zero_optimization": zero})
