@@ -42,6 +42,51 @@ def start(study: Study, console: Console) -> Outcome:
         raise
 
 
+def start_or_resume(study: Study, console: Console) -> Outcome:
+    """A run of a study: begun where there is none, gone on with where there is one. What a job does.
+
+    Raises:
+        StudyError: the run is of another study; every value that differs is named.
+        MilpRayError: as :func:`start`.
+    """
+    study = resolved(study)
+    folder = _run_of(study)
+    if folder is None:
+        return start(study, console)
+    return _work(folder, load_inputs(folder.study, folder.key, folder.fingerprint), console)
+
+
+def final_of(study: Study, console: Console) -> Outcome:
+    """The final job of a study's run, as :func:`final`.
+
+    Raises:
+        RunFolderError: the study has no run yet, or none whose search is over for any user.
+        MilpRayError: as :func:`start_or_resume`.
+    """
+    study = resolved(study)
+    folder = _run_of(study)
+    if folder is None:
+        raise RunFolderError(
+            "the study has no run yet",
+            where=str(child(Path(study.storage.path), study.name)),
+            expected="a run whose search is over for at least one user",
+            remedy="search first, with the same study",
+        )
+    return _final(folder, console)
+
+
+def _run_of(study: Study) -> RunFolder | None:
+    """The run of a resolved study, to be worked on with the study's own ``ray`` section."""
+    root = child(Path(study.storage.path), study.name)
+    if not (root / "run.json").is_file():
+        return None
+    folder = RunFolder.open(root)
+    if problems := folder.differences(study):
+        raise StudyError(f"the run {root} is of another study", problems)
+    folder.study = folder.study.model_copy(update={"ray": study.ray})
+    return folder
+
+
 def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
     """Go on with a run after any interruption; a finished run is only tabulated again.
 
@@ -66,7 +111,10 @@ def final(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> 
         RunFolderError: there is no run, it is simulated, or no user's search is over.
         MilpRayError: as :func:`start`.
     """
-    folder = _opened(path, overrides, "final")
+    return _final(_opened(path, overrides, "final"), console)
+
+
+def _final(folder: RunFolder, console: Console) -> Outcome:
     if folder.study.simulation is not None:
         raise RunFolderError(
             "a simulated run has no final job",

@@ -32,7 +32,7 @@ from pathlib import Path
 import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
-from milp_ray.errors import RunFolderError
+from milp_ray.errors import Problem, RunFolderError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
 from milp_ray.storage import reading, writing
 
@@ -130,6 +130,28 @@ class RunFolder:
         """The alias of a user given by raw id or by alias."""
         return user if is_alias(user) else alias_of(user, self.key)
 
+    def differences(self, study: Study) -> list[Problem]:
+        """Where a resolved study is another than the run's. Where a run is worked on (``ray``) may differ.
+
+        Values are not repeated where they may name users.
+        """
+        mine, theirs = (
+            dict(_leaves(one.model_dump(mode="json"))) for one in (self.study, _without_ids(study, self.key))
+        )
+        return [
+            Problem(
+                path,
+                "differs from the run's"
+                if private
+                else f"is {theirs.get(path)!r}, and was {mine.get(path)!r}",
+                "the study that the run was begun with",
+                "put it back, or give the study another name",
+            )
+            for path in sorted(mine.keys() | theirs.keys())
+            if mine.get(path) != theirs.get(path) and not path.startswith("ray.")
+            for private in [path.startswith("data.users")]
+        ]
+
     def events(self, alias: str) -> Path:
         """The event log of a user's search."""
         return child(self.root, "events", f"{alias}.jsonl")
@@ -224,6 +246,15 @@ def refuse_existing(root: Path) -> None:
         if is_run
         else "choose another study name or storage.path",
     )
+
+
+def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted paths and values; lists are values."""
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def _without_ids(study: Study, key: bytes) -> Study:
