@@ -83,7 +83,12 @@ class Plan:
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
         """
-        advice = advise(self) if self.material is not None else NO_ADVICE
+        from milp_ray.search.threads import single_threaded
+
+        advice = NO_ADVICE
+        if self.material is not None:
+            with single_threaded():
+                advice = advise(self)
         if advice.configs:
             return Candidates(advice.configs, ADVISED)
         return replace(
