@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
+# Two at a time: many tests wait for processes that they started. A file's tests stay together.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .PHONY: demo test test-quick install lint format bench clean
 
@@ -13,10 +15,10 @@ demo: install
 	$(BIN)/milp-ray demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-quick: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 install: $(STAMP)
 

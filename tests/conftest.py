@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# Before torch is imported. Models here are tiny: threads would only wait for each other, and for long where
+# tests run side by side.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 from milp_ray.data.records import Sample, UserSplit
 
 if TYPE_CHECKING:
