@@ -14,7 +14,7 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from milp_ray.data.records import Sample, UserSplit
+from milp_ray.data.records import Sample, UserSplit  # noqa: E402
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
