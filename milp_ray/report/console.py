@@ -47,7 +47,8 @@ def closing_view(outcome: Outcome) -> RenderableType:
     ]
     if outcome.interrupted:
         notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
-    parts.append(Text("\n".join(notes)))
+    # Lines hold commands and paths to be copied: never broken.
+    parts.append(Text("\n".join(notes), no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 

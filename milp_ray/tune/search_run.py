@@ -83,7 +83,7 @@ def slots(study: Study) -> Slots:
         raise ClusterError(
             f"a worker asks for {_amounts(wanted)}, and no node has that",
             expected=f"at most {_amounts({name: largest.get(name, 0) for name in wanted})} per worker",
-            remedy="lower ray.cpus_per_worker, gpus_per_worker or memory_per_worker, or add a node",
+            remedy="lower ray.cpus_per_worker, ray.gpus_per_worker or ray.memory_per_worker, or add a node",
         )
     workers, count = settings.workers_per_trial, int(sum(held))
     if count < workers:
