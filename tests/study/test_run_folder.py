@@ -99,3 +99,15 @@ def test_one_driver_at_a_time_even_after_a_kill(tmp_path: Path) -> None:
     holder.join()
     with folder.lock():
         pass
+
+
+def test_another_study_is_told_from_the_runs_own(tmp_path: Path) -> None:
+    study = a_study(tmp_path, users=("ann", "bob"))
+    folder = RunFolder.create(study, "f" * 64)
+    assert folder.differences(study) == []
+    elsewhere = study.model_copy(update={"ray": study.ray.model_copy(update={"max_concurrent": 3})})
+    assert folder.differences(elsewhere) == []
+    other = a_study(tmp_path, users=("ann", "eve")).model_copy(update={"seed": 9})
+    found = {problem.where: problem for problem in folder.differences(other)}
+    assert set(found) == {"seed", "data.users"}
+    assert "is 9, and was 0" in found["seed"].fact and "eve" not in str(found["data.users"])
