@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -240,14 +241,17 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
             process = run.start("final", str(run.folder))
             process.wait()
     told = [(alias, number) for alias, number, _ in run.told()]
-    pairs = zip(run.losses(), plain.losses(), strict=True)
+    mine, theirs = run.losses(), plain.losses()
+    apart = (
+        max(abs(a - b) for a, b in zip(mine, theirs, strict=True)) if len(mine) == len(theirs) else math.nan
+    )
     return {
         "fault": fault.name,
         "exit": process.returncode,
         "trials lost": len({(alias, number) for alias, number, _ in before} - set(told)),
         "trials told twice": len(told) - len(set(told)),
         "trials": len(told),
-        "largest difference of a loss": f"{max(abs(mine - theirs) for mine, theirs in pairs):.1e}",
+        "largest difference of a loss": f"{apart:.1e}",
         "seconds to the next result": round(seconds, 1),
         "seconds undisturbed": round(gaps[fault.stage], 1),
     }

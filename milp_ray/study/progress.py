@@ -121,6 +121,14 @@ class StudyProgress:
             self._users[ticket.alias].running += 1
             self._touch(ticket.alias)
 
+    def trial_lost(self, ticket: Ticket) -> None:
+        """A trial's worker is gone; the trial will be run again."""
+        with self._lock:
+            user = self._users[ticket.alias]
+            user.running = max(0, user.running - 1)
+            self._touch(ticket.alias)
+            self.say(f"{ticket.alias} {_name_of(ticket)}: its worker was lost; it runs again")
+
     def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
         """A trial was told or failed."""
         with self._lock:
@@ -133,8 +141,7 @@ class StudyProgress:
                 self._ended_now += 1
                 self._count(ticket.alias, done=int(values is not None), failed=int(values is None))
             if values is None:
-                name = "no-memory measurement" if ticket.number == BASELINE else f"trial {ticket.number}"
-                self.say(f"{ticket.alias} {name} failed: {reason}")
+                self.say(f"{ticket.alias} {_name_of(ticket)} failed: {reason}")
             self._line()
 
     def final_step(self, step: str, done: int, total: int) -> None:
@@ -232,3 +239,7 @@ class StudyProgress:
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+
+
+def _name_of(ticket: Ticket) -> str:
+    return "no-memory measurement" if ticket.number == BASELINE else f"trial {ticket.number}"

@@ -184,6 +184,16 @@ class ProposalQueue:
             self._issued.discard((alias, number))
             self._note()
 
+    def again(self, ticket: Ticket) -> None:
+        """A taken ticket whose worker was lost is given out once more, before all others."""
+        with self._changed:
+            self._issued.discard((ticket.alias, ticket.number))
+            if not self._stopped:
+                self._ready.appendleft(ticket)
+                if ticket.number != BASELINE:
+                    self._users[ticket.alias].waiting += 1
+            self._note()
+
     @property
     def exhausted(self) -> bool:
         """Whether no ticket is ready and none will ever be."""

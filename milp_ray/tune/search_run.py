@@ -190,7 +190,9 @@ def run_search(
         meter=meter,
         introduce=introduce,
     )
-    searcher = StudySearcher(engines, queue, study.objectives, stopping, listener)
+    searcher = StudySearcher(
+        engines, queue, study.objectives, stopping, listener, retries=study.ray.max_failures
+    )
 
     def ending() -> bool:
         return stopping() or searcher.failure is not None or queue.failed
@@ -242,7 +244,7 @@ def _tuner(
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=spec.study.ray.max_failures),
+            failure_config=FailureConfig(max_failures=0),  # the searcher runs lost trials again
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
             stop=_GiveUp(ending),

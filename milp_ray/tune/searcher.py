@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +31,7 @@ class Listener(Protocol):
     """Who wants to know how the study goes (the progress display)."""
 
     def trial_started(self, ticket: Ticket) -> None: ...
+    def trial_lost(self, ticket: Ticket) -> None: ...
     def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None: ...
 
 
@@ -42,6 +44,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         objectives: names of the measured values to tell, in the engines' order.
         stopping: whether the run was asked to stop.
         listener: told of every start and end.
+        retries: how often a trial is run again whose worker was lost. Tune's own retries take a worker that
+            dies with two calls under way for two failures, and give the trial up at the second.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         objectives: tuple[str, ...],
         stopping: Callable[[], bool],
         listener: Listener,
+        retries: int = 0,
     ) -> None:
         super().__init__(metric=list(objectives), mode=["min"] * len(objectives))
         self._engines = engines
@@ -61,6 +66,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._tickets: dict[str, Ticket] = {}
         self.failure: Exception | None = None
         self.baselines_failed: dict[str, str] = {}
+        self._retries = retries
+        self._lost: Counter[Ticket] = Counter()
         self._deaths = 0  # trials lost to workers in a row
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
@@ -69,7 +76,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED  # type: ignore[no-any-return]
         ticket = self._queue.take(wait=0.0 if self._tickets else _IDLE_WAIT_SECONDS)
         if ticket is None:
-            return Searcher.FINISHED if self._queue.exhausted else None
+            # While trials run, a lost one may come back.
+            over = self._queue.exhausted and not self._tickets
+            return Searcher.FINISHED if over else None
         self._tickets[trial_id] = ticket
         self._listener.trial_started(ticket)
         return {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
@@ -95,8 +104,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._queue.stop()
 
     def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool) -> None:
-        self._deaths = self._deaths + 1 if error or result is None else 0
-        if error or result is None:
+        lost = error or result is None
+        if lost and self._lost[ticket] < self._retries:
+            self._lost[ticket] += 1
+            self._queue.again(ticket)
+            self._listener.trial_lost(ticket)
+            return
+        self._deaths = self._deaths + 1 if lost else 0
+        if result is None or lost:
             self._failed(ticket, "the worker failed more often than ray.max_failures allows; see tune.log")
             if self._deaths >= _MOST_DEATHS:
                 raise ClusterError(

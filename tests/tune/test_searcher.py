@@ -24,10 +24,14 @@ TRIALS = 5
 class Seen:
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []
+        self.lost: list[tuple[str, int]] = []
         self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
 
     def trial_started(self, ticket: Ticket) -> None:
         self.started.append((ticket.alias, ticket.number))
+
+    def trial_lost(self, ticket: Ticket) -> None:
+        self.lost.append((ticket.alias, ticket.number))
 
     def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
         self.ended.append((ticket.alias, ticket.number, values, reason))
@@ -36,7 +40,7 @@ class Seen:
 class Run:
     """A searcher over two users with model-free proposals, and a way to play Tune."""
 
-    def __init__(self, log: Path | None = None, users: str = "ab") -> None:
+    def __init__(self, log: Path | None = None, users: str = "ab", retries: int = 0) -> None:
         space = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4))
         self.engines = {
             name: Engine(
@@ -53,7 +57,7 @@ class Run:
         self.stop = False
         self.seen = Seen()
         self.searcher = StudySearcher(
-            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, self.seen
+            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, self.seen, retries
         )
         self.count = 0
 
@@ -61,7 +65,7 @@ class Run:
         while True:
             self.count += 1
             config = self.searcher.suggest(f"id{self.count}")
-            if config == Searcher.FINISHED:
+            if config == Searcher.FINISHED or (config is None and self.queue.exhausted):
                 return None
             if config is not None:
                 assert isinstance(config, dict)
@@ -116,6 +120,26 @@ def test_a_dead_worker_and_a_bad_value_fail_the_trial_and_a_stopped_one_stays_pe
     assert 2 in [p.id for p in engine.pending] and not engine.observations
     run.searcher.on_trial_complete(ids[BASELINE], None, error=True)
     assert engine.reference is None  # it is inferred then, and a resume measures it again
+
+
+def test_a_lost_worker_costs_a_retry_and_the_last_one_is_waited_for() -> None:
+    run = Run(users="a", retries=1)
+    live = []
+    while (found := run.next()) is not None:
+        live.append(found)
+    assert run.searcher.suggest("none") is None, "a lost trial might still come back"
+    for trial_id, _ in live[:2]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    again = [run.next(), run.next()]
+    assert [config for _, config in live[:2]] == [found[1] for found in reversed(again) if found]
+    assert run.seen.lost and not run.seen.ended and run.searcher.suggest("none") is None
+    for found in again:
+        assert found is not None
+        run.searcher.on_trial_complete(found[0], None, error=True)
+    assert len(run.seen.ended) == 2 and "max_failures" in run.seen.ended[0][3]
+    for trial_id, _ in live[2:]:
+        run.searcher.on_trial_complete(trial_id, good())
+    assert run.searcher.suggest("none") == Searcher.FINISHED
 
 
 def test_a_stop_request_ends_the_asking() -> None:
