@@ -3,7 +3,8 @@
 The trainable itself loads nothing: it holds the placement group, and in it a
 :class:`~milp_ray.tune.worker_group.WorkerGroup` that stays over trials and users. So a rank that dies, hangs
 or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the trial begun
-again, up to ``ray.max_failures`` times. Only where no new group comes up does Tune look for another place.
+again, up to ``ray.max_failures`` times. Where Tune's actor itself is lost, its ranks go with it, and the
+searcher gives the trial out once more.
 """
 
 from __future__ import annotations
