@@ -193,10 +193,11 @@ def main() -> None:
 
 
 def _closing(outcome: Outcome) -> int:
-    from milp_ray.report.console import closing_view
+    from milp_ray.report.console import closing_lines, closing_view
     from milp_ray.report.plots import draw_run
 
     draw_run(outcome.folder)
     with contextlib.suppress(BrokenPipeError):  # `| head`: the run is done all the same
         out.print(closing_view(outcome))
+        out.print(closing_lines(outcome), soft_wrap=True)
     return outcome.exit_code

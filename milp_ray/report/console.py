@@ -27,13 +27,20 @@ _PERCENT = ("rouge_1", "rouge_l", "persona_f1")
 
 
 def closing_view(outcome: Outcome) -> RenderableType:
-    """What a run ends with: choices, the three-way test table, where everything is."""
+    """The tables that a run ends with: choices, and the three-way test."""
     folder = outcome.folder
     parts: list[RenderableType] = []
     if _has(folder, "chosen"):
         parts += [_chosen(folder), Text()]
     if _has(folder, "scores") and len(scores := read_table(folder.table("scores"))):
         parts += [_scores(scores), Text()]
+    return Group(*parts)
+
+
+def closing_lines(outcome: Outcome) -> Text:
+    """What a run ends with beside its tables. To be printed with ``soft_wrap``: commands and paths stand in it,
+    to be copied whole."""
+    folder = outcome.folder
     notes = [
         _memories(outcome),
         *(f"left out: {count} users: {reason}" for reason, count in outcome.skipped.items()),
@@ -47,9 +54,7 @@ def closing_view(outcome: Outcome) -> RenderableType:
     ]
     if outcome.interrupted:
         notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
-    # Lines hold commands and paths to be copied: never broken.
-    parts.append(Text("\n".join(notes), no_wrap=True, overflow="ignore"))
-    return Group(*parts)
+    return Text("\n".join(notes))
 
 
 def _memories(outcome: Outcome) -> str:

@@ -126,7 +126,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
 def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make, rank: int, how: int) -> None:
     from milp_ray.tune.worker_group import GroupFailed
 
-    group = make_group(ray={"group_timeout": 6.0}, trial={"epochs": 400})
+    group = make_group(ray={"group_timeout": 12.0}, trial={"epochs": 400})
     group.start()
     pids = [place.pid for place in group._places]
     group.begin("u", 1, PLACEMENT)
@@ -136,7 +136,7 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make, rank: 
     with pytest.raises(GroupFailed) as failed:
         while True:
             group.slice()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert not failed.value.final and "worker" in failed.value.reason
     assert not group.alive and gone(pids)
     group.start()
