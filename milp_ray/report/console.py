@@ -38,7 +38,7 @@ def closing_view(outcome: Outcome) -> RenderableType:
 
 
 def closing_lines(outcome: Outcome) -> Text:
-    """What a run ends with beside its tables. To be printed with ``soft_wrap``: commands and paths stand in it,
+    """What a run ends with beside its tables. To be printed with ``soft_wrap``: it holds commands and paths,
     to be copied whole."""
     folder = outcome.folder
     notes = [

@@ -224,7 +224,7 @@ def test_users_are_served_one_after_the_other_and_none_is_left_out() -> None:
     live: list[Ticket] = []
     step = 0
     while not queue.exhausted:
-        ticket = queue.take(wait=0.05 if live else 5) if len(live) < 4 else None
+        ticket = queue.take(wait=0.3 if live else 5) if len(live) < 4 else None
         if ticket is None and live:
             finish(queue, engines, live.pop(0))
         elif ticket is not None:
