@@ -79,6 +79,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file of a draft and wait until it is on the disk; for use inside :func:`writing`."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: object) -> None:
     """Write strict JSON (no NaN), whole or not at all."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)

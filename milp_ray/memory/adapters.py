@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from milp_ray.errors import SpaceError, StorageError
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import Placement
-from milp_ray.storage import write_folder
+from milp_ray.storage import write_folder, write_synced
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -184,8 +183,8 @@ def save_adapter(attached: Attached, folder: Path, base: str, revision: str | No
     config = _config_text(attached.config, base, revision).encode()
 
     def write(draft: Path) -> None:
-        _write(draft / WEIGHTS, weights)
-        _write(draft / CONFIG, config)
+        write_synced(draft / WEIGHTS, weights)
+        write_synced(draft / CONFIG, config)
 
     write_folder(folder, write)
 
@@ -288,10 +287,3 @@ def _config_text(config: LoraConfig, base: str, revision: str | None) -> str:
     values.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return json.dumps(plain, indent=2, sort_keys=True) + "\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -26,6 +26,7 @@ from milp_ray.search.surrogates.base import (
     PlanSurrogate,
     SurrogateFailed,
 )
+from milp_ray.search.threads import single_threaded
 from milp_ray.search.transfer import Material
 
 if TYPE_CHECKING:
@@ -83,8 +84,6 @@ class Plan:
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
         """
-        from milp_ray.search.threads import single_threaded
-
         advice = NO_ADVICE
         if self.material is not None:
             with single_threaded():
@@ -101,8 +100,6 @@ class Plan:
         surrogate = make_surrogate(self.surrogate, self.options)
         if isinstance(surrogate, FreeSurrogate):
             return self._free(surrogate, self.surrogate)
-        from milp_ray.search.threads import single_threaded
-
         try:
             with single_threaded():
                 if isinstance(surrogate, PlanSurrogate):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from milp_ray.errors import MilpRayError, StorageError
-from milp_ray.storage import writing
+from milp_ray.storage import write_synced, writing
 from milp_ray.training.parallel.group import Group
 
 _KEPT = 2
@@ -213,7 +212,4 @@ def _fresh(draft: Path) -> None:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        with (folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(folder / name, content)
