@@ -31,7 +31,6 @@ files are called gpu_trial_cpu. Exits with 1 when fp32 losses of the two differ 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bases
+from tables import write_rows
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
@@ -311,11 +311,7 @@ def finish(rows: Sequence[Row], machine: Row, peak: float | None, matmul: float)
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The table."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_rows(rows, path, lambda _, value: f"{value:.6g}" if isinstance(value, float) else value)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -22,7 +22,6 @@ Writes results/parallelism.csv and results/parallelism.png. Exits with 1 when lo
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import os
 import socket
@@ -40,6 +39,7 @@ mpl.use("Agg")
 
 import bases
 import matplotlib.pyplot as plt
+from tables import short, write_rows
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
@@ -238,14 +238,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The table."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            shown = {
-                key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()
-            }
-            writer.writerow(shown | {"loss_difference": f"{row['loss_difference']:.2g}"})
+    write_rows(rows, path, lambda key, value: f"{value:.2g}" if key == "loss_difference" else short(value))
 
 
 def main() -> None:

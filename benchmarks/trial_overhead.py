@@ -21,7 +21,6 @@ first trial, which pays for the start) and results/trial_overhead.png. Exits wit
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ mpl.use("Agg")
 
 import bases
 import matplotlib.pyplot as plt
+from tables import short, write_rows
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.data.records import Sample, UserSplit
@@ -329,15 +329,7 @@ def draw(rows: Sequence[Row], found: Sequence[Row], path: Path) -> None:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """A table; seconds to the tenth of a millisecond."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.3g}" if k == "loss_difference" else _short(v) for k, v in row.items()})
-
-
-def _short(value: object) -> object:
-    return round(value, 4) if isinstance(value, float) else value
+    write_rows(rows, path, lambda key, value: f"{value:.3g}" if key == "loss_difference" else short(value))
 
 
 def run(method: str, model: Path, trials: int, configs: list[Mapping[str, Any]]) -> list[Row]:
@@ -376,7 +368,7 @@ def main() -> None:
         for method in arguments.methods:
             rows += run(method, model, arguments.trials, configs)
             found = summary(rows)
-            print({key: _short(value) for key, value in found[-1].items()}, flush=True)
+            print({key: short(value) for key, value in found[-1].items()}, flush=True)
             write(rows, RESULTS / f"{arguments.name}.csv")
             write(found, RESULTS / f"{arguments.name}_summary.csv")
             draw(rows, found, RESULTS / f"{arguments.name}.png")
