@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -23,22 +25,40 @@ class StopRequest:
         return self.signal is not None
 
 
+class _Interrupt:
+    """A handler that ends what runs by KeyboardInterrupt, and remembers that it did.
+
+    Python drops an exception that a handler raises inside a callback of its own, such as the weak references
+    of the import system: a run that is importing when the signal comes would go on as if nothing had been.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        raise KeyboardInterrupt
+
+    def raise_again(self) -> None:
+        """KeyboardInterrupt, where one was raised and went nowhere."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP act as Ctrl-C does, for parts of a run that are too short to ask for a stop."""
+    """SIGTERM and SIGHUP act as Ctrl-C does, for parts of a run that are too short to ask for a stop.
+
+    None of the three is lost: one whose KeyboardInterrupt was swallowed ends the block, or the next
+    :func:`stop_on_signals` within it, at its first line.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    interrupt = _Interrupt()
+    with _handled_by(interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        interrupt.raise_again()
 
 
 @contextmanager
@@ -60,9 +80,19 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
         request.signal = number
         announce("stopping: running trials end within seconds (a second signal ends at once)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with _handled_by(ask) as before:
+        for handler in before.values():
+            if isinstance(handler, _Interrupt):
+                handler.raise_again()
         yield request
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[signal.Signals, object]]:
+    """``handler`` for the three signals; yields, and puts back, the handlers before it."""
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield before
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

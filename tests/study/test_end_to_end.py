@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -57,16 +58,17 @@ def kill_a_worker(process: subprocess.Popen[str], title: str) -> None:
 
 
 def holding(root: Path, needle: bytes) -> list[Path]:
-    """Files below ``root`` whose name or content holds ``needle``."""
+    """Files and folders below ``root`` whose name or content holds ``needle``."""
     found = []
-    for path in root.rglob("*"):
-        try:
-            if needle in str(path.relative_to(root)).encode() or (
-                path.is_file() and needle in path.read_bytes()
-            ):
-                found.append(path)
-        except OSError:  # sockets, and files that went away meanwhile
-            continue
+    for folder, _, files in os.walk(root):  # skips what goes away
+        for path in (Path(folder), *(Path(folder) / name for name in files)):
+            try:
+                if needle in str(path.relative_to(root)).encode() or (
+                    path.is_file() and needle in path.read_bytes()
+                ):
+                    found.append(path)
+            except OSError:  # sockets, and files that went away meanwhile
+                continue
     return found
 
 

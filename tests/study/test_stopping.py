@@ -1,0 +1,58 @@
+"""Signals are never lost, wherever in the run they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import pytest
+
+from milp_ray.study.stopping import signals_interrupt, stop_on_signals
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def swallowed(number: int) -> None:
+    """A signal whose KeyboardInterrupt is dropped, as within a weak reference's callback."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_interrupts(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_swallowed_interrupt_ends_the_block(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        swallowed(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_swallowed_interrupt_ends_the_run_before_it_begins(number: int) -> None:
+    began = False
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        swallowed(number)
+        with stop_on_signals(lambda text: None):
+            began = True
+    assert not began
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_is_obeyed_later_and_said_once(number: int) -> None:
+    said: list[str] = []
+    with signals_interrupt(), stop_on_signals(said.append) as stopping:
+        assert not stopping()
+        signal.raise_signal(number)
+        assert stopping() and stopping.signal == number
+    assert len(said) == 1
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with signals_interrupt(), stop_on_signals(lambda text: None):
+        pass
+    assert [signal.getsignal(number) for number in SIGNALS] == before
