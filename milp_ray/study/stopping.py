@@ -88,7 +88,9 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[signal.Signals, object]]:
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None],
+) -> Iterator[Mapping[signal.Signals, object]]:
     """``handler`` for the three signals; yields, and puts back, the handlers before it."""
     before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
