@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from milp_ray.errors import Problem, StudyError
+from milp_ray.errors import StudyError
+from milp_ray.jobs.package import storage_problem
 from milp_ray.terminal import closing, err, leave, out, reported
 
 if TYPE_CHECKING:
@@ -78,10 +79,4 @@ def check_paths(study: Study, folder: Path) -> None:
     if package is None or "://" in path:
         return
     if (folder / Path(path).expanduser()).resolve().is_relative_to(package.resolve()):
-        problem = Problem(
-            "storage.path",
-            f"{path!r} is inside the job's working folder, which is deleted with the job",
-            "an absolute path that all nodes share, or a URL",
-            "set it in the study, or add to the command: storage.path=/shared/runs",
-        )
-        raise StudyError("the study of a job", [problem])
+        raise StudyError("the study of a job", [storage_problem(path)])

@@ -8,6 +8,7 @@ study names them by a path or a URL that the cluster sees.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -152,32 +153,33 @@ def _check_size(files: Sequence[Path], root: Path) -> None:
 
 def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
     """Relative paths mean the working folder on the cluster, where only ``files`` are."""
+    travelling = {whole for file in files for whole in (file, *file.parents)} - {Path()}
     problems = []
-    travelling = {str(file) for file in files}
     for where, path in (("data.path", study.data.path), ("model.path", study.model.path)):
-        inside = any(
-            name == path or name.startswith(f"{path.rstrip('/')}/") for name in map(_plain, travelling)
-        )
-        relative = "://" not in path and not Path(path).expanduser().is_absolute()
+        inside = Path(os.path.normpath(path)) in travelling
         # A relative model path that is no folder here is a hub name.
-        if relative and not inside and (where == "data.path" or (root / path).exists()):
+        if _is_relative(path) and not inside and (where == "data.path" or (root / path).exists()):
             fact = f"{path!r} does not travel with the job"
             remedy = f"name it by a path that all nodes share; small files can travel: --include {path}"
             problems.append(Problem(where, fact, "an absolute path or a URL", remedy))
-    if "://" not in study.storage.path and not Path(study.storage.path).expanduser().is_absolute():
-        fact = (
-            f"{study.storage.path!r} would be inside the job's working folder, which is deleted with the job"
-        )
-        remedy = "set it in the study, or add: storage.path=/shared/runs"
-        problems.append(
-            Problem("storage.path", fact, "an absolute path that all nodes share, or a URL", remedy)
-        )
+    if _is_relative(study.storage.path):
+        problems.append(storage_problem(study.storage.path))
     if problems:
         raise StudyError("the study of a job", problems)
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix("./")
+def storage_problem(path: str) -> Problem:
+    """What is wrong with a run folder inside the folder that a job runs in."""
+    return Problem(
+        "storage.path",
+        f"{path!r} is inside the job's working folder, which is deleted with the job",
+        "an absolute path that all nodes share, or a URL",
+        "set it in the study, or add to the command: storage.path=/shared/runs",
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not Path(path).expanduser().is_absolute()
 
 
 def _digest(files: Sequence[Path], root: Path, entrypoint: str) -> str:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,7 +202,7 @@ def run_search(
     engines: Mapping[str, Engine],
     folder: Path,
     stopping: Callable[[], bool],
-    listener: Listener,
+    listeners: Sequence[Listener],
     proposer: Proposer | None = None,
     meter: Meter | None = None,
     introduce: Callable[[Engine], object] | None = None,
@@ -214,7 +214,7 @@ def run_search(
         engines: by alias; their event logs hold all outcomes when this returns.
         folder: where Tune writes.
         stopping: polled; trials in flight end within a slice and stay pending in the logs.
-        listener: told of starts and ends.
+        listeners: told of starts and ends.
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
         meter: is told what the search costs.
         introduce: see :class:`~milp_ray.tune.queue.ProposalQueue`.
@@ -239,7 +239,7 @@ def run_search(
         introduce=introduce,
     )
     searcher = StudySearcher(
-        engines, queue, study.objectives, stopping, listener, retries=study.ray.max_failures
+        engines, queue, study.objectives, stopping, listeners, retries=study.ray.max_failures
     )
 
     def ending() -> bool:
@@ -374,4 +374,5 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _name(trial: Trial) -> str:
-    return trial_name(str(trial.config["user"]), int(trial.config["trial"]))
+    config = trial.config
+    return trial_name(str(config["user"]), int(config["trial"]), str(config["placement"]))
