@@ -1,0 +1,285 @@
+"""A Ray head, and further nodes, on this machine alone: loopback only, with a token, ended by process id.
+
+head.sh start FOLDER     start a head; prints the environment that a client needs, to be taken by eval
+head.sh node FOLDER      start another node of the same cluster
+head.sh env FOLDER       print that environment again
+head.sh status FOLDER    0: the head answers, 1: it does not
+head.sh stop FOLDER      end this head and its nodes, and no other Ray of this machine
+
+FOLDER keeps the token, the process ids and the logs. Jobs are submitted to what this starts; a cluster of
+several machines is what the other folders beside this one are for.
+Exit codes: 0 done, 1 not running (status), 2 something to mend, said in one error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shlex
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from processes import HOST, State, answers, end, launch
+
+from milp_ray.errors import ClusterError, MilpRayError, StorageError
+
+_START_SECONDS = 120.0
+# Paths of Ray's sockets must stay under 107 characters, of which a session's own part takes about 62.
+_LONGEST_FOLDER = 42
+_COMMANDS = {
+    "start": "start a head; prints the environment of its clients",
+    "node": "start another node of the same cluster",
+    "env": "print the environment of its clients",
+    "status": "say whether the head answers (exit code 0) or not (1)",
+    "stop": "end this head and its nodes, by process id",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = _parser().parse_args(words)
+    given.folder = given.folder.absolute()
+    commands = {"start": start, "node": node, "env": env, "status": status, "stop": stop}
+    try:
+        return commands[given.command](given)
+    except MilpRayError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="head.sh", description="A Ray head on this machine alone.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", type=Path, help="where the token, process ids and logs are kept")
+        if name in ("start", "node"):
+            command.add_argument("--num-cpus", type=int, help="CPUs to offer; default: all")
+            command.add_argument("--num-gpus", type=int, help="GPUs to offer; default: all")
+            command.add_argument("--object-store-memory", type=int, help="bytes; default: Ray's choice")
+        if name == "start":
+            command.add_argument("--port", type=int, default=6379, help="of the head (6379)")
+            command.add_argument("--dashboard-port", type=int, default=8265, help="dashboard, jobs (8265)")
+            command.add_argument("--metrics-port", type=int, default=8080, help="for Prometheus (8080)")
+            command.add_argument("--token-file", type=Path, help="a token to use; default: a new one")
+    return parser
+
+
+def start(given: argparse.Namespace) -> int:
+    """Start a head and wait until its dashboard answers."""
+    folder: Path = given.folder
+    old = State.read(folder)
+    if old is not None and old.head.is_alive():
+        raise ClusterError(
+            f"a head is running already (process {old.head.pid})",
+            where=str(folder),
+            remedy="use it (head.sh env FOLDER), or end it first (head.sh stop FOLDER)",
+        )
+    for flag in ("port", "dashboard_port", "metrics_port"):
+        _check_free(getattr(given, flag), f"--{flag.replace('_', '-')}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    token = _token(folder, given.token_file)
+    sessions = _sessions(folder)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        f"--port={given.port}",
+        *(f"--dashboard-host={HOST}", f"--dashboard-port={given.dashboard_port}"),
+        *(f"--metrics-export-port={given.metrics_port}", f"--temp-dir={sessions}"),
+        # Free ports, so that several heads can live side by side. 0 leaves out the server of ray://.
+        *("--dashboard-agent-listen-port=0", "--ray-client-server-port=0"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *_resources(given),
+    ]
+    log = folder / "head.log"
+    state = State(
+        head=launch(command, log, _environment(token)),
+        nodes=(),
+        address=f"{HOST}:{given.port}",
+        dashboard=f"http://{HOST}:{given.dashboard_port}",
+        metrics=f"{HOST}:{given.metrics_port}",
+        token=str(token),
+        sessions=str(sessions),
+    )
+    state.write(folder)
+    try:
+        _wait_for_head(state, log)
+    except BaseException:
+        end([state.head])
+        State.remove(folder)
+        raise
+    _say(f"head {state.address}; dashboard and jobs {state.dashboard}; metrics {state.metrics}")
+    return env(given)
+
+
+def node(given: argparse.Namespace) -> int:
+    """Start another node of a head's cluster and wait until it has joined."""
+    folder: Path = given.folder
+    state = _running(folder)
+    log = folder / f"node-{len(state.nodes) + 1}.log"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("node.py")), state.address, *_resources(given)]
+    process = launch(command, log, _environment(Path(state.token)))
+    state.with_node(process).write(folder)
+    deadline = time.monotonic() + _START_SECONDS
+    while "node started" not in log.read_text(encoding="utf-8", errors="replace"):
+        if not process.is_alive() or time.monotonic() > deadline:
+            end([process])
+            raise ClusterError("the node did not start", where=str(log), remedy="the log says why")
+        time.sleep(0.2)
+    _say(f"a node of {state.address} (process {process.pid})")
+    return 0
+
+
+def env(given: argparse.Namespace) -> int:
+    """Print what a shell evaluates to become a client: of `milp-ray submit` and `ray job`."""
+    state = _running(given.folder)
+    values = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": state.token,
+        "RAY_ADDRESS": state.dashboard,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, value in values.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    sys.stdout.write("unset RAY_AUTH_TOKEN\n")  # it would win over the path
+    return 0
+
+
+def status(given: argparse.Namespace) -> int:
+    """Say whether the head answers."""
+    state = State.read(given.folder)
+    if state is None or not state.head.is_alive():
+        _say("not running")
+        return 1
+    alive = answers(state)
+    nodes = sum(process.is_alive() for process in state.nodes)
+    _say(
+        f"head {state.address} (process {state.head.pid}) {'answers' if alive else 'does not answer'}; "
+        f"dashboard {state.dashboard}; metrics {state.metrics}; further nodes: {nodes}"
+    )
+    return 0 if alive else 1
+
+
+def stop(given: argparse.Namespace) -> int:
+    """End the head, its nodes and all that they started; runs of jobs that are cut off can be resumed."""
+    state = State.read(given.folder)
+    if state is None:
+        _say("not running")
+        return 0
+    ended = end([*state.nodes, state.head])
+    State.remove(given.folder)
+    _say(f"ended {ended} processes")
+    return 0
+
+
+def _running(folder: Path) -> State:
+    state = State.read(folder)
+    if state is None or not state.head.is_alive():
+        raise ClusterError("no head is running", where=str(folder), remedy="start one: head.sh start FOLDER")
+    return state
+
+
+def _wait_for_head(state: State, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not answers(state):
+        if not state.head.is_alive():
+            raise ClusterError("the head ended while it started", where=str(log), remedy="the log says why")
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the head did not answer within {_START_SECONDS:.0f} s",
+                where=str(log),
+                expected=f"an answer at {state.dashboard}",
+                remedy=f"look into {log} and {state.sessions}/session_latest/logs",
+            )
+        time.sleep(0.2)
+
+
+def _check_free(port: int, flag: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Ray's servers do
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ClusterError(
+                f"port {port} cannot be used: {error}", where=flag, remedy=f"name a free one with {flag}"
+            ) from None
+
+
+def _token(folder: Path, given: Path | None) -> Path:
+    """The file of the token to use; a new token is made where none is given, unless the folder has one."""
+    path = (given or folder / "token").absolute()
+    if given is None and not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32), encoding="ascii")
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        content = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"the token cannot be read ({type(error).__name__})",
+            where=str(path),
+            expected="a text file with one token",
+            remedy="make one: (umask 077; openssl rand -hex 32 > FILE)",
+        ) from None
+    if not content or mode & 0o077:
+        raise StorageError(
+            f"the token's file {'is empty' if not content else f'can be read by others (mode {mode:04o})'}",
+            where=str(path),
+            expected="a token, readable by its owner alone",
+            remedy=f"chmod 600 {path}" if content else "make one: (umask 077; openssl rand -hex 32 > FILE)",
+        )
+    return path
+
+
+def _sessions(folder: Path) -> Path:
+    """Ray's temporary folder, in one that only its owner can enter: Ray opens its own to all.
+
+    Where FOLDER's path is too long for sockets below it, ``ray`` is a link to a short one under /tmp.
+    """
+    private = folder / "ray"
+    if not private.is_dir():
+        private.unlink(missing_ok=True)  # a link to what /tmp no longer has
+        if len(str(private / "r")) <= _LONGEST_FOLDER:
+            private.mkdir(mode=0o700)
+        else:
+            private.symlink_to(tempfile.mkdtemp(prefix="mrh-", dir="/tmp"))
+    return private.resolve() / "r"
+
+
+def _environment(token: Path) -> dict[str, str]:
+    """Of the head and its nodes."""
+    cleared = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
+    }
+    return cleared | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Despite its name this is Ray's only switch that keeps every server on the loopback interface.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody else takes the work over: end at once
+    }
+
+
+def _resources(given: argparse.Namespace) -> list[str]:
+    names = ("num_cpus", "num_gpus", "object_store_memory")
+    return [
+        f"--{name.replace('_', '-')}={getattr(given, name)}"
+        for name in names
+        if getattr(given, name) is not None
+    ]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
