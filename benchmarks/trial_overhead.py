@@ -104,8 +104,9 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     from milp_ray.search import Engine, Objective
     from milp_ray.training.base import load_architecture
     from milp_ray.tune.queue import ProposalQueue, Ticket
-    from milp_ray.tune.search_run import _tuner, slots
+    from milp_ray.tune.search_run import _tuner
     from milp_ray.tune.searcher import StudySearcher
+    from milp_ray.tune.slots import slots
     from milp_ray.tune.trainable import TrialSpec
 
     ends: list[Ended] = []

@@ -226,7 +226,7 @@ class Run:
     def _final(self, stopping: StopRequest, users: SharedUsers) -> None:
         from milp_ray.tune.assignments import Event, FinalSpec
         from milp_ray.tune.final import run_final
-        from milp_ray.tune.search_run import on_device, slots
+        from milp_ray.tune.slots import on_device, slots
 
         began = time.monotonic()
         placements = self._placements()

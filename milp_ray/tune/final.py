@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec
-from milp_ray.tune.search_run import Slots
+from milp_ray.tune.slots import Slots
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

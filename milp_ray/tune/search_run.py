@@ -12,18 +12,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
-from ray.autoscaler.sdk import request_resources
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
@@ -35,129 +32,11 @@ from milp_ray.tune.queue import ProposalQueue
 from milp_ray.tune.scheduler import KeepActors
 from milp_ray.tune.searcher import Listener, StudySearcher
 from milp_ray.tune.simulated import SimulatedSpec, SimulatedTrial
+from milp_ray.tune.slots import Slots, on_device, slots
 from milp_ray.tune.trainable import MemoryTrial, TrialSpec
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one worker takes, how many of them a trial has, and how many trials run at once right now."""
-
-    cpus: float
-    gpus: float
-    count: int
-    workers: int = 1
-    memory: float = 0.0
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What one worker asks of Ray. ``memory`` is in bytes."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return {name: amount for name, amount in wanted.items() if amount}
-
-
-def slots(study: Study) -> Slots:
-    """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
-
-    Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
-    stage, as nodes come and go. Where the cluster has no room for a trial yet, its autoscaler is asked for it
-    and given ``ray.wait_for_nodes`` seconds.
-
-    Raises:
-        ClusterError: the cluster as it stands (after that time) could not run a single trial.
-    """
-    deadline, asked = time.monotonic() + study.ray.wait_for_nodes, False
-    try:
-        while True:
-            try:
-                return _slots(study)
-            except ClusterError:
-                if time.monotonic() > deadline:
-                    raise
-            if not asked:
-                _ask_for_nodes(study)
-                asked = True
-            time.sleep(min(_NODE_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-    finally:
-        if asked:  # else what was asked for would be kept for ever, used or not
-            request_resources(bundles=[])
-
-
-def _slots(study: Study) -> Slots:
-    settings = study.ray
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = _wanted(study, any(node.get("GPU", 0) >= 1 for node in nodes))
-    # Adding a hair keeps 0.3 // 0.1 at 3.
-    held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
-    if sum(held) < 1:
-        largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
-        raise ClusterError(
-            f"a worker asks for {_amounts(wanted)}, and no node has that",
-            expected=f"at most {_amounts({name: largest.get(name, 0) for name in wanted})} per worker",
-            remedy="lower ray.cpus_per_worker, ray.gpus_per_worker or ray.memory_per_worker, add a node, "
-            "or give an autoscaler time: ray.wait_for_nodes=900",
-        )
-    workers, count = settings.workers_per_trial, int(sum(held))
-    if count < workers:
-        raise ClusterError(
-            f"a trial asks for {workers} workers of {_amounts(wanted)} each, and the cluster holds {count}",
-            expected=f"room for {workers}",
-            remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
-            "or give an autoscaler time: ray.wait_for_nodes=900",
-        )
-    there = count // workers
-    # Trials beyond what is there wait for room, and it is them that an autoscaler adds nodes for.
-    at_once = settings.max_concurrent if settings.wait_for_nodes else None
-    return Slots(
-        wanted["CPU"],
-        wanted["GPU"],
-        at_once or min(there, settings.max_concurrent or there),
-        workers,
-        wanted["memory"],
-    )
-
-
-def _wanted(study: Study, gpus_there: bool) -> dict[str, float]:
-    """What a worker asks of Ray: ``CPU``, ``GPU``, and ``memory`` in bytes."""
-    settings = study.ray
-    gpus = settings.gpus_per_worker
-    if study.simulation is not None:
-        gpus = 0.0
-    elif gpus == "auto":
-        gpus = 1.0 if gpus_there and study.model.device != "cpu" else 0.0
-    memory = (settings.memory_per_worker or 0.0) * 2**30
-    return {"CPU": settings.cpus_per_worker, "GPU": gpus, "memory": memory}
-
-
-def _ask_for_nodes(study: Study) -> None:
-    """Have the autoscaler, if there is one, make room for the trials that may run at once.
-
-    With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
-    ``ray.gpus_per_worker``.
-    """
-    bundle = {name: amount for name, amount in _wanted(study, False).items() if amount}
-    trials = study.ray.max_concurrent or 1
-    request_resources(bundles=[bundle] * (study.ray.workers_per_trial * trials))
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    """As people write it; memory only where there is some."""
-    parts = [f"{resources['CPU']:g} CPUs", f"{resources['GPU']:g} GPUs"]
-    if memory := resources.get("memory"):
-        parts.append(f"{memory / 2**30:.3g} GiB of memory")
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def on_device(study: Study, worker: Slots) -> Study:
-    """The study as its workers are to read it: without a GPU of their own they stay off everybody's.
-
-    Ray does not hide GPUs from a worker that asked for none.
-    """
-    if worker.gpus:
-        return study
-    return study.model_copy(update={"model": study.model.model_copy(update={"device": "cpu"})})
 
 
 def check_shared(folder: Path) -> None:
@@ -189,7 +68,6 @@ SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
 
 _GRACE_SECONDS = 5.0
-_NODE_POLL_SECONDS = 5.0
 
 
 def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:

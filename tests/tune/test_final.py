@@ -90,7 +90,7 @@ class Final:
 
     def run(self) -> None:
         from milp_ray.tune.final import run_final
-        from milp_ray.tune.search_run import slots
+        from milp_ray.tune.slots import slots
 
         def listener(event: Any) -> None:
             self.events.append((event.step, event.alias, event.reason))

@@ -76,7 +76,8 @@ def a_study(device: str = "auto", **settings: object) -> Study:
 def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() -> None:
     import ray
 
-    from milp_ray.tune.search_run import Slots, check_shared, on_device, slots
+    from milp_ray.tune.search_run import check_shared
+    from milp_ray.tune.slots import Slots, on_device, slots
 
     with ray_session(RaySettings()):
         cpus = int(ray.cluster_resources()["CPU"])
