@@ -52,7 +52,7 @@ def slots(study: Study) -> Slots:
             try:
                 return _slots(study)
             except ClusterError:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     raise
             if not asked:
                 _ask_for_nodes(study)
