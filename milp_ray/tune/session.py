@@ -66,6 +66,8 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
 @contextlib.contextmanager
 def _foreign(address: str) -> Iterator[Session]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Left unset, Ray decides by itself, and a driver and a head can decide differently.
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
     _quiet()
     _check_reachable(address)
     if _is_loopback_only(address):
@@ -85,6 +87,12 @@ def _foreign(address: str) -> Iterator[Session]:
         yield Session(address, None)
     finally:
         ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether Ray would find a token, in the order in which it looks."""
+    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or any(place and Path(place).is_file() for place in places)
 
 
 def _check_reachable(address: str) -> None:
