@@ -1,29 +1,19 @@
 """The command line: thin, every command a few calls into the package.
 
-Exit codes: 0 done; 1 failed (a bug, with a traceback); 2 something the user can mend, said in one error;
-3 done, but some users or trials failed; 130 stopped on request.
+How errors are printed and what the exit codes mean is :mod:`milp_ray.terminal`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 import milp_ray
-from milp_ray.errors import MilpRayError
-
-if TYPE_CHECKING:
-    from milp_ray.study.run import Outcome
+from milp_ray.terminal import closing, err, leave, out, reported
 
 P = ParamSpec("P")
 
@@ -34,11 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Where nobody set a width (a pipe, a CI log), tables take the room they need rather than 80 columns.
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-out = Console(highlight=False, width=_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
 StudyFile = Annotated[Path, typer.Argument(help="The study file (YAML).", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="The run folder.", show_default=False)]
 Overrides = Annotated[
@@ -47,23 +32,12 @@ Overrides = Annotated[
 
 
 def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Turn a command's errors into one message and its outcome into the exit code."""
+    """End the process as the command ended (see :func:`milp_ray.terminal.reported`)."""
+    inner = reported(command)
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = command(*args, **kwargs) or 0
-        except MilpRayError as error:
-            message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
-            err.print(Text(message, style="red" if err.is_terminal else ""))
-            code = error.exit_code
-        except KeyboardInterrupt as stop:
-            err.print(Text("\n".join(["stopped", *getattr(stop, "__notes__", [])])))
-            code = 130
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
-        raise typer.Exit(code)
+        raise typer.Exit(inner(*args, **kwargs))
 
     return run
 
@@ -104,7 +78,7 @@ def search(study: StudyFile, overrides: Overrides = None) -> int:
     from milp_ray.config.loading import load_study
     from milp_ray.study.driver import start
 
-    return _closing(start(load_study(study, overrides or []), out))
+    return closing(start(load_study(study, overrides or []), out))
 
 
 @app.command()
@@ -113,7 +87,7 @@ def resume(run: RunPath, overrides: Overrides = None) -> int:
     """Continue a run after any interruption; ray.* may be overridden."""
     from milp_ray.study.driver import resume as go_on
 
-    return _closing(go_on(run, out, overrides or []))
+    return closing(go_on(run, out, overrides or []))
 
 
 @app.command()
@@ -122,7 +96,7 @@ def final(run: RunPath, overrides: Overrides = None) -> int:
     """Train and test the chosen memories of all users whose search is over; ray.* may be overridden."""
     from milp_ray.study.driver import final as train
 
-    return _closing(train(run, out, overrides or []))
+    return closing(train(run, out, overrides or []))
 
 
 @app.command()
@@ -171,33 +145,81 @@ def demo(
     from milp_ray.study.driver import start
 
     study = prepare_demo(folder, say=out.print)
-    return _closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
+    return closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
+
+
+Address = Annotated[
+    str | None, typer.Option(help="The dashboard, http(s)://host:8265; else RAY_ADDRESS.", show_default=False)
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with the cluster's token; else as Ray finds it.", show_default=False)
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another machine without a token.")]
+JobId = Annotated[str, typer.Argument(help="A submission id.", show_default=False)]
+
+
+@app.command()
+@_reported
+def submit(
+    job: Annotated[str, typer.Argument(help="A script such as jobs/search.py.", show_default=False)],
+    study: StudyFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    working_dir: Annotated[Path | None, typer.Option(help="What paths are relative to; else here.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="A further file that travels.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; no secrets.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job, and end with its exit code.")] = True,
+    again: Annotated[bool, typer.Option("--again", help="Even if the same job is done.")] = False,
+) -> int:
+    """Submit a job to a Ray cluster and follow it; the same job is never submitted twice at a time."""
+    from milp_ray.jobs import client, package
+
+    packed = package.pack(job, study, overrides or [], root=working_dir, include=include or [])
+    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    sent = client.submit(connected, packed, client.environment_of(env or []), again=again)
+    return client.report(connected, sent, err.print, out.file.write if wait else None)
+
+
+@app.command()
+@_reported
+def status(
+    job: Annotated[str | None, typer.Argument(help="A submission id; all without.")] = None,
+    address: Address = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+) -> int:
+    """List a cluster's jobs, or show one; ends with its exit code once it is over."""
+    from milp_ray.jobs import client
+    from milp_ray.jobs.views import job_view, jobs_view
+
+    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    if job is None:
+        out.print(jobs_view(client.jobs(connected)))
+        return 0
+    found = client.details(connected, job)
+    out.print(job_view(found), soft_wrap=True)
+    return client.exit_code(found) if client.is_over(found) else 0
+
+
+@app.command()
+@_reported
+def stop(
+    job: JobId, address: Address = None, token_file: TokenFile = None, insecure: Insecure = False
+) -> int:
+    """Stop a job; submitting it again resumes its run."""
+    from milp_ray.jobs import client
+
+    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    state = client.stop(connected, job)
+    out.print(f"{job}: {state}")
+    return 0 if state == "STOPPED" else 1
 
 
 def main() -> None:
-    """The console script.
-
-    A fit that is under way in a background thread when the run is stopped holds up Python's own shutdown, in
-    compiled code that cannot be interrupted. All state is on disk by then, so the process just ends.
-    """
+    """The console script."""
     try:
         app(prog_name="milp-ray")
     except SystemExit as end:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        busy = [t for t in threading.enumerate() if t.name.startswith(("propos", "prepare"))]
-        if busy:
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        raise
-
-
-def _closing(outcome: Outcome) -> int:
-    from milp_ray.report.console import closing_lines, closing_view
-    from milp_ray.report.plots import draw_run
-
-    draw_run(outcome.folder)
-    with contextlib.suppress(BrokenPipeError):  # `| head`: the run is done all the same
-        out.print(closing_view(outcome))
-        out.print(closing_lines(outcome), soft_wrap=True)
-    return outcome.exit_code
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))

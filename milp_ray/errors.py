@@ -34,7 +34,11 @@ class Problem:
 
 
 class MilpRayError(Exception):
-    """Base of every error that a user can mend. ``exit_code`` is what the command line ends with."""
+    """Base of every error that a user can mend.
+
+    ``exit_code`` is what the command line and jobs end with: 2 where doing the same again fails again (the
+    study, the data, the model), 1 where it need not (the cluster, the storage).
+    """
 
     exit_code = 2
 
@@ -113,6 +117,8 @@ class SearchError(MilpRayError):
 class StorageError(MilpRayError):
     """The run folder cannot be written or read (permissions, full disk, damaged file)."""
 
+    exit_code = 1
+
 
 class RunFolderError(MilpRayError):
     """The run folder exists already, is in use by another driver, or is not a run folder."""
@@ -120,6 +126,8 @@ class RunFolderError(MilpRayError):
 
 class ClusterError(MilpRayError):
     """Ray cannot be reached, or the cluster cannot give what the study asks."""
+
+    exit_code = 1
 
 
 class TrialFailed(Exception):  # noqa: N818  (it names an outcome, not a mistake of the user)

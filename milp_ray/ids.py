@@ -41,9 +41,14 @@ def is_alias(text: str) -> bool:
     return ALIAS_PATTERN.fullmatch(text) is not None
 
 
-def trial_name(alias: str, number: int) -> str:
-    """The name of a trial in Ray Tune, its folder and the dashboard: alias and trial number, nothing else."""
-    return f"{alias}-{trial_label(number)}"
+def trial_name(alias: str, number: int, placement: str) -> str:
+    """The name of a trial in Ray Tune, its folder, logs and the dashboard, and nothing of the user's in it.
+
+    Alias, trial number, and a digest of the placement's key, by which equal placements of several users are
+    recognised: ``u-46uuhep4l4blc-t0007-3f9c2a``; ``-base`` is the no-memory measurement.
+    """
+    digest = f"-{hashlib.sha256(placement.encode()).hexdigest()[:6]}" if number >= 0 else ""
+    return f"{alias}-{trial_label(number)}{digest}"
 
 
 def trial_label(number: int) -> str:

@@ -20,11 +20,13 @@ FLOORS = [
     {"tune"},
     {"study"},
     {"report"},
+    {"terminal"},
+    {"jobs"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-RAY_ROOMS = {"tune", "study"}
+RAY_ROOMS = {"tune", "study", "jobs"}
 AX_ROOMS = {"search"}
 
 
@@ -64,6 +66,8 @@ def test_imports_go_down(path: Path) -> None:
     [
         ("milp_ray", {"torch", "ray", "numpy", "pandas"}),
         ("milp_ray.cli", {"torch", "ray", "pandas", "transformers", "botorch", "ax", "jax"}),
+        ("milp_ray.jobs.entry", {"torch", "ray", "pandas", "transformers", "botorch", "ax", "jax"}),
+        ("milp_ray.jobs.package", {"torch", "ray", "pandas", "numpy"}),
         ("milp_ray.config.loading", {"torch", "ray", "pandas", "numpy"}),
         ("milp_ray.search", {"botorch", "ax", "jax", "ray", "transformers"}),
         ("milp_ray.memory.space", {"torch", "ray", "peft"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,10 @@ def test_paths_cannot_escape(part: str) -> None:
 
 
 def test_trial_names_carry_alias_and_number_only() -> None:
-    assert trial_name("u-abc", 7) == "u-abc-t0007" and trial_name("u-abc", -1) == "u-abc-base"
+    assert re.fullmatch(r"u-abc-t0007-[0-9a-f]{6}", trial_name("u-abc", 7, "3:8"))
+    assert trial_name("u-abc", 7, "3:8")[-6:] == trial_name("u-xyz", 9, "3:8")[-6:]
+    assert trial_name("u-abc", 7, "3:8") != trial_name("u-abc", 7, "4:8")
+    assert trial_name("u-abc", -1, "") == "u-abc-base"
 
 
 def test_errors_survive_pickling_whole() -> None:

@@ -25,10 +25,13 @@ from milp_ray.errors import Problem, StudyError
 
 # Values of these paths are never repeated in an error: they may be raw user ids.
 _PRIVATE = re.compile(r"data\.users\b")
+_EXTENDS = "extends"
 
 
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read and validate a study file.
+
+    A file may say ``extends: other.yaml`` (beside it): it then takes over what it does not say itself.
 
     Args:
         path: the YAML file.
@@ -38,10 +41,21 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
         StudyError: with every problem of the file and of the overrides.
     """
     path = Path(path)
-    tree = yamltree.parse(_read(path))
+    tree = _read_tree(path)
     for override in overrides:
         _override(tree, override)
     return _validate(tree, str(path))
+
+
+def study_files(path: Path | str) -> list[Path]:
+    """The study file and those that it extends, nearest first.
+
+    Raises:
+        StudyError: one of them cannot be read.
+    """
+    files: list[Path] = []
+    _read_tree(Path(path), files)
+    return files
 
 
 def dump_study(study: Study) -> str:
@@ -62,6 +76,29 @@ def resolved(study: Study) -> Study:
     if model.expanduser().exists():
         changes["model"] = study.model.model_copy(update={"path": str(model.expanduser().resolve())})
     return study.model_copy(update=changes)
+
+
+def _read_tree(path: Path, files: list[Path] | None = None) -> Tree:
+    """The file's tree over those of the files that it extends; each file read is added to ``files``."""
+    files = [] if files is None else files
+    files.append(path)
+    tree = yamltree.parse(_read(path))
+    if not isinstance(tree.value, dict) or _EXTENDS not in tree.value:
+        return tree
+    name, where = tree.value.pop(_EXTENDS), f"line {tree.lines[(_EXTENDS,)]}, {_EXTENDS}"
+    if not isinstance(name, str) or not name:
+        tree.problems.append(Problem(where, "is not a file name", "a study file, relative to this one"))
+        return tree
+    parent = path.parent / name
+    if any(parent.resolve() == file.resolve() for file in files):
+        tree.problems.append(Problem(where, f"{name} extends this file in turn", "a chain with an end"))
+        return tree
+    try:
+        tree.beneath(_read_tree(parent, files), name)
+    except StudyError as error:  # no such file, and the like
+        problem = error.problems[0]
+        tree.problems.append(Problem(where, f"{name}: {problem.fact}", problem.expected, "check the path"))
+    return tree
 
 
 def _read(path: Path) -> str:
@@ -113,6 +150,7 @@ def _override(tree: Tree, text: str) -> None:
     node[last] = parsed.value
     for path in [*yamltree.leaves(parsed.value, (*parents, last)), (*parents, last)]:
         tree.lines[path] = 0  # 0: from the command line
+        tree.files.pop(path, None)
 
 
 def _validate(tree: Tree, source: str) -> Study:
@@ -169,8 +207,12 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _place(path: KeyPath, tree: Tree) -> str:
-    known = next((tree.lines[path[:i]] for i in range(len(path), -1, -1) if path[:i] in tree.lines), None)
-    prefix = "" if known is None else "command line, " if known == 0 else f"line {known}, "
+    known = next((path[:i] for i in range(len(path), -1, -1) if path[:i] in tree.lines), None)
+    prefix = ""
+    if known is not None:
+        file = tree.files.get(known)
+        prefix = f"line {tree.lines[known]}{f' of {file}' if file else ''}, "
+        prefix = "command line, " if tree.lines[known] == 0 else prefix
     return f"{prefix}{dotted(path)}" if path else "study"
 
 
@@ -187,6 +229,8 @@ def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
 def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
     section = _model_at(path[:-1])
     valid = sorted(section.model_fields) if section else []
+    if section is Study:
+        valid.append(_EXTENDS)
     # A key that stands one level off (`epochs:` at the top) is a common slip: look for its section first.
     homes = [
         f"{name}.{path[-1]}"

@@ -37,6 +37,17 @@ class ModelSettings(Settings):
         "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    trust_remote_code: bool = Field(
+        False, description="run Python that the hub's repository brings; needs a revision pinned to a commit"
+    )
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs the repository's code, so revision must be a commit (40 hex digits)"
+            )
+        return self
 
 
 class SplitSettings(Settings):
@@ -247,6 +258,9 @@ class RaySettings(Settings):
         None, description="GiB of the host's memory that a worker may take; null: not bounded, nor asked for"
     )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
+    wait_for_nodes: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="seconds that an autoscaler, or whoever adds nodes, has to make room for a trial"
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="retries of a trial whose worker died")
     proposers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="actors that compute proposals; 0: a thread of the driver; auto: by CPUs"

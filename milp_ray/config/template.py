@@ -25,6 +25,7 @@ model:
   revision: null        # pin a hub revision, so that a run can be repeated
   dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow
   device: auto          # a GPU where there is one
+  trust_remote_code: false    # true runs code of the hub's repository; revision must then be a commit
 
 data:
   path: ./users.jsonl   # one user a line: user_id, history, samples (see docs/data.md)
@@ -111,6 +112,7 @@ ray:
   gpus_per_worker: auto           # 1 where there are GPUs, else 0
   memory_per_worker: null         # GiB of RAM; a trial that needs more fails by itself, and is said why
   max_concurrent: null            # as many trials as fit
+  wait_for_nodes: 0               # seconds that an autoscaler has to make room for the first trial
   max_failures: 2                 # retries of a trial whose worker died
   proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs
   dashboard: false                # start Ray's dashboard with a private Ray

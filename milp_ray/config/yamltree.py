@@ -32,11 +32,42 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 @dataclass
 class Tree:
-    """The values of a document, the line of every key path, and the problems met on the way."""
+    """The values of a document, the line of every key path, and the problems met on the way.
+
+    ``files`` names the file of those paths that stand in another one than the document itself.
+    """
 
     value: Value = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    files: dict[KeyPath, str] = field(default_factory=dict)
+
+    def beneath(self, other: Tree, name: str) -> None:
+        """Take from ``other``, read from the file ``name``, whatever this tree does not say itself.
+
+        Mappings are merged key by key; anything else, lists too, is replaced as a whole.
+        """
+        self.problems.extend(
+            Problem(f"{name}, {p.where}" if p.where else name, p.fact, p.expected, p.remedy)
+            for p in other.problems
+        )
+        if isinstance(self.value, dict) and isinstance(other.value, dict):
+            self.value = _merged(self.value, other.value)
+        elif self.value is None:
+            self.value = other.value
+        for path, line in other.lines.items():
+            if path not in self.lines:
+                self.lines[path] = line
+                self.files[path] = other.files.get(path, name)
+
+
+def _merged(over: dict[str, Value], under: dict[str, Value]) -> dict[str, Value]:
+    """In the order of ``under``, with what only ``over`` has behind it."""
+    out = dict(under)
+    for key, value in over.items():
+        below = out.get(key)
+        out[key] = _merged(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
+    return out
 
 
 def dotted(path: KeyPath) -> str:

@@ -29,7 +29,7 @@ from milp_ray.search.objectives import (
     gains,
     whole_number,
 )
-from milp_ray.search.pareto import hypervolume_curve, non_dominated
+from milp_ray.search.pareto import hypervolume, hypervolume_curve, non_dominated
 from milp_ray.search.plan import Plan
 from milp_ray.search.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
 from milp_ray.search.reference import checked_reference, exact_ranges, given_point, reference_point
@@ -398,6 +398,12 @@ class Engine:
         if point is None:
             return None
         return {o.name: float(o.sign * value) for o, value in zip(self._objectives, point, strict=True)}
+
+    def hypervolume(self) -> float:
+        """The front's hypervolume from today's :meth:`reference_point`; 0 without an observation."""
+        point = self.reference_point()
+        table = [gains(self._objectives, seen.values) for seen in self.observations]
+        return hypervolume(table, gains(self._objectives, point)) if point and table else 0.0
 
     def hypervolume_curve(self, *, lowered: bool = False) -> list[float]:
         """The front's hypervolume after each observation, in the product of the objectives' units.

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from milp_ray.tune.gauges import Counts
 from milp_ray.tune.queue import BASELINE, Ticket
 
 _LINE_SECONDS = 5.0
@@ -54,7 +55,7 @@ class StudyProgress:
         self._users = {alias: UserProgress() for alias in aliases}
         # Kept up to date event by event: a scan of all users per trial is what large studies cannot afford.
         self._totals = UserProgress()
-        self._full = 0
+        self._full = self._trained = 0
         self._recent: dict[str, None] = {}  # users at work or lately so, in the order of their last event
         self._lock = threading.RLock()
         self._ended_now = 0
@@ -129,7 +130,9 @@ class StudyProgress:
             self._touch(ticket.alias)
             self.say(f"{ticket.alias} {_name_of(ticket)}: its worker was lost; it runs again")
 
-    def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
+    def trial_ended(
+        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+    ) -> None:
         """A trial was told or failed."""
         with self._lock:
             user = self._users[ticket.alias]
@@ -144,16 +147,42 @@ class StudyProgress:
                 self.say(f"{ticket.alias} {_name_of(ticket)} failed: {reason}")
             self._line()
 
+    def trained(self, users: int) -> None:
+        """How many users have a memory."""
+        with self._lock:
+            self._trained = users
+
     def final_step(self, step: str, done: int, total: int) -> None:
         """Progress of the final stage; ``step`` is train or test."""
         with self._lock:
             names = {"train": "memories trained", "test": "users tested"}
+            if step == "train":
+                self.trained(done)
             if self._live is None:
                 self.say(f"final: {names[step]} {done}/{total}")
                 return
             if step not in self._tasks:
                 self._tasks[step] = self._bar.add_task(names[step], total=total, note="")
             self._bar.update(self._tasks[step], completed=done)
+
+    def counts(self) -> Counts:
+        """Trials and users by state; a user counts in the furthest one that it has reached."""
+        with self._lock:
+            searching = running = 0
+            for user in self._users.values():
+                running += user.running
+                started = user.running or user.done or user.failed
+                searching += bool(started and user.done + user.failed < self._trials)
+            trained = min(self._trained, self._full)
+            return Counts(
+                {"running": running, "done": self._totals.done, "failed": self._totals.failed},
+                {
+                    "waiting": len(self._users) - searching - self._full,
+                    "searching": searching,
+                    "searched": self._full - trained,
+                    "trained": trained,
+                },
+            )
 
     def totals(self) -> tuple[int, int, int]:
         """(users whose budget is used up, trials done, trials failed)."""

@@ -27,6 +27,7 @@ from milp_ray.study.progress import StudyProgress
 from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import StopRequest, stop_on_signals
+from milp_ray.tune.gauges import Gauges
 from milp_ray.tune.metrics import Meter, SearchMetrics
 from milp_ray.tune.session import ray_session
 
@@ -95,6 +96,7 @@ class Run:
         self.population = Population(folder, inputs)
         self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
         aliases, directions = list(self.population.aliases), self.population.directions
+        self._meter = Meter()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
         for alias, summary in self.population.summaries():
             self.progress.replayed(alias, summary.done, summary.failed, summary.best, summary.reference)
@@ -128,19 +130,22 @@ class Run:
         return self.outcome
 
     def _steps(self, stopping: StopRequest) -> None:
+        from milp_ray.tune.dashboard import describe_job
         from milp_ray.tune.search_run import check_shared, share_users
 
         check_shared(self.folder.root)
         simulated = self.study.simulation is not None
         users = {} if simulated else share_users(self.inputs.users.splits)
-        if self._search_wanted:
-            self._search_all(stopping, users)
-        if self._final_wanted and not stopping():
-            self._final(stopping, users)
+        describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
+        with contextlib.closing(Gauges(self.study.name, self.progress.counts, self._meter)) as gauges:
+            if self._search_wanted:
+                self._search_all(stopping, users, gauges)
+            if self._final_wanted and not stopping():
+                self._final(stopping, users)
 
-    def _search_all(self, stopping: StopRequest, users: SharedUsers) -> None:
+    def _search_all(self, stopping: StopRequest, users: SharedUsers, gauges: Gauges) -> None:
         if not self._searched():
-            self._search(stopping, users)
+            self._search(stopping, users, gauges)
         if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
@@ -149,11 +154,11 @@ class Run:
                 remedy=f"look into {self.folder.tune / 'tune.log'}, then: milp-ray resume {self.folder.root}",
             )
 
-    def _search(self, stopping: StopRequest, users: SharedUsers) -> None:
+    def _search(self, stopping: StopRequest, users: SharedUsers, gauges: Gauges) -> None:
         """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
         from milp_ray.tune.search_run import run_search
 
-        began, meter, spec = time.monotonic(), Meter(), self._spec(users)
+        began, spec = time.monotonic(), self._spec(users)
         population = self.population
         donors = Donors(self.study, self.inputs, population)
         try:
@@ -162,7 +167,7 @@ class Run:
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
-                    with population.opened(todo) as engines:
+                    with population.opened(todo) as engines, gauges.watching(engines):
                         introduce = donors.gather(todo)
                         if introduce and (learning := sum(not e.proposals for e in engines.values())):
                             self.progress.say(f"{learning} users learn from those that are done")
@@ -171,9 +176,9 @@ class Run:
                             engines,
                             self.folder.tune,
                             stopping,
-                            self.progress,
+                            (self.progress, gauges),
                             proposer=proposer,
-                            meter=meter,
+                            meter=self._meter,
                             introduce=introduce,
                         )
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
@@ -184,7 +189,7 @@ class Run:
                         break
         finally:
             self.outcome.seconds["search"] = time.monotonic() - began
-            self.outcome.metrics = meter.result()
+            self.outcome.metrics = self._meter.result()
 
     def _spec(self, users: SharedUsers) -> TrialSpec | SimulatedSpec:
         from milp_ray.tune.simulated import SimulatedSpec
@@ -230,6 +235,8 @@ class Run:
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),
         }
+
+        self.progress.trained(done["train"])
 
         def listener(event: Event) -> None:
             for note in event.notes:

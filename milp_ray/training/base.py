@@ -192,9 +192,14 @@ def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
 
 
 def _where(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained`` call: never remote code; the network only for hub names."""
+    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it; the network only
+    for hub names."""
     local = Path(settings.path).is_dir()
-    return {"trust_remote_code": False, "revision": settings.revision, "local_files_only": local}
+    return {
+        "trust_remote_code": settings.trust_remote_code,
+        "revision": settings.revision,
+        "local_files_only": local,
+    }
 
 
 def load_config(settings: ModelSettings) -> Any:

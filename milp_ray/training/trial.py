@@ -48,6 +48,7 @@ class Measurement:
         train_seconds: spent in both stages.
         eval_seconds: spent measuring.
         train_tokens: real (unpadded) tokens that were trained on, every epoch counted.
+        gpu_memory: largest allocation while it ran, bytes of this rank's GPU, the base included; 0 on a CPU.
     """
 
     loss: float
@@ -56,6 +57,7 @@ class Measurement:
     train_seconds: float
     eval_seconds: float
     train_tokens: int
+    gpu_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,8 @@ class Trial:
 
     def _attach(self) -> None:
         self._random = OwnRandom(self.seed, self.base.device)
+        if self.base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.base.device)
         if self.base.attached is not None:
             raise RuntimeError("another memory is on the base: close its trial first")
         if self._config is not None:
@@ -312,6 +316,7 @@ class Trial:
             self._seconds["train"],
             self._seconds["eval"],
             self._tokens,
+            torch.cuda.max_memory_allocated(self.base.device) if self.base.device.type == "cuda" else 0,
         )
 
     def _encoded(self, kind: Literal["history", "samples"], items: Sequence[str | Sample]) -> list[Example]:

@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig
 from milp_ray.errors import MilpRayError, StorageError, TrialFailed, place_of
 from milp_ray.storage import write_json
 from milp_ray.tune.assignments import FinalSpec, Job
+from milp_ray.tune.dashboard import announce
 from milp_ray.tune.processes import end, free_address, here
 from milp_ray.tune.resident import resident_base
 
@@ -142,6 +143,8 @@ class _Rank:
     def work(self) -> None:
         while (job := self._next()) is not None:
             reason, notes = "", []
+            name, began = f"{job.alias}-{job.step}", time.monotonic()
+            announce(name, "begins")
             try:
                 if job.step == "train":
                     notes = self._train(job.alias)
@@ -151,7 +154,9 @@ class _Rank:
                 reason = failure.reason
                 self._check_alone(failure)
             except _Stopped:
+                announce(name, "stopped")
                 continue
+            announce(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
             if self._seat.rank == 0:
                 ray.get(self._assignments.end.remote(self._seat.group, reason, notes))
 

@@ -24,9 +24,13 @@ from milp_ray.tune.worker_group import GroupFailed, WorkerGroup
 class GroupTrial(tune.Trainable):  # type: ignore[misc]
     """Inject one placement for one user on several workers, then measure the objectives."""
 
+    def __repr__(self) -> str:
+        return f"GroupTrial({self._study})"  # the actor's name in the dashboard
+
     def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
         """Start the group; called once per actor."""
         placement_group = ray.util.get_current_placement_group()
+        self._study = spec.study.name
         settings = spec.study.ray
         self._most = settings.max_failures
         self._begun, self._over, self._failures = False, True, 0

@@ -99,6 +99,16 @@ class Meter:
         with self._lock:
             self._costs.append(seconds)
 
+    @property
+    def ready(self) -> int:
+        """Tickets in stock now."""
+        return self._ready
+
+    def costs(self, since: int = 0) -> list[float]:
+        """Seconds of each proposed batch, in order, from number ``since`` on."""
+        with self._lock:
+            return list(self._costs[since:])
+
     def result(self) -> SearchMetrics:
         """Up to now."""
         with self._lock:

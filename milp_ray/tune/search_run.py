@@ -11,13 +11,14 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
+from ray.autoscaler.sdk import request_resources
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -61,21 +62,33 @@ def slots(study: Study) -> Slots:
     """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
 
     Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
-    stage, as nodes come and go.
+    stage, as nodes come and go. Where the cluster has no room for a trial yet, its autoscaler is asked for it
+    and given ``ray.wait_for_nodes`` seconds.
 
     Raises:
-        ClusterError: the cluster as it stands could not run a single trial.
+        ClusterError: the cluster as it stands (after that time) could not run a single trial.
     """
+    deadline, asked = time.monotonic() + study.ray.wait_for_nodes, False
+    try:
+        while True:
+            try:
+                return _slots(study)
+            except ClusterError:
+                if time.monotonic() > deadline:
+                    raise
+            if not asked:
+                _ask_for_nodes(study)
+                asked = True
+            time.sleep(min(_NODE_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+    finally:
+        if asked:  # else what was asked for would be kept for ever, used or not
+            request_resources(bundles=[])
+
+
+def _slots(study: Study) -> Slots:
     settings = study.ray
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
-    if study.simulation is not None:
-        gpus = 0.0
-    elif gpus == "auto":
-        there = any(node.get("GPU", 0) >= 1 for node in nodes)
-        gpus = 1.0 if there and study.model.device != "cpu" else 0.0
-    memory = (settings.memory_per_worker or 0.0) * 2**30
-    wanted = {"CPU": cpus, "GPU": gpus, "memory": memory}
+    wanted = _wanted(study, any(node.get("GPU", 0) >= 1 for node in nodes))
     # Adding a hair keeps 0.3 // 0.1 at 3.
     held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
     if sum(held) < 1:
@@ -83,16 +96,50 @@ def slots(study: Study) -> Slots:
         raise ClusterError(
             f"a worker asks for {_amounts(wanted)}, and no node has that",
             expected=f"at most {_amounts({name: largest.get(name, 0) for name in wanted})} per worker",
-            remedy="lower ray.cpus_per_worker, ray.gpus_per_worker or ray.memory_per_worker, or add a node",
+            remedy="lower ray.cpus_per_worker, ray.gpus_per_worker or ray.memory_per_worker, add a node, "
+            "or give an autoscaler time: ray.wait_for_nodes=900",
         )
     workers, count = settings.workers_per_trial, int(sum(held))
     if count < workers:
         raise ClusterError(
             f"a trial asks for {workers} workers of {_amounts(wanted)} each, and the cluster holds {count}",
             expected=f"room for {workers}",
-            remedy="lower ray.workers_per_trial or what a worker takes, or add a node",
+            remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
+            "or give an autoscaler time: ray.wait_for_nodes=900",
         )
-    return Slots(cpus, gpus, min(count // workers, settings.max_concurrent or count), workers, memory)
+    there = count // workers
+    # Trials beyond what is there wait for room, and it is them that an autoscaler adds nodes for.
+    at_once = settings.max_concurrent if settings.wait_for_nodes else None
+    return Slots(
+        wanted["CPU"],
+        wanted["GPU"],
+        at_once or min(there, settings.max_concurrent or there),
+        workers,
+        wanted["memory"],
+    )
+
+
+def _wanted(study: Study, gpus_there: bool) -> dict[str, float]:
+    """What a worker asks of Ray: ``CPU``, ``GPU``, and ``memory`` in bytes."""
+    settings = study.ray
+    gpus = settings.gpus_per_worker
+    if study.simulation is not None:
+        gpus = 0.0
+    elif gpus == "auto":
+        gpus = 1.0 if gpus_there and study.model.device != "cpu" else 0.0
+    memory = (settings.memory_per_worker or 0.0) * 2**30
+    return {"CPU": settings.cpus_per_worker, "GPU": gpus, "memory": memory}
+
+
+def _ask_for_nodes(study: Study) -> None:
+    """Have the autoscaler, if there is one, make room for the trials that may run at once.
+
+    With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
+    ``ray.gpus_per_worker``.
+    """
+    bundle = {name: amount for name, amount in _wanted(study, False).items() if amount}
+    trials = study.ray.max_concurrent or 1
+    request_resources(bundles=[bundle] * (study.ray.workers_per_trial * trials))
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
@@ -142,6 +189,7 @@ SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
 
 _GRACE_SECONDS = 5.0
+_NODE_POLL_SECONDS = 5.0
 
 
 def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
@@ -154,7 +202,7 @@ def run_search(
     engines: Mapping[str, Engine],
     folder: Path,
     stopping: Callable[[], bool],
-    listener: Listener,
+    listeners: Sequence[Listener],
     proposer: Proposer | None = None,
     meter: Meter | None = None,
     introduce: Callable[[Engine], object] | None = None,
@@ -166,7 +214,7 @@ def run_search(
         engines: by alias; their event logs hold all outcomes when this returns.
         folder: where Tune writes.
         stopping: polled; trials in flight end within a slice and stay pending in the logs.
-        listener: told of starts and ends.
+        listeners: told of starts and ends.
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
         meter: is told what the search costs.
         introduce: see :class:`~milp_ray.tune.queue.ProposalQueue`.
@@ -191,7 +239,7 @@ def run_search(
         introduce=introduce,
     )
     searcher = StudySearcher(
-        engines, queue, study.objectives, stopping, listener, retries=study.ray.max_failures
+        engines, queue, study.objectives, stopping, listeners, retries=study.ray.max_failures
     )
 
     def ending() -> bool:
@@ -326,4 +374,5 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _name(trial: Trial) -> str:
-    return trial_name(str(trial.config["user"]), int(trial.config["trial"]))
+    config = trial.config
+    return trial_name(str(config["user"]), int(config["trial"]), str(config["placement"]))

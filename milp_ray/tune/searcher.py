@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
@@ -28,11 +28,20 @@ _MOST_DEATHS = 5
 
 
 class Listener(Protocol):
-    """Who wants to know how the study goes (the progress display)."""
+    """Who wants to know how the study goes: the progress display, the exported metrics.
+
+    ``cost``: what a trial reports beside its values, as far as it does: ``train_tokens``, ``train_seconds``,
+    ``eval_seconds``, ``gpu_memory`` (bytes).
+    """
 
     def trial_started(self, ticket: Ticket) -> None: ...
     def trial_lost(self, ticket: Ticket) -> None: ...
-    def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None: ...
+    def trial_ended(
+        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+    ) -> None: ...
+
+
+_COSTS = ("train_tokens", "train_seconds", "eval_seconds", "gpu_memory")
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -43,7 +52,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         queue: ready tickets of the same engines.
         objectives: names of the measured values to tell, in the engines' order.
         stopping: whether the run was asked to stop.
-        listener: told of every start and end.
+        listeners: told of every start and end.
         retries: how often a trial is run again whose worker was lost. Tune's own retries take a worker that
             dies with two calls under way for two failures, and give the trial up at the second.
     """
@@ -54,7 +63,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         queue: ProposalQueue,
         objectives: tuple[str, ...],
         stopping: Callable[[], bool],
-        listener: Listener,
+        listeners: Sequence[Listener],
         retries: int = 0,
     ) -> None:
         super().__init__(metric=list(objectives), mode=["min"] * len(objectives))
@@ -62,7 +71,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._queue = queue
         self._objectives = objectives
         self._stopping = stopping
-        self._listener = listener
+        self._listeners = tuple(listeners)
         self._tickets: dict[str, Ticket] = {}
         self.failure: Exception | None = None
         self.baselines_failed: dict[str, str] = {}
@@ -80,7 +89,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             over = self._queue.exhausted and not self._tickets
             return Searcher.FINISHED if over else None
         self._tickets[trial_id] = ticket
-        self._listener.trial_started(ticket)
+        for listener in self._listeners:
+            listener.trial_started(ticket)
         return {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
@@ -108,7 +118,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if lost and self._lost[ticket] < self._retries:
             self._lost[ticket] += 1
             self._queue.again(ticket)
-            self._listener.trial_lost(ticket)
+            for listener in self._listeners:
+                listener.trial_lost(ticket)
             return
         self._deaths = self._deaths + 1 if lost else 0
         if result is None or lost:
@@ -127,7 +138,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         elif result.get("reason"):
             self._failed(ticket, str(result["reason"]))
         else:
-            self._told(ticket, {name: float(result[name]) for name in self._objectives})  # type: ignore[arg-type]
+            values = {name: float(result[name]) for name in self._objectives}  # type: ignore[arg-type]
+            self._told(ticket, values, _cost(result))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the event logs are the state (DESIGN, decision 4)."""
@@ -138,7 +150,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune pickles its searcher into snapshots that nobody reads
 
-    def _told(self, ticket: Ticket, values: dict[str, float]) -> None:
+    def _told(self, ticket: Ticket, values: dict[str, float], cost: Mapping[str, float]) -> None:
         if not all(math.isfinite(value) for value in values.values()):
             self._failed(ticket, "a measured value is not finite")
             return
@@ -147,13 +159,22 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             engine.set_reference(values)
         else:
             engine.tell(ticket.number, values)
-        self._queue.ended(ticket.alias, ticket.number)
-        self._listener.trial_ended(ticket, values, "")
+        self._ended(ticket, values, "", cost)
 
     def _failed(self, ticket: Ticket, reason: str) -> None:
         if ticket.number == BASELINE:  # the reference is inferred then, and a resume measures it again
             self.baselines_failed[ticket.alias] = reason
         else:
             self._engines[ticket.alias].fail(ticket.number, reason)
+        self._ended(ticket, None, reason, {})
+
+    def _ended(
+        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+    ) -> None:
         self._queue.ended(ticket.alias, ticket.number)
-        self._listener.trial_ended(ticket, None, reason)
+        for listener in self._listeners:
+            listener.trial_ended(ticket, values, reason, cost)
+
+
+def _cost(result: Mapping[str, object]) -> dict[str, float]:
+    return {name: float(value) for name in _COSTS if isinstance(value := result.get(name), int | float)}

@@ -61,6 +61,9 @@ class SimulatedSpec:
 class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
     """Sleeps for the simulated duration, in slices, then reports what the synthetic user says."""
 
+    def __repr__(self) -> str:
+        return f"SimulatedTrial({self._spec.study.name})"  # the actor's name in the dashboard
+
     def setup(self, config: dict[str, object], spec: SimulatedSpec) -> None:
         """Called once per actor."""
         self._spec = spec

@@ -12,8 +12,9 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
-from milp_ray.ids import child, trial_label
+from milp_ray.ids import child, trial_label, trial_name
 from milp_ray.memory.space import Placement
+from milp_ray.tune.dashboard import announce, entitle
 from milp_ray.tune.queue import BASELINE
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Slices:
 
         self.close()
         self._alias, self._number = alias, number
+        self._label = trial_name(alias, number, placement.key)
+        announce(self._label, f"begins: layers and ranks {placement.key or 'none'}")
         study = self._spec.study
         self._trial = Trial(
             self._base,
@@ -80,6 +83,7 @@ class Slices:
         """
         from milp_ray.training.trial import OutOfMemory, TrialStopped
 
+        entitle(self._label)
         deadline = time.monotonic() + self._spec.study.trial.slice_seconds
         try:
             for progress in self._steps or ():
@@ -91,6 +95,7 @@ class Slices:
         except OutOfMemory as failure:
             return ending(failure.reason) | {"alone": self._base.parallel.group.size > 1}
         except TrialFailed as failure:
+            announce(self._label, f"failed: {failure.reason}")
             return ending(failure.reason)
         except MilpRayError as error:
             return ending(fatal=error)
@@ -119,6 +124,8 @@ class Slices:
         if first and self._number != BASELINE and self._is_non_dominated(measured):
             trial.save(child(self._spec.adapters, self._alias, trial_label(self._number)))
         self.close()
+        seconds = measured.train_seconds + measured.eval_seconds
+        announce(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
         return {
             "finished": True,
             "done": True,
@@ -129,6 +136,7 @@ class Slices:
             "train_seconds": measured.train_seconds,
             "eval_seconds": measured.eval_seconds,
             "train_tokens": measured.train_tokens,
+            "gpu_memory": measured.gpu_memory,
         }
 
     def _is_non_dominated(self, measured: Measurement) -> bool:

@@ -39,8 +39,12 @@ class TrialSpec:
 class MemoryTrial(tune.Trainable):  # type: ignore[misc]
     """Inject one placement for one user, then measure the objectives (the no-memory point: only measure)."""
 
+    def __repr__(self) -> str:
+        return f"MemoryTrial({self._study})"  # the actor's name in the dashboard
+
     def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
         """Load the base; called once per actor."""
+        self._study = spec.study.name
         self._fatal: MilpRayError | None = None
         # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
         # an error now would have Tune start the actor again and then write off one trial after the other.

@@ -46,6 +46,9 @@ class Rank:
         self._cpus = cpus
         self._slices: Slices | None = None
 
+    def __repr__(self) -> str:
+        return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard
+
     def place(self) -> tuple[Place, str]:
         """Its process, and an address at which rank 0 could be met. Imports what :meth:`join` needs, so that
         ranks then come together at about the same time."""

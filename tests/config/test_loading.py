@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from milp_ray.config import Study, yamltree
-from milp_ray.config.loading import dump_study, load_study, resolved
+from milp_ray.config.loading import dump_study, load_study, resolved, study_files
 from milp_ray.config.template import TEMPLATE, write_template
 from milp_ray.errors import StorageError, StudyError
 
@@ -177,3 +177,71 @@ def test_models_are_frozen() -> None:
     study = Study.model_validate_json('{"name": "a", "model": {"path": "m"}, "data": {"path": "d"}}')
     with pytest.raises(ValueError, match="frozen"):
         study.seed = 3
+
+
+def extended(tmp_path: Path, child: str, parent: str = SMALL) -> Path:
+    (tmp_path / "parent.yaml").write_text(parent, encoding="utf-8")
+    file = tmp_path / "child.yaml"
+    file.write_text(child, encoding="utf-8")
+    return file
+
+
+def test_a_file_takes_over_what_it_does_not_say(tmp_path: Path) -> None:
+    file = extended(tmp_path, "extends: parent.yaml\ntrial: {epochs: 7}\nobjectives: [loss]\n")
+    plain = load_study(tmp_path / "parent.yaml")
+    study = load_study(file, ["seed=5"])
+    assert study.trial.epochs == 7 and study.objectives == ("loss",) and study.seed == 5
+    assert study.name == plain.name and study.model == plain.model and study.data == plain.data
+    assert study.trial.max_new_tokens == plain.trial.max_new_tokens
+    assert study_files(file) == [file, tmp_path / "parent.yaml"]
+
+
+def test_faults_name_the_file_that_they_are_in(tmp_path: Path) -> None:
+    file = extended(
+        tmp_path,
+        "extends: parent.yaml\ntrial: {epochs: -1}\n",
+        SMALL + "ray: {max_failures: -2}\nsearhc: {trials: 3}\n",
+    )
+    lines = SMALL.count("\n")
+    with pytest.raises(StudyError) as caught:
+        load_study(file)
+    places = {problem.where for problem in caught.value.problems}
+    assert places == {
+        "line 2, trial.epochs",
+        f"line {lines + 1} of parent.yaml, ray.max_failures",
+        f"line {lines + 2} of parent.yaml, searhc",
+    }
+    with pytest.raises(StudyError) as caught:
+        load_study(extended(tmp_path, "extends: parent.yaml\n", "name: [\n"))
+    assert any("parent.yaml, line" in problem.where for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("child", "fact"),
+    [
+        ("extends: none.yaml\n", "no such file"),
+        ("extends: child.yaml\n", "extends this file in turn"),
+        ("extends: 3\n", "not a file name"),
+        ("extends: [a, b]\n", "not a file name"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, child: str, fact: str) -> None:
+    with pytest.raises(StudyError, match=fact) as caught:
+        load_study(extended(tmp_path, child + SMALL))
+    assert caught.value.problems[0].where == "line 1, extends"
+
+
+def test_a_circle_of_files_ends(tmp_path: Path) -> None:
+    file = extended(tmp_path, "extends: parent.yaml\n", "extends: child.yaml\n" + SMALL)
+    with pytest.raises(StudyError, match="in turn"):
+        load_study(file)
+
+
+def test_code_of_a_repository_runs_only_pinned(tmp_path: Path) -> None:
+    file = extended(tmp_path, "extends: parent.yaml\n")
+    with pytest.raises(StudyError, match="40 hex digits"):
+        load_study(file, ["model.trust_remote_code=true"])
+    with pytest.raises(StudyError, match="40 hex digits"):
+        load_study(file, ["model.trust_remote_code=true", "model.revision=main"])
+    pinned = ["model.trust_remote_code=true", f"model.revision='{'a1' * 20}'"]
+    assert load_study(file, pinned).model.trust_remote_code

@@ -36,12 +36,16 @@ def test_totals_are_those_of_a_scan() -> None:
         ticket = Ticket(alias, number, Placement(((0, 8),)), "x")
         progress.trial_started(ticket)
         fails = number != BASELINE and rng.random() < 0.3
-        progress.trial_ended(ticket, None if fails else {"loss": 1.0 + number, "rouge_l": 0.4}, "why")
+        progress.trial_ended(ticket, None if fails else {"loss": 1.0 + number, "rouge_l": 0.4}, "why", {})
         if number != BASELINE:
             ended[alias][fails] += 1
         full = sum(sum(counts) >= TRIALS for counts in ended.values())
         assert progress.totals() == (full, *(sum(column) for column in zip(*ended.values(), strict=True)))
     assert progress.totals()[0] == 5
+    progress.trained(2)
+    counts = progress.counts()
+    assert counts.users == {"waiting": 0, "searching": 0, "searched": 3, "trained": 2}
+    assert counts.trials == {"running": 0, "done": progress.totals()[1], "failed": progress.totals()[2]}
     assert "trials 20/20" in text.getvalue() and "users done 5/5" in text.getvalue()
 
 
@@ -51,7 +55,10 @@ def test_the_table_shows_who_is_at_work_and_grows_with_no_population() -> None:
         ticket = Ticket(f"u{number}", 0, Placement(((0, 8),)), "x")
         progress.trial_started(ticket)
         if number != 5:
-            progress.trial_ended(ticket, {"loss": 2.0, "rouge_l": 0.1}, "")
+            progress.trial_ended(ticket, {"loss": 2.0, "rouge_l": 0.1}, "", {})
     shown = [alias for alias, _ in progress._shown_users()]
     assert shown[:2] == ["u5", "u899"] and len(shown) == 8
     assert len(progress._recent) < 50
+    counts = progress.counts()
+    assert counts.users == {"waiting": 100, "searching": 900, "searched": 0, "trained": 0}
+    assert counts.trials["running"] == 1

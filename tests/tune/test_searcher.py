@@ -33,7 +33,9 @@ class Seen:
     def trial_lost(self, ticket: Ticket) -> None:
         self.lost.append((ticket.alias, ticket.number))
 
-    def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None:
+    def trial_ended(
+        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+    ) -> None:
         self.ended.append((ticket.alias, ticket.number, values, reason))
 
 
@@ -57,7 +59,7 @@ class Run:
         self.stop = False
         self.seen = Seen()
         self.searcher = StudySearcher(
-            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, self.seen, retries
+            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, (self.seen,), retries
         )
         self.count = 0
 

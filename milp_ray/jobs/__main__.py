@@ -1,0 +1,12 @@
+"""``python -m milp_ray.jobs search study.yaml``: a job without a checkout of this repository."""
+
+import sys
+
+from milp_ray.jobs.entry import JOBS
+from milp_ray.terminal import err, leave
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
+        err.print(f"usage: python -m milp_ray.jobs {{{','.join(JOBS)}}} STUDY [section.key=value ...]")
+        leave(2)
+    JOBS[sys.argv[1]](sys.argv[2:])

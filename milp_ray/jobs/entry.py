@@ -1,0 +1,82 @@
+"""The entry points of jobs: a study file and overrides in, an exit code out.
+
+A job is one driver process on a node of the cluster. It resumes what an earlier job of the same study began,
+so submitting again is how to go on after a stop, a pre-emption or a failure. The scripts in ``jobs/`` call
+these functions; without them the same is ``python -m milp_ray.jobs search study.yaml``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from milp_ray.errors import StudyError
+from milp_ray.jobs.package import storage_problem
+from milp_ray.terminal import closing, err, leave, out, reported
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from milp_ray.config.models import Study
+    from milp_ray.study.run import Outcome
+
+# Ray unpacks the folder that travels with a job into one of this name, and deletes it some time after.
+_PACKAGE = "_ray_pkg_"
+
+
+def search(words: Sequence[str] | None = None) -> NoReturn:
+    """Search every user's memory; with ``final.automatic`` train and test the chosen ones.
+
+    Args:
+        words: a study file, then ``section.key=value`` overrides; None: those of the command line.
+    """
+    from milp_ray.study.driver import start_or_resume
+
+    _run(start_or_resume, words)
+
+
+def final(words: Sequence[str] | None = None) -> NoReturn:
+    """Train and test the chosen memories of all users whose search is over; arguments as :func:`search`."""
+    from milp_ray.study.driver import final_of
+
+    _run(final_of, words)
+
+
+JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = {"search": search, "final": final}
+
+
+def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None) -> NoReturn:
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help") or words[0].startswith("-"):
+        err.print(f"usage: {Path(sys.argv[0]).name} STUDY [section.key=value ...]")
+        leave(0 if words and words[0] in ("-h", "--help") else 2)
+
+    @reported
+    def job() -> int:
+        from milp_ray.config.loading import load_study
+
+        study = load_study(words[0], words[1:])
+        check_paths(study, Path.cwd())
+        return closing(work(study, out))
+
+    leave(job())
+
+
+def check_paths(study: Study, folder: Path) -> None:
+    """Refuse to write a run into the folder that travelled with the job.
+
+    Args:
+        study: as loaded.
+        folder: that the job runs in.
+
+    Raises:
+        StudyError: ``storage.path`` is inside.
+    """
+    package = next((part for part in (folder, *folder.parents) if part.name.startswith(_PACKAGE)), None)
+    path = study.storage.path
+    if package is None or "://" in path:
+        return
+    if (folder / Path(path).expanduser()).resolve().is_relative_to(package.resolve()):
+        raise StudyError("the study of a job", [storage_problem(path)])

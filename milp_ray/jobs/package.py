@@ -1,0 +1,191 @@
+"""What travels with a job, and the name that follows from it.
+
+Only this: the job's script, the study file with those it extends, the ``milp_ray`` package where the working
+folder is a checkout of it, and what is asked for by name. Data, models and results stay where they are: a
+study names them by a path or a URL that the cluster sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from milp_ray.config.loading import load_study, study_files
+from milp_ray.config.models import Study
+from milp_ray.errors import MilpRayError, Problem, StudyError
+
+MAX_BYTES = 20 << 20
+_BUILT_IN = ("search", "final")
+_DIGEST_LENGTH = 10
+
+
+class SubmissionError(MilpRayError):
+    """What is to be submitted cannot travel: a file is missing, outside the folder, or too large."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A job ready to be sent.
+
+    Attributes:
+        study: with its overrides.
+        files: relative to ``root``, sorted.
+        entrypoint: the command that the cluster runs.
+        digest: of the files and the command; the same job has the same one.
+    """
+
+    root: Path
+    study: Study
+    files: tuple[Path, ...]
+    entrypoint: str
+    digest: str
+
+    def copy_to(self, folder: Path) -> None:
+        """Lay the files out in an empty folder."""
+        for file in self.files:
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.root / file, target)
+
+
+def pack(
+    job: str,
+    study: Path,
+    overrides: Sequence[str] = (),
+    *,
+    root: Path | None = None,
+    include: Iterable[str] = (),
+) -> Package:
+    """Collect a job's files, and check that nothing else is needed.
+
+    Args:
+        job: a script below ``root``, or the name of a built-in job (search, final).
+        study: file, below ``root``.
+        overrides: ``section.key=value``.
+        root: the working folder; None: the current one.
+        include: further files or folders below ``root``.
+
+    Raises:
+        StudyError: the study is wrong, or names a relative path that does not travel.
+        SubmissionError: a file is missing or outside ``root``, or it is more than :data:`MAX_BYTES`.
+    """
+    root = (root or Path.cwd()).resolve()
+    _check_private(overrides)
+    loaded = load_study(study, overrides)
+    chain = [_inside(file, root) for file in study_files(study)]
+    built_in = job in _BUILT_IN and not (root / job).exists()
+    script = [] if built_in else [_inside(Path(job), root)]
+    extra = [file for name in include for file in _below(_inside(Path(name), root), root)]
+    code = (
+        list(_below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
+    )
+    files = tuple(sorted({*chain, *script, *extra, *code}))
+    _check_size(files, root)
+    _check_paths(loaded, root, files)
+    command = ["python", "-m", "milp_ray.jobs", job] if built_in else ["python", str(script[0])]
+    entrypoint = shlex.join([*command, str(chain[0]), *overrides])
+    return Package(root, loaded, files, entrypoint, _digest(files, root, entrypoint))
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """``path`` relative to ``root``, where it must be."""
+    whole = (path if path.is_absolute() else Path.cwd() / path).resolve()
+    if not whole.exists() and not path.is_absolute():
+        whole = (root / path).resolve()
+    if not whole.exists():
+        raise SubmissionError(
+            "no such file",
+            where=str(path),
+            expected="a file in the working folder",
+            remedy="check the path; a job without a script is called search or final",
+        )
+    if not whole.is_relative_to(root):
+        raise SubmissionError(
+            f"is outside the working folder {root}",
+            where=str(path),
+            expected="files that can travel with the job",
+            remedy="submit from a folder above it, or name that one with --working-dir",
+        )
+    return whole.relative_to(root)
+
+
+def _below(path: Path, root: Path, pattern: str = "*") -> Iterator[Path]:
+    """The files of a folder, or the file itself; no symbolic links, which may lead anywhere."""
+    whole = root / path
+    found = [whole] if whole.is_file() else sorted(whole.rglob(pattern))
+    for file in found:
+        if file.is_file() and not file.is_symlink() and "__pycache__" not in file.parts:
+            yield file.relative_to(root)
+
+
+def _check_private(overrides: Sequence[str]) -> None:
+    """A job's command can be read in the dashboard; raw user ids must not be."""
+    for text in overrides:
+        if text.partition("=")[0].startswith("data.users") or re.match(r"data=.*users", text):
+            problem = Problem(
+                "override data.users",
+                "a job's command can be read in the dashboard, and user ids must not be",
+                "user ids in the study file only",
+                "write data.users into the study file",
+            )
+            raise StudyError("command line", [problem])
+
+
+def _check_size(files: Sequence[Path], root: Path) -> None:
+    sizes = {file: (root / file).stat().st_size for file in files}
+    if sum(sizes.values()) <= MAX_BYTES:
+        return
+    largest = sorted(sizes, key=lambda file: -sizes[file])[:3]
+    raise SubmissionError(
+        f"the job's files are {sum(sizes.values()) / 2**20:.0f} MiB; the largest: "
+        + ", ".join(f"{file} ({sizes[file] / 2**20:.1f} MiB)" for file in largest),
+        where=str(root),
+        expected=f"at most {MAX_BYTES >> 20} MiB: code and study files",
+        remedy="put data and models on storage that the cluster sees, and name them by path or URL",
+    )
+
+
+def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
+    """Relative paths mean the working folder on the cluster, where only ``files`` are."""
+    travelling = {whole for file in files for whole in (file, *file.parents)} - {Path()}
+    problems = []
+    for where, path in (("data.path", study.data.path), ("model.path", study.model.path)):
+        inside = Path(os.path.normpath(path)) in travelling
+        # A relative model path that is no folder here is a hub name.
+        if _is_relative(path) and not inside and (where == "data.path" or (root / path).exists()):
+            fact = f"{path!r} does not travel with the job"
+            remedy = f"name it by a path that all nodes share; small files can travel: --include {path}"
+            problems.append(Problem(where, fact, "an absolute path or a URL", remedy))
+    if _is_relative(study.storage.path):
+        problems.append(storage_problem(study.storage.path))
+    if problems:
+        raise StudyError("the study of a job", problems)
+
+
+def storage_problem(path: str) -> Problem:
+    """What is wrong with a run folder inside the folder that a job runs in."""
+    return Problem(
+        "storage.path",
+        f"{path!r} is inside the job's working folder, which is deleted with the job",
+        "an absolute path that all nodes share, or a URL",
+        "set it in the study, or add to the command: storage.path=/shared/runs",
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not Path(path).expanduser().is_absolute()
+
+
+def _digest(files: Sequence[Path], root: Path, entrypoint: str) -> str:
+    total = hashlib.sha256(entrypoint.encode())
+    for file in files:
+        content = (root / file).read_bytes()
+        total.update(f"\0{file.as_posix()}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()[:_DIGEST_LENGTH]

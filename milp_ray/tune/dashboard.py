@@ -1,0 +1,63 @@
+"""What Ray's dashboard shows of a run beside Ray's own facts: what a process works on, and what a job is.
+
+Nothing here comes from a user's texts, and no raw user id does: aliases, numbers and the study's name only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+
+import ray
+
+
+def announce(name: str, text: str) -> None:
+    """A line in the calling worker's own log, which the dashboard shows beside the actor.
+
+    Args:
+        name: of the trial, or of the final job's step.
+        text: numbers and fixed words.
+    """
+    entitle(name)
+    print(f"{name} {text}", file=sys.stdout, flush=True)  # noqa: T201  (Ray makes it the actor's log)
+
+
+def entitle(name: str) -> None:
+    """Add what a worker is at to its process title, until the actor's method returns.
+
+    The dashboard lists processes by title, and so do ``ps`` and ``top``; an actor's own name cannot change.
+    """
+    if not ray.is_initialized() or ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
+        return
+    with contextlib.suppress(AttributeError):  # Ray's own title functions are not public
+        raylet = ray._raylet
+        raylet.setproctitle(f"{raylet.getproctitle().split(' ')[0]} {name}")
+
+
+def describe_job(facts: Mapping[str, str]) -> None:
+    """Add facts to the job that this driver is, where it was submitted as one; what it said already wins.
+
+    Ray has no public way to do this from inside a job. Where its internals differ, the job simply shows less.
+    """
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    job = (config.get("metadata") or {}).get("job_submission_id")
+    if not job:
+        return
+    with contextlib.suppress(Exception):
+        asyncio.run(_describe(str(job), facts))
+
+
+async def _describe(job: str, facts: Mapping[str, str]) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.dashboard.modules.job.common import JobInfoStorageClient
+
+    store = JobInfoStorageClient(GcsClient(address=ray.get_runtime_context().gcs_address))
+    info = await store.get_info(job)
+    if info is None:
+        return
+    info.metadata = {**facts, **(info.metadata or {})}
+    await store.put_info(job, info)

@@ -1,0 +1,222 @@
+"""The job client against a cluster that is played: ids, retries, exit codes, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milp_ray.config.loading import load_study
+from milp_ray.errors import ClusterError
+from milp_ray.jobs import client
+from milp_ray.jobs.client import JobError, connect, environment_of, exit_code, follow, submit, token_of
+from milp_ray.jobs.package import Package
+
+
+class Cluster:
+    """Plays Ray's JobSubmissionClient."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Any] = {}
+        self.sent: list[dict[str, Any]] = []
+        self.broken = 0
+        self.output = ["first\n", "second\n", "third\n"]
+        self.race = False
+
+    def get_address(self) -> str:
+        return "http://127.0.0.1:8265"
+
+    def list_jobs(self) -> list[Any]:
+        return list(self.jobs.values())
+
+    def get_job_info(self, job: str) -> Any:
+        if job not in self.jobs:
+            raise RuntimeError("Request failed with status code 404: does not exist")
+        return self.jobs[job]
+
+    def submit_job(self, **given: Any) -> str:
+        self.sent.append(given)
+        files = sorted(p.name for p in Path(given["runtime_env"]["working_dir"]).rglob("*") if p.is_file())
+        self.sent[-1]["files"] = files
+        self.put(given["submission_id"], "RUNNING")
+        if self.race:
+            raise RuntimeError("submission_id already used")
+        return str(given["submission_id"])
+
+    def put(self, name: str, status: str, code: int | None = None) -> None:
+        self.jobs[name] = SimpleNamespace(
+            submission_id=name, status=status, driver_exit_code=code, metadata={}, start_time=len(self.jobs)
+        )
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for number, text in enumerate(self.output):
+            if self.broken and number == 2:
+                self.broken -= 1
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield text
+        self.jobs[job].status = "FAILED"
+        self.jobs[job].driver_exit_code = 3
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Package:
+    study = tmp_path / "study.yaml"
+    study.write_text("name: small\nmodel: {path: m}\ndata: {path: /d}\n")
+    return Package(tmp_path, load_study(study), (Path("study.yaml"),), "python x.py study.yaml", "abc123")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_POLL_SECONDS", 0.01)
+
+
+def sent(cluster: Cluster, job: Package, **options: Any) -> tuple[str, str]:
+    found = submit(cluster, job, {}, **options)  # type: ignore[arg-type]
+    return found.id, found.state
+
+
+def test_the_same_job_is_never_there_twice_and_goes_on_after_a_failure(job: Package) -> None:
+    cluster = Cluster()
+    assert sent(cluster, job) == ("milp-small-abc123-1", "new")
+    assert sent(cluster, job) == ("milp-small-abc123-1", "running")
+    cluster.put("milp-small-abc123-1", "STOPPED")
+    assert sent(cluster, job) == ("milp-small-abc123-2", "new")
+    cluster.put("milp-small-abc123-2", "FAILED", 1)
+    assert sent(cluster, job) == ("milp-small-abc123-3", "new")
+    cluster.put("milp-small-abc123-3", "SUCCEEDED", 0)
+    assert sent(cluster, job) == ("milp-small-abc123-3", "done")
+    assert sent(cluster, job, again=True) == ("milp-small-abc123-4", "new")
+    assert len(cluster.sent) == 4
+    assert cluster.sent[0]["files"] == ["study.yaml"]
+    assert cluster.sent[0]["metadata"]["study"] == "small"
+    assert cluster.sent[0]["entrypoint"] == "python x.py study.yaml"
+
+
+def test_other_jobs_are_no_twins(job: Package) -> None:
+    cluster = Cluster()
+    for name in ("milp-small-abc1234-1", "milp-small-abc123-x", "milp-small-abc123-1-1", "raysubmit_x"):
+        cluster.put(name, "RUNNING")
+    assert sent(cluster, job) == ("milp-small-abc123-1", "new")
+
+
+def test_losing_a_race_means_following_the_winner(job: Package) -> None:
+    cluster = Cluster()
+    cluster.race = True
+    assert sent(cluster, job) == ("milp-small-abc123-1", "running")
+
+
+@pytest.mark.parametrize("breaks", [0, 1, 2])
+def test_output_comes_once_whatever_the_connection_does(job: Package, breaks: int) -> None:
+    cluster, seen = Cluster(), []
+    cluster.broken = breaks
+    cluster.put("j", "RUNNING")
+    assert follow(cluster, "j", seen.append) == 3  # type: ignore[arg-type]
+    assert "".join(seen) == "first\nsecond\nthird\n"
+
+
+def test_a_cluster_that_is_gone_ends_following(job: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_LOST_SECONDS", 0.05)
+    cluster = Cluster()
+
+    def gone(job: str) -> Any:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(cluster, "get_job_info", gone)
+    with pytest.raises(ClusterError, match="does not answer") as caught:
+        follow(cluster, "j", print)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", None, 130),
+        ("STOPPED", 0, 130),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", None, 1),
+        ("FAILED", -9, 1),
+        ("FAILED", 0, 1),
+        ("FAILED", 137, 1),
+    ],
+)
+def test_exit_codes_tell_the_truth(status: str, code: int | None, expected: int) -> None:
+    cluster = Cluster()
+    cluster.put("j", status, code)
+    assert exit_code(cluster.jobs["j"]) == expected
+
+
+def test_unknown_jobs(job: Package) -> None:
+    with pytest.raises(JobError, match="no such job"):
+        follow(Cluster(), "nothing", print)  # type: ignore[arg-type]
+
+
+def test_interrupting_leaves_the_job_alone(job: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    found = submit(cluster, job, {})  # type: ignore[arg-type]
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        client.report(cluster, found, str, interrupt)  # type: ignore[arg-type]
+    assert "milp-ray stop milp-small-abc123-1" in caught.value.__notes__[0]
+    assert cluster.jobs[found.id].status == "RUNNING"
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "OPENAI_API_KEY"])
+def test_secrets_are_no_variables(job: Package, name: str) -> None:
+    with pytest.raises(JobError, match=name):
+        submit(Cluster(), job, {name: "hunter2"})  # type: ignore[arg-type]
+    for fine in ("HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        submit(Cluster(), job, {fine: "x"})  # type: ignore[arg-type]
+
+
+def test_variables() -> None:
+    assert environment_of(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+    for word in ("A", "=1", "1A=2", "A B=1"):
+        with pytest.raises(JobError):
+            environment_of([word])
+
+
+@pytest.mark.parametrize(
+    ("address", "fact"),
+    [
+        (None, "no address"),
+        ("auto", "not the address"),
+        ("10.0.0.1:6379", "not the address"),
+        ("ray://head:10001", "not the address"),
+        ("http://me:secret@head:8265", "a password"),
+        ("http://head.example:8265", "another machine"),
+        ("http://10.0.0.1:8265", "another machine"),
+    ],
+)
+def test_addresses(address: str | None, fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(JobError, match=fact) as caught:
+        connect(address, None)
+    assert "secret@" not in str(caught.value)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ClusterError, match="does not answer"):
+        connect("http://127.0.0.1:9", None)
+
+
+def test_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    assert token_of(None, {}) is None
+    assert token_of(file, {"RAY_AUTH_TOKEN": "from-variable"}) == "from-file"
+    assert token_of(None, {"RAY_AUTH_TOKEN": " x ", "RAY_AUTH_TOKEN_PATH": str(file)}) == "x"
+    assert token_of(None, {"RAY_AUTH_TOKEN_PATH": str(file)}) == "from-file"
+    file.write_text(" \n")
+    with pytest.raises(JobError, match="empty"):
+        token_of(file, {})
+    with pytest.raises(JobError, match="cannot be read"):
+        token_of(tmp_path / "none", {})

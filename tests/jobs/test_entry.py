@@ -1,0 +1,60 @@
+"""The entry points of jobs: usage, exit codes, and no run in a folder that goes away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from milp_ray.config.loading import load_study
+from milp_ray.errors import StudyError
+from milp_ray.jobs.entry import JOBS, check_paths
+
+ROOT = Path(__file__).parents[2]
+STUDY = "name: small\nmodel: {path: m}\ndata: {path: /nowhere/users.jsonl}\nstorage: {path: PATH}\n"
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("path", ["runs", "./x/../runs", "/tmp/session/_ray_pkg_1a2b/runs"])
+def test_a_run_is_not_written_where_it_is_deleted(tmp_path: Path, path: str) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY.replace("PATH", path))
+    package = Path("/tmp/session/_ray_pkg_1a2b")
+    with pytest.raises(StudyError, match="deleted with the job"):
+        check_paths(load_study(study), package)
+    check_paths(load_study(study, ["storage.path=/shared/runs"]), package)
+    check_paths(load_study(study, ["storage.path=s3://bucket/runs"]), package)
+    check_paths(load_study(study), Path("/home/me/project"))
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_every_job_has_a_script_and_a_study(job: str) -> None:
+    assert (ROOT / "jobs" / f"{job}.py").is_file()
+    study = load_study(ROOT / "jobs" / f"{job}.yaml")
+    assert study.storage.path.startswith("/") and study.data.path.startswith("/")
+
+
+def test_both_jobs_have_the_same_study() -> None:
+    both = [load_study(ROOT / "jobs" / f"{job}.yaml").model_dump(exclude={"ray"}) for job in JOBS]
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_exit_codes_of_wrong_use(job: str, tmp_path: Path) -> None:
+    script = str(ROOT / "jobs" / f"{job}.py")
+    assert run(script, cwd=tmp_path).returncode == 2
+    assert "usage" in run("-m", "milp_ray.jobs", cwd=tmp_path).stderr
+    study = tmp_path / "study.yaml"
+    study.write_text("name: Not A Name\nmodle: {path: m}\n")
+    wrong = run(script, "study.yaml", "trial.epochs=0", cwd=tmp_path)
+    assert wrong.returncode == 2 and "problems" in wrong.stderr, wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    study.write_text(STUDY.replace("PATH", "runs"))
+    missing = run(script, "study.yaml", cwd=tmp_path)
+    assert missing.returncode == 2 and "Traceback" not in missing.stderr, missing.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,132 @@
+"""What travels with a job: all that it needs, nothing else, and a name that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from milp_ray.errors import StudyError
+from milp_ray.jobs import package
+from milp_ray.jobs.package import SubmissionError, pack
+
+STUDY = """\
+name: small
+model: {path: some/hub-name}
+data: {path: /shared/users.jsonl}
+storage: {path: /shared/runs}
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/search.py").write_text("print('job')\n")
+    (tmp_path / "jobs/search.yaml").write_text(STUDY)
+    (tmp_path / "jobs/final.yaml").write_text("extends: search.yaml\nray: {max_failures: 5}\n")
+    (tmp_path / "milp_ray/inner/__pycache__").mkdir(parents=True)
+    (tmp_path / "milp_ray/__init__.py").write_text("")
+    (tmp_path / "milp_ray/inner/code.py").write_text("x = 1\n")
+    (tmp_path / "milp_ray/inner/__pycache__/code.pyc").write_bytes(b"x")
+    (tmp_path / "users.jsonl").write_text("private\n")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/big.bin").write_bytes(b"x" * 1000)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(found: package.Package) -> list[str]:
+    return [file.as_posix() for file in found.files]
+
+
+def test_only_what_is_needed_travels(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = pack("jobs/search.py", Path("jobs/search.yaml"), ["trial.epochs=2"])
+    assert names(found) == [
+        "jobs/search.py",
+        "jobs/search.yaml",
+        "milp_ray/__init__.py",
+        "milp_ray/inner/code.py",
+    ]
+    assert found.entrypoint == "python jobs/search.py jobs/search.yaml trial.epochs=2"
+    target = tmp_path_factory.mktemp("target")
+    found.copy_to(target)
+    there = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
+    assert there == names(found)
+
+
+def test_a_study_travels_with_what_it_extends(root: Path) -> None:
+    found = pack("jobs/search.py", Path("jobs/final.yaml"))
+    assert {"jobs/final.yaml", "jobs/search.yaml"} <= set(names(found))
+    assert found.study.ray.max_failures == 5 and found.study.name == "small"
+
+
+def test_a_job_without_a_script(root: Path) -> None:
+    assert pack("final", Path("jobs/search.yaml")).entrypoint == (
+        "python -m milp_ray.jobs final jobs/search.yaml"
+    )
+
+
+def test_the_digest_follows_the_content(root: Path) -> None:
+    def digest(*overrides: str) -> str:
+        return pack("jobs/search.py", Path("jobs/search.yaml"), overrides).digest
+
+    first = digest()
+    (root / "README.md").write_text("not part of it")
+    assert digest() == first
+    assert digest("seed=1") != first
+    (root / "milp_ray/inner/code.py").write_text("x = 2\n")
+    assert digest() != first
+
+
+def test_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = pack("jobs/search.py", Path("jobs/search.yaml"))
+    monkeypatch.chdir(root.parent)
+    assert pack("jobs/search.py", root / "jobs/search.yaml", root=root) == here
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("storage.path=runs", "storage.path"),
+        ("data.path=users.jsonl", "data.path"),
+        ("data.path=./users.jsonl", "data.path"),
+        ("model.path=milp_ray/..", "model.path"),
+    ],
+)
+def test_paths_that_do_not_travel_are_refused(root: Path, override: str, where: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        pack("jobs/search.py", Path("jobs/search.yaml"), [override])
+    assert [problem.where for problem in caught.value.problems] == [where]
+    assert all(problem.remedy and problem.expected for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("path", ["users.jsonl", "./users.jsonl"])
+def test_data_travels_when_asked_for(root: Path, path: str) -> None:
+    found = pack("jobs/search.py", Path("jobs/search.yaml"), [f"data.path={path}"], include=["users.jsonl"])
+    assert "users.jsonl" in names(found)
+
+
+def test_too_much_is_refused_with_the_largest_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "MAX_BYTES", 900)
+    with pytest.raises(SubmissionError, match=r"big\.bin") as caught:
+        pack("jobs/search.py", Path("jobs/search.yaml"), include=["runs"])
+    assert "path or URL" in str(caught.value)
+
+
+@pytest.mark.parametrize("script", ["jobs/nothing.py", "../outside.py"])
+def test_missing_and_outside_files(root: Path, script: str) -> None:
+    (root.parent / "outside.py").write_text("")
+    with pytest.raises(SubmissionError, match=r"no such file|outside the working folder"):
+        pack(script, Path("jobs/search.yaml"))
+
+
+def test_links_do_not_travel(root: Path) -> None:
+    (root / "runs/link").symlink_to("/etc/passwd")
+    assert "runs/link" not in names(pack("jobs/search.py", Path("jobs/search.yaml"), include=["runs"]))
+
+
+@pytest.mark.parametrize("override", ["data.users=[jane.doe@example.org]", "data={users: [jane], path: /x}"])
+def test_user_ids_stay_out_of_the_command(root: Path, override: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        pack("jobs/search.py", Path("jobs/search.yaml"), [override])
+    assert "jane" not in str(caught.value)
