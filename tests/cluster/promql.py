@@ -1,4 +1,4 @@
-"""The metric names in PromQL, in Grafana dashboards and in Prometheus' rules. A query that does not parse raises.
+"""The metric names in PromQL, and in the queries of a Grafana dashboard. A query that does not parse raises.
 
 metric_names(dashboard) -> {"ray_milp_ray_trials", ...}
 """

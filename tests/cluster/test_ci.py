@@ -1,4 +1,4 @@
-"""The pipelines: valid for GitHub and GitLab, and their scripts do what they promise with a stand-in milp-ray."""
+"""The pipelines: valid for GitHub and GitLab, and their scripts do what they promise (with a stand-in)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_it_fits_the_schema(path: Path, schema: str, tmp_path: Path) -> None:
         (GITHUB, 1, lambda p: p["jobs"]["study"].pop("timeout-minutes")),
         (GITLAB, 0, lambda p: p["search"].update(scripts=["true"])),
         (GITLAB, 0, lambda p: p["search"]["artifacts"].update(when="ever")),
-        (GITLAB, 0, lambda p: p["workflow"].update(rule=[])),
+        (GITLAB, 0, lambda p: p["search"].update(timeout=["24h"])),
     ],
 )
 def test_the_schema_refuses(path: Path, schema: int, change: Change, tmp_path: Path) -> None:
@@ -81,17 +81,28 @@ def scripts(path: Path, pipeline: Pipeline | None = None) -> dict[str, str]:
     }
 
 
+def secrets_by_value(part: Any) -> list[str]:
+    """Names that sound like a secret, with a value that is not an expression of the secret store's."""
+    if isinstance(part, list):
+        return [name for item in part for name in secrets_by_value(item)]
+    if not isinstance(part, dict):
+        return []
+    own = [
+        key
+        for key, value in part.items()
+        if re.search(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY", str(key))
+        and not str(value).startswith("${{ secrets.")
+    ]
+    return own + [name for item in part.values() for name in secrets_by_value(item)]
+
+
 def faults(path: Path, pipeline: Pipeline) -> list[str]:
-    """What a schema does not see: secrets by value, cancelled jobs, artifacts only of what went well, no night."""
+    """What a schema does not see: secrets by value, swallowed failures, artifacts of success only, no night."""
     text = yaml.safe_dump(pipeline)
-    found = []
-    if re.search(
-        r"(?i)(token|secret|password|access_key)\w*: (?!\$\{\{)(?!token$|'?\")\S", text, re.MULTILINE
-    ):
-        found.append("a secret by value")
+    found = [f"{name} is a secret by value" for name in secrets_by_value(pipeline)]
     if any("${{" in script for script in scripts(path, pipeline).values()):
         found.append("an expression in a script: what an input holds would be run")
-    if any(path == GITHUB and "set +e" in s or "|| true" in s for s in scripts(path, pipeline).values()):
+    if any("set +e" in script or "||" in script for script in scripts(path, pipeline).values()):
         found.append("a failure is swallowed")
     if path == GITHUB:
         found += [] if pipeline[True].get("schedule") else ["no nightly resume"]
