@@ -97,7 +97,7 @@ def secrets_by_value(part: Any) -> list[str]:
 
 
 def faults(path: Path, pipeline: Pipeline) -> list[str]:
-    """What a schema does not see: secrets by value, swallowed failures, artifacts of success only, no night."""
+    """What a schema does not see: secrets by value, swallowed failures, no artifacts then, no night."""
     text = yaml.safe_dump(pipeline)
     found = [f"{name} is a secret by value" for name in secrets_by_value(pipeline)]
     if any("${{" in script for script in scripts(path, pipeline).values()):
