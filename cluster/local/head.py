@@ -91,8 +91,9 @@ def start(given: argparse.Namespace) -> int:
         f"--port={given.port}",
         *(f"--dashboard-host={HOST}", f"--dashboard-port={given.dashboard_port}"),
         *(f"--metrics-export-port={given.metrics_port}", f"--temp-dir={sessions}"),
-        # Free ports, so that several heads can live side by side. 0 leaves out the server of ray://.
-        *("--dashboard-agent-listen-port=0", "--ray-client-server-port=0"),
+        # Free ports, so that several heads can live side by side. The server of ray://, which nobody here
+        # uses, cannot be left out.
+        *("--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}"),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_resources(given),
     ]
@@ -211,6 +212,12 @@ def _check_free(port: int, flag: str) -> None:
             ) from None
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
 def _token(folder: Path, given: Path | None) -> Path:
     """The file of the token to use; a new token is made where none is given, unless the folder has one."""
     path = (given or folder / "token").absolute()
@@ -257,7 +264,10 @@ def _environment(token: Path) -> dict[str, str]:
     cleared = {
         name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
     }
+    here = str(Path(sys.executable).parent)
     return cleared | {
+        # A job's command says `python`: this one, whatever the shell that started the head would find.
+        "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -26,6 +26,13 @@ from milp_ray.errors import Problem, StudyError
 # Values of these paths are never repeated in an error: they may be raw user ids.
 _PRIVATE = re.compile(r"data\.users\b")
 _EXTENDS = "extends"
+# Keys of AWS, Hugging Face, GitHub, GitLab, Slack, Google and of the "sk-" kind; private keys; passwords in
+# addresses.
+_SECRET = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bglpat-[\w-]{20,}"
+    r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bsk-[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@"
+)
 
 
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
@@ -148,7 +155,8 @@ def _override(tree: Tree, text: str) -> None:
         tree.problems.append(Problem(where, "goes into something that has no keys", "section.key=value"))
         return
     node[last] = parsed.value
-    for path in [*yamltree.leaves(parsed.value, (*parents, last)), (*parents, last)]:
+    found = (path for path, _ in yamltree.scalars(parsed.value, (*parents, last)))
+    for path in [*found, (*parents, last)]:
         tree.lines[path] = 0  # 0: from the command line
         tree.files.pop(path, None)
 
@@ -160,6 +168,8 @@ def _validate(tree: Tree, source: str) -> Study:
             remedy = "write a first study with: milp-ray init study.yaml"
             tree.problems.append(Problem("", fact, "sections such as 'model:' and 'data:'", remedy))
         raise StudyError(source, tree.problems)
+    if secrets := list(_secrets(tree)):
+        raise StudyError(source, [*tree.problems, *secrets])
     try:
         study = Study.model_validate_json(json.dumps(tree.value))
     except ValidationError as error:
@@ -169,6 +179,18 @@ def _validate(tree: Tree, source: str) -> Study:
     if tree.problems:
         raise StudyError(source, tree.problems)
     return study
+
+
+def _secrets(tree: Tree) -> Iterator[Problem]:
+    """Values that look like keys: a study is copied, shown and sent around. They are not repeated."""
+    for path, value in yamltree.scalars(tree.value):
+        if isinstance(value, str) and _SECRET.search(value):
+            yield Problem(
+                _place(path, tree),
+                "looks like a key or a password (not shown)",
+                "no secrets in a study",
+                "name a file that holds it, or give it to the machines that need it, and change this one",
+            )
 
 
 def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:

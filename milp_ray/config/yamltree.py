@@ -183,13 +183,13 @@ def _where(node: yaml.Node, path: KeyPath) -> str:
     return f"{line}, {dotted(path)}" if path else line
 
 
-def leaves(value: Value, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """The key paths of all scalars below ``value``."""
+def scalars(value: Value, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Value]]:
+    """All scalars below ``value``, with their key paths."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from leaves(item, (*path, key))
+            yield from scalars(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from leaves(item, (*path, index))
+            yield from scalars(item, (*path, index))
     else:
-        yield path
+        yield path, value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import re
 import subprocess
@@ -104,6 +105,12 @@ def connect(address: str | None, token: str | None, *, insecure: bool = False) -
         )
     from ray.job_submission import JobSubmissionClient
 
+    for name in (
+        "dashboard.modules.dashboard_sdk",
+        "dashboard.modules.job.sdk",
+        "_private.runtime_env.packaging",
+    ):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {token}"} if token else None
     with _answering(found), _address_of_ours(found):
         return JobSubmissionClient(found, headers=headers)

@@ -276,10 +276,12 @@ def _tuner(
     trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
     # The trainable of a group takes nothing itself.
     bundles = [{}, *([worker.resources] * worker.workers)] if several else [worker.resources]
+    made = tune.with_resources(
+        tune.with_parameters(trainable, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
+    )
+    made.__qualname__ = trainable.__name__  # the dashboard shows this one
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
-        ),
+        made,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=KeepActors(ending),

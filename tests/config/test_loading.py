@@ -245,3 +245,26 @@ def test_code_of_a_repository_runs_only_pinned(tmp_path: Path) -> None:
         load_study(file, ["model.trust_remote_code=true", "model.revision=main"])
     pinned = ["model.trust_remote_code=true", f"model.revision='{'a1' * 20}'"]
     assert load_study(file, pinned).model.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage.path=s3://AKIA0123456789ABCDEF:hunter2@bucket/runs",
+        "data.path=https://me:hunter2@host/users.jsonl",
+        f"model.path=hf_{'aB3' * 12}",
+        "prompts.history='{text} sk-0123456789abcdefghijhunter2'",
+        "data.users=[ghp_0123456789abcdefghijklmnopqrstuvhunter2]",
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(tmp_path: Path, override: str) -> None:
+    said = refused(tmp_path, SMALL, override)
+    assert "looks like a key" in said and "hunter2" not in said and "aB3aB3" not in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["storage.path=s3://bucket/runs", "data.users=['jane@host:2', 'http://x/@y']", "model.path=a/sk-b"],
+)
+def test_what_only_looks_a_little_like_a_secret_is_fine(tmp_path: Path, override: str) -> None:
+    load_study(study_file(tmp_path, SMALL), [override])
