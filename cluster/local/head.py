@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return commands[given.command](given)
     except MilpRayError as error:
         _say(f"error: {error}")
-        return error.exit_code
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

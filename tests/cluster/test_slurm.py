@@ -172,7 +172,7 @@ def test_the_batch_ends_as_the_job_does(
     process.wait(60)
     assert process.returncode == code, process.stderr and process.stderr.read()
     (call,) = (tmp_path / "s/calls").read_text(encoding="utf-8").splitlines()
-    assert call == "-m milp_ray.jobs search /shared/a study.yaml ray.address=127.0.0.1:24242 search.trials=4"
+    assert call == "-m milp_ray.jobs search /shared/a study.yaml ray.address=127.0.0.1:26968 search.trials=4"
     assert list((tmp_path / "s/.milp-ray").iterdir()) == [], "the token is left behind"
 
 
