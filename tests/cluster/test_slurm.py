@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,12 +98,13 @@ def test_ray_has_what_the_files_call() -> None:
     assert [word for word in used if word not in start] == []
 
 
-def play(folder: Path, name: str, ray: str, job: str) -> subprocess.Popen[str]:
+def play(folder: Path, name: str, ray: str, job: str, **changed: str) -> subprocess.Popen[str]:
     """Start a batch file on two 'machines' that are this one.
 
     Args:
         ray: what the stand-in for Ray does; it is called as ray is.
         job: what the stand-in for the job does.
+        changed: environment variables; STUDY is the study.
     """
     folder = folder / "s"
     binaries = folder / "environment/bin"
@@ -125,9 +128,10 @@ def play(folder: Path, name: str, ray: str, job: str) -> subprocess.Popen[str]:
         "SLURM_JOB_NUM_NODES": "2",
         "POLL_SECONDS": "0.05",
         "RAY_AUTH_TOKEN": "of another cluster",
-    }
+        "STUDY": "/shared/a study.yaml",
+    } | changed
     return subprocess.Popen(
-        ["bash", str(SLURM / name), "search", "/shared/a study.yaml", "search.trials=4"],
+        ["bash", str(SLURM / name), "search", environment["STUDY"], "search.trials=4"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -211,3 +215,27 @@ def test_record_keeps_the_exit_code(tmp_path: Path, code: int) -> None:
         done = run(SLURM / "record.sh", tmp_path / "code", "bash", "-c", f"exit {code}")
         assert done.returncode == code and (tmp_path / "code").read_text() == f"{code}\n"
     assert not (tmp_path / "code.pid").exists()
+
+
+@pytest.mark.slow
+def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str]], study_file: Path) -> None:
+    process = play(
+        tmp_path,
+        "search-srun.sbatch",
+        "",
+        "",
+        SLURM_JOB_NUM_NODES="1",
+        SLURM_JOB_ID=str(os.getpid()),
+        SLURM_CPUS_PER_TASK="2",
+        MILP_RAY_ENVIRONMENT=str(Path(sys.executable).parents[1]),
+        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # loopback only
+        STUDY=str(study_file),
+    )
+    ended.append(process)
+    try:
+        said, wrong = process.communicate(timeout=240)
+    finally:
+        shutil.rmtree(f"/tmp/mr-{os.getpid()}", ignore_errors=True)
+    assert process.returncode == 0, said + wrong
+    assert (study_file.parent / "runs/small/run.json").is_file()
