@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def actors(head: Head) -> list[dict[str, Any]]:
 
 
 def exported(head: Head) -> set[str]:
-    return set(re.findall(rf"^(ray_{PREFIX}\w+)", head.scrape(), re.MULTILINE))
+    try:
+        text = head.scrape()
+    except urllib.error.URLError:  # the node's agent is still starting
+        return set()
+    return set(re.findall(rf"^(ray_{PREFIX}\w+)", text, re.MULTILINE))
 
 
 def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, project: Path) -> None:
@@ -98,7 +103,7 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
 
 
 def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head, project: Path) -> None:
-    words = ("name=stopped", "search.trials=10", "trial.epochs=20", "final.automatic=false")
+    words = ("name=stopped", "search.trials=8", "trial.epochs=12", "final.automatic=false")
     process = head.milp_ray("submit", "jobs/search.py", "jobs/study.yaml", *words, cwd=project)
     study = yaml.safe_load((project / "jobs/study.yaml").read_text())
     run = Path(study["storage"]["path"]) / "stopped"
@@ -119,7 +124,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     before = told()
-    assert len(before) < 20
+    assert len(before) < 16
     one = head.milp_ray("status", job)
     assert "STOPPED" in one.communicate(timeout=60)[0] and one.returncode == 130
 
@@ -127,7 +132,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head
     assert code == 0, output
     assert f"{job.removesuffix('1')}2" in output
     after = told()
-    assert len(after) == 20 and set(before) <= set(after)
+    assert len(after) == 16 and set(before) <= set(after)
 
     final = head.milp_ray("submit", "jobs/final.py", "jobs/study.yaml", *words, cwd=project)
     output = final.communicate(timeout=240)[0]
