@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return commands[given.command](given)
     except MilpRayError as error:
         _say(f"error: {error}")
-        return error.exit_code
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,20 +86,9 @@ def start(given: argparse.Namespace) -> int:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token = _token(folder, given.token_file)
     sessions = _sessions(folder)
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        f"--port={given.port}",
-        *(f"--dashboard-host={HOST}", f"--dashboard-port={given.dashboard_port}"),
-        *(f"--metrics-export-port={given.metrics_port}", f"--temp-dir={sessions}"),
-        # Free ports, so that several heads can live side by side. The server of ray://, which nobody here
-        # uses, cannot be left out.
-        *("--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}"),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-        *_resources(given),
-    ]
     log = folder / "head.log"
     state = State(
-        head=launch(command, log, _environment(token)),
+        head=launch(_head_command(given, sessions), log, _environment(token)),
         nodes=(),
         address=f"{HOST}:{given.port}",
         dashboard=f"http://{HOST}:{given.dashboard_port}",
@@ -116,6 +105,20 @@ def start(given: argparse.Namespace) -> int:
         raise
     _say(f"head {state.address}; dashboard and jobs {state.dashboard}; metrics {state.metrics}")
     return env(given)
+
+
+def _head_command(given: argparse.Namespace, sessions: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        f"--port={given.port}",
+        *(f"--dashboard-host={HOST}", f"--dashboard-port={given.dashboard_port}"),
+        *(f"--metrics-export-port={given.metrics_port}", f"--temp-dir={sessions}"),
+        # Free ports, so that several heads can live side by side. The server of ray://, which nobody here
+        # uses, cannot be left out.
+        *("--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *_resources(given),
+    ]
 
 
 def node(given: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -123,7 +124,7 @@ def answers(state: State) -> bool:
         return False
 
 
-def end(roots: Iterable[Process]) -> int:
+def end(roots: Iterable[Process], grace: float = _GRACE_SECONDS) -> int:
     """End processes and all that they started, in order; returns how many there were.
 
     Each root is asked first, since Ray's own processes tidy up on SIGTERM. What is left is killed: workers,
@@ -135,13 +136,12 @@ def end(roots: Iterable[Process]) -> int:
         if found is None:
             continue
         family = [found, *found.children(recursive=True)]
-        found.terminate()
-        left = _wait(family, _GRACE_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.terminate()
+        left = _wait(family, grace)
         for process in left:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         _wait(left, _GRACE_SECONDS)
         ended += len(family)
     return ended

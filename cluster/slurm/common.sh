@@ -13,9 +13,10 @@ prepare() {
     exit 2
   fi
   export PATH="$1/bin:$PATH"
-  HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+  # awk reads to the end: with head, scontrol could end by SIGPIPE, and this script with it.
+  HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')"
   HEAD="$(getent ahostsv4 "$HEAD_NODE" | awk 'NR == 1 { print $1 }')"
-  PORT="$((20000 + SLURM_JOB_ID % 10000))" # several jobs may share a machine
+  PORT="$((20000 + SLURM_JOB_ID % 2500 * 4))" # and the three after it: several jobs may share a machine
   SCRATCH="${MILP_RAY_SCRATCH:-$HOME/.milp-ray}/slurm-$SLURM_JOB_ID" # change: a folder that all nodes see
   (umask 077 && mkdir -p "$SCRATCH" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$SCRATCH/token")
   rm -f "$SCRATCH/exit-code" # of an earlier try: a requeued job has the same id
