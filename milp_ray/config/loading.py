@@ -22,6 +22,7 @@ from milp_ray.config import yamltree
 from milp_ray.config.models import Study
 from milp_ray.config.yamltree import KeyPath, Tree, dotted
 from milp_ray.errors import Problem, StudyError
+from milp_ray.storage import has_credentials, is_url
 
 # Values of these paths are never repeated in an error: they may be raw user ids.
 _PRIVATE = re.compile(r"data\.users\b")
@@ -52,16 +53,20 @@ def dump_study(study: Study) -> str:
 def resolved(study: Study) -> Study:
     """The study with paths made absolute, so that it means the same from any working directory.
 
-    A model path that is no existing folder is left alone: it is a hub name.
+    URLs stay as they are. A model path that is no existing folder is left alone: it is a hub name.
     """
-    model, data, storage = Path(study.model.path), Path(study.data.path), Path(study.storage.path)
+    model = Path(study.model.path)
     changes: dict[str, BaseModel] = {
-        "data": study.data.model_copy(update={"path": str(data.expanduser().resolve())}),
-        "storage": study.storage.model_copy(update={"path": str(storage.expanduser().resolve())}),
+        "data": study.data.model_copy(update={"path": _absolute(study.data.path)}),
+        "storage": study.storage.model_copy(update={"path": _absolute(study.storage.path)}),
     }
     if model.expanduser().exists():
         changes["model"] = study.model.model_copy(update={"path": str(model.expanduser().resolve())})
     return study.model_copy(update=changes)
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
 
 
 def _read(path: Path) -> str:
@@ -178,6 +183,8 @@ def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
     if _PRIVATE.match(dotted(path)):
         return f"a value of type {type(error['input']).__name__} (not shown: it may be a user id)"
     value = error["input"]
+    if isinstance(value, str) and has_credentials(value):
+        return "a URL of a kind in which credentials stand (not shown)"
     if isinstance(value, dict) and error["type"] == "value_error":
         return ""
     shown = json.dumps(value, default=str)
