@@ -25,9 +25,10 @@ T = TypeVar("T")
 # Seconds before each further try: about a quarter of a minute in all, beside the store's own time-outs.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _PART_BYTES = 8 * 2**20
-_STORES = ("s3", "gcs")  # pyarrow's names of those whose put is whole by itself
+# Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
+_STORES = ("s3", "gcs", "abfs", "memory")
 _REMEDIES = {
-    "NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist": "make the bucket first, or correct the URL",
+    "NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket (does not exist|'[^']*' not found)": "make the bucket first, or correct the URL",
     "ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|Forbidden|Permission denied": (
         "give the credentials the right to list, read, write and delete there"
     ),
@@ -69,7 +70,7 @@ class Objects:
             StorageError: it could not be written; what was there before still is.
         """
         path = self._path(name)
-        whole = self._fs.type_name in _STORES
+        whole = self._fs.type_name.removeprefix("py::fsspec+") in _STORES
         draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
 
         def write() -> None:
