@@ -1,4 +1,4 @@
-"""What several test folders share: the measured data beside the checkout, tiny random models, an S3 server."""
+"""What several test folders share: measured data beside the checkout, tiny random models, an S3 server."""
 
 from __future__ import annotations
 
@@ -84,30 +84,44 @@ def tiny_user() -> UserSplit:
     return UserSplit("u-" + "a" * 13, history, samples[:5], samples[5:8], samples[8:], 10, 12)
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The endpoint of an S3 server (moto) on 127.0.0.1; it has an environment of its own, made by `make`."""
-    program = Path(sys.prefix) / "moto" / "bin" / "moto_server"
-    if not program.exists():
-        pytest.skip(f"no S3 server at {program}: make install puts it there")
+@contextlib.contextmanager
+def _server(program: str, *words: str) -> Iterator[str]:
+    """Host and port of a server on 127.0.0.1; ``{port}`` in its words is the port."""
+    place = Path(sys.prefix) / "stores" / "bin" / program
+    if not place.exists():
+        pytest.skip(f"no object store for tests at {place}: make install puts it there")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [str(place), *(word.format(port=port) for word in words)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while True:
-            assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
+            assert server.poll() is None and time.monotonic() < deadline, f"{program} did not start"
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}"
     finally:
-        server.terminate()
+        server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server (moto); it has an environment of its own, made by `make install`."""
+    with _server("moto_server", "-H", "127.0.0.1", "-p", "{port}") as place:
+        yield f"http://{place}"
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """Host and port of a server that speaks Google Cloud Storage's protocol, with a bucket ``bucket``."""
+    words = ("start", "--host=127.0.0.1", "--port={port}", "--in-memory", "--default-bucket=bucket")
+    with _server("gcp-storage-emulator", *words) as place:
+        yield place
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -29,6 +29,8 @@ from milp_ray.storage.objects import Objects
 from milp_ray.storage.urls import joined
 
 FOLDER = "lease"
+_KEYS = {"host", "machine", "pid", "started", "beat", "written"}
+_READS = 10
 _log = logging.getLogger(__name__)
 
 
@@ -173,21 +175,31 @@ class Lease:
             name = found.name.removeprefix(f"{FOLDER}/")
             if not name.startswith("by-"):
                 continue
-            try:
-                values = json.loads(self._objects.get(found.name))
-                written = values.pop("written")
-                seen = written if found.mtime is None else found.mtime
-                result.append(Holder(id=name.removeprefix("by-"), seen=seen, **values))
-            except FileNotFoundError:  # given back meanwhile
+            values = self._read(found.name)
+            if values is None:  # given back meanwhile
                 continue
-            except (ValueError, KeyError, TypeError):
-                raise StorageError(
-                    "a lease is damaged",
-                    where=joined(self._objects.url, found.name),
-                    expected="what milp-ray wrote there",
-                    remedy="make sure that no milp-ray works on the run, then delete it",
-                ) from None
+            written = values.pop("written")
+            seen = written if found.mtime is None else found.mtime
+            result.append(Holder(id=name.removeprefix("by-"), seen=seen, **values))
         return result
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        for _ in range(_READS):
+            try:
+                values = json.loads(self._objects.get(name))
+                if isinstance(values, dict) and values.keys() == _KEYS:
+                    return values
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                pass
+            time.sleep(0.1)  # some stores show an object before all of it is there
+        raise StorageError(
+            "a lease is damaged",
+            where=joined(self._objects.url, name),
+            expected="what milp-ray wrote there",
+            remedy="make sure that no milp-ray works on the run, then delete it",
+        )
 
     @staticmethod
     def _name(holder: str) -> str:

@@ -28,7 +28,9 @@ _PART_BYTES = 8 * 2**20
 # Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
 _STORES = ("s3", "gcs", "abfs", "memory")
 _REMEDIES = {
-    "NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket (does not exist|'[^']*' not found)": "make the bucket first, or correct the URL",
+    "NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket (does not exist|'[^']*' not found)": (
+        "make the bucket first, or correct the URL"
+    ),
     "ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|Forbidden|Permission denied": (
         "give the credentials the right to list, read, write and delete there"
     ),
@@ -74,17 +76,21 @@ class Objects:
         draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
 
         def write() -> None:
-            try:
-                stream = self._fs.open_output_stream(draft)
-            except FileNotFoundError:  # where folders are more than a part of the name
-                self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
-                stream = self._fs.open_output_stream(draft)
-            with stream:
+            with self._fs.open_output_stream(draft) as stream:
                 stream.write(content)
             if not whole:
                 self._fs.move(draft, path)
 
-        self._tried(name, write)
+        def write_below() -> None:
+            try:
+                write()
+            except FileNotFoundError:
+                if whole:
+                    raise OSError("the bucket does not exist") from None
+                self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
+                write()
+
+        self._tried(name, write_below)
 
     def get(self, name: str) -> bytes:
         """An object's content.
@@ -123,11 +129,6 @@ class Objects:
 
     def found(self, folder: str = "") -> list[Found]:
         """All objects below a folder, at any depth, by name; none where there is no such folder."""
-        from pyarrow import fs
-
-        where = self._path(folder) if folder else self._root
-        selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
-        infos = self._tried(folder, lambda: self._fs.get_file_info(selector))
         return sorted(
             (
                 Found(
@@ -135,7 +136,7 @@ class Objects:
                     info.size,
                     None if info.mtime_ns is None else info.mtime_ns / 1e9,
                 )
-                for info in infos
+                for info in self._listed(folder)
                 if info.is_file and not info.path.endswith(".tmp")
             ),
             key=lambda found: found.name,
@@ -158,10 +159,18 @@ class Objects:
         def remove() -> None:
             try:
                 self._fs.delete_dir(self._path(folder) if folder else self._root)
-            except FileNotFoundError:
+            except FileNotFoundError:  # Google's, when all is gone and the folder itself never was
                 return
 
-        self._tried(folder, remove)
+        if self._listed(folder):  # stores differ in what they say to none
+            self._tried(folder, remove)
+
+    def _listed(self, folder: str) -> list[Any]:
+        from pyarrow import fs
+
+        where = self._path(folder) if folder else self._root
+        selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
+        return self._tried(folder, lambda: list(self._fs.get_file_info(selector)))
 
     def _path(self, name: str) -> str:
         return joined(self._root, name)

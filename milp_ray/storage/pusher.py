@@ -15,10 +15,10 @@ class Pusher:
 
     Args:
         push: writes one file's present content to the store.
-        seconds: from one round to the next.
+        seconds: from one round to the next; Google takes one new version of an object a second.
     """
 
-    def __init__(self, push: Callable[[Path], None], seconds: float = 0.5) -> None:
+    def __init__(self, push: Callable[[Path], None], seconds: float = 1.0) -> None:
         self._push = push
         self._seconds = seconds
         self._marked: dict[Path, None] = {}

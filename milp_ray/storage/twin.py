@@ -131,6 +131,7 @@ class Twin:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.tmp")
             write_synced(draft, content)
+            draft.chmod(0o600)
             if found.mtime is not None:  # what is newer there is newer here
                 os.utime(draft, (found.mtime, found.mtime))
             draft.replace(path)

@@ -1,4 +1,4 @@
-"""Stores on which the same tests run: S3, fsspec's memory, a folder."""
+"""Stores on which the same tests run: S3, Google Cloud Storage, fsspec's memory, a folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import pytest
 
 from milp_ray.storage.objects import Objects, objects_at
 
-STORES = ("s3", "memory", "folder")
+STORES = ("s3", "gs", "memory", "folder")
 
 
 @pytest.fixture(params=STORES)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     """An empty place of each kind of store; retries do not wait."""
-    if request.param == "folder":
-        from pyarrow import fs
+    from pyarrow import fs
 
+    if request.param == "gs":  # as objects_at would, but without credentials
+        server = request.getfixturevalue("gcs_server")
+        filesystem = fs.GcsFileSystem(anonymous=True, scheme="http", endpoint_override=server)
+        root = f"bucket/{secrets.token_hex(6)}/run"
+        found = Objects(filesystem, root, f"gs://{root}")
+    elif request.param == "folder":
         found = Objects(fs.LocalFileSystem(), str(tmp_path / "store" / "run"), "folder://run")
     else:
         found = objects_at(request.getfixturevalue("url_of")(request.param))

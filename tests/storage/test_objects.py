@@ -82,8 +82,10 @@ def test_what_no_further_try_mends_is_said_at_once(
     assert between.calls == 1
 
 
-def test_a_missing_bucket_is_said_with_the_remedy(s3: str) -> None:
-    objects = objects_at("s3://no-such-bucket-here/runs")
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
+def test_a_missing_bucket_is_said_with_the_remedy(objects: Objects) -> None:
+    objects._root = "no-such-bucket-here/runs"
+    assert objects.found() == []
     with pytest.raises(StorageError, match="make the bucket first"):
         objects.put("a", b"1")
 
