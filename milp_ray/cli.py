@@ -202,6 +202,9 @@ def main() -> None:
             sys.stderr.flush()
         busy = [t for t in threading.enumerate() if t.name.startswith(("propos", "prepare"))]
         if busy:
+            from milp_ray.storage import close_twins
+
+            close_twins()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise
 

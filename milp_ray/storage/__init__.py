@@ -16,10 +16,11 @@ from milp_ray.storage.files import (
 )
 from milp_ray.storage.local import reading, storage_error, write_synced, writing
 from milp_ray.storage.objects import local_copy
-from milp_ray.storage.twin import Twin, close_twins, shown, twin_at, twin_of
+from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
+    "Part",
     "Twin",
     "at_hand",
     "can_read",

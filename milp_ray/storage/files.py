@@ -16,12 +16,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from milp_ray.errors import StorageError
 from milp_ray.storage.local import write_synced, writing
-from milp_ray.storage.twin import Twin, twin_of
+from milp_ray.storage.twin import Part, Twin, twin_of
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -156,20 +155,18 @@ def at_hand(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def look(folder: Path, *patterns: str) -> None:
+def look(folder: Path, pattern: str) -> None:
     """See what other processes have written below a folder since: in a twin, get what is not there yet.
 
     Args:
         folder: in the run.
-        patterns: of the paths below it, as for ``fnmatch``, such as ``*/adapter_config.json``.
+        pattern: of the paths below it, as for ``fnmatch``, such as ``*/adapter_config.json``.
 
     Raises:
         StorageError: the URL could not be read.
     """
     if (twin := twin_of(folder)) is not None:
-        name = twin.name(folder)
-        start = len(name) + 1
-        twin.pull(lambda found: any(fnmatchcase(found[start:], pattern) for pattern in patterns), name)
+        twin.pull(Part(folders={twin.name(folder): pattern}))
 
 
 def put_file(path: Path, content: bytes) -> None:

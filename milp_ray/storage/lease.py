@@ -9,6 +9,7 @@ known to be so at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -92,7 +93,12 @@ class Lease:
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        self._take()
+        try:
+            self._take()
+        except BaseException:  # Ctrl-C while it waits, say
+            with contextlib.suppress(MilpRayError):
+                self._objects.delete(self._name(self._id))
+            raise
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 

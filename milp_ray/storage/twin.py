@@ -21,10 +21,12 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PosixPath, PurePosixPath
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PosixPath
 
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.storage.lease import FOLDER as LEASES
@@ -60,6 +62,26 @@ def _path_at(url: str, name: str) -> Path:
     return root / name if name else root
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a process needs of a run, so that the rest need not even be listed.
+
+    Attributes:
+        files: by name.
+        folders: folder -> which of the files below it, a pattern as for ``fnmatch``.
+    """
+
+    files: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether an object of this name belongs to it."""
+        return name in self.files or any(
+            name.startswith(f"{folder}/") and fnmatchcase(name[len(folder) + 1 :], pattern)
+            for folder, pattern in self.folders.items()
+        )
+
+
 class Twin:
     """See the module. Made by :func:`twin_at`.
 
@@ -74,6 +96,7 @@ class Twin:
         self.objects = objects
         self._base = base or _base()
         self._mark = hashlib.sha256(url.encode()).hexdigest()[:24]
+        self._process = os.getpid()
         self._lease: Lease | None = None
         self._pusher: Pusher | None = None
         with writing(self._base):
@@ -111,12 +134,23 @@ class Twin:
             self._lease.hold()
         self.objects.put(self.name(path), content)
 
-    def pull(self, wanted: Callable[[str], bool], folder: str = "") -> None:
-        """Get all objects below a folder whose name is wanted and that are not in the twin yet."""
+    def refresh(self, part: Part) -> None:
+        """Have a part of the run as it is now. Does nothing for a driver, which has it."""
+        if self._lease is not None:
+            return
+        with writing(self.folder):
+            for path in sorted(self.root.rglob("*")):
+                if path.is_file() and part.has("/".join(path.relative_to(self.root).parts)):
+                    path.unlink(missing_ok=True)
+        self.pull(part)
+
+    def pull(self, part: Part) -> None:
+        """Get what is not in the twin yet of a part of the run."""
+        there = [Found(name, 0, None) for name in part.files]
+        for folder in part.folders:
+            there += [found for found in self.objects.found(folder) if part.has(found.name)]
         missing = [
-            found
-            for found in self.objects.found(folder)
-            if _is_plain(found.name) and wanted(found.name) and not (self.root / found.name).exists()
+            found for found in there if _is_plain(found.name) and not (self.root / found.name).exists()
         ]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
             list(pool.map(self._get, missing))
@@ -159,11 +193,11 @@ class Twin:
             shutil.rmtree(room, ignore_errors=True)
 
     @contextmanager
-    def driving(self, wanted: Callable[[str], bool], *, lease: Lease | None = None) -> Iterator[None]:
+    def driving(self, part: Part, *, lease: Lease | None = None) -> Iterator[None]:
         """Be the one process that works on the run; logs that grow are pushed meanwhile.
 
         Args:
-            wanted: names of what a driver needs of the run.
+            part: what a driver needs of the run.
             lease: to take; None: one as usual.
 
         Raises:
@@ -171,11 +205,14 @@ class Twin:
             StorageError: something could not be read or written.
         """
         with lease or Lease(self.objects) as held:
-            # What this process pulled before may be behind: another driver may have worked since.
-            left = self._clear(wanted)
-            self.pull(wanted)
+            # What this process pulled before may be behind, as another driver may have worked since. Its own
+            # logs of before may not all have been pushed.
+            left = self.folder / "left"
             with writing(self.folder):
+                if (self.root / _EVENTS).exists():
+                    (self.root / _EVENTS).rename(left)
                 (self.folder / _DRIVER).touch()
+            self.refresh(part)
             self._lease, self._pusher = held, Pusher(self._push_log)
             try:
                 self._continue(left)
@@ -195,6 +232,8 @@ class Twin:
 
     def close(self) -> None:
         """Delete the local folder, unless it holds what could not be pushed."""
+        if os.getpid() != self._process:
+            return  # a fork's end is not that of its parent
         with _lock:
             if _twins.get(self.url) is self:
                 del _twins[self.url]
@@ -221,23 +260,13 @@ class Twin:
         content = path.read_bytes()  # a line may be half written at this moment
         self.put(path, content[: content.rfind(b"\n") + 1])
 
-    def _clear(self, wanted: Callable[[str], bool]) -> Path:
-        """Delete what is to be pulled afresh; the folder of earlier logs, which may not all be pushed."""
-        left = self.folder / "left"
-        with writing(self.folder):
-            if (self.root / _EVENTS).exists():
-                (self.root / _EVENTS).rename(left)
-            for path in sorted(self.root.rglob("*")):
-                if path.is_file() and wanted(str(PurePosixPath(*path.relative_to(self.root).parts))):
-                    path.unlink(missing_ok=True)
-        return left
-
     def _take_over(self) -> None:
         """Take what a killed driver of this machine had not pushed."""
         for old in self._base.glob(f"{self._mark}-*"):
             if old == self.folder or not (old / _DRIVER).exists() or not _is_orphan(old):
                 continue
             if _content(old / _RUN / _KEY) == _content(self.root / _KEY):  # the same run, not one of its name
+                self._continue(old / "left")
                 self._continue(old / _RUN / _EVENTS)
             shutil.rmtree(old, ignore_errors=True)
 

@@ -38,6 +38,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, RunFolderError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
 from milp_ray.storage import (
+    Part,
     Twin,
     has_credentials,
     is_url,
@@ -58,6 +59,12 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "d
 
 
 _FIRST = ("study.yaml", "alias.key", "run.json")  # the last one makes it a run
+# What those who look at a run at a URL need of it, and a driver: no weights, only to know that they are there.
+_READERS = Part(_FIRST, {"tables": "*"})
+_DRIVERS = Part(
+    _FIRST,
+    {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/adapter_config.json"},
+)
 
 
 def place_of(study: Study) -> str:
@@ -141,7 +148,7 @@ class RunFolder:
         if is_url(path):
             _check_url(str(path))
             twin = twin_at(str(path))
-            twin.pull(lambda name: name in _FIRST or name.startswith("tables/"))
+            twin.refresh(_READERS)
             root = twin.root
         else:
             root = Path(path).expanduser().resolve()
@@ -246,7 +253,10 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the whole folder."""
+        twin = twin_of(self.root)
         remove_folder(self.root, last="run.json")
+        if twin is not None:
+            twin.close()
 
     def _keep_tune_log(self, twin: Twin) -> None:
         """Tune's own errors, which a person may be told to look into, go to the URL as well."""
@@ -266,7 +276,7 @@ class RunFolder:
             StorageError: the URL cannot be read or, at the end, not be written.
         """
         if (twin := twin_of(self.root)) is not None:
-            with twin.driving(_is_drivers):
+            with twin.driving(_DRIVERS):
                 try:
                     yield
                 finally:
@@ -307,14 +317,9 @@ def is_run(place: str) -> bool:
 
 def refuse_existing(place: str) -> None:
     """Raise :class:`RunFolderError` if there is anything at a path or URL."""
-    if is_url(place):
-        # A creation that was cut off left its first files without run.json, or a lease: they are nobody's.
-        names = [found.name for found in twin_at(place).objects.found()]
-        if not [n for n in names if n not in _FIRST[:-1] and not n.startswith(f"{LEASES}/")]:
-            return
-    elif not Path(place).exists():
-        return
     run = is_run(place)
+    if not run and not (_is_taken(place) if is_url(place) else Path(place).exists()):
+        return
     raise RunFolderError(
         "the run folder exists already" if run else "something that is no run folder is in the way",
         where=place,
@@ -327,15 +332,23 @@ def refuse_existing(place: str) -> None:
     )
 
 
+def _is_taken(url: str) -> bool:
+    """Whether something that is no run is at a URL. A creation that was cut off left its first files without
+    run.json, or a lease: they are nobody's."""
+    names = [found.name for found in twin_at(url).objects.found()]
+    return any(name not in _FIRST and not name.startswith(f"{LEASES}/") for name in names)
+
+
 def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         mode = 0o600 if name == "alias.key" else 0o644
-        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
+        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
 
 
 def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
     """Put a run's first files at a URL, ``run.json`` last, so that it is there whole or not at all."""
+    twin.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
     with Lease(twin.objects):
         refuse_existing(twin.url)
         for name in _FIRST:
@@ -343,14 +356,6 @@ def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
     with writing(twin.root):
         _write_first(twin.root, first)
     return twin.root
-
-
-def _is_drivers(name: str) -> bool:
-    """Whether a driver needs a file of the run. It needs no weights, only to know that a memory is there."""
-    folder, _, rest = name.partition("/")
-    if folder == "memories":
-        return rest.endswith("/adapter_config.json")
-    return name in _FIRST or folder in ("events", "scores", "experiments", "tables")
 
 
 def _check_url(url: str) -> None:

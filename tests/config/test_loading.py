@@ -177,3 +177,29 @@ def test_models_are_frozen() -> None:
     study = Study.model_validate_json('{"name": "a", "model": {"path": "m"}, "data": {"path": "d"}}')
     with pytest.raises(ValueError, match="frozen"):
         study.seed = 3
+
+
+@pytest.mark.parametrize("key", ["storage.path", "data.path"])
+def test_urls_are_kept_as_they_are(tmp_path: Path, key: str) -> None:
+    study = load_study(study_file(tmp_path, SMALL), [f"{key}=s3://bucket/deep/x"])
+    section = resolved(study).model_dump()[key.partition(".")[0]]
+    assert section["path"] == "s3://bucket/deep/x"
+    assert load_study(study_file(tmp_path, dump_study(study))) == study
+
+
+@pytest.mark.parametrize("key", ["storage.path", "data.path"])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://key:verysecret@bucket/x", "without credentials"),
+        ("s3://bucket/x?secret_key=verysecret", "without credentials"),
+        ("file:///data/runs", "without file://"),
+        ("s5://bucket/x", "gs, "),
+        ("abfs://container/x", "Install adlfs"),
+    ],
+)
+def test_urls_that_cannot_be_used_are_refused_and_secrets_not_repeated(
+    tmp_path: Path, key: str, url: str, expected: str
+) -> None:
+    text = refused(tmp_path, SMALL, f"{key}={url}")
+    assert expected in text and key in text and "verysecret" not in text

@@ -32,12 +32,10 @@ from milp_ray.storage import (
 from milp_ray.storage import twin as twin_module
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.objects import Objects, objects_at
-from milp_ray.storage.twin import Twin
+from milp_ray.storage.twin import Part, Twin
 from tests.storage.conftest import Failing
 
-
-def every(name: str) -> bool:
-    return True
+EVERY = Part(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
 
 
 def events_of(log: bytes) -> int:
@@ -63,7 +61,7 @@ def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Twi
     root = twin_at(url).root
     write_json(root / "scores" / "u-a.json", {"a": 1})
     assert objects_at(url).get("scores/u-a.json") == b'{\n "a": 1\n}'
-    other_machine.pull(every)
+    other_machine.pull(EVERY)
     assert (other_machine.root / "scores" / "u-a.json").read_bytes() == b'{\n "a": 1\n}'
     assert shown(root / "scores" / "u-a.json") == f"{url}/scores/u-a.json" and shown(root) == url
     remove_file(root / "scores" / "u-a.json")
@@ -146,7 +144,7 @@ def test_only_plain_names_go_out_and_come_in(url: str) -> None:
     assert twin.objects.found() == []
     twin.objects.put("scores/a b.json", b"{}")
     twin.objects.put("scores/fine.json", b"{}")
-    twin.pull(every)
+    twin.pull(EVERY)
     assert [p.name for p in (twin.root / "scores").iterdir()] == ["fine.json"]
 
 
@@ -184,7 +182,7 @@ def test_a_path_sent_to_another_process_is_the_same_place(s3: str) -> None:
 
 def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_machine: Twin) -> None:
     twin = twin_at(url)
-    with twin.driving(every):
+    with twin.driving(EVERY):
         log = EventLog(twin.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
@@ -193,7 +191,7 @@ def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_m
         assert events_of(other_machine.objects.get("events/u-a.jsonl")) < 201, "each line was put by itself"
         eventually(lambda: events_of(twin.objects.get("events/u-a.jsonl")) == 201, seconds=3)
         log.append({"event": "last"})
-    with other_machine.driving(every):
+    with other_machine.driving(EVERY):
         mine = (other_machine.root / "events" / "u-a.jsonl").read_bytes()
     assert mine == (twin.root / "events" / "u-a.jsonl").read_bytes() and events_of(mine) == 202
 
@@ -201,7 +199,7 @@ def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_m
 def test_two_drivers_one_after_the_other_on_two_machines(url: str, other_machine: Twin) -> None:
     twin = twin_at(url)
     for number, driver in enumerate([twin, other_machine, twin, other_machine]):
-        with driver.driving(every):
+        with driver.driving(EVERY):
             log = EventLog(driver.root / "events" / "u-a.jsonl")
             assert len(log.events) == number
             if driver is twin:
@@ -214,12 +212,12 @@ def test_two_drivers_one_after_the_other_on_two_machines(url: str, other_machine
     assert events_of(twin.objects.get("events/u-a.jsonl")) == 4
 
 
-def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_every_line(
+def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
     url: str, failing: Callable[[Objects], Failing]
 ) -> None:
     twin = twin_at(url)
     between = failing(twin.objects)
-    with pytest.raises(StorageError, match="QUOTA"), twin.driving(every):
+    with pytest.raises(StorageError, match="QUOTA"), twin.driving(EVERY):
         log = EventLog(twin.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
@@ -241,7 +239,7 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_every_line(
     assert events_of(twin.objects.get("events/u-a.jsonl")) == 1
     close_twins()
     again = twin_at(url)
-    with again.driving(every):
+    with again.driving(EVERY):
         assert EventLog(again.root / "events" / "u-a.jsonl").events == written
     assert events_of(again.objects.get("events/u-a.jsonl")) == len(written) > 1
     close_twins()
@@ -255,7 +253,7 @@ from milp_ray.storage import twin, twin_at
 pusher = twin.Pusher
 twin.Pusher = lambda push: pusher(push, 1000.0)
 here = twin_at(sys.argv[1])
-with here.driving(lambda name: True):
+with here.driving(twin.Part(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
     for number in range(3):
         log.append({"event": "told", "id": number})
@@ -276,7 +274,7 @@ def test_a_killed_driver_loses_nothing_that_this_machine_has(s3: str, tmp_path: 
     assert not objects_at(url).exists("events/u-a.jsonl")
     twin = twin_at(url)
     assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was swept"
-    with twin.driving(every):
+    with twin.driving(EVERY):
         assert [e["id"] for e in EventLog(twin.root / "events" / "u-a.jsonl").events] == [0, 1, 2]
     assert events_of(twin.objects.get("events/u-a.jsonl")) == 3
     assert list((tmp_path / "cache" / "twins").iterdir()) == [twin.folder]
@@ -288,7 +286,7 @@ def test_what_a_killed_driver_left_does_not_undo_what_came_after(s3: str, there:
     kill_a_driver(url)
     objects_at(url).put("events/u-a.jsonl", there)  # by a driver on another machine
     twin = twin_at(url)
-    with twin.driving(every):
+    with twin.driving(EVERY):
         assert (twin.root / "events" / "u-a.jsonl").read_bytes() == there
     assert twin.objects.get("events/u-a.jsonl") == there
 
@@ -298,20 +296,20 @@ def test_what_a_killed_driver_left_of_another_run_of_the_name_is_dropped(s3: str
     kill_a_driver(url)
     objects_at(url).put("alias.key", b"of another run")
     twin = twin_at(url)
-    with twin.driving(every):
+    with twin.driving(EVERY):
         assert not (twin.root / "events" / "u-a.jsonl").exists()
 
 
 def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Twin) -> None:
     twin = twin_at(url)
     lost = Lease(twin.objects, beat=1000, stale=0.2)
-    with pytest.raises(RunFolderError, match="took over"), twin.driving(every, lease=lost):
+    with pytest.raises(RunFolderError, match="took over"), twin.driving(EVERY, lease=lost):
         log = EventLog(twin.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
         for found in twin.objects.found("lease"):
             twin.objects.delete(found.name)  # as somebody does who thinks that it is gone
-        with other_machine.driving(every):
+        with other_machine.driving(EVERY):
             time.sleep(0.2)
             log.append({"event": "told"})
             eventually(lambda: twin._pusher is not None and twin._pusher._error is not None)

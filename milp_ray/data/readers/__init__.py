@@ -8,7 +8,7 @@ see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from milp_ray.config.models import DataSettings
@@ -60,8 +60,10 @@ def read_users(settings: DataSettings) -> ReadResult:
         with local_copy(path) as copy:
             try:
                 result = reader(copy)
-            except DataError as error:  # names the copy, which is gone
-                raise DataError(path, error.problems) from None
+            except DataError as error:  # names the copy, which nobody knows
+                here = str(copy)
+                problems = [replace(p, where=p.where.replace(here, path)) for p in error.problems]
+                raise DataError(path, problems) from None
     else:
         path = str(Path(path).expanduser())
         result = reader(Path(path))
