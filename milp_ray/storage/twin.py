@@ -178,13 +178,15 @@ class Twin:
             room = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             copy = room / path.name
-            if self.objects.exists(name):
-                names = {name: copy}
-            else:
+            names = {name: copy}
+            if not self.objects.exists(name):
                 below = [found.name[len(name) + 1 :] for found in self.objects.found(name)]
                 names = {f"{name}/{each}": copy / each for each in below if _is_plain(each)}
             for each, target in names.items():
-                content = self.objects.get(each)
+                try:
+                    content = self.objects.get(each)
+                except FileNotFoundError:  # none, or deleted meanwhile
+                    continue
                 with writing(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)
@@ -257,8 +259,9 @@ class Twin:
             self._lease = None
 
     def _push_log(self, path: Path) -> None:
-        content = path.read_bytes()  # a line may be half written at this moment
-        self.put(path, content[: content.rfind(b"\n") + 1])
+        content = _content(path)  # of which a line may be half written at this moment
+        if content:
+            self.put(path, content[: content.rfind(b"\n") + 1])
 
     def _take_over(self) -> None:
         """Take what a killed driver of this machine had not pushed."""
@@ -271,12 +274,15 @@ class Twin:
             shutil.rmtree(old, ignore_errors=True)
 
     def _continue(self, logs: Path) -> None:
-        """Take over logs that go on where those at the URL end, and delete them there."""
+        """Take over logs that go on where those at the URL end, and delete them there.
+
+        One that is not at the URL at all is not brought back: its user may have been forgotten.
+        """
         for log in sorted(logs.glob("*.jsonl")):
             mine = self.root / _EVENTS / log.name
             here, there = _content(mine), _content(log)
             there = there[: there.rfind(b"\n") + 1]
-            if len(there) > len(here) and there.startswith(here):
+            if here and len(there) > len(here) and there.startswith(here):
                 with writing(mine):
                     mine.parent.mkdir(exist_ok=True)
                     write_synced(mine, there)

@@ -59,7 +59,7 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "d
 
 
 _FIRST = ("study.yaml", "alias.key", "run.json")  # the last one makes it a run
-# What those who look at a run at a URL need of it, and a driver: no weights, only to know that they are there.
+# What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
 _READERS = Part(_FIRST, {"tables": "*"})
 _DRIVERS = Part(
     _FIRST,

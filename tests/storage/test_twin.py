@@ -251,11 +251,14 @@ import os, signal, sys
 from milp_ray.search.events import EventLog
 from milp_ray.storage import twin, twin_at
 pusher = twin.Pusher
-twin.Pusher = lambda push: pusher(push, 1000.0)
+twin.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test
 here = twin_at(sys.argv[1])
 with here.driving(twin.Part(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
-    for number in range(3):
+    log.append({"event": "told", "id": 0})
+    here._pusher.close()
+    here._pusher = pusher(here._push_log, 1000.0)
+    for number in (1, 2):
         log.append({"event": "told", "id": number})
     with (here.root / "events" / "u-a.jsonl").open("ab") as file:
         file.write(b'{"event":"torn')
@@ -271,7 +274,7 @@ def kill_a_driver(url: str) -> None:
 def test_a_killed_driver_loses_nothing_that_this_machine_has(s3: str, tmp_path: Path) -> None:
     url = f"{s3}/run"
     kill_a_driver(url)
-    assert not objects_at(url).exists("events/u-a.jsonl")
+    assert events_of(objects_at(url).get("events/u-a.jsonl")) == 1
     twin = twin_at(url)
     assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was swept"
     with twin.driving(EVERY):
@@ -297,7 +300,17 @@ def test_what_a_killed_driver_left_of_another_run_of_the_name_is_dropped(s3: str
     objects_at(url).put("alias.key", b"of another run")
     twin = twin_at(url)
     with twin.driving(EVERY):
+        assert events_of((twin.root / "events" / "u-a.jsonl").read_bytes()) == 1
+
+
+def test_a_user_who_was_forgotten_meanwhile_does_not_come_back(s3: str) -> None:
+    url = f"{s3}/run"
+    kill_a_driver(url)
+    objects_at(url).delete("events/u-a.jsonl")  # on another machine
+    twin = twin_at(url)
+    with twin.driving(EVERY):
         assert not (twin.root / "events" / "u-a.jsonl").exists()
+    assert not twin.objects.exists("events/u-a.jsonl")
 
 
 def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Twin) -> None:
