@@ -22,12 +22,16 @@ test-quick: install
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg pyproject.toml constraints.txt constraints-stores.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_ray needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	# torch first: deepspeed's build looks for it, and other packages then take this version.
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja torch
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,deepspeed]'
+	# Object stores for the tests, servers in an environment of their own: moto's botocore needs an older
+	# python-dateutil.
+	test -x $(VENV)/stores/bin/python || $(BIN)/python -m venv $(VENV)/stores
+	$(VENV)/stores/bin/python -m pip install -q -r constraints-stores.txt
 	touch $(STAMP)
 
 lint: install

@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 StudyFile = Annotated[Path, typer.Argument(help="The study file (YAML).", show_default=False)]
-RunPath = Annotated[Path, typer.Argument(help="The run folder.", show_default=False)]
+RunPath = Annotated[str, typer.Argument(help="The run folder, or its URL.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, over the study file.", show_default=False)
 ]
@@ -129,9 +129,23 @@ def experiment(
     user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
 ) -> None:
     """Save a user's search as an Ax experiment (JSON), and print where."""
+    from milp_ray.storage import shown
     from milp_ray.study.driver import experiment as save
 
-    typer.echo(str(save(run, user)))
+    typer.echo(shown(save(run, user)))
+
+
+@app.command()
+@_reported
+def fetch(
+    run: RunPath,
+    folder: Annotated[Path, typer.Argument(help="Where the copies go; made anew.", show_default=False)],
+    memories: Annotated[bool, typer.Option("--memories", help="The adapters, too.")] = False,
+) -> None:
+    """Copy a run's tables and plots to a folder here, all of them or nothing."""
+    from milp_ray.study.fetch import fetch as copy
+
+    typer.echo(f"copied {copy(run, folder, memories=memories)} files to {folder}")
 
 
 @app.command()

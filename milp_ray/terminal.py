@@ -73,5 +73,8 @@ def leave(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     if any(thread.name.startswith(("propos", "prepare")) for thread in threading.enumerate()):
+        from milp_ray.storage import close_twins
+
+        close_twins()  # which Python's own shutdown would do
         os._exit(code)
     sys.exit(code)

@@ -1,9 +1,16 @@
-"""What several test folders share: the measured data beside the checkout, and tiny random models."""
+"""What several test folders share: measured data beside the checkout, tiny random models, an S3 server."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +82,73 @@ def tiny_user() -> UserSplit:
         for seed in range(10)
     )
     return UserSplit("u-" + "a" * 13, history, samples[:5], samples[5:8], samples[8:], 10, 12)
+
+
+@contextlib.contextmanager
+def _server(program: str, *words: str) -> Iterator[str]:
+    """Host and port of a server on 127.0.0.1; ``{port}`` in its words is the port."""
+    place = Path(sys.prefix) / "stores" / "bin" / program
+    if not place.exists():
+        pytest.skip(f"no object store for tests at {place}: make install puts it there")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(place), *(word.format(port=port) for word in words)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline, f"{program} did not start"
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server (moto); it has an environment of its own, made by `make install`."""
+    with _server("moto_server", "-H", "127.0.0.1", "-p", "{port}") as place:
+        yield f"http://{place}"
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """Host and port of a server that speaks Google Cloud Storage's protocol, with a bucket ``bucket``."""
+    words = ("start", "--host=127.0.0.1", "--port={port}", "--in-memory", "--default-bucket=bucket")
+    with _server("gcp-storage-emulator", *words) as place:
+        yield place
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, own_twins: None) -> str:
+    """The URL of a fresh bucket; this process and its children find the server as they would find MinIO."""
+    settings = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"runs-{secrets.token_hex(6)}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def own_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Twins of this test's own, gone with it."""
+    from milp_ray.storage import close_twins
+
+    monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / "cache"))
+    yield
+    close_twins()
 
 
 def _text(seed: int, words: int) -> str:

@@ -22,16 +22,15 @@ from milp_ray.config import yamltree
 from milp_ray.config.models import Study
 from milp_ray.config.yamltree import KeyPath, Tree, dotted
 from milp_ray.errors import Problem, StudyError
+from milp_ray.storage import has_credentials, is_url
 
 # Values of these paths are never repeated in an error: they may be raw user ids.
 _PRIVATE = re.compile(r"data\.users\b")
 _EXTENDS = "extends"
-# Keys of AWS, Hugging Face, GitHub, GitLab, Slack, Google and of the "sk-" kind; private keys; passwords in
-# addresses.
+# Keys of AWS, Hugging Face, GitHub, GitLab, Slack, Google and of the "sk-" kind; private keys.
 _SECRET = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bglpat-[\w-]{20,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bsk-[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\b[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@"
 )
 
 
@@ -73,12 +72,12 @@ def dump_study(study: Study) -> str:
 def resolved(study: Study) -> Study:
     """The study with paths made absolute, so that it means the same from any working directory.
 
-    A model path that is no existing folder is left alone: it is a hub name.
+    URLs stay as they are. A model path that is no existing folder is left alone: it is a hub name.
     """
-    model, data, storage = Path(study.model.path), Path(study.data.path), Path(study.storage.path)
+    model = Path(study.model.path)
     changes: dict[str, BaseModel] = {
-        "data": study.data.model_copy(update={"path": str(data.expanduser().resolve())}),
-        "storage": study.storage.model_copy(update={"path": str(storage.expanduser().resolve())}),
+        "data": study.data.model_copy(update={"path": _absolute(study.data.path)}),
+        "storage": study.storage.model_copy(update={"path": _absolute(study.storage.path)}),
     }
     if model.expanduser().exists():
         changes["model"] = study.model.model_copy(update={"path": str(model.expanduser().resolve())})
@@ -106,6 +105,10 @@ def _read_tree(path: Path, files: list[Path] | None = None) -> Tree:
         problem = error.problems[0]
         tree.problems.append(Problem(where, f"{name}: {problem.fact}", problem.expected, "check the path"))
     return tree
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
 
 
 def _read(path: Path) -> str:
@@ -242,6 +245,8 @@ def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
     if _PRIVATE.match(dotted(path)):
         return f"a value of type {type(error['input']).__name__} (not shown: it may be a user id)"
     value = error["input"]
+    if isinstance(value, str) and has_credentials(value):
+        return "a URL of a kind in which credentials stand (not shown)"
     if isinstance(value, dict) and error["type"] == "value_error":
         return ""
     shown = json.dumps(value, default=str)

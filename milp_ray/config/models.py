@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from milp_ray.storage import is_url, url_fault
+
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]
@@ -25,6 +27,13 @@ class Settings(BaseModel):
     """Base of every section: unknown keys, wrong types, NaN and infinity are errors; values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _usable_url(value: str) -> str:
+    """A path as it is; a URL if it can be used."""
+    if is_url(value) and (fault := url_fault(value)):
+        raise ValueError(fault)
+    return value
 
 
 class ModelSettings(Settings):
@@ -69,7 +78,7 @@ class SplitSettings(Settings):
 class DataSettings(Settings):
     """Where the users' texts are, and how much of each user is used."""
 
-    path: str = Field(min_length=1, description="file of user records")
+    path: str = Field(min_length=1, description="file of user records, or its URL")
     format: str = Field("jsonl", description="name of a registered reader")
     users: Positive | tuple[str, ...] | None = Field(
         None, description="how many users (the first ones), or their ids; null: all"
@@ -78,6 +87,8 @@ class DataSettings(Settings):
     max_history: Positive | None = Field(None, description="newest history texts kept per user; null: all")
     max_samples: Positive | None = Field(None, description="newest samples kept per user; null: all")
     split: SplitSettings = SplitSettings()
+
+    _is_usable = field_validator("path")(_usable_url)
 
 
 class PromptSettings(Settings):
@@ -282,7 +293,9 @@ class RaySettings(Settings):
 class StorageSettings(Settings):
     """Where run folders are made."""
 
-    path: str = Field("runs", min_length=1, description="the run folder is <path>/<study name>")
+    path: str = Field("runs", min_length=1, description="folder or URL; the run is <path>/<study name>")
+
+    _is_usable = field_validator("path")(_usable_url)
 
 
 class SimulationSettings(Settings):

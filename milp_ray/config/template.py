@@ -118,7 +118,7 @@ ray:
   dashboard: false                # start Ray's dashboard with a private Ray
 
 storage:
-  path: runs                      # a shared folder, when trials run on several machines
+  path: runs                      # on several machines a shared folder or a URL (s3://bucket/runs, gs://…)
 
 simulation: null                  # a dry run without a model: seconds, noise, related, failures (see
                                   # docs/simulation.md); try: milp-ray search study.yaml simulation.seconds=1

@@ -186,7 +186,7 @@ def save_adapter(attached: Attached, folder: Path, base: str, revision: str | No
         write_synced(draft / WEIGHTS, weights)
         write_synced(draft / CONFIG, config)
 
-    write_folder(folder, write)
+    write_folder(folder, write, last=CONFIG)
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

@@ -50,10 +50,10 @@ def closing_lines(outcome: Outcome) -> Text:
         *([f"users whose test failed: {outcome.users_untested}"] if outcome.users_untested else []),
         *([outcome.metrics.line()] if outcome.metrics and outcome.metrics.workers else []),
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
-        f"run folder: {folder.root}",
+        f"run folder: {folder.place}",
     ]
     if outcome.interrupted:
-        notes.append(f"stopped before the end; continue with: milp-ray resume {folder.root}")
+        notes.append(f"stopped before the end; continue with: milp-ray resume {folder.place}")
     return Text("\n".join(notes))
 
 
@@ -64,7 +64,7 @@ def _memories(outcome: Outcome) -> str:
             "no model was trained, and there is no final stage"
         )
     if not outcome.trained:
-        return f"users: {outcome.users}; train their memories with: milp-ray final {outcome.folder.root}"
+        return f"users: {outcome.users}; train their memories with: milp-ray final {outcome.folder.place}"
     return f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory"
 
 
@@ -124,9 +124,9 @@ def _tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not _has(folder, "trials"):
         raise RunFolderError(
             "the run has no tables yet",
-            where=str(folder.root),
+            where=folder.place,
             expected="a run that ended or was stopped",
-            remedy=f"continue it with: milp-ray resume {folder.root}",
+            remedy=f"continue it with: milp-ray resume {folder.place}",
         )
     return read_table(folder.table("trials")), read_table(folder.table("chosen"))
 

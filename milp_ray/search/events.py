@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import storage_error
+from milp_ray.storage import growing, storage_error
 
 Event = Mapping[str, object]
 
@@ -53,11 +53,13 @@ class EventLog:
 
         Raises:
             StorageError: the disk is full, say; neither the file nor :attr:`events` has changed then.
+            RunFolderError: the run is at a URL, and another driver took it over.
         """
         data = json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
         if self.path is not None:
-            self._write(self.path, data)
-            self._size += len(data)
+            with growing(self.path):
+                self._write(self.path, data)
+                self._size += len(data)
         self.events.append(event)
 
     def _open(self, path: Path) -> None:
@@ -69,7 +71,7 @@ class EventLog:
                 data = file.read()
                 kept = data[: data.rfind(b"\n") + 1]
                 self.events = _parsed(kept, path)
-                if len(kept) < len(data):
+                if len(kept) < len(data):  # in a twin, too: only whole lines are pushed
                     file.truncate(len(kept))
                     os.fsync(file.fileno())
                     self.repaired = (

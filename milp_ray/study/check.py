@@ -20,10 +20,11 @@ from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.errors import MilpRayError, Problem, ProblemsError, StudyError
-from milp_ray.ids import child, new_key
+from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
+from milp_ray.storage import is_url
 from milp_ray.study.inputs import Inputs, Users, load_space, load_users
-from milp_ray.study.run_folder import refuse_existing
+from milp_ray.study.run_folder import place_of, refuse_existing
 from milp_ray.training.base import load_config, load_tokenizer
 from milp_ray.training.estimate import estimate, trainable_range
 from milp_ray.training.verify import verify_modules
@@ -68,9 +69,11 @@ def _attempt(step: Callable[[], T], problems: list[Problem]) -> T | None:
 
 
 def _storage(study: Study) -> None:
-    root = child(Path(study.storage.path), study.name)
-    refuse_existing(root)
-    parent = next(folder for folder in root.parents if folder.exists())
+    place = place_of(study)
+    refuse_existing(place)
+    if is_url(place):  # it was listed; whether it may be written shows when it is
+        return
+    parent = next(folder for folder in Path(place).parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise StudyError(
             "storage.path",
@@ -112,7 +115,7 @@ def _description(study: Study, inputs: Inputs) -> RenderableType:
         ("search space", f"{study.memory.factors}: at most {space.size():.3g} configurations"),
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
-        ("run folder", str(child(Path(study.storage.path), study.name))),
+        ("run folder", place_of(study)),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:

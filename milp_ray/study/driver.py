@@ -11,13 +11,13 @@ from rich.console import Console
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
-from milp_ray.ids import child, new_key
+from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.population import Population
 from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
-from milp_ray.study.run_folder import RunFolder, refuse_existing
+from milp_ray.study.run_folder import RunFolder, is_run, place_of, refuse_existing
 from milp_ray.study.stopping import signals_interrupt
 
 
@@ -28,7 +28,7 @@ def start(study: Study, console: Console) -> Outcome:
         MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left half-made.
     """
     study = resolved(study)
-    refuse_existing(child(Path(study.storage.path), study.name))
+    refuse_existing(place_of(study))
     check_surrogate(study.search.surrogate)
     key = new_key()
     inputs = load_inputs(study, key)
@@ -68,7 +68,7 @@ def final_of(study: Study, console: Console) -> Outcome:
     if folder is None:
         raise RunFolderError(
             "the study has no run yet",
-            where=str(child(Path(study.storage.path), study.name)),
+            where=place_of(study),
             expected="a run whose search is over for at least one user",
             remedy="search first, with the same study",
         )
@@ -77,12 +77,12 @@ def final_of(study: Study, console: Console) -> Outcome:
 
 def _run_of(study: Study) -> RunFolder | None:
     """The run of a resolved study, to be worked on with the study's own ``ray`` section."""
-    root = child(Path(study.storage.path), study.name)
-    if not (root / "run.json").is_file():
+    place = place_of(study)
+    if not is_run(place):
         return None
-    folder = RunFolder.open(root)
+    folder = RunFolder.open(place)
     if problems := folder.differences(study):
-        raise StudyError(f"the run {root} is of another study", problems)
+        raise StudyError(f"the run {place} is of another study", problems)
     folder.study = folder.study.model_copy(update={"ray": study.ray})
     return folder
 
@@ -91,7 +91,7 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
     """Go on with a run after any interruption; a finished run is only tabulated again.
 
     Args:
-        path: the run folder.
+        path: the run folder, or its URL.
         console: where progress goes.
         overrides: ``ray.key=value`` only: where a run is worked on may change, what it is may not.
 
@@ -118,7 +118,7 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
     if folder.study.simulation is not None:
         raise RunFolderError(
             "a simulated run has no final job",
-            where=str(folder.root),
+            where=folder.place,
             expected="a run whose trials train a model",
             remedy="take simulation out of the study, and search under another name",
         )
@@ -129,9 +129,9 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
         if missing == len(run.population.aliases):
             raise RunFolderError(
                 "no user's search is over",
-                where=str(folder.root),
+                where=folder.place,
                 expected="at least one user whose trials are all done",
-                remedy=f"finish the search with: milp-ray resume {folder.root}",
+                remedy=f"finish the search with: milp-ray resume {folder.place}",
             )
         if missing:
             console.print(f"{missing} users are left out: their search is not over (milp-ray resume)")
@@ -172,7 +172,7 @@ def _at_work(folder: RunFolder) -> Iterator[None]:
         try:
             yield
         except (MilpRayError, KeyboardInterrupt) as error:
-            error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.root}")
+            error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
             raise
 
 
@@ -180,7 +180,7 @@ def experiment(path: Path | str, user: str) -> Path:
     """Save the search of one user of a run as an Ax experiment; returns the file.
 
     Args:
-        path: the run folder.
+        path: the run folder, or its URL.
         user: raw id or alias.
 
     Raises:

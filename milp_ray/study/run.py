@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
-from milp_ray.storage import write_json
+from milp_ray.storage import shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.population import Population
@@ -149,9 +149,10 @@ class Run:
         if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
-                where=str(self.folder.root),
+                where=self.folder.place,
                 expected="every user's budget used up",
-                remedy=f"look into {self.folder.tune / 'tune.log'}, then: milp-ray resume {self.folder.root}",
+                remedy=f"look into {shown(self.folder.tune / 'tune.log')}, then: "
+                f"milp-ray resume {self.folder.place}",
             )
 
     def _search(self, stopping: StopRequest, users: SharedUsers, gauges: Gauges) -> None:
@@ -248,6 +249,7 @@ class Run:
             self.progress.final_step(event.step, done[event.step], len(placements))
 
         run_final(spec, lambda: slots(self.study), stopping, listener)
+        spec.look()
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _placements(self) -> dict[str, Placement]:

@@ -12,11 +12,14 @@
       tables/ plots/     for people: parquet, CSV, PNG
       tune/              Ray Tune's own files
 
-What the files mean is for their writers; here are only the paths, the lock and atomic writing.
+Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is this process's twin of it
+(:mod:`milp_ray.storage.twin`). What the files mean is for their writers; here are only the paths, the lock
+and atomic writing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -25,26 +28,64 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
-from milp_ray.errors import Problem, RunFolderError
+from milp_ray.errors import MilpRayError, Problem, RunFolderError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
-from milp_ray.storage import reading, writing
+from milp_ray.storage import (
+    Part,
+    Twin,
+    has_credentials,
+    is_url,
+    joined,
+    reading,
+    remove_folder,
+    shown,
+    twin_at,
+    twin_of,
+    url_fault,
+    writing,
+)
+from milp_ray.storage.lease import FOLDER as LEASES
+from milp_ray.storage.lease import Lease
 
 FORMAT = 1
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
 
+_FIRST = ("study.yaml", "alias.key", "run.json")  # the last one makes it a run
+# What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
+_READERS = Part(_FIRST, {"tables": "*"})
+_DRIVERS = Part(
+    _FIRST,
+    {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/adapter_config.json"},
+)
+
+
+def place_of(study: Study) -> str:
+    """Where a resolved study's run is, or would be: a path, or a URL."""
+    if is_url(study.storage.path):
+        return joined(study.storage.path, study.name)
+    return str(child(Path(study.storage.path), study.name))
+
+
 class RunFolder:
-    """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`."""
+    """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`.
+
+    Attributes:
+        root: the folder; of a run at a URL this process's twin.
+        place: its path or URL, for people and commands.
+        study, key, meta: what it holds of these.
+    """
 
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
         self.root = root
+        self.place = shown(root)
         self.study = study
         self.key = key
         self.meta = meta
@@ -62,7 +103,7 @@ class RunFolder:
             RunFolderError: there is one already.
             StorageError: the place cannot be written.
         """
-        root = child(Path(study.storage.path), study.name)
+        place = place_of(study)
         key = key or new_key()
         frozen = _without_ids(study, key)
         meta: dict[str, object] = {
@@ -72,23 +113,27 @@ class RunFolder:
             "data_fingerprint": fingerprint,
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
         }
-        refuse_existing(root)
+        refuse_existing(place)
+        first = {
+            "study.yaml": (_HEADER + dump_study(frozen)).encode(),
+            "alias.key": key,
+            "run.json": json.dumps(meta, indent=1).encode(),
+        }
+        if is_url(place):
+            return cls(_create_at(twin_at(place), first), frozen, key, meta)
+        root = Path(place)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", dir=root.parent))
             try:
-                (draft / "study.yaml").write_text(_HEADER + dump_study(frozen), encoding="utf-8")
-                (draft / "run.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+                _write_first(draft, first)
                 (draft / "lock").touch()
-                handle = os.open(draft / "alias.key", os.O_WRONLY | os.O_CREAT, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(key)
                 draft.chmod(0o755)
                 draft.rename(root)  # fails if somebody made a filled folder there meanwhile
             except OSError as error:
                 shutil.rmtree(draft, ignore_errors=True)
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    refuse_existing(root)
+                    refuse_existing(place)
                 raise
         return cls(root, frozen, key, meta)
 
@@ -100,9 +145,16 @@ class RunFolder:
             RunFolderError: no run folder there, or of a newer format.
             StorageError: it cannot be read.
         """
-        root = Path(path).expanduser().resolve()
+        if is_url(path):
+            _check_url(str(path))
+            twin = twin_at(str(path))
+            twin.refresh(_READERS)
+            root = twin.root
+        else:
+            root = Path(path).expanduser().resolve()
         if not (root / "run.json").is_file() or not (root / "study.yaml").is_file():
-            fact = "is not a run folder" if root.exists() else "no such run folder"
+            there = root.exists() and not is_url(path)
+            fact = "is not a run folder" if there else "no such run folder"
             raise RunFolderError(
                 fact,
                 where=str(path),
@@ -189,7 +241,7 @@ class RunFolder:
         """The error that a user who is not in the run stands for."""
         return RunFolderError(
             "the run has no such user",
-            where=str(self.root),
+            where=self.place,
             expected=expected,
             remedy="list the aliases with: milp-ray fronts RUN",
         )
@@ -201,16 +253,35 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the whole folder."""
-        with writing(self.root):
-            shutil.rmtree(self.root)
+        twin = twin_of(self.root)
+        remove_folder(self.root, last="run.json")
+        if twin is not None:
+            twin.close()
+
+    def _keep_tune_log(self, twin: Twin) -> None:
+        """Tune's own errors, which a person may be told to look into, go to the URL as well."""
+        log = self.tune / "tune.log"
+        with contextlib.suppress(MilpRayError):
+            if log.exists():
+                twin.put(log, log.read_bytes())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this driver. The lock ends with the process, however that ends.
 
+        At a URL it is a lease (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held.
+
         Raises:
             RunFolderError: another driver holds it.
+            StorageError: the URL cannot be read or, at the end, not be written.
         """
+        if (twin := twin_of(self.root)) is not None:
+            with twin.driving(_DRIVERS):
+                try:
+                    yield
+                finally:
+                    self._keep_tune_log(twin)
+            return
         with writing(self.root):
             file = (self.root / "lock").open("a+b")
         with file:
@@ -219,7 +290,7 @@ class RunFolder:
             except BlockingIOError:
                 raise RunFolderError(
                     "another milp-ray is working on this run",
-                    where=str(self.root),
+                    where=self.place,
                     expected="one driver per run folder",
                     remedy="wait for it, or stop it with Ctrl-C, then resume",
                 ) from None
@@ -233,19 +304,68 @@ _HEADER = (
 )
 
 
-def refuse_existing(root: Path) -> None:
-    """Raise :class:`RunFolderError` if there is anything at ``root``."""
-    if not root.exists():
+def is_run(place: str) -> bool:
+    """Whether there is a run at a path or URL.
+
+    Raises:
+        StorageError: the URL cannot be read.
+    """
+    return (
+        twin_at(place).objects.exists("run.json") if is_url(place) else (Path(place) / "run.json").is_file()
+    )
+
+
+def refuse_existing(place: str) -> None:
+    """Raise :class:`RunFolderError` if there is anything at a path or URL."""
+    run = is_run(place)
+    if not run and not (_is_taken(place) if is_url(place) else Path(place).exists()):
         return
-    is_run = (root / "run.json").is_file()
     raise RunFolderError(
-        "the run folder exists already" if is_run else "something that is no run folder is in the way",
-        where=str(root),
+        "the run folder exists already" if run else "something that is no run folder is in the way",
+        where=place,
         expected="a study name that has no run yet",
-        remedy=(f"continue it with: milp-ray resume {root}   or run anew under another name: name=<new name>")
-        if is_run
+        remedy=(
+            f"continue it with: milp-ray resume {place}   or run anew under another name: name=<new name>"
+        )
+        if run
         else "choose another study name or storage.path",
     )
+
+
+def _is_taken(url: str) -> bool:
+    """Whether something that is no run is at a URL. A creation that was cut off left its first files without
+    run.json, or a lease: they are nobody's."""
+    names = [found.name for found in twin_at(url).objects.found()]
+    return any(name not in _FIRST and not name.startswith(f"{LEASES}/") for name in names)
+
+
+def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        mode = 0o600 if name == "alias.key" else 0o644
+        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(content)
+
+
+def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
+    """Put a run's first files at a URL, ``run.json`` last, so that it is there whole or not at all."""
+    twin.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
+    with Lease(twin.objects):
+        refuse_existing(twin.url)
+        for name in _FIRST:
+            twin.objects.put(name, first[name])
+    with writing(twin.root):
+        _write_first(twin.root, first)
+    return twin.root
+
+
+def _check_url(url: str) -> None:
+    if fault := url_fault(url):
+        raise RunFolderError(
+            "the URL cannot be used",
+            where="" if has_credentials(url) else url,
+            expected=fault,
+            remedy="correct it",
+        )
 
 
 def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from milp_ray.errors import MilpRayError, StorageError
-from milp_ray.storage import write_synced, writing
+from milp_ray.storage import get_file, names_in, put_file, remove_folder, twin_of, writing
 from milp_ray.training.parallel.group import Group
 
 _KEPT = 2
@@ -86,7 +85,9 @@ class Checkpoints:
         """
         last = max((self._number(path) for path in self._found()), default=0)
         number = self.group.gather(last)[0] + 1  # a network file system may show the ranks different things
-        draft, path = self.folder / f".{number:06d}.tmp", self.folder / f"{number:06d}"
+        path = self.folder / f"{number:06d}"
+        # At a URL nothing is renamed: a state without its last file is none.
+        draft = path if twin_of(self.folder) else self.folder / f".{number:06d}.tmp"
         rank = self.group.rank
         files = {f"rank-{rank}.safetensors": _packed(random=state.random, optimizer=self._own(state))}
         if rank == 0:
@@ -108,7 +109,7 @@ class Checkpoints:
             self._all(lambda: self._publish(draft, path, meta) if rank == 0 else None)
         except BaseException:
             if rank == 0:
-                shutil.rmtree(draft, ignore_errors=True)
+                _discard(draft)
             raise
 
     def load(self) -> State | None:
@@ -126,15 +127,16 @@ class Checkpoints:
     def clear(self) -> None:
         """Delete all states: the training is over."""
         if self.group.rank == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _discard(self.folder)
 
     def _own(self, state: State) -> Mapping[str, Tensor]:
         return {} if self.replicated and self.group.rank else state.optimizer
 
     def _found(self) -> list[Path]:
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(path for path in self.folder.iterdir() if path.name.isdecimal())
-        return []
+        found = sorted(self.folder / name for name in names_in(self.folder) if name.isdecimal())
+        if twin_of(self.folder):
+            return [path for path in found if _META in names_in(path)]
+        return found
 
     @staticmethod
     def _number(path: Path) -> int:
@@ -142,13 +144,14 @@ class Checkpoints:
 
     def _publish(self, draft: Path, path: Path, meta: Mapping[str, object]) -> None:
         _write(draft, {_META: json.dumps({"state": meta, "sha256": _digest(meta)}, indent=1).encode()})
-        draft.rename(path)
+        if draft != path:
+            draft.rename(path)
         for old in self._found()[:-_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
 
     def _read(self, path: Path) -> State:
         try:
-            found = json.loads((path / _META).read_bytes())
+            found = json.loads(get_file(path / _META))
             meta = found["state"]
             if found["sha256"] != _digest(meta):
                 raise _Unusable(f"{path.name}/{_META} is damaged")
@@ -158,7 +161,7 @@ class Checkpoints:
                 raise _Unusable(f"{meta['ranks']} workers made it, and {self.group.size} are at work now")
             own, first = f"rank-{self.group.rank}.safetensors", "rank-0.safetensors"
             names = [_ADAPTER, own, *([first] if self.replicated and own != first else [])]
-            contents = {name: (path / name).read_bytes() for name in names}
+            contents = {name: get_file(path / name) for name in names}
             for name, content in contents.items():
                 if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
                     raise _Unusable(f"{path.name}/{name} is damaged")
@@ -206,10 +209,16 @@ def _digest(meta: Mapping[str, object]) -> str:
 
 
 def _fresh(draft: Path) -> None:
-    shutil.rmtree(draft, ignore_errors=True)
+    _discard(draft)
     draft.mkdir(parents=True)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a state, or all; one that stays is in nobody's way."""
+    with contextlib.suppress(StorageError):
+        remove_folder(folder, last=_META)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        write_synced(folder / name, content)
+        put_file(folder / name, content)

@@ -16,6 +16,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
+from milp_ray.storage import look
 from milp_ray.tune.processes import Place
 from milp_ray.tune.search_run import SharedUsers
 
@@ -42,6 +43,11 @@ class FinalSpec:
     def checkpoints(self, alias: str) -> Path:
         """Where the states of a user's training are until it is over."""
         return child(self.root, "checkpoints", alias)
+
+    def look(self) -> None:
+        """See what other processes have written (matters for a run at a URL)."""
+        look(self.root / "memories", "*/adapter_config.json")
+        look(self.root / "scores", "*.json")
 
     def has_memory(self, alias: str) -> bool:
         """Whether a user's memory is there."""
@@ -84,6 +90,7 @@ class Assignments:
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:
         self._spec, self._retries = spec, retries
+        spec.look()
         self._trained = {alias for alias in spec.placements if spec.has_memory(alias)}
         self._waiting = deque(Job("train", alias) for alias in spec.placements if alias not in self._trained)
         self._testing = False

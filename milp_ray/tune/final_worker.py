@@ -20,7 +20,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
 from milp_ray.errors import MilpRayError, StorageError, TrialFailed, place_of
-from milp_ray.storage import write_json
+from milp_ray.storage import at_hand, write_json
 from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.dashboard import announce
 from milp_ray.tune.processes import end, free_address, here
@@ -220,7 +220,7 @@ class _Rank:
         table = {"base": scores()}
         for model, owner in (("own", alias), ("other", job.other)):
             if owner is not None:
-                with loaded(self._base, self._spec.memory(owner)):
+                with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
                     table[model] = scores()
         found = {
             "samples": len(user.test),

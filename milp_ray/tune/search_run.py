@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
-from milp_ray.storage import storage_error
+from milp_ray.storage import can_read, shown, storage_error, twin_of
 from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def check_shared(folder: Path) -> None:
-    """Every node sees the run folder: workers write adapters there, and read event logs.
+    """Every node sees the run folder, or reads its URL: workers write adapters there, and read event logs.
 
     Raises:
         ClusterError: a node does not.
@@ -48,19 +48,21 @@ def check_shared(folder: Path) -> None:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    sees = ray.remote(num_cpus=0)(lambda path: Path(path).is_file())
+    sees = ray.remote(num_cpus=0)(can_read)
     asked = [
         sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            str(folder / "run.json")
+            folder / "run.json"
         )
         for node in nodes
     ]
     blind = sum(not found for found in ray.get(asked))
     if blind:
         raise ClusterError(
-            f"{blind} of {len(nodes)} nodes do not see the run folder {folder}",
-            expected="a folder that all nodes share",
-            remedy="set storage.path to a shared file system (NFS)",
+            f"{blind} of {len(nodes)} nodes do not see the run folder {shown(folder)}",
+            expected="a folder that all nodes share, or a URL that all may read",
+            remedy="give every node the credentials and the endpoint"
+            if twin_of(folder)
+            else "set storage.path to a shared file system (NFS) or a URL (s3://, gs://)",
         )
 
 
@@ -217,7 +219,7 @@ def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Excep
     return ClusterError(
         f"Ray Tune gave up: {place_of(error)}",
         expected="a cluster that lives as long as the search",
-        remedy=f"look into {folder / 'tune.log'}",
+        remedy=f"look into {shown(folder / 'tune.log')}",
     )
 
 

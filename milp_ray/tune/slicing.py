@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label, trial_name
 from milp_ray.memory.space import Placement
+from milp_ray.storage import at_hand
 from milp_ray.tune.dashboard import announce, entitle
 from milp_ray.tune.queue import BASELINE
 
@@ -147,9 +148,11 @@ class Slices:
         names = self._spec.study.objectives
         signs = [1.0 if name == "rouge_l" else -1.0 for name in names]
         values = [sign * float(getattr(measured, name)) for sign, name in zip(signs, names, strict=True)]
+        with at_hand(child(self._spec.events, f"{self._alias}.jsonl")) as log:
+            found = told_values(log)
         others = [
             [sign * told[name] for sign, name in zip(signs, names, strict=True)]
-            for number, told in told_values(child(self._spec.events, f"{self._alias}.jsonl"))
+            for number, told in found
             if number != self._number
         ]
         return not dominated_by_any(values, others)

@@ -259,7 +259,8 @@ def test_code_of_a_repository_runs_only_pinned(tmp_path: Path) -> None:
 )
 def test_secrets_are_refused_and_not_repeated(tmp_path: Path, override: str) -> None:
     said = refused(tmp_path, SMALL, override)
-    assert "looks like a key" in said and "hunter2" not in said and "aB3aB3" not in said
+    assert "looks like a key" in said or "without credentials" in said
+    assert "hunter2" not in said and "aB3aB3" not in said
 
 
 @pytest.mark.parametrize(
@@ -268,3 +269,29 @@ def test_secrets_are_refused_and_not_repeated(tmp_path: Path, override: str) -> 
 )
 def test_what_only_looks_a_little_like_a_secret_is_fine(tmp_path: Path, override: str) -> None:
     load_study(study_file(tmp_path, SMALL), [override])
+
+
+@pytest.mark.parametrize("key", ["storage.path", "data.path"])
+def test_urls_are_kept_as_they_are(tmp_path: Path, key: str) -> None:
+    study = load_study(study_file(tmp_path, SMALL), [f"{key}=s3://bucket/deep/x"])
+    section = resolved(study).model_dump()[key.partition(".")[0]]
+    assert section["path"] == "s3://bucket/deep/x"
+    assert load_study(study_file(tmp_path, dump_study(study))) == study
+
+
+@pytest.mark.parametrize("key", ["storage.path", "data.path"])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://key:verysecret@bucket/x", "without credentials"),
+        ("s3://bucket/x?secret_key=verysecret", "without credentials"),
+        ("file:///data/runs", "without file://"),
+        ("s5://bucket/x", "gs, "),
+        ("abfs://container/x", "Install adlfs"),
+    ],
+)
+def test_urls_that_cannot_be_used_are_refused_and_secrets_not_repeated(
+    tmp_path: Path, key: str, url: str, expected: str
+) -> None:
+    text = refused(tmp_path, SMALL, f"{key}={url}")
+    assert expected in text and key in text and "verysecret" not in text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from milp_ray.config.models import DataSettings
 from milp_ray.data import readers
 from milp_ray.data.readers import ReadResult, read_users, reader_names, register
 from milp_ray.errors import DataError
+from milp_ray.storage.objects import objects_at
 
 
 def problem_of(path: Path | str, **options: str) -> str:
@@ -93,3 +95,15 @@ def test_real_files(shared: Path, name: str, count: int) -> None:
     result = read_users(DataSettings(path=str(shared / "data" / name / "bench.jsonl")))
     assert len(result.users) == count
     assert not result.skipped
+
+
+def test_a_file_at_a_url_is_read_and_its_faults_are_named_by_it(s3: str) -> None:
+    place = objects_at(f"{s3}/data")
+    line = b'{"user_id": "a", "history": ["x"], "samples": [{"query": "q", "response": "r", "n_hist": 1}]}\n'
+    place.put("users.jsonl", line)
+    found = read_users(DataSettings(path=f"{s3}/data/users.jsonl"))
+    assert len(found.users) == 1 and found.fingerprint == hashlib.sha256(line).hexdigest()
+    place.put("bad.jsonl", b"{\n")
+    for name in ("bad.jsonl", "none.jsonl"):
+        text = problem_of(f"{s3}/data/{name}")
+        assert text.startswith(f"{s3}/data/{name}") and "/tmp/" not in text

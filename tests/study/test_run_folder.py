@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ import pytest
 from milp_ray.config import Study
 from milp_ray.config.loading import load_study
 from milp_ray.errors import RunFolderError, StorageError
-from milp_ray.study.run_folder import RunFolder
+from milp_ray.search.events import EventLog
+from milp_ray.storage import close_twins, write_folder, write_json
+from milp_ray.storage.objects import objects_at
+from milp_ray.study.fetch import fetch
+from milp_ray.study.run_folder import RunFolder, is_run, place_of
 
 
 def a_study(storage: Path, **data: object) -> Study:
@@ -79,7 +85,7 @@ def test_what_is_no_run_folder(tmp_path: Path, where: str) -> None:
 
 
 def _hold(
-    path: Path, ready: multiprocessing.synchronize.Event, go: multiprocessing.synchronize.Event
+    path: Path | str, ready: multiprocessing.synchronize.Event, go: multiprocessing.synchronize.Event
 ) -> None:
     with RunFolder.open(path).lock():
         ready.set()
@@ -111,3 +117,155 @@ def test_another_study_is_told_from_the_runs_own(tmp_path: Path) -> None:
     found = {problem.where: problem for problem in folder.differences(other)}
     assert set(found) == {"seed", "data.users"}
     assert "is 9, and was 0" in found["seed"].fact and "eve" not in str(found["data.users"])
+
+
+# At a URL.
+
+
+@pytest.fixture(params=("s3", "memory"))
+def url(request: pytest.FixtureRequest, own_twins: None) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/runs"
+    return f"memory://{secrets.token_hex(6)}/runs"
+
+
+@pytest.fixture
+def on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Forgets all that this machine has of any run."""
+
+    def move() -> None:
+        close_twins()
+        monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / secrets.token_hex(4)))
+
+    return move
+
+
+def names_at(url: str) -> list[str]:
+    return [found.name for found in objects_at(url).found()]
+
+
+def at(url: str, **data: object) -> Study:
+    study = a_study(Path("x"), **data)
+    return study.model_copy(update={"storage": study.storage.model_copy(update={"path": url})})
+
+
+def test_a_run_at_a_url_is_opened_on_another_machine(
+    url: str, on_another_machine: Callable[[], None]
+) -> None:
+    made = RunFolder.create(at(url, users=("alice@example.org",)), "f" * 64)
+    assert made.place == f"{url}/s" == place_of(made.study) and is_run(made.place)
+    assert names_at(f"{url}/s") == ["alias.key", "run.json", "study.yaml"]
+    assert not any(b"alice" in objects_at(f"{url}/s").get(name) for name in names_at(f"{url}/s"))
+    on_another_machine()
+    again = RunFolder.open(f"{url}/s/")
+    assert (again.study, again.key, again.fingerprint) == (made.study, made.key, "f" * 64)
+    assert again.root != made.root and again.place == made.place
+    assert (again.root / "alias.key").stat().st_mode & 0o077 == 0
+
+
+def test_an_existing_run_at_a_url_is_refused(url: str, on_another_machine: Callable[[], None]) -> None:
+    RunFolder.create(at(url), "f")
+    on_another_machine()
+    with pytest.raises(RunFolderError, match=f"milp-ray resume {url}/s "):
+        RunFolder.create(at(url), "f")
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        RunFolder.open(f"{url}/t")
+    objects_at(f"{url}/t").put("data.csv", b"1")
+    with pytest.raises(RunFolderError, match="in the way"):
+        RunFolder.create(at(url).model_copy(update={"name": "t"}), "f")
+
+
+def test_a_creation_that_was_cut_off_is_in_nobodys_way(url: str) -> None:
+    objects_at(f"{url}/s").put("study.yaml", b"half")
+    objects_at(f"{url}/s").put("alias.key", b"half")
+    assert not is_run(f"{url}/s")
+    made = RunFolder.create(at(url), "f")
+    assert RunFolder.open(made.place).key == made.key
+
+
+def test_logs_scores_and_memories_reach_the_next_driver(
+    url: str, on_another_machine: Callable[[], None]
+) -> None:
+    folder = RunFolder.create(at(url), "f")
+    assert folder.untouched()
+    with folder.lock():
+        log = EventLog(folder.events("u-a"))
+        log.append({"event": "created"})
+        log.append({"event": "told", "id": 0})
+        write_json(folder.scores("u-a"), {})
+        write_folder(
+            folder.memory("u-a"),
+            lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
+            last="adapter_config.json",
+        )
+        write_folder(folder.adapter("u-a", 7), lambda draft: (draft / "x").write_bytes(b"1"))
+        folder.tune.mkdir()
+        (folder.tune / "tune.log").write_text("why")
+    assert "adapters/u-a/t0007/x" in names_at(folder.place) and "tune/tune.log" in names_at(folder.place)
+    on_another_machine()
+    again = RunFolder.open(folder.place)
+    with again.lock():
+        assert len(EventLog(again.events("u-a")).events) == 2 and not again.untouched()
+        assert again.scores("u-a").exists()
+        assert [path.name for path in again.memory("u-a").iterdir()] == ["adapter_config.json"]
+        assert not (again.root / "adapters").exists(), "a driver needs no weights"
+    again.remove()
+    assert names_at(folder.place) == [] and not is_run(folder.place)
+
+
+def test_one_driver_at_a_time_at_a_url(s3: str) -> None:
+    folder = RunFolder.create(at(f"{s3}/runs"), "f")
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(folder.place, ready, go))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(RunFolderError, match="another milp-ray is working"), folder.lock():
+        pass
+    holder.kill()
+    holder.join()
+    with folder.lock():
+        pass
+
+
+def test_a_bucket_that_is_not_there(s3: str) -> None:
+    with pytest.raises(StorageError, match="make the bucket first"):
+        RunFolder.create(at("s3://not-there-at-all/runs"), "f")
+
+
+def test_tables_and_plots_are_fetched_whole_or_not_at_all(
+    url: str, tmp_path: Path, on_another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(at(url), "f")
+    target = tmp_path / "deep" / "copies"
+    with pytest.raises(RunFolderError, match="no tables yet"):
+        fetch(folder.place, target)
+    write_json(folder.table("trials.json"), {})
+    write_json(folder.plot("front"), {})
+    write_folder(folder.memory("u-a"), lambda draft: (draft / "adapter_config.json").write_bytes(b"{}"))
+    on_another_machine()
+    assert fetch(folder.place, target) == 2
+    assert sorted(str(p.relative_to(target)) for p in target.rglob("*.*")) == [
+        "plots/front.png",
+        "tables/trials.json",
+    ]
+    with pytest.raises(RunFolderError, match="something already"):
+        fetch(folder.place, target)
+    assert fetch(folder.place, tmp_path / "all", memories=True) == 3
+    assert (tmp_path / "all" / "memories" / "u-a" / "adapter_config.json").exists()
+    assert not list((tmp_path / "all").rglob("*.key"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(StorageError, match="No space left"):
+        fetch(folder.place, tmp_path / "full")
+    assert not (tmp_path / "full").exists() and not list(tmp_path.glob(".full*"))
+
+
+def test_a_run_in_a_folder_is_fetched_alike(tmp_path: Path) -> None:
+    folder = RunFolder.create(a_study(tmp_path), "f")
+    write_json(folder.table("trials.json"), {})
+    (folder.root / "tables" / ".trials.json.1.tmp").write_text("half")
+    assert fetch(folder.root, tmp_path / "copies") == 1

@@ -8,13 +8,14 @@ see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from milp_ray.config.models import DataSettings
 from milp_ray.data.records import UserRecord
 from milp_ray.errors import DataError, Problem
 from milp_ray.registry import Registry
+from milp_ray.storage import is_url, local_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def read_users(settings: DataSettings) -> ReadResult:
     alone knows who can be used.
 
     Raises:
+        StorageError: it is at a URL that cannot be read.
         DataError: unknown format; the file is missing, unreadable, malformed, or has no user left.
     """
     reader = _REGISTRY.find(settings.format)
@@ -53,12 +55,22 @@ def read_users(settings: DataSettings) -> ReadResult:
         fact = f"no reader is named {settings.format!r}"
         remedy = _REGISTRY.hint(settings.format) or "correct data.format in the study file"
         raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(reader_names()), remedy)])
-    path = Path(settings.path).expanduser()
-    result = reader(path)
+    path = settings.path
+    if is_url(path):
+        with local_copy(path) as copy:
+            try:
+                result = reader(copy)
+            except DataError as error:  # names the copy, which nobody knows
+                here = str(copy)
+                problems = [replace(p, where=p.where.replace(here, path)) for p in error.problems]
+                raise DataError(path, problems) from None
+    else:
+        path = str(Path(path).expanduser())
+        result = reader(Path(path))
     if not result.users:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
         fact = f"no user is left ({reasons})" if reasons else "holds no user"
         expected = "at least one user with a history and samples"
         remedy = "check that data.path and data.format belong together"
-        raise DataError(str(path), [Problem("", fact, expected, remedy)])
+        raise DataError(path, [Problem("", fact, expected, remedy)])
     return result

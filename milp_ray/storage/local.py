@@ -1,16 +1,13 @@
-"""Writing whole or not at all, and what the operating system's refusals mean to a user.
+"""What the operating system's refusals mean to a user, and waiting until a file is on the disk.
 
-Local and network file systems (NFS) only. Event logs, which grow line by line, have their own writer in
-:mod:`milp_ray.search.events`.
+What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage.files`.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,62 +57,9 @@ def storage_error(error: OSError, where: Path) -> StorageError:
     )
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file through a temporary sibling, so that readers see the old one or the new one.
-
-    Raises:
-        StorageError: nothing of the new file is left behind then.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(draft)
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-
-
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file of a draft and wait until it is on the disk; for use inside :func:`writing`."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write strict JSON (no NaN), whole or not at all."""
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder through a temporary sibling; an earlier folder at ``path`` is replaced.
-
-    Raises:
-        StorageError: nothing of the new folder is left behind then, and the earlier one is intact.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        try:
-            write(draft)
-            if path.exists():  # a rename cannot replace a filled folder
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
-                path.rename(old)
-                try:
-                    draft.rename(path)
-                except BaseException:
-                    old.rename(path)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                draft.rename(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise

@@ -1,0 +1,50 @@
+"""Writing whole or not at all, on a local or network file system (NFS) or at a URL (s3://, gs://, …)."""
+
+from milp_ray.storage.files import (
+    at_hand,
+    can_read,
+    get_file,
+    growing,
+    look,
+    names_in,
+    put_file,
+    remove_file,
+    remove_folder,
+    write_folder,
+    write_json,
+    write_whole,
+)
+from milp_ray.storage.local import reading, storage_error, write_synced, writing
+from milp_ray.storage.objects import local_copy
+from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
+from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
+
+__all__ = [
+    "Part",
+    "Twin",
+    "at_hand",
+    "can_read",
+    "close_twins",
+    "get_file",
+    "growing",
+    "has_credentials",
+    "is_url",
+    "joined",
+    "local_copy",
+    "look",
+    "names_in",
+    "put_file",
+    "reading",
+    "remove_file",
+    "remove_folder",
+    "shown",
+    "storage_error",
+    "twin_at",
+    "twin_of",
+    "url_fault",
+    "write_folder",
+    "write_json",
+    "write_synced",
+    "write_whole",
+    "writing",
+]

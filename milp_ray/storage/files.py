@@ -1,0 +1,228 @@
+"""Files and folders of a run, written whole or not at all, on a file system or at a URL.
+
+On a file system a temporary sibling is renamed. A path in the twin of a run at a URL
+(:mod:`milp_ray.storage.twin`) is written to the URL before the function returns. No store renames a folder:
+there its files come first and the one that readers look for comes last, and goes first when it is deleted;
+while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
+:mod:`milp_ray.search.events`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from milp_ray.errors import StorageError
+from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.twin import Part, Twin, twin_of
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that readers see the old one or the new one.
+
+    Raises:
+        StorageError: nothing of the new file is left behind then.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(draft)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            if (twin := twin_of(path)) is not None:
+                twin.put(path, draft.read_bytes())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write strict JSON (no NaN), whole or not at all."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "") -> None:
+    """Write a folder of files; an earlier folder at ``path`` is replaced.
+
+    In a twin the folder is at the URL only: :func:`at_hand` gets it back.
+
+    Args:
+        path: of the folder.
+        write: writes its files into the folder that it is given.
+        last: the file that readers look for to know that the folder is there.
+
+    Raises:
+        StorageError: nothing of the new folder is left behind then, and the earlier one is intact; at a URL
+            neither is there (files without ``last`` are none).
+    """
+    if (twin := twin_of(path)) is not None:
+        _upload(twin, path, write, last)
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            write(draft)
+            if path.exists():  # a rename cannot replace a filled folder
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                path.rename(old)
+                try:
+                    draft.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                draft.rename(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def _upload(twin: Twin, path: Path, write: Callable[[Path], object], last: str) -> None:
+    name = twin.name(path)
+    with writing(path):
+        draft = Path(tempfile.mkdtemp(dir=twin.folder))
+        try:
+            write(draft)
+            contents = {file.name: file.read_bytes() for file in sorted(draft.iterdir())}
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    before = {found.name[len(name) + 1 :] for found in twin.objects.found(name)}
+    if last in before:
+        twin.objects.delete(f"{name}/{last}")
+    for file in sorted(contents, key=lambda file: file == last):
+        twin.put(path / file, contents[file])
+    for file in before - contents.keys() - {last}:
+        twin.objects.delete(f"{name}/{file}")
+
+
+def remove_folder(path: Path, *, last: str = "") -> None:
+    """Delete a folder with all that is in it, here and at the URL; none is no error.
+
+    Args:
+        path: of the folder.
+        last: see :func:`write_folder`.
+
+    Raises:
+        StorageError: it could not be deleted.
+    """
+    if (twin := twin_of(path)) is not None:
+        if path == twin.root:
+            twin.objects.delete_folder()
+        else:
+            if last:
+                twin.objects.delete(twin.name(path / last))
+            twin.objects.delete_folder(twin.name(path))
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file, here and at the URL; none is no error.
+
+    Raises:
+        StorageError: it could not be deleted.
+    """
+    if (twin := twin_of(path)) is not None:
+        twin.objects.delete(twin.name(path))
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def at_hand(path: Path) -> Iterator[Path]:
+    """A file or folder as it is now, for the length of a ``with`` block: itself, or a copy of what is at the
+    URL. Where there is none, the path of nothing.
+
+    Raises:
+        StorageError: it could not be read.
+    """
+    if (twin := twin_of(path)) is None:
+        yield path
+        return
+    with twin.at_hand(path) as copy:
+        yield copy
+
+
+def look(folder: Path, pattern: str) -> None:
+    """See what other processes have written below a folder since: in a twin, get what is not there yet.
+
+    Args:
+        folder: in the run.
+        pattern: of the paths below it, as for ``fnmatch``, such as ``*/adapter_config.json``.
+
+    Raises:
+        StorageError: the URL could not be read.
+    """
+    if (twin := twin_of(folder)) is not None:
+        twin.pull(Part(folders={twin.name(folder): pattern}))
+
+
+def put_file(path: Path, content: bytes) -> None:
+    """Write a file of a folder that counts only with its last file; in a twin at the URL alone.
+
+    For use inside :func:`writing`.
+    """
+    if (twin := twin_of(path)) is not None:
+        twin.put(path, content)
+    else:
+        write_synced(path, content)
+
+
+def get_file(path: Path) -> bytes:
+    """A file's content as it is now.
+
+    Raises:
+        OSError: it cannot be read, or there is none.
+        StorageError: the URL cannot be read.
+    """
+    twin = twin_of(path)
+    return path.read_bytes() if twin is None else twin.objects.get(twin.name(path))
+
+
+def can_read(path: Path) -> bool:
+    """Whether this process can read a file of the run."""
+    try:
+        get_file(path)
+    except (OSError, StorageError):
+        return False
+    return True
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the files and folders in a folder as it is now; none where there is no folder.
+
+    Raises:
+        OSError, StorageError: it cannot be read.
+    """
+    if (twin := twin_of(folder)) is not None:
+        start = len(twin.name(folder)) + 1
+        return {found.name[start:].partition("/")[0] for found in twin.objects.found(twin.name(folder))}
+    with contextlib.suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir()}
+    return set()
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[None]:
+    """Around the writing of an event log's next line: it is pushed within a second.
+
+    Raises:
+        StorageError, RunFolderError: earlier lines could not be pushed; nothing should be written then.
+    """
+    twin = twin_of(path)
+    pusher = None if twin is None else twin.growing()
+    yield
+    if pusher is not None:
+        pusher.mark(path)

@@ -1,0 +1,250 @@
+"""The objects below a URL: whole files that are put, got, listed and deleted by name.
+
+S3 and Google Cloud Storage are reached through pyarrow, other schemes through fsspec. A put is whole or not
+at all: an object store shows the old object or the new one, anywhere else a temporary sibling is renamed.
+What a store answers for a moment only (no connection, too many requests) is tried again; what is left becomes
+a :class:`~milp_ray.errors.StorageError`. Not here: what the names mean, and who may write.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from milp_ray.errors import StorageError
+from milp_ray.storage.urls import NATIVE, joined, url_fault
+
+T = TypeVar("T")
+
+# Seconds before each further try: about a quarter of a minute in all, beside the store's own time-outs.
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+_PART_BYTES = 8 * 2**20
+# Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
+_STORES = ("s3", "gcs", "abfs", "memory")
+_REMEDIES = {
+    "NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket (does not exist|'[^']*' not found)": (
+        "make the bucket first, or correct the URL"
+    ),
+    "ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|Forbidden|Permission denied": (
+        "give the credentials the right to list, read, write and delete there"
+    ),
+    "INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|UNAUTHENTICATED|EXPIRED_TOKEN|credentials": (
+        "check the credentials in the environment of the driver and of every node"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object. ``mtime``: seconds since 1970 by the store's clock; None where it keeps no times."""
+
+    name: str
+    size: int
+    mtime: float | None
+
+
+class Objects:
+    """All objects below a folder of a file system.
+
+    Args:
+        filesystem: of pyarrow.
+        root: the folder's path in it.
+        url: for people.
+        pauses: seconds before each further try of what failed.
+    """
+
+    def __init__(self, filesystem: Any, root: str, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
+        self.url = url
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+        self._pauses = pauses
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write an object, whole or not at all; one that is there is replaced.
+
+        Raises:
+            StorageError: it could not be written; what was there before still is.
+        """
+        path = self._path(name)
+        whole = self._fs.type_name.removeprefix("py::fsspec+") in _STORES
+        draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
+
+        def write() -> None:
+            with self._fs.open_output_stream(draft) as stream:
+                stream.write(content)
+            if not whole:
+                self._fs.move(draft, path)
+
+        def write_below() -> None:
+            try:
+                write()
+            except FileNotFoundError:
+                if whole:
+                    raise OSError("the bucket does not exist") from None
+                self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
+                write()
+
+        self._tried(name, write_below)
+
+    def get(self, name: str) -> bytes:
+        """An object's content.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it could not be read.
+        """
+
+        def read() -> bytes:
+            with self._fs.open_input_file(self._path(name)) as stream:
+                return bytes(stream.read())
+
+        return self._tried(name, read)
+
+    def download(self, name: str, target: Path) -> None:
+        """Write an object's content to a file, part by part; the file is not made where there is none.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+
+        def copy() -> None:
+            try:
+                with self._fs.open_input_stream(self._path(name)) as stream, target.open("wb") as file:
+                    while part := stream.read(_PART_BYTES):
+                        file.write(part)
+            except FileNotFoundError:
+                return
+
+        self._tried(name, copy)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this very name."""
+        return self._tried(name, lambda: bool(self._fs.get_file_info(self._path(name)).is_file))
+
+    def found(self, folder: str = "") -> list[Found]:
+        """All objects below a folder, at any depth, by name; none where there is no such folder."""
+        return sorted(
+            (
+                Found(
+                    info.path[len(self._root) :].lstrip("/"),
+                    info.size,
+                    None if info.mtime_ns is None else info.mtime_ns / 1e9,
+                )
+                for info in self._listed(folder)
+                if info.is_file and not info.path.endswith(".tmp")
+            ),
+            key=lambda found: found.name,
+        )
+
+    def delete(self, name: str) -> None:
+        """Delete an object; none is no error."""
+
+        def remove() -> None:
+            try:
+                self._fs.delete_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+        self._tried(name, remove)
+
+    def delete_folder(self, folder: str = "") -> None:
+        """Delete all objects below a folder; none is no error."""
+
+        def remove() -> None:
+            try:
+                self._fs.delete_dir(self._path(folder) if folder else self._root)
+            except FileNotFoundError:  # Google's, when all is gone and the folder itself never was
+                return
+
+        if self._listed(folder):  # stores differ in what they say to none
+            self._tried(folder, remove)
+
+    def _listed(self, folder: str) -> list[Any]:
+        from pyarrow import fs
+
+        where = self._path(folder) if folder else self._root
+        selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
+        return self._tried(folder, lambda: list(self._fs.get_file_info(selector)))
+
+    def _path(self, name: str) -> str:
+        return joined(self._root, name)
+
+    def _tried(self, name: str, act: Callable[[], T]) -> T:
+        from pyarrow import ArrowException
+
+        for pause in (*self._pauses, None):
+            try:
+                return act()
+            except FileNotFoundError:
+                raise
+            except (OSError, ArrowException) as error:
+                remedy = _remedy(error)
+                if pause is None or remedy:
+                    raise _refused(error, joined(self.url, name), remedy) from None
+            time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def objects_at(url: str) -> Objects:
+    """The objects below a URL. Nothing is asked of the store for schemes other than S3, which tells a region.
+
+    Raises:
+        StorageError: no usable URL, or its file system cannot be set up.
+    """
+    from pyarrow import ArrowException, fs
+
+    if fault := url_fault(url):
+        raise StorageError("the URL cannot be used", expected=fault, remedy="correct it")
+    scheme = url.partition("://")[0]
+    try:
+        if scheme in NATIVE:
+            # One request for a small object instead of three.
+            options = "?allow_delayed_open=true" if scheme == "s3" else ""
+            filesystem, root = fs.FileSystem.from_uri(url.rstrip("/") + options)
+        else:
+            from fsspec.core import url_to_fs
+
+            inner, root = url_to_fs(url)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(inner))
+    except (OSError, ArrowException, ImportError, ValueError) as error:
+        raise _refused(error, url, _remedy(error)) from None
+    return Objects(filesystem, root, url.rstrip("/"))
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """A private copy of a file at a URL, for the length of a ``with`` block; absent if there is none.
+
+    Raises:
+        StorageError: the URL cannot be used or read.
+    """
+    folder, _, name = url.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="milp-ray-") as room:
+        copy = Path(room) / name
+        objects_at(folder).download(name, copy)
+        yield copy
+
+
+def _remedy(error: BaseException) -> str:
+    """How to mend what no further try will; empty for all else."""
+    if isinstance(error, PermissionError):
+        error = PermissionError("Permission denied")
+    text = str(error)
+    return next((remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, text)), "")
+
+
+def _refused(error: BaseException, where: str, remedy: str) -> StorageError:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r" \(Request ID: [^)]*\)", "", text)
+    return StorageError(
+        f"cannot write or read: {text if len(text) <= 300 else text[:299] + '…'}",
+        where=where,
+        expected="a place that answers, and whose objects may be listed, read, written and deleted",
+        remedy=remedy or "check the network and, for other than Amazon's S3, AWS_ENDPOINT_URL; then resume",
+    )

@@ -1,0 +1,75 @@
+"""Brings files that grow to a store, within a second and not more often: the event logs of a search."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_THREADS = 8
+
+
+class Pusher:
+    """A thread that pushes what was marked. One failure, after all tries, ends it.
+
+    Args:
+        push: writes one file's present content to the store.
+        seconds: from one round to the next; Google takes one new version of an object a second.
+    """
+
+    def __init__(self, push: Callable[[Path], None], seconds: float = 1.0) -> None:
+        self._push = push
+        self._seconds = seconds
+        self._marked: dict[Path, None] = {}
+        self._error: BaseException | None = None
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """To be called before a file is changed.
+
+        Raises:
+            StorageError, RunFolderError: something could not be pushed, so nothing more should happen.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def mark(self, path: Path) -> None:
+        """A file has changed on this machine."""
+        with self._changed:
+            self._marked[path] = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Push what is left, and end.
+
+        Raises:
+            StorageError, RunFolderError: see :meth:`check`.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self.check()
+
+    def _work(self) -> None:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="push") as pool:
+            while paths := self._next():
+                try:
+                    list(pool.map(self._push, paths))
+                except BaseException as error:
+                    self._error = error
+                    return
+
+    def _next(self) -> list[Path]:
+        """What to push now; empty at the end."""
+        with self._changed:
+            # A round takes in what happens until the next one is due.
+            self._changed.wait_for(lambda: self._closing, timeout=self._seconds)
+            self._changed.wait_for(lambda: self._closing or bool(self._marked))
+            paths = list(self._marked)
+            self._marked.clear()
+            return paths

@@ -1,0 +1,377 @@
+"""A run at a URL has a twin in every process that works on it: a private folder of this machine.
+
+The process reads and writes its twin as if that were the run folder; what it writes whole goes to the URL at
+once (:mod:`milp_ray.storage.files`), logs that grow follow within a second. A path in the twin
+(:class:`TwinPath`) is, in another process, the same place in that process's own twin, so it can be sent to a
+worker on any node. Twins share nothing but the URL, are readable by their owner only, and go with their
+process. What a killed driver left is kept for the next one on this machine.
+
+Which files a run has is not known here: see :mod:`milp_ray.study.run_folder`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PosixPath
+
+from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.storage.lease import FOLDER as LEASES
+from milp_ray.storage.lease import Lease
+from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.objects import Found, Objects, objects_at
+from milp_ray.storage.pusher import Pusher
+from milp_ray.storage.urls import joined
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
+_OWNED, _DRIVER, _RUN = "owner", "driver", "run"
+_EVENTS, _KEY = "events", "alias.key"
+_SWEPT_SECONDS = 60.0  # a younger twin may be one that is being made
+_THREADS = 8
+_twins: dict[str, Twin] = {}
+_lock = threading.Lock()
+
+
+class TwinPath(PosixPath):
+    """A path in a twin. Pickled, it is the same place at the URL, whatever process reads it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        twin = twin_of(self)
+        if twin is None:
+            return (Path, (str(self),))
+        return (_path_at, (twin.url, "" if self == twin.root else twin.name(self)))
+
+
+def _path_at(url: str, name: str) -> Path:
+    root = twin_at(url).root
+    return root / name if name else root
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process needs of a run, so that the rest need not even be listed.
+
+    Attributes:
+        files: by name.
+        folders: folder -> which of the files below it, a pattern as for ``fnmatch``.
+    """
+
+    files: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether an object of this name belongs to it."""
+        return name in self.files or any(
+            name.startswith(f"{folder}/") and fnmatchcase(name[len(folder) + 1 :], pattern)
+            for folder, pattern in self.folders.items()
+        )
+
+
+class Twin:
+    """See the module. Made by :func:`twin_at`.
+
+    Attributes:
+        url: of the run.
+        root: the folder that is read and written in place of it.
+        objects: at the URL.
+    """
+
+    def __init__(self, url: str, objects: Objects, base: Path | None = None) -> None:
+        self.url = url
+        self.objects = objects
+        self._base = base or _base()
+        self._mark = hashlib.sha256(url.encode()).hexdigest()[:24]
+        self._process = os.getpid()
+        self._lease: Lease | None = None
+        self._pusher: Pusher | None = None
+        with writing(self._base):
+            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_private(self._base)
+            self._sweep()
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{self._mark}-", dir=self._base))
+            self._owned = (self.folder / _OWNED).open("w")
+            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.root: Path = TwinPath(self.folder / _RUN)
+            self.root.mkdir()
+
+    def name(self, path: Path) -> str:
+        """The name of a path's object.
+
+        Raises:
+            StorageError: a part of it is not a plain file name, as aliases and trial numbers are.
+        """
+        parts = path.relative_to(self.root).parts
+        if not parts or not all(_PART.fullmatch(part) for part in parts):
+            raise StorageError(
+                "a name is not a plain file name",
+                expected="letters, digits, '.', '_', '=' and '-'",
+                remedy="use an alias instead of a raw user id in names",
+            )
+        return "/".join(parts)
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Write the object of a path.
+
+        Raises:
+            StorageError, RunFolderError: it could not be written, or is not this process's to write any more.
+        """
+        if self._lease is not None:
+            self._lease.hold()
+        self.objects.put(self.name(path), content)
+
+    def refresh(self, part: Part) -> None:
+        """Have a part of the run as it is now. Does nothing for a driver, which has it."""
+        if self._lease is not None:
+            return
+        with writing(self.folder):
+            for path in sorted(self.root.rglob("*")):
+                if path.is_file() and part.has("/".join(path.relative_to(self.root).parts)):
+                    path.unlink(missing_ok=True)
+        self.pull(part)
+
+    def pull(self, part: Part) -> None:
+        """Get what is not in the twin yet of a part of the run."""
+        there = [Found(name, 0, None) for name in part.files]
+        for folder in part.folders:
+            there += [found for found in self.objects.found(folder) if part.has(found.name)]
+        missing = [
+            found for found in there if _is_plain(found.name) and not (self.root / found.name).exists()
+        ]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
+            list(pool.map(self._get, missing))
+
+    def _get(self, found: Found) -> None:
+        try:
+            content = self.objects.get(found.name)
+        except FileNotFoundError:  # deleted meanwhile
+            return
+        path = self.root / found.name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.tmp")
+            write_synced(draft, content)
+            draft.chmod(0o600)
+            if found.mtime is not None:  # what is newer there is newer here
+                os.utime(draft, (found.mtime, found.mtime))
+            draft.replace(path)
+
+    @contextmanager
+    def at_hand(self, path: Path) -> Iterator[Path]:
+        """A copy of a file or folder as it is at the URL now, under the same name; absent if it is there."""
+        name = self.name(path)
+        with writing(self.folder):
+            room = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            copy = room / path.name
+            names = {name: copy}
+            if not self.objects.exists(name):
+                below = [found.name[len(name) + 1 :] for found in self.objects.found(name)]
+                names = {f"{name}/{each}": copy / each for each in below if _is_plain(each)}
+            for each, target in names.items():
+                try:
+                    content = self.objects.get(each)
+                except FileNotFoundError:  # none, or deleted meanwhile
+                    continue
+                with writing(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+            yield copy
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    @contextmanager
+    def driving(self, part: Part, *, lease: Lease | None = None) -> Iterator[None]:
+        """Be the one process that works on the run; logs that grow are pushed meanwhile.
+
+        Args:
+            part: what a driver needs of the run.
+            lease: to take; None: one as usual.
+
+        Raises:
+            RunFolderError: another process works on the run, or took it over.
+            StorageError: something could not be read or written.
+        """
+        with lease or Lease(self.objects) as held:
+            # What this process pulled before may be behind, as another driver may have worked since. Its own
+            # logs of before may not all have been pushed.
+            left = self.folder / "left"
+            with writing(self.folder):
+                if (self.root / _EVENTS).exists():
+                    (self.root / _EVENTS).rename(left)
+                (self.folder / _DRIVER).touch()
+            self.refresh(part)
+            self._lease, self._pusher = held, Pusher(self._push_log)
+            try:
+                self._continue(left)
+                self._take_over()
+                yield
+            except BaseException as error:
+                self._end(error)
+                raise
+            else:
+                self._end(None)
+
+    def growing(self) -> Pusher | None:
+        """Who pushes logs that grow; None where this process is no driver."""
+        if self._pusher is not None:
+            self._pusher.check()
+        return self._pusher
+
+    def close(self) -> None:
+        """Delete the local folder, unless it holds what could not be pushed."""
+        if os.getpid() != self._process:
+            return  # a fork's end is not that of its parent
+        with _lock:
+            if _twins.get(self.url) is self:
+                del _twins[self.url]
+        if not (self.folder / _DRIVER).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._owned.close()
+
+    def _end(self, error: BaseException | None) -> None:
+        """Push what is left. Where that fails, a later driver of this machine finds it."""
+        pusher, self._pusher = self._pusher, None
+        try:
+            if pusher is not None:
+                pusher.close()
+            (self.folder / _DRIVER).unlink(missing_ok=True)
+        except (StorageError, RunFolderError) as failure:
+            if error is None:
+                raise
+            if failure is not error:
+                error.add_note(f"and at the end: {failure}")
+        finally:
+            self._lease = None
+
+    def _push_log(self, path: Path) -> None:
+        content = _content(path)  # of which a line may be half written at this moment
+        if content:
+            self.put(path, content[: content.rfind(b"\n") + 1])
+
+    def _take_over(self) -> None:
+        """Take what a killed driver of this machine had not pushed."""
+        for old in self._base.glob(f"{self._mark}-*"):
+            if old == self.folder or not (old / _DRIVER).exists() or not _is_orphan(old):
+                continue
+            if _content(old / _RUN / _KEY) == _content(self.root / _KEY):  # the same run, not one of its name
+                self._continue(old / "left")
+                self._continue(old / _RUN / _EVENTS)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _continue(self, logs: Path) -> None:
+        """Take over logs that go on where those at the URL end, and delete them there.
+
+        One that is not at the URL at all is not brought back: its user may have been forgotten.
+        """
+        for log in sorted(logs.glob("*.jsonl")):
+            mine = self.root / _EVENTS / log.name
+            here, there = _content(mine), _content(log)
+            there = there[: there.rfind(b"\n") + 1]
+            if here and len(there) > len(here) and there.startswith(here):
+                with writing(mine):
+                    mine.parent.mkdir(exist_ok=True)
+                    write_synced(mine, there)
+                if self._pusher is not None:
+                    self._pusher.mark(mine)
+        shutil.rmtree(logs, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove twins of processes that were killed, unless a driver's: it may hold what was not pushed."""
+        for old in self._base.iterdir():
+            if not (old / _DRIVER).exists() and _is_orphan(old):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def twin_at(url: str) -> Twin:
+    """This process's twin of the run at a URL.
+
+    Raises:
+        StorageError: the URL cannot be used, or the temporary folder not be written.
+    """
+    url = url.rstrip("/")
+    with _lock:
+        if url not in _twins:
+            _twins[url] = Twin(url, objects_at(url))
+        return _twins[url]
+
+
+def twin_of(path: Path) -> Twin | None:
+    """The twin that a path is in; None for a path of the file system."""
+    if not _twins:
+        return None
+    return next((twin for twin in list(_twins.values()) if path.is_relative_to(twin.root)), None)
+
+
+def close_twins() -> None:
+    """Delete this process's twins, as its end does."""
+    for twin in list(_twins.values()):
+        twin.close()
+
+
+atexit.register(close_twins)
+
+
+def shown(path: Path) -> str:
+    """A path as people know it: its URL, if it is in a twin."""
+    twin = twin_of(path)
+    if twin is None:
+        return str(path)
+    return twin.url if path == twin.root else joined(twin.url, twin.name(path))
+
+
+def _base() -> Path:
+    cache = os.environ.get("MILP_RAY_CACHE")
+    if cache:
+        return Path(cache).expanduser().absolute() / "twins"
+    return Path(tempfile.gettempdir()) / f"milp-ray-twins-{os.getuid()}"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether an object's name, which anybody may have chosen, stays below the folder."""
+    return not name.startswith(f"{LEASES}/") and all(_PART.fullmatch(part) for part in name.split("/"))
+
+
+def _check_private(base: Path) -> None:
+    """The folder stands where everybody may make one: it must be nobody else's."""
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StorageError(
+            "the folder for local copies of runs is not private",
+            where=str(base),
+            expected="a folder of yours that nobody else may enter (mode 0700)",
+            remedy="remove it, or set MILP_RAY_CACHE to a folder of yours",
+        )
+
+
+def _is_orphan(folder: Path) -> bool:
+    """Whether no process holds a twin any more."""
+    try:
+        if time.time() - folder.stat().st_mtime < _SWEPT_SECONDS and not (folder / _OWNED).exists():
+            return False
+        with (folder / _OWNED).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:  # held, or not made yet
+        return False
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

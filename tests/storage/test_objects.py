@@ -1,0 +1,126 @@
+"""Objects by name: the same on S3, in memory and in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from milp_ray.errors import StorageError
+from milp_ray.storage.objects import Objects, local_copy, objects_at
+from tests.storage.conftest import Failing
+
+
+def test_put_get_list_and_delete(objects: Objects) -> None:
+    assert objects.found() == [] and not objects.exists("a.json")
+    with pytest.raises(FileNotFoundError):
+        objects.get("a.json")
+    objects.put("a.json", b"1")
+    objects.put("events/u.jsonl", b"one\n")
+    objects.put("events/u.jsonl", b"one\ntwo\n")
+    objects.put("memories/u-a/adapter_model.safetensors", b"\x00" * 6_000_000)
+    objects.put("empty", b"")
+    assert objects.get("events/u.jsonl") == b"one\ntwo\n" and objects.get("empty") == b""
+    assert len(objects.get("memories/u-a/adapter_model.safetensors")) == 6_000_000
+    found = objects.found()
+    assert [(f.name, f.size) for f in found] == [
+        ("a.json", 1),
+        ("empty", 0),
+        ("events/u.jsonl", 8),
+        ("memories/u-a/adapter_model.safetensors", 6_000_000),
+    ]
+    assert all(f.mtime is None or abs(f.mtime - time.time()) < 60 for f in found)
+    assert [f.name for f in objects.found("events")] == ["events/u.jsonl"]
+    assert objects.exists("a.json") and not objects.exists("events") and not objects.exists("a")
+    for _ in range(2):  # none is no error
+        objects.delete("a.json")
+        objects.delete_folder("memories/u-a")
+    assert [f.name for f in objects.found()] == ["empty", "events/u.jsonl"]
+    objects.delete_folder()
+    assert objects.found() == []
+
+
+def test_one_name_is_no_prefix_of_another(objects: Objects) -> None:
+    objects.put("events/u-a.jsonl", b"1")
+    objects.put("events-of-others/u-b.jsonl", b"1")
+    assert [f.name for f in objects.found("events")] == ["events/u-a.jsonl"]
+    objects.delete_folder("events")
+    assert [f.name for f in objects.found()] == ["events-of-others/u-b.jsonl"]
+
+
+def test_what_fails_for_a_moment_is_tried_again(
+    objects: Objects, failing: Callable[[Objects], Failing]
+) -> None:
+    between = failing(objects)
+    between.error, between.left = OSError("AWS Error SLOW_DOWN"), 2
+    objects.put("a", b"1")
+    assert between.calls >= 3 and objects.get("a") == b"1"
+
+
+def test_a_put_that_fails_leaves_the_old_object(
+    objects: Objects, failing: Callable[[Objects], Failing]
+) -> None:
+    objects.put("a", b"old")
+    between = failing(objects)
+    between.error, between.left = OSError("AWS Error NETWORK_CONNECTION during PutObject"), 99
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION") as caught:
+        objects.put("a", b"new")
+    assert "AWS_ENDPOINT_URL" in str(caught.value) and between.calls == 3
+    between.error = None
+    assert objects.get("a") == b"old" and [f.name for f in objects.found()] == ["a"]
+
+
+def test_what_no_further_try_mends_is_said_at_once(
+    objects: Objects, failing: Callable[[Objects], Failing]
+) -> None:
+    between = failing(objects)
+    between.error, between.left = OSError("AWS Error ACCESS_DENIED during PutObject"), 99
+    with pytest.raises(StorageError, match="give the credentials the right"):
+        objects.put("a", b"1")
+    assert between.calls == 1
+
+
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
+def test_a_missing_bucket_is_said_with_the_remedy(objects: Objects) -> None:
+    objects._root = "no-such-bucket-here/runs"
+    assert objects.found() == []
+    with pytest.raises(StorageError, match="make the bucket first"):
+        objects.put("a", b"1")
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    objects = objects_at("s3://bucket/runs")
+    objects._pauses = (0.0,)
+    with pytest.raises(StorageError, match="check the network"):
+        objects.put("a", b"1")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://key:secret@bucket/x", "without credentials"),
+        ("s3://bucket/x?secret_key=abc", "without credentials"),
+        ("file:///data/runs", "without file://"),
+        ("s3://bucket/../x", "s3://bucket/folder"),
+        ("s3://", "s3://bucket/folder"),
+        ("s4://bucket/x", "a scheme that is known here"),
+        ("abfs://container/x", "whose package is installed"),
+    ],
+)
+def test_urls_that_are_refused_are_never_quoted(url: str, expected: str) -> None:
+    with pytest.raises(StorageError, match=expected) as caught:
+        objects_at(url)
+    assert "secret" not in str(caught.value).replace("AWS_SECRET", "")
+
+
+def test_a_file_at_a_url_is_at_hand_for_a_while(url: str) -> None:
+    objects_at(url).put("users.jsonl", b"x" * 9_000_000)
+    with local_copy(f"{url}/users.jsonl") as copy:
+        assert copy.stat().st_size == 9_000_000 and copy.parent.stat().st_mode & 0o077 == 0
+    assert not copy.exists()
+    with local_copy(f"{url}/nothing.jsonl") as copy:
+        assert not copy.exists()
+    assert not Path(copy).parent.exists()
