@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from milp_ray.errors import MilpRayError, StorageError
+from milp_ray.errors import StorageError
 from milp_ray.storage import get_file, names_in, put_file, remove_folder, twin_of, writing
 from milp_ray.training.parallel.group import Group
 
@@ -179,16 +179,13 @@ class Checkpoints:
             raise _Unusable(f"{path.name} is damaged ({type(error).__name__})") from None
 
     def _all(self, work: Callable[[], object]) -> None:
-        """Do something on every rank; the first error of any is raised on all of them."""
-        failure: MilpRayError | None = None
-        try:
+        """Do something on every rank; what the system refuses one is raised on all of them."""
+
+        def written() -> None:
             with writing(self.folder):
                 work()
-        except StorageError as error:
-            failure = error
-        failures = [error for error in self.group.gather(failure) if error is not None]
-        if failures:
-            raise failures[0]
+
+        self.group.together(written)
 
 
 class _Unusable(Exception):  # noqa: N818  (it names an outcome)

@@ -19,7 +19,7 @@ from ray.train import UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
-from milp_ray.errors import MilpRayError, StorageError, TrialFailed, place_of
+from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.storage import at_hand, write_json
 from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.dashboard import announce
@@ -250,14 +250,7 @@ class _Rank:
 
     def _together(self, write: Callable[[], None]) -> None:
         """Rank 0 writes; if it cannot, all ranks know."""
-        failure = None
-        if self._seat.rank == 0:
-            try:
-                write()
-            except StorageError as error:
-                failure = error
-        if (failure := self._group.gather(failure)[0]) is not None:
-            raise failure
+        self._group.together(lambda: write() if self._seat.rank == 0 else None)
 
     def _check_alone(self, failure: TrialFailed) -> None:
         """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""

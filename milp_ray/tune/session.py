@@ -59,6 +59,13 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
             expected="host:port of the head, or auto on a machine of the cluster",
             remedy="run milp-ray on the cluster itself, for instance by ray job submit",
         )
+    if address and address.startswith(("http://", "https://")):
+        raise ClusterError(
+            "that is the address of a dashboard, to which jobs are submitted",
+            where=f"ray.address / RAY_ADDRESS {address}",
+            expected="host:port of the head, or auto on a machine of the cluster",
+            remedy="submit the run as a job (milp-ray submit), or unset RAY_ADDRESS for a private Ray",
+        )
     with _foreign(address) if address else _local(settings) as session:
         yield session
 

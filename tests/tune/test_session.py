@@ -104,6 +104,12 @@ def test_a_client_address_is_refused() -> None:
         pass
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://head.example"])
+def test_a_dashboards_address_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match="milp-ray submit"), ray_session(RaySettings(address=address)):
+        pass
+
+
 JOIN = """
 import sys
 from milp_ray.config.models import RaySettings

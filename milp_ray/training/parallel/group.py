@@ -8,13 +8,15 @@ nobody: whoever started the ranks sees it end, and ends the others. No Ray here.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from milp_ray.errors import StorageError
 
 Item = TypeVar("Item")
 
@@ -48,6 +50,21 @@ class Group:
     def gather(self, item: Item) -> list[Item]:
         """Every rank's item, by rank."""
         return [item]
+
+    def together(self, work: Callable[[], object]) -> None:
+        """Do something on every rank.
+
+        Raises:
+            StorageError: of this or another rank, the lowest one's, on all of them.
+        """
+        failure = None
+        try:
+            work()
+        except StorageError as error:
+            failure = error
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
 
 
 SOLO = Group()
