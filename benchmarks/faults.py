@@ -152,22 +152,23 @@ def processes(title: str, below: list[int]) -> list[psutil.Process]:
     return found
 
 
-def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> None:
-    """Do it."""
+def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> list[psutil.Process]:
+    """Do it. Returns the killed driver's processes, which live on for some seconds."""
     if fault.title == "driver":
+        orphans = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        return
+        return orphans
     title = {"node": "ray::Rank" if fault.stage == SEARCH else "RayTrainWorker"}.get(fault.title, fault.title)
     while True:
         if fault.title == "node":
             at_work = [pid for pid in raylets[1:] if processes(title, [pid])]
             if at_work:
                 os.kill(at_work[0], fault.how)
-                return
+                return []
         elif found := processes(title, [process.pid]):
             os.kill(found[-1].pid, fault.how)
-            return
+            return []
         time.sleep(0.05)
 
 
@@ -228,12 +229,13 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
             process = run.start("final", str(run.folder))
         run.until(process, fault.stage, 2)
         before = run.told()
-        harm(fault, process, raylets)
+        orphans = harm(fault, process, raylets)
         if fault.damage:
             flip(run)
         began = time.monotonic()
         if fault.title == "driver":
             process = run.start("resume" if fault.stage == SEARCH else "final", str(run.folder))
+        psutil.wait_procs(orphans, timeout=60)  # what these still write is no recovery
         run.until(process, fault.stage, 1)
         seconds = time.monotonic() - began
         process.wait()
