@@ -153,7 +153,8 @@ def processes(title: str, below: list[int]) -> list[psutil.Process]:
 
 
 def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> list[psutil.Process]:
-    """Do it. Returns the killed driver's processes, which live on for some seconds."""
+    """Do it. Returns processes whose further results are no recovery: a killed driver's live on for some
+    seconds, and so do the other workers of a final job, which ends as a whole when one of its nodes does."""
     if fault.title == "driver":
         orphans = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -164,8 +165,9 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
         if fault.title == "node":
             at_work = [pid for pid in raylets[1:] if processes(title, [pid])]
             if at_work:
+                doomed = processes(title, raylets) if fault.stage == FINAL else []
                 os.kill(at_work[0], fault.how)
-                return []
+                return doomed
         elif found := processes(title, [process.pid]):
             os.kill(found[-1].pid, fault.how)
             return []
@@ -235,7 +237,7 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
         began = time.monotonic()
         if fault.title == "driver":
             process = run.start("resume" if fault.stage == SEARCH else "final", str(run.folder))
-        psutil.wait_procs(orphans, timeout=60)  # what these still write is no recovery
+        psutil.wait_procs(orphans, timeout=60)
         run.until(process, fault.stage, 1)
         seconds = time.monotonic() - began
         process.wait()
