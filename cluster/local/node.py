@@ -9,6 +9,7 @@ nodes on one machine only.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -36,6 +37,9 @@ def main() -> int:
             node_manager_port=0,
             dashboard_agent_listen_port=0,
             include_log_monitor=False,  # one per machine: the head has it
+            # Ray takes a machine for a node: in a folder shared with the head, this node would unpack a job's
+            # files anew while the driver imports them.
+            runtime_env_dir_name=f"runtime_resources-{os.getpid()}",
         ),
         head=False,
         shutdown_at_exit=True,

@@ -348,7 +348,8 @@ def _check_environment(environment: Mapping[str, str]) -> None:
 
 def _metadata(package: Package) -> dict[str, str]:
     """What the dashboard shows beside a job. The number of users is added by the job itself."""
-    found = {"study": package.study.name, "digest": package.digest}
+    # `job_name` is what the dashboard shows as the name.
+    found = {"job_name": package.study.name, "study": package.study.name, "digest": package.digest}
     if commit := _commit(package.root):
         found["commit"] = commit
     return found
