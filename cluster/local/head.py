@@ -276,7 +276,7 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Despite its name this is Ray's only switch that keeps every server on the loopback interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs in the dashboard's API
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody else takes the work over: end at once
     }
 

@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 
 def train_runs() -> list[dict[str, Any]]:
-    """What the dashboard's Train tab shows."""
+    """What Train runs in the dashboard's API shows."""
     from ray._private.worker import get_dashboard_url
 
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="ascii").strip()
@@ -184,7 +184,7 @@ def test_groups_of_one_side_by_side_make_the_memories_of_a_single_process(
             wait_for(lambda: [r["status"] for r in train_runs() if r["name"] == "fin-final"])
         )
     )
-    assert shown, "the dashboard's Train tab showed nothing"
+    assert shown, "Train runs in the dashboard's API showed nothing"
     assert set(final.events) == done(3) and len(final.events) == 6
     assert [step for step, _, _ in final.events] == ["train"] * 3 + ["test"] * 3
     for alias, placement in PLACED.items():
