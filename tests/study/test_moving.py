@@ -1,4 +1,4 @@
-"""A run at a URL moves from machine to machine: what one driver found, the next has. No Ray, no training."""
+"""A run at a URL moves from machine to machine: what one driver found, the next has. Without Ray."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_two_machines_search_one_user_each(
         inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     console = Console(record=True, width=160)
     console.print(fronts_view(folder))
-    assert all(f"front of {alias}" in console.export_text() for alias in inputs.users.splits)
+    printed = console.export_text()
+    assert all(f"front of {alias}" in printed for alias in inputs.users.splits)
     objects = objects_at(place)
     names = [found.name for found in objects.found()]
     for alias in inputs.users.splits:
