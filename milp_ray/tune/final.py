@@ -109,7 +109,7 @@ def _followed(
 def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
     settings = spec.study.ray
     # Read by Ray Train in this process; the seconds are passed on to its controller.
-    # State tracking is Train runs in the dashboard's API: an actor more, where there is a dashboard to look at.
+    # State tracking gives the dashboard its list of Train runs: an actor more, where there is a dashboard.
     if settings.dashboard or settings.address or "RAY_ADDRESS" in os.environ:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
