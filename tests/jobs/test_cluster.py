@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 
 from milp_ray.tune.gauges import GAUGES, HISTOGRAMS, PREFIX
 
+from ..cluster.promql import metric_names
 from ..study.conftest import CANARY
 from .conftest import ROOT, Head
 
@@ -68,6 +70,8 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
         "submit", "jobs/search.py", "jobs/study.yaml", "search.trials=12", "trial.epochs=6", cwd=project
     )
     wanted = {f"ray_{PREFIX}{name}" for name in GAUGES} | {f"ray_{PREFIX}{n}_count" for n in HISTOGRAMS}
+    dashboard = json.loads((ROOT / "cluster/monitoring/dashboard.json").read_text())
+    wanted |= {name for name in metric_names(dashboard) if name.startswith(f"ray_{PREFIX}")}
     seen: set[str] = set()
     names: set[str] = set()
 
@@ -79,7 +83,9 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
     wait_for(watched, process)
     (job,) = head.get("/api/jobs/")
     assert job["status"] == "RUNNING" and job["submission_id"].startswith("milp-small-")
-    assert job["metadata"]["study"] == "small" and job["metadata"]["users"] == "2"
+    assert (
+        job["metadata"]["job_name"] == job["metadata"]["study"] == "small" and job["metadata"]["users"] == "2"
+    )
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     assert "own memory" in output and "SUCCEEDED, exit code 0" in output and CANARY not in output
