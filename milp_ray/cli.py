@@ -13,7 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 import milp_ray
-from milp_ray.terminal import closing, err, leave, out, reported
+from milp_ray.terminal import closing, err, leave, out, reported, write
 
 P = ParamSpec("P")
 
@@ -181,7 +181,9 @@ def submit(
     address: Address = None,
     token_file: TokenFile = None,
     insecure: Insecure = False,
-    working_dir: Annotated[Path | None, typer.Option(help="What paths are relative to; else here.")] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="What travels, and what paths are relative to; else here.")
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="A further file that travels.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; no secrets.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job, and end with its exit code.")] = True,
@@ -190,10 +192,15 @@ def submit(
     """Submit a job to a Ray cluster and follow it; the same job is never submitted twice at a time."""
     from milp_ray.jobs import client, package
 
-    packed = package.pack(job, study, overrides or [], root=working_dir, include=include or [])
+    variables = client.environment_of(env or [])
+    packed = package.pack(
+        job, study, overrides or [], root=working_dir, include=include or [], environment=variables
+    )
     connected = client.connect(address, client.token_of(token_file), insecure=insecure)
-    sent = client.submit(connected, packed, client.environment_of(env or []), again=again)
-    return client.report(connected, sent, err.print, out.file.write if wait else None)
+    for warning in packed.warnings:
+        err.print(warning, markup=False)
+    sent = client.submit(connected, packed, again=again)
+    return client.report(connected, sent, lambda text: err.print(text, markup=False), write if wait else None)
 
 
 @app.command()
@@ -226,9 +233,9 @@ def stop(
     from milp_ray.jobs import client
 
     connected = client.connect(address, client.token_of(token_file), insecure=insecure)
-    state = client.stop(connected, job)
-    out.print(f"{job}: {state}")
-    return 0 if state == "STOPPED" else 1
+    state, before = client.stop(connected, job)
+    out.print(f"{job}: {'nothing to stop, it is over: ' if before else ''}{state}", markup=False)
+    return 0 if before or state == "STOPPED" else 1
 
 
 def main() -> None:

@@ -51,6 +51,12 @@ def reported(command: Callable[P, int | None]) -> Callable[P, int]:
     return run
 
 
+def write(text: str) -> None:
+    """Pass on a job's output as it comes: a CI log is a pipe, which Python would fill first."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def closing(outcome: Outcome) -> int:
     """Draw a run's plots, print its closing tables and lines; returns the exit code."""
     from milp_ray.report.console import closing_lines, closing_view

@@ -184,10 +184,15 @@ def _validate(tree: Tree, source: str) -> Study:
     return study
 
 
+def looks_secret(text: str) -> bool:
+    """Whether a text holds something of the shape of a well-known kind of key."""
+    return _SECRET.search(text) is not None
+
+
 def _secrets(tree: Tree) -> Iterator[Problem]:
     """Values that look like keys: a study is copied, shown and sent around. They are not repeated."""
     for path, value in yamltree.scalars(tree.value):
-        if isinstance(value, str) and _SECRET.search(value):
+        if isinstance(value, str) and looks_secret(value):
             yield Problem(
                 _place(path, tree),
                 "looks like a key or a password (not shown)",

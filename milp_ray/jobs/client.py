@@ -8,12 +8,15 @@ stopped job that does not count as success; one error instead of a traceback whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
+import queue
 import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from milp_ray.config.loading import looks_secret
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.jobs.package import Package
+from milp_ray.storage import has_credentials, is_url
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -33,7 +38,9 @@ _POLL_SECONDS = 1.0
 _LOST_SECONDS = 120.0
 _FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 _SECRET_NAME = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW(OR)?D|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE
+    r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY"
+    r"|(?:^|_)(?:PASS|PASSWD|PWD|PAT|KEY|AUTH|AUTHORIZATION)(?:$|_)",
+    re.IGNORECASE,
 )
 _NAMES_A_PLACE = re.compile(r"_(FILE|PATH|DIR|URL)$", re.IGNORECASE)
 
@@ -50,28 +57,38 @@ class Submitted:
     state: str
 
 
-def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The cluster's token: from a file, else as Ray finds it (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH).
+def token_of(
+    file: Path | None, environ: Mapping[str, str] = os.environ, home: Path | None = None
+) -> str | None:
+    """The cluster's token: from a file, else where Ray looks for it.
+
+    That is RAY_AUTH_TOKEN, then the file of RAY_AUTH_TOKEN_PATH, then ``~/.ray/auth_token``.
 
     Raises:
-        JobError: a file is named and holds none.
+        JobError: what is there is no token.
     """
+    if file is None and (given := environ.get("RAY_AUTH_TOKEN", "").strip()):
+        return _checked_token(given, "RAY_AUTH_TOKEN")
+    default = (home or Path.home()) / ".ray" / "auth_token"
     named = file or (Path(path) if (path := environ.get("RAY_AUTH_TOKEN_PATH")) else None)
-    if file is None and environ.get("RAY_AUTH_TOKEN"):
-        return environ["RAY_AUTH_TOKEN"].strip()
-    if named is None:
+    if named is None and not default.is_file():
         return None
+    place = named or default
     try:
-        token = named.read_text(encoding="utf-8").strip()
+        return _checked_token(place.read_text(encoding="utf-8").strip(), str(place))
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
             f"the token cannot be read: {type(error).__name__}",
-            where=str(named),
+            where=str(place),
             expected="a file that holds the cluster's token",
             remedy="check --token-file or RAY_AUTH_TOKEN_PATH",
         ) from None
-    if not token:
-        raise JobError("the token file is empty", where=str(named), expected="the cluster's token")
+
+
+def _checked_token(token: str, where: str) -> str:
+    if not token or not token.isascii() or any(sign.isspace() for sign in token):
+        fact = "is not a token" if token else "the token is empty"
+        raise JobError(fact, where=where, expected="the cluster's token, one word")
     return token
 
 
@@ -116,22 +133,17 @@ def connect(address: str | None, token: str | None, *, insecure: bool = False) -
         return JobSubmissionClient(found, headers=headers)
 
 
-def submit(
-    client: JobSubmissionClient, package: Package, environment: Mapping[str, str], *, again: bool = False
-) -> Submitted:
+def submit(client: JobSubmissionClient, package: Package, *, again: bool = False) -> Submitted:
     """Submit a job, or find it: one that runs is taken over, and one that is done is not repeated.
 
     Args:
         client: of the cluster.
         package: the job.
-        environment: variables of the job. They can be read in the dashboard: no secrets.
         again: submit even if the job is done already.
 
     Raises:
-        JobError: a variable looks like a secret.
         ClusterError: the cluster cannot be had.
     """
-    _check_environment(environment)
     prefix = f"milp-{package.study.name}-{package.digest}"
     with _answering(client.get_address()):
         attempts = _attempts(client, prefix)
@@ -147,7 +159,7 @@ def submit(
                 client.submit_job(
                     entrypoint=package.entrypoint,
                     submission_id=name,
-                    runtime_env={"working_dir": folder, "env_vars": dict(environment)},
+                    runtime_env={"working_dir": folder, "env_vars": dict(package.environment)},
                     metadata=_metadata(package),
                 )
             except RuntimeError:
@@ -180,39 +192,48 @@ def report(
     if write is None or sent.state == "done":
         return 0
     try:
-        code = follow(client, sent.id, write)
+        ended = follow(client, sent.id, write)
     except KeyboardInterrupt as stop:
         stop.add_note(f"the job goes on; stop it with: milp-ray stop {sent.id}")
         raise
-    say(f"{sent.id}: {state_of(details(client, sent.id))}, exit code {code}")
+    code = exit_code(ended)
+    say(f"{sent.id}: {state_of(ended)}, exit code {code}")
     return code
 
 
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> int:
-    """Pass on a job's output until it ends; returns its exit code (see :func:`exit_code`).
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> JobDetails:
+    """Pass on a job's output until it ends; returns what the cluster knows of it then.
 
     A lost connection is taken up again, without repeating output, for two minutes.
 
     Raises:
         JobError: no such job.
-        ClusterError: the cluster no longer answers. The job may go on.
+        ClusterError: the cluster no longer answers, or has forgotten the job. The job may go on.
     """
-    written, lost = 0, None
+    written, lost, known = 0, None, False
     while True:
         try:
-            state = state_of(details(client, job))
+            over = is_over(details(client, job))
+            known = True
             for text in _tail(client, job, written):
                 write(text)
                 written += len(text)
             lost = None
-            if state_of(details(client, job)) in _FINISHED or state in _FINISHED:
-                break
+            if over or is_over(details(client, job)):
+                return details(client, job)
+        except JobError:
+            if not known:
+                raise
+            raise ClusterError(
+                "the cluster no longer knows the job: its head was started anew",
+                where=job,
+                remedy="submit the job again, which resumes its run",
+            ) from None
         except ClusterError:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > _LOST_SECONDS:
                 raise
         time.sleep(_POLL_SECONDS)
-    return exit_code(details(client, job))
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:
@@ -242,23 +263,30 @@ def jobs(client: JobSubmissionClient) -> list[JobDetails]:
     return sorted(found, key=lambda job: job.start_time or 0)
 
 
-def stop(client: JobSubmissionClient, job: str, seconds: float = 60.0) -> str:
-    """Stop a job and wait for its end; returns its state then.
+def stop(client: JobSubmissionClient, job: str, seconds: float = 60.0) -> tuple[str, bool]:
+    """Stop a job and wait for its end.
+
+    Returns:
+        Its state then, and whether it was over before.
 
     Raises:
         JobError: no such job.
         ClusterError: the cluster cannot be had, or the job does not end.
     """
-    if state_of(details(client, job)) in _FINISHED:
-        return state_of(details(client, job))
+    if is_over(found := details(client, job)):
+        return state_of(found), True
     with _answering(client.get_address()):
         client.stop_job(job)
     deadline = time.monotonic() + seconds
-    while (state := state_of(details(client, job))) not in _FINISHED:
+    while not is_over(found := details(client, job)):
         if time.monotonic() > deadline:
-            raise ClusterError(f"the job does not end: {state} after {seconds:.0f} s", where=job)
+            raise ClusterError(
+                f"the job does not end: {state_of(found)} after {seconds:.0f} s",
+                where=job,
+                remedy="look into its log: milp-ray status, ray job logs",
+            )
         time.sleep(_POLL_SECONDS / 2)
-    return state
+    return state_of(found), False
 
 
 def exit_code(job: JobDetails) -> int:
@@ -269,7 +297,7 @@ def exit_code(job: JobDetails) -> int:
     if state == "STOPPED":
         return STOPPED
     code = job.driver_exit_code
-    return code if code is not None and 0 < code < 128 else 1
+    return code if code is not None and 0 < code < 256 else 1
 
 
 def is_over(job: JobDetails) -> bool:
@@ -278,16 +306,23 @@ def is_over(job: JobDetails) -> bool:
 
 
 def environment_of(words: Sequence[str]) -> dict[str, str]:
-    """``NAME=VALUE`` words as variables.
+    """``NAME=VALUE`` words as variables. They can be read in the dashboard.
 
     Raises:
-        JobError: a word is something else.
+        JobError: a word is something else, or looks like a secret.
     """
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise JobError("is not a variable", where=f"--env {name}", expected="NAME=VALUE")
+        by_name = _SECRET_NAME.search(name) and not _NAMES_A_PLACE.search(name)
+        if by_name or looks_secret(value) or (is_url(value) and has_credentials(value)):
+            raise JobError(
+                f"{name} looks like a secret, and a job's variables can be read in the dashboard",
+                expected="the name of a file that holds it, or a variable that the cluster's nodes have",
+                remedy="mount the secret on the nodes (Kubernetes: envFrom a Secret) and leave it out here",
+            )
         found[name] = value
     return found
 
@@ -309,41 +344,33 @@ def _attempts(client: JobSubmissionClient, prefix: str) -> dict[int, JobDetails]
 def _tail(client: JobSubmissionClient, job: str, skip: int) -> Iterator[str]:
     """The job's output behind its first ``skip`` characters, until its end; by polling where that fails.
 
+    The connection is another thread's, so that an interrupt here finds nothing half done.
+
     Raises:
         ClusterError: the cluster does not answer.
     """
-    loop = asyncio.new_event_loop()
-    stream = client.tail_job_logs(job).__aiter__()
+    texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    async def pump() -> None:
+        async for text in client.tail_job_logs(job):
+            texts.put(text)
+
+    def listen() -> None:
+        with contextlib.suppress(Exception):  # a broken connection: the caller asks again
+            asyncio.run(pump())
+        texts.put(None)
+
+    threading.Thread(target=listen, name="job output", daemon=True).start()
     began = False
-    try:
-        while True:
-            text = loop.run_until_complete(stream.__anext__())
-            began = True
-            if skip:
-                text, skip = text[skip:], max(0, skip - len(text))
-            if text:
-                yield text
-    except StopAsyncIteration:
-        return
-    except Exception:
-        if began:  # the connection broke: the caller asks again
-            return
-    finally:
-        loop.run_until_complete(stream.aclose())
-        loop.close()
-    # A proxy without web sockets.
-    with _answering(client.get_address()):
-        yield client.get_job_logs(job)[skip:]
-
-
-def _check_environment(environment: Mapping[str, str]) -> None:
-    for name in environment:
-        if _SECRET_NAME.search(name) and not _NAMES_A_PLACE.search(name):
-            raise JobError(
-                f"{name} looks like a secret, and a job's variables can be read in the dashboard",
-                expected="the name of a file that holds it, or a variable that the cluster's nodes have",
-                remedy="mount the secret on the nodes (Kubernetes: envFrom a Secret) and leave it out here",
-            )
+    while (text := texts.get()) is not None:
+        began = True
+        if skip:
+            text, skip = text[skip:], max(0, skip - len(text))
+        if text:
+            yield text
+    if not began:  # nothing yet, or a proxy without web sockets
+        with _answering(client.get_address()):
+            yield client.get_job_logs(job)[skip:]
 
 
 def _metadata(package: Package) -> dict[str, str]:
@@ -358,8 +385,8 @@ def _metadata(package: Package) -> dict[str, str]:
 def _commit(root: Path) -> str | None:
     """The git commit of a folder, marked where it has been changed since."""
 
-    def git(*words: Sequence[str] | str) -> str:
-        command = ["git", "-C", str(root), *map(str, words)]
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
@@ -415,4 +442,9 @@ def _answering(address: str) -> Iterator[None]:
             remedy="check --address or RAY_ADDRESS, and that this machine may reach it",
         ) from None
     except RuntimeError as error:
-        raise ClusterError(f"the cluster refused: {str(error)[:300]}", where=address) from None
+        raise ClusterError(
+            f"the cluster refused: {str(error)[:300]}",
+            where=address,
+            expected="the dashboard of a Ray head",
+            remedy="check --address or RAY_ADDRESS: is this Ray's dashboard?",
+        ) from None

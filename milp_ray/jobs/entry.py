@@ -50,7 +50,9 @@ JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = {"search": search, "final
 def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None) -> NoReturn:
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help") or words[0].startswith("-"):
-        err.print(f"usage: {Path(sys.argv[0]).name} STUDY [section.key=value ...]")
+        name = Path(sys.argv[0]).name
+        name = f"python -m milp_ray.jobs {sys.argv[1]}" if name == "__main__.py" else name
+        err.print(f"usage: {name} STUDY [section.key=value ...]", markup=False)
         leave(0 if words and words[0] in ("-h", "--help") else 2)
 
     @reported

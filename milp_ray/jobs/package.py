@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from milp_ray.config import yamltree
 from milp_ray.config.loading import load_study, study_files
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, StudyError
@@ -37,14 +37,18 @@ class Package:
         study: with its overrides.
         files: relative to ``root``, sorted.
         entrypoint: the command that the cluster runs.
-        digest: of the files and the command; the same job has the same one.
+        environment: variables of the job.
+        digest: of all of these; the same job has the same one.
+        warnings: what whoever submits it should know.
     """
 
     root: Path
     study: Study
     files: tuple[Path, ...]
     entrypoint: str
+    environment: Mapping[str, str]
     digest: str
+    warnings: tuple[str, ...] = ()
 
     def copy_to(self, folder: Path) -> None:
         """Lay the files out in an empty folder."""
@@ -61,6 +65,7 @@ def pack(
     *,
     root: Path | None = None,
     include: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Package:
     """Collect a job's files, and check that nothing else is needed.
 
@@ -68,20 +73,25 @@ def pack(
         job: a script below ``root``, or the name of a built-in job (search, final).
         study: file, below ``root``.
         overrides: ``section.key=value``.
-        root: the working folder; None: the current one.
+        root: the working folder, which relative paths are relative to; None: the current one.
         include: further files or folders below ``root``.
+        environment: variables of the job.
 
     Raises:
         StudyError: the study is wrong, or names a relative path that does not travel.
         SubmissionError: a file is missing or outside ``root``, or it is more than :data:`MAX_BYTES`.
     """
     root = (root or Path.cwd()).resolve()
+    if not root.is_dir():
+        raise SubmissionError("no such folder", where=f"--working-dir {root}", expected="a folder")
     _check_private(overrides)
-    loaded = load_study(study, overrides)
-    chain = [_inside(file, root) for file in study_files(study)]
-    built_in = job in _BUILT_IN and not (root / job).exists()
-    script = [] if built_in else [_inside(Path(job), root)]
-    extra = [file for name in include for file in _below(_inside(Path(name), root), root)]
+    loaded = load_study(root / study, overrides)
+    chain = [
+        _inside(file, root, "the study, and files that it extends") for file in study_files(root / study)
+    ]
+    built_in = job in _BUILT_IN and not (root / job).is_file()
+    script = [] if built_in else [_script(job, root)]
+    extra = {file for name in include for file in _included(name, root)}
     code = (
         list(_below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
     )
@@ -90,20 +100,40 @@ def pack(
     _check_paths(loaded, root, files)
     command = ["python", "-m", "milp_ray.jobs", job] if built_in else ["python", str(script[0])]
     entrypoint = shlex.join([*command, str(chain[0]), *overrides])
-    return Package(root, loaded, files, entrypoint, _digest(files, root, entrypoint))
+    environment = environment or {}
+    warnings = ()
+    if _is_relative(loaded.data.path):
+        warnings = (
+            "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every "
+            "other job can read them",
+        )
+    digest = _digest(files, root, entrypoint, environment)
+    return Package(root, loaded, files, entrypoint, environment, digest, warnings)
 
 
-def _inside(path: Path, root: Path) -> Path:
-    """``path`` relative to ``root``, where it must be."""
-    whole = (path if path.is_absolute() else Path.cwd() / path).resolve()
-    if not whole.exists() and not path.is_absolute():
-        whole = (root / path).resolve()
+def _script(job: str, root: Path) -> Path:
+    names = " or ".join(_BUILT_IN)
+    script = _inside(Path(job), root, f"a script, or {names} for a job without one")
+    if not (root / script).is_file():
+        raise SubmissionError("is a folder", where=job, expected=f"a script, or {names}")
+    return script
+
+
+def _included(name: str, root: Path) -> list[Path]:
+    found = list(_below(_inside(Path(name), root, "a file or folder to include"), root))
+    if not found:
+        raise SubmissionError(
+            "nothing in it can travel", where=f"--include {name}", expected="files; links are left out"
+        )
+    return found
+
+
+def _inside(path: Path, root: Path, expected: str) -> Path:
+    """``path``, which is relative to ``root`` or absolute, relative to ``root``, where it must be."""
+    whole = (root / path).resolve()
     if not whole.exists():
         raise SubmissionError(
-            "no such file",
-            where=str(path),
-            expected="a file in the working folder",
-            remedy="check the path; a job without a script is called search or final",
+            "no such file", where=str(path), expected=expected, remedy=f"it is looked for in {root}"
         )
     if not whole.is_relative_to(root):
         raise SubmissionError(
@@ -127,7 +157,13 @@ def _below(path: Path, root: Path, pattern: str = "*") -> Iterator[Path]:
 def _check_private(overrides: Sequence[str]) -> None:
     """A job's command can be read in the dashboard; raw user ids must not be."""
     for text in overrides:
-        if text.partition("=")[0].startswith("data.users") or re.match(r"data=.*users", text):
+        key, _, value = text.partition("=")
+        parsed = yamltree.parse(value).value if key == "data" else None
+        if (
+            key == "data.users"
+            or key.startswith("data.users.")
+            or (isinstance(parsed, dict) and "users" in parsed)
+        ):
             problem = Problem(
                 "override data.users",
                 "a job's command can be read in the dashboard, and user ids must not be",
@@ -160,7 +196,7 @@ def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
         # A relative model path that is no folder here is a hub name.
         if _is_relative(path) and not inside and (where == "data.path" or (root / path).exists()):
             fact = f"{path!r} does not travel with the job"
-            remedy = f"name it by a path that all nodes share; small files can travel: --include {path}"
+            remedy = "put it where the cluster sees it, and name it by that"
             problems.append(Problem(where, fact, "an absolute path or a URL", remedy))
     if _is_relative(study.storage.path):
         problems.append(storage_problem(study.storage.path))
@@ -182,8 +218,10 @@ def _is_relative(path: str) -> bool:
     return "://" not in path and not Path(path).expanduser().is_absolute()
 
 
-def _digest(files: Sequence[Path], root: Path, entrypoint: str) -> str:
+def _digest(files: Sequence[Path], root: Path, entrypoint: str, environment: Mapping[str, str]) -> str:
     total = hashlib.sha256(entrypoint.encode())
+    for name, value in sorted(environment.items()):
+        total.update(f"\0{name}={value}".encode())
     for file in files:
         content = (root / file).read_bytes()
         total.update(f"\0{file.as_posix()}\0{len(content)}\0".encode())

@@ -23,8 +23,8 @@ def jobs_view(jobs: Sequence[JobDetails]) -> RenderableType:
     table = Table("job", "state", "exit code", "study", "users", "began", "took", box=None, pad_edge=False)
     for job in jobs:
         about = job.metadata or {}
-        table.add_row(
-            job.submission_id,
+        cells = (
+            job.submission_id or "",
             state_of(job),
             _code(job),
             about.get("study", ""),
@@ -32,6 +32,7 @@ def jobs_view(jobs: Sequence[JobDetails]) -> RenderableType:
             _time(job.start_time),
             _took(job),
         )
+        table.add_row(*(Text(cell) for cell in cells))  # others' metadata may look like markup
     return table
 
 

@@ -76,14 +76,15 @@ def final_of(study: Study, console: Console) -> Outcome:
 
 
 def _run_of(study: Study) -> RunFolder | None:
-    """The run of a resolved study, to be worked on with the study's own ``ray`` section."""
+    """The run of a resolved study, to be worked on with the study's own ``ray`` section and data."""
     place = place_of(study)
     if not is_run(place):
         return None
     folder = RunFolder.open(place)
     if problems := folder.differences(study):
         raise StudyError(f"the run {place} is of another study", problems)
-    folder.study = folder.study.model_copy(update={"ray": study.ray})
+    data = folder.study.data.model_copy(update={"path": study.data.path})
+    folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
     return folder
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.search_run import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
+    from milp_ray.tune.slots import Slots
     from milp_ray.tune.trainable import TrialSpec
 
 
@@ -181,6 +182,7 @@ class Run:
                             proposer=proposer,
                             meter=self._meter,
                             introduce=introduce,
+                            say=self.progress.say,
                         )
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
                     # process of this size that memory would grow from cohort to cohort.
@@ -231,7 +233,11 @@ class Run:
 
         began = time.monotonic()
         placements = self._placements()
-        spec = FinalSpec(on_device(self.study, slots(self.study)), users, placements, self.folder.root)
+
+        def room() -> Slots:
+            return slots(self.study, stopping, self.progress.say)
+
+        spec = FinalSpec(on_device(self.study, room()), users, placements, self.folder.root)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),
@@ -248,7 +254,7 @@ class Run:
             done[event.step] += 1
             self.progress.final_step(event.step, done[event.step], len(placements))
 
-        run_final(spec, lambda: slots(self.study), stopping, listener)
+        run_final(spec, room, stopping, listener)
         spec.look()
         self.outcome.seconds["final"] = time.monotonic() - began
 

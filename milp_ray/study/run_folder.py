@@ -183,7 +183,10 @@ class RunFolder:
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a resolved study is another than the run's. Where a run is worked on (``ray``) may differ.
+        """Where a resolved study is another than the run's.
+
+        Where a run is worked on (``ray``) and where its data lies may differ: that it is the same data, its
+        fingerprint says.
 
         Values are not repeated where they may name users.
         """
@@ -200,7 +203,7 @@ class RunFolder:
                 "put it back, or give the study another name",
             )
             for path in sorted(mine.keys() | theirs.keys())
-            if mine.get(path) != theirs.get(path) and not path.startswith("ray.")
+            if mine.get(path) != theirs.get(path) and not path.startswith("ray.") and path != "data.path"
             for private in [path.startswith("data.users")]
         ]
 

@@ -1,4 +1,4 @@
-"""What Ray's dashboard shows of a run beside Ray's own facts: what a process works on, and what a job is.
+"""What Ray's dashboard shows of a run beside Ray's own facts: what a worker is at, and what a job is.
 
 Nothing here comes from a user's texts, and no raw user id does: aliases, numbers and the study's name only.
 """
@@ -18,24 +18,14 @@ import ray
 def announce(name: str, text: str) -> None:
     """A line in the calling worker's own log, which the dashboard shows beside the actor.
 
+    (Not its process title: Ray exports those as labels of the node's metrics, a series for every trial, at a
+    port that asks for no token.)
+
     Args:
         name: of the trial, or of the final job's step.
         text: numbers and fixed words.
     """
-    entitle(name)
     print(f"{name} {text}", file=sys.stdout, flush=True)  # noqa: T201  (Ray makes it the actor's log)
-
-
-def entitle(name: str) -> None:
-    """Add what a worker is at to its process title, until the actor's method returns.
-
-    The dashboard lists processes by title, and so do ``ps`` and ``top``; an actor's own name cannot change.
-    """
-    if not ray.is_initialized() or ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
-        return
-    with contextlib.suppress(AttributeError):  # Ray's own title functions are not public
-        raylet = ray._raylet
-        raylet.setproctitle(f"{raylet.getproctitle().split(' ')[0]} {name}")
 
 
 def describe_job(facts: Mapping[str, str]) -> None:

@@ -86,6 +86,7 @@ def run_search(
     proposer: Proposer | None = None,
     meter: Meter | None = None,
     introduce: Callable[[Engine], object] | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, str]:
     """Run trials until every engine has used its budget, or ``stopping()``.
 
@@ -98,6 +99,7 @@ def run_search(
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
         meter: is told what the search costs.
         introduce: see :class:`~milp_ray.tune.queue.ProposalQueue`.
+        say: is told what is waited for.
 
     Returns:
         Users whose no-memory measurement failed, and why.
@@ -107,7 +109,7 @@ def run_search(
         StorageError: an event log could not be written.
     """
     study = spec.study
-    worker = slots(study)
+    worker = slots(study, stopping, say)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
     queue = ProposalQueue(
         engines,

@@ -15,7 +15,7 @@ from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label, trial_name
 from milp_ray.memory.space import Placement
 from milp_ray.storage import at_hand
-from milp_ray.tune.dashboard import announce, entitle
+from milp_ray.tune.dashboard import announce
 from milp_ray.tune.queue import BASELINE
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ class Slices:
         """
         from milp_ray.training.trial import OutOfMemory, TrialStopped
 
-        entitle(self._label)
         deadline = time.monotonic() + self._spec.study.trial.slice_seconds
         try:
             for progress in self._steps or ():

@@ -7,7 +7,7 @@ autoscaler is asked for it. Which trial goes where is Ray's own business.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -16,7 +16,8 @@ from ray.autoscaler.sdk import request_resources
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError
 
-_NODE_POLL_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+_ASK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,46 @@ class Slots:
         return {name: amount for name, amount in wanted.items() if amount}
 
 
-def slots(study: Study) -> Slots:
+def slots(
+    study: Study,
+    stopping: Callable[[], bool] = lambda: False,
+    say: Callable[[str], object] = lambda text: None,
+) -> Slots:
     """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
 
     Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
     stage, as nodes come and go. Where the cluster has no room for a trial yet, its autoscaler is asked for it
     and given ``ray.wait_for_nodes`` seconds.
 
+    Args:
+        study: that asks.
+        stopping: looked at twice a second while waiting.
+        say: is told what is waited for.
+
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.
+        KeyboardInterrupt: ``stopping()`` while waiting.
     """
-    deadline, asked = time.monotonic() + study.ray.wait_for_nodes, False
+    deadline, asked = time.monotonic() + study.ray.wait_for_nodes, None
     try:
         while True:
             try:
                 return _slots(study)
-            except ClusterError:
+            except ClusterError as error:
                 if time.monotonic() >= deadline:
                     raise
-            if not asked:
+                if asked is None:
+                    fact = error.problems[0].fact
+                    say(f"waiting up to {study.ray.wait_for_nodes:.0f} s for nodes: {fact}")
+            if stopping():
+                raise KeyboardInterrupt
+            # The cluster has one such request, and others (Ray Train's coordinator) overwrite it.
+            if asked is None or time.monotonic() - asked >= _ASK_SECONDS:
                 _ask_for_nodes(study)
-                asked = True
-            time.sleep(min(_NODE_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+                asked = time.monotonic()
+            time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
     finally:
-        if asked:  # else what was asked for would be kept for ever, used or not
+        if asked is not None:  # else what was asked for would be kept for ever, used or not
             request_resources(bundles=[])
 
 

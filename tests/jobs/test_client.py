@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import os
+import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from milp_ray.config.loading import load_study
 from milp_ray.errors import ClusterError
 from milp_ray.jobs import client
 from milp_ray.jobs.client import JobError, connect, environment_of, exit_code, follow, submit, token_of
 from milp_ray.jobs.package import Package
+from milp_ray.jobs.views import jobs_view
 
 
 class Cluster:
@@ -65,7 +72,9 @@ class Cluster:
 def job(tmp_path: Path) -> Package:
     study = tmp_path / "study.yaml"
     study.write_text("name: small\nmodel: {path: m}\ndata: {path: /d}\n")
-    return Package(tmp_path, load_study(study), (Path("study.yaml"),), "python x.py study.yaml", "abc123")
+    return Package(
+        tmp_path, load_study(study), (Path("study.yaml"),), "python x.py study.yaml", {"A": "1"}, "abc123"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +83,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sent(cluster: Cluster, job: Package, **options: Any) -> tuple[str, str]:
-    found = submit(cluster, job, {}, **options)  # type: ignore[arg-type]
+    found = submit(cluster, job, **options)  # type: ignore[arg-type]
     return found.id, found.state
 
 
@@ -93,6 +102,7 @@ def test_the_same_job_is_never_there_twice_and_goes_on_after_a_failure(job: Pack
     assert cluster.sent[0]["files"] == ["study.yaml"]
     assert cluster.sent[0]["metadata"]["study"] == "small"
     assert cluster.sent[0]["entrypoint"] == "python x.py study.yaml"
+    assert cluster.sent[0]["runtime_env"]["env_vars"] == {"A": "1"}
 
 
 def test_other_jobs_are_no_twins(job: Package) -> None:
@@ -113,7 +123,7 @@ def test_output_comes_once_whatever_the_connection_does(job: Package, breaks: in
     cluster, seen = Cluster(), []
     cluster.broken = breaks
     cluster.put("j", "RUNNING")
-    assert follow(cluster, "j", seen.append) == 3  # type: ignore[arg-type]
+    assert exit_code(follow(cluster, "j", seen.append)) == 3  # type: ignore[arg-type]
     assert "".join(seen) == "first\nsecond\nthird\n"
 
 
@@ -141,7 +151,8 @@ def test_a_cluster_that_is_gone_ends_following(job: Package, monkeypatch: pytest
         ("FAILED", None, 1),
         ("FAILED", -9, 1),
         ("FAILED", 0, 1),
-        ("FAILED", 137, 1),
+        ("FAILED", 130, 130),
+        ("FAILED", 143, 143),
     ],
 )
 def test_exit_codes_tell_the_truth(status: str, code: int | None, expected: int) -> None:
@@ -157,7 +168,7 @@ def test_unknown_jobs(job: Package) -> None:
 
 def test_interrupting_leaves_the_job_alone(job: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster()
-    found = submit(cluster, job, {})  # type: ignore[arg-type]
+    found = submit(cluster, job)  # type: ignore[arg-type]
 
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
@@ -168,12 +179,31 @@ def test_interrupting_leaves_the_job_alone(job: Package, monkeypatch: pytest.Mon
     assert cluster.jobs[found.id].status == "RUNNING"
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "OPENAI_API_KEY"])
-def test_secrets_are_no_variables(job: Package, name: str) -> None:
-    with pytest.raises(JobError, match=name):
-        submit(Cluster(), job, {name: "hunter2"})  # type: ignore[arg-type]
-    for fine in ("HF_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
-        submit(Cluster(), job, {fine: "x"})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(
+            f"{name}=hunter2"
+            for name in ("HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "OPENAI_API_KEY")
+        ),
+        *(
+            f"{name}=hunter2"
+            for name in ("DB_PASS", "PASSPHRASE", "GITHUB_PAT", "WANDB_KEY", "AUTHORIZATION")
+        ),
+        "DATABASE_URL=postgres://me:hunter2@host/db",
+        "NOTE=hf_hunter2hunter2hunter2hunter2hunter2",
+    ],
+)
+def test_secrets_are_no_variables(word: str) -> None:
+    with pytest.raises(JobError, match=word.partition("=")[0]) as caught:
+        environment_of([word])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_names_that_only_look_like_secrets_are_fine() -> None:
+    words = ["HF_TOKEN_PATH=/x", "AWS_SHARED_CREDENTIALS_FILE=/x", "TOKENIZERS_PARALLELISM=0", "KEYBOARD=de"]
+    words += ["OMP_NUM_THREADS=1", "ENDPOINT_URL=http://host:9000", "COMPASS=1"]
+    assert len(environment_of(words)) == len(words)
 
 
 def test_variables() -> None:
@@ -209,14 +239,66 @@ def test_nobody_there() -> None:
 
 
 def test_tokens(tmp_path: Path) -> None:
+    def found(file: Path | None = None, **environ: str) -> str | None:
+        return token_of(file, environ, tmp_path)
+
     file = tmp_path / "token"
     file.write_text("from-file\n")
-    assert token_of(None, {}) is None
-    assert token_of(file, {"RAY_AUTH_TOKEN": "from-variable"}) == "from-file"
-    assert token_of(None, {"RAY_AUTH_TOKEN": " x ", "RAY_AUTH_TOKEN_PATH": str(file)}) == "x"
-    assert token_of(None, {"RAY_AUTH_TOKEN_PATH": str(file)}) == "from-file"
-    file.write_text(" \n")
-    with pytest.raises(JobError, match="empty"):
-        token_of(file, {})
+    assert found() is None and found(RAY_AUTH_TOKEN="  ") is None
+    assert found(file, RAY_AUTH_TOKEN="from-variable") == "from-file"
+    assert found(RAY_AUTH_TOKEN=" x ", RAY_AUTH_TOKEN_PATH=str(file)) == "x"
+    assert found(RAY_AUTH_TOKEN_PATH=str(file)) == "from-file"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("rays-own")
+    assert found() == "rays-own"
+    for wrong, fact in ((" \n", "empty"), ("two\nlines", "not a token"), ("tökèn", "not a token")):
+        file.write_text(wrong)
+        with pytest.raises(JobError, match=fact):
+            found(file)
     with pytest.raises(JobError, match="cannot be read"):
-        token_of(tmp_path / "none", {})
+        found(tmp_path / "none")
+
+
+def test_a_head_that_was_started_anew_is_a_lost_cluster() -> None:
+    cluster = Cluster()
+    cluster.put("j", "RUNNING")
+
+    async def restarted(job: str) -> AsyncIterator[str]:
+        yield "first\n"
+        del cluster.jobs[job]
+
+    cluster.tail_job_logs = restarted  # type: ignore[method-assign]
+    with pytest.raises(ClusterError, match="no longer knows") as caught:
+        follow(cluster, "j", str)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 1
+
+
+def test_stopping_what_is_over() -> None:
+    cluster = Cluster()
+    cluster.put("j", "FAILED", 1)
+    assert client.stop(cluster, "j") == ("FAILED", True)  # type: ignore[arg-type]
+
+
+def test_interrupted_while_it_waits_for_output(job: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, seen = Cluster(), list[str]()
+    cluster.put("j", "RUNNING")
+
+    async def silent(job: str) -> AsyncIterator[str]:
+        yield "first\n"
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(cluster, "tail_job_logs", silent)
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        client.report(cluster, client.Submitted("j", "new"), str, seen.append)  # type: ignore[arg-type]
+    assert seen == ["first\n"] and "milp-ray stop j" in caught.value.__notes__[0]
+
+
+def test_metadata_that_looks_like_markup_is_shown() -> None:
+    cluster = Cluster()
+    cluster.put("[/x]", "FAILED", 1)
+    cluster.jobs["[/x]"].metadata = {"study": "[/bold]"}
+    cluster.jobs["[/x]"].end_time = cluster.jobs["[/x]"].start_time = 5
+    text = io.StringIO()
+    Console(file=text, width=200).print(jobs_view(list(cluster.jobs.values())))
+    assert "[/x]" in text.getvalue() and "[/bold]" in text.getvalue()

@@ -74,6 +74,8 @@ def test_the_digest_follows_the_content(root: Path) -> None:
     (root / "README.md").write_text("not part of it")
     assert digest() == first
     assert digest("seed=1") != first
+    variables = {"OMP_NUM_THREADS": "1"}
+    assert pack("jobs/search.py", Path("jobs/search.yaml"), environment=variables).digest != first
     (root / "milp_ray/inner/code.py").write_text("x = 2\n")
     assert digest() != first
 
@@ -82,6 +84,13 @@ def test_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     here = pack("jobs/search.py", Path("jobs/search.yaml"))
     monkeypatch.chdir(root.parent)
     assert pack("jobs/search.py", root / "jobs/search.yaml", root=root) == here
+    # Relative to the working folder, even where the current one has files of the same names.
+    other = root.parent / "jobs"
+    other.mkdir(exist_ok=True)
+    (other / "search.yaml").write_text(STUDY.replace("small", "wrong"))
+    assert pack("jobs/search.py", Path("jobs/search.yaml"), root=root) == here
+    with pytest.raises(SubmissionError, match="no such folder"):
+        pack("jobs/search.py", Path("jobs/search.yaml"), root=root / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,8 @@ def test_paths_that_do_not_travel_are_refused(root: Path, override: str, where: 
 def test_data_travels_when_asked_for(root: Path, path: str) -> None:
     found = pack("jobs/search.py", Path("jobs/search.yaml"), [f"data.path={path}"], include=["users.jsonl"])
     assert "users.jsonl" in names(found)
+    assert "texts will lie in Ray's files" in found.warnings[0]
+    assert not pack("jobs/search.py", Path("jobs/search.yaml")).warnings
 
 
 def test_too_much_is_refused_with_the_largest_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +124,30 @@ def test_too_much_is_refused_with_the_largest_named(root: Path, monkeypatch: pyt
     assert "path or URL" in str(caught.value)
 
 
-@pytest.mark.parametrize("script", ["jobs/nothing.py", "../outside.py"])
-def test_missing_and_outside_files(root: Path, script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "fact"),
+    [
+        ("jobs/nothing.py", "no such file"),
+        ("../outside.py", "outside the working folder"),
+        ("jobs", "is a folder"),
+    ],
+)
+def test_scripts_that_are_none(root: Path, script: str, fact: str) -> None:
     (root.parent / "outside.py").write_text("")
-    with pytest.raises(SubmissionError, match=r"no such file|outside the working folder"):
+    with pytest.raises(SubmissionError, match=fact):
         pack(script, Path("jobs/search.yaml"))
+
+
+def test_a_folder_of_a_built_in_jobs_name_is_not_it(root: Path) -> None:
+    (root / "search").mkdir()
+    assert "-m milp_ray.jobs search" in pack("search", Path("jobs/search.yaml")).entrypoint
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_includes_that_bring_nothing(root: Path, name: str) -> None:
+    (root / "empty").mkdir()
+    with pytest.raises(SubmissionError, match=r"no such file|nothing in it"):
+        pack("jobs/search.py", Path("jobs/search.yaml"), include=[name])
 
 
 def test_links_do_not_travel(root: Path) -> None:
@@ -125,8 +155,17 @@ def test_links_do_not_travel(root: Path) -> None:
     assert "runs/link" not in names(pack("jobs/search.py", Path("jobs/search.yaml"), include=["runs"]))
 
 
-@pytest.mark.parametrize("override", ["data.users=[jane.doe@example.org]", "data={users: [jane], path: /x}"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.users=[jane.doe@example.org]",
+        "data={users: [jane], path: /x}",
+        'data={path: /x,\n "users": [jane]}',
+        r'data={path: /x, "\u0075sers": [jane]}',
+    ],
+)
 def test_user_ids_stay_out_of_the_command(root: Path, override: str) -> None:
     with pytest.raises(StudyError) as caught:
         pack("jobs/search.py", Path("jobs/search.yaml"), [override])
     assert "jane" not in str(caught.value)
+    pack("jobs/search.py", Path("jobs/search.yaml"), ["data={path: /shared/users.jsonl}"])

@@ -45,19 +45,29 @@ def test_without_time_a_cluster_without_room_is_refused_at_once(monkeypatch: pyt
     assert cluster.now == 0 and not cluster.asked
 
 
-def test_an_autoscaler_is_asked_once_waited_for_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_autoscaler_is_asked_waited_for_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0)
     found = slots(study(wait_for_nodes=600.0, gpus_per_worker=1.0, max_concurrent=16))
     assert 60 <= cluster.now < 70
     # 16 may run at once: trials beyond the first two wait for room, and bring more nodes.
     assert (found.cpus, found.gpus, found.count) == (1.0, 1.0, 16)
-    assert cluster.asked == [[{"CPU": 1.0, "GPU": 1.0}] * 16, []]
+    asked = [{"CPU": 1.0, "GPU": 1.0}] * 16
+    # Again and again: the cluster has one such request, which others overwrite.
+    assert cluster.asked == [asked] * 4 + [[]]
 
 
 def test_auto_takes_the_gpus_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0)
     found = slots(study(wait_for_nodes=600.0))
     assert (found.gpus, found.count) == (1.0, 2)
+
+
+def test_a_stop_ends_waiting_and_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, said = Cluster(monkeypatch, {"CPU": 8.0}, 1e9), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        slots(study(wait_for_nodes=900.0), lambda: cluster.now >= 7, said.append)
+    assert 7 <= cluster.now < 8 and cluster.asked[-1] == []
+    assert len(said) == 1 and "waiting up to 900 s for nodes" in said[0]
 
 
 def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
