@@ -23,6 +23,10 @@ from milp_ray.errors import MilpRayError, Problem, StudyError
 MAX_BYTES = 20 << 20
 _BUILT_IN = ("search", "final")
 _DIGEST_LENGTH = 10
+_TEXTS_TRAVEL = (
+    "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other job "
+    "can read them"
+)
 
 
 class SubmissionError(MilpRayError):
@@ -101,12 +105,7 @@ def pack(
     command = ["python", "-m", "milp_ray.jobs", job] if built_in else ["python", str(script[0])]
     entrypoint = shlex.join([*command, str(chain[0]), *overrides])
     environment = environment or {}
-    warnings = ()
-    if _is_relative(loaded.data.path):
-        warnings = (
-            "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every "
-            "other job can read them",
-        )
+    warnings = (_TEXTS_TRAVEL,) if _is_relative(loaded.data.path) else ()
     digest = _digest(files, root, entrypoint, environment)
     return Package(root, loaded, files, entrypoint, environment, digest, warnings)
 
