@@ -121,7 +121,13 @@ class StorageError(MilpRayError):
 
 
 class RunFolderError(MilpRayError):
-    """The run folder exists already, is in use by another driver, or is not a run folder."""
+    """The run folder exists already, or is not a run folder, or lacks what is asked for."""
+
+
+class RunBusyError(RunFolderError):
+    """Another driver works on the run, or took it over."""
+
+    exit_code = 1
 
 
 class ClusterError(MilpRayError):

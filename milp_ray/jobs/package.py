@@ -24,8 +24,8 @@ MAX_BYTES = 20 << 20
 _BUILT_IN = ("search", "final")
 _DIGEST_LENGTH = 10
 _TEXTS_TRAVEL = (
-    "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other job "
-    "can read them"
+    "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other "
+    "job can read them"
 )
 
 

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import psutil
 
-from milp_ray.errors import MilpRayError, RunFolderError, StorageError
+from milp_ray.errors import MilpRayError, RunBusyError, StorageError
 from milp_ray.storage.objects import Objects
 from milp_ray.storage.urls import joined
 
@@ -75,7 +75,7 @@ class Lease:
         stale: seconds of silence after which a holder counts as gone.
 
     Raises:
-        RunFolderError: on entry, another holder is alive. One of another machine is watched until it shows a
+        RunBusyError: on entry, another holder is alive. One of another machine is watched until it shows a
             sign of life or was silent for long enough.
         StorageError: on entry, the store cannot be used.
     """
@@ -117,13 +117,13 @@ class Lease:
         """Make sure that the run is still this process's; to be called before anything of it is written.
 
         Raises:
-            RunFolderError: another process took it over.
+            RunBusyError: another process took it over.
             StorageError: the store does not answer, and has not for so long that another might have.
         """
         if time.monotonic() - self._confirmed > self._stale / 2:
             self._beat()
         if self._lost:
-            raise RunFolderError(
+            raise RunBusyError(
                 "another milp-ray took over this run, as this one gave no sign of life",
                 where=self._objects.url,
                 expected=f"a renewal of the lease within {self._stale:.0f} s",
@@ -153,8 +153,8 @@ class Lease:
                     _log.warning("%s holds the run; waiting %.0f s for a sign of life", other.host, left)
                     self._ended.wait(min(max(left, 0.1), self._every / 3))
 
-    def _held(self, other: Holder, silent: float) -> RunFolderError:
-        return RunFolderError(
+    def _held(self, other: Holder, silent: float) -> RunBusyError:
+        return RunBusyError(
             f"another milp-ray is working on this run: process {other.pid} on {other.host}, "
             f"last sign of life {max(silent, 0):.0f} s ago",
             where=self._objects.url,

@@ -35,7 +35,7 @@ from pathlib import Path
 import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
-from milp_ray.errors import MilpRayError, Problem, RunFolderError
+from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
 from milp_ray.storage import (
     Part,
@@ -275,7 +275,7 @@ class RunFolder:
         At a URL it is a lease (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held.
 
         Raises:
-            RunFolderError: another driver holds it.
+            RunBusyError: another driver holds it.
             StorageError: the URL cannot be read or, at the end, not be written.
         """
         if (twin := twin_of(self.root)) is not None:
@@ -291,7 +291,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunFolderError(
+                raise RunBusyError(
                     "another milp-ray is working on this run",
                     where=self.place,
                     expected="one driver per run folder",
