@@ -24,11 +24,11 @@ def run(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output + (result.stderr if result.stderr_bytes else "")
 
 
-def refused(study: Path, *overrides: str) -> str:
-    """`search` refuses with exit code 2 and leaves nothing behind."""
+def refused(study: Path, *overrides: str, exit_code: int = 2) -> str:
+    """`search` refuses with this exit code and leaves nothing behind."""
     before = sorted(study.parent.rglob("*"))
     code, output = run("search", str(study), *overrides)
-    assert code == 2, output
+    assert code == exit_code, output
     assert "error:" in output and CANARY not in output and "Traceback" not in output
     assert sorted(study.parent.rglob("*")) == before, "something was left behind"
     return output
@@ -105,7 +105,9 @@ def test_an_unknown_surrogate(study_file: Path) -> None:
 
 def test_a_storage_that_cannot_be_written(study_file: Path) -> None:
     (study_file.parent / "occupied").write_text("a file")
-    assert "storage.path" in refused(study_file, f"storage.path={study_file.parent / 'occupied'}")
+    assert "storage.path" in refused(
+        study_file, f"storage.path={study_file.parent / 'occupied'}", exit_code=1
+    )
 
 
 def test_a_full_disk_when_the_run_folder_is_made(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,12 +117,12 @@ def test_a_full_disk_when_the_run_folder_is_made(study_file: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(run_folder.os, "fdopen", full)
-    assert "No space left" in refused(study_file)
+    assert "No space left" in refused(study_file, exit_code=1)
 
 
 def test_a_cluster_that_cannot_be_had_leaves_the_name_free(study_file: Path) -> None:
     (study_file.parent / "runs").mkdir()
-    output = refused(study_file, "ray.address=127.0.0.1:1")
+    output = refused(study_file, "ray.address=127.0.0.1:1", exit_code=1)
     assert "nothing answers at 127.0.0.1:1" in output and "milp-ray resume" not in output
 
 

@@ -210,7 +210,7 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(study_file: Path, start:
     run = study_file.parent / "runs" / "small"
     process = start("search", str(study_file), "trial.epochs=8", "search.surrogate=random")
     wait_for(lambda: len(told(run)) >= 2, process)
-    kill_a_worker(process, "ResourceTrainable")
+    kill_a_worker(process, "ray::MemoryTrial")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
