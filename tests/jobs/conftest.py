@@ -80,6 +80,7 @@ def head() -> Iterator[Head]:
     port, dashboard, metrics = free_ports(3)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "OMP_NUM_THREADS": "1",
+        "RAY_metrics_report_interval_ms": "1000",  # runs are short here
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     words = ["start", str(folder), f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
