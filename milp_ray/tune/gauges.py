@@ -145,7 +145,9 @@ class Gauges:
             self._memory = max(self._memory, cost.get("gpu_memory", 0.0))
         engine = self._engines.get(ticket.alias)
         if values is not None and ticket.number != BASELINE and engine is not None:
-            self._volumes[ticket.alias] = engine.hypervolume()
+            volume = engine.hypervolume()
+            with self._lock:
+                self._volumes[ticket.alias] = volume
 
     def publish(self) -> None:
         """Set every gauge to what is the case now."""
@@ -156,7 +158,8 @@ class Gauges:
         with self._lock:
             self._set("tokens_per_second", self._tokens.rate(self._clock()))
             self._set("gpu_memory_bytes", self._memory)
-        for share, value in quantiles(list(self._volumes.values())).items():
+            volumes = list(self._volumes.values())
+        for share, value in quantiles(volumes).items():
             self._set("front_hypervolume", value, f"{share:g}")
         if self._meter is not None:
             self._set("queue_depth", self._meter.ready)
