@@ -287,9 +287,14 @@ def test_interrupted_while_it_waits_for_output(job: Package, monkeypatch: pytest
         await asyncio.sleep(60)
 
     monkeypatch.setattr(cluster, "tail_job_logs", silent)
+    # A shell's background jobs, and what they start, ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt) as caught:
-        client.report(cluster, client.Submitted("j", "new"), str, seen.append)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            client.report(cluster, client.Submitted("j", "new"), str, seen.append)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == ["first\n"] and "milp-ray stop j" in caught.value.__notes__[0]
 
 
