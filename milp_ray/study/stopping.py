@@ -91,8 +91,12 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
 def _handled_by(
     handler: Callable[[int, FrameType | None], None],
 ) -> Iterator[Mapping[signal.Signals, object]]:
-    """``handler`` for the three signals; yields, and puts back, the handlers before it."""
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    """``handler`` for the three signals; yields, and puts back, the handlers before it.
+
+    SIGHUP stays ignored where it was: that is what `nohup` is for.
+    """
+    kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {n: signal.signal(n, handler) for n in _SIGNALS if not (kept and n == signal.SIGHUP)}
     try:
         yield before
     finally:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from milp_ray.study.stopping import signals_interrupt, stop_on_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def usual() -> Iterator[None]:
+    """As in a shell's foreground, whatever these tests were started by."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def swallowed(number: int) -> None:
@@ -56,3 +66,14 @@ def test_handlers_are_put_back() -> None:
     with signals_interrupt(), stop_on_signals(lambda text: None):
         pass
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals_interrupt():
+        signal.raise_signal(signal.SIGHUP)
+        with stop_on_signals(lambda text: None) as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping()
+            signal.raise_signal(signal.SIGTERM)
+            assert stopping()
