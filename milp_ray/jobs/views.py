@@ -21,7 +21,7 @@ def jobs_view(jobs: Sequence[JobDetails]) -> RenderableType:
     if not jobs:
         return Text("no jobs")
     table = Table("job", "state", "exit code", "study", "users", "began", "took", box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"  # an id is to be copied whole
+    table.columns[0].no_wrap = True  # an id is to be copied whole
     for job in jobs:
         about = job.metadata or {}
         cells = (

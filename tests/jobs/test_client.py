@@ -306,3 +306,13 @@ def test_metadata_that_looks_like_markup_is_shown() -> None:
     text = io.StringIO()
     Console(file=text, width=200).print(jobs_view(list(cluster.jobs.values())))
     assert "[/x]" in text.getvalue() and "[/bold]" in text.getvalue()
+
+
+def test_ids_are_whole_on_a_narrow_terminal() -> None:
+    cluster, name = Cluster(), "milp-a-study-with-a-name-of-its-own-0123456789-12"
+    cluster.put(name, "SUCCEEDED", 0)
+    cluster.jobs[name].metadata = {"study": "a-study-with-a-name-of-its-own", "users": "1000"}
+    cluster.jobs[name].start_time, cluster.jobs[name].end_time = 1_800_000_000_000, 1_800_000_900_000
+    text = io.StringIO()
+    Console(file=text, width=80).print(jobs_view(list(cluster.jobs.values())))
+    assert name in text.getvalue()
