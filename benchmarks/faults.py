@@ -174,6 +174,17 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
         time.sleep(0.05)
 
 
+def wait_for_end(doomed: list[psutil.Process]) -> None:
+    """Until none of them runs; where nobody reaps orphans they stay as zombies."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in doomed):
+                time.sleep(0.05)
+                continue
+            return
+
+
 def flip(run: Run) -> None:
     """Change one byte of the newest state."""
     path = max(run.folder.glob("checkpoints/*/[0-9]*")) / "adapter.safetensors"
@@ -237,7 +248,7 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
         began = time.monotonic()
         if fault.title == "driver":
             process = run.start("resume" if fault.stage == SEARCH else "final", str(run.folder))
-        psutil.wait_procs(orphans, timeout=60)
+        wait_for_end(orphans)
         run.until(process, fault.stage, 1)
         seconds = time.monotonic() - began
         process.wait()
