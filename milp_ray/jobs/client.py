@@ -213,14 +213,14 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
     written, lost, known = 0, None, False
     while True:
         try:
-            over = is_over(details(client, job))
+            details(client, job)
             known = True
             for text in _tail(client, job, written):
                 write(text)
                 written += len(text)
             lost = None
-            if over or is_over(details(client, job)):
-                return details(client, job)
+            if is_over(ended := details(client, job)):
+                return ended
         except JobError:
             if not known:
                 raise

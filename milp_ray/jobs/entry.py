@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from milp_ray.errors import StudyError
 from milp_ray.jobs.package import storage_problem
+from milp_ray.storage import is_url
 from milp_ray.terminal import closing, err, leave, out, reported
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check_paths(study: Study, folder: Path) -> None:
     """
     package = next((part for part in (folder, *folder.parents) if part.name.startswith(_PACKAGE)), None)
     path = study.storage.path
-    if package is None or "://" in path:
+    if package is None or is_url(path):
         return
     if (folder / Path(path).expanduser()).resolve().is_relative_to(package.resolve()):
         raise StudyError("the study of a job", [storage_problem(path)])

@@ -19,6 +19,7 @@ from milp_ray.config import yamltree
 from milp_ray.config.loading import load_study, study_files
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, StudyError
+from milp_ray.storage import is_url
 
 MAX_BYTES = 20 << 20
 _BUILT_IN = ("search", "final")
@@ -214,7 +215,7 @@ def storage_problem(path: str) -> Problem:
 
 
 def _is_relative(path: str) -> bool:
-    return "://" not in path and not Path(path).expanduser().is_absolute()
+    return not is_url(path) and not Path(path).expanduser().is_absolute()
 
 
 def _digest(files: Sequence[Path], root: Path, entrypoint: str, environment: Mapping[str, str]) -> str:
