@@ -190,13 +190,13 @@ def submit(
     again: Annotated[bool, typer.Option("--again", help="Even if the same job is done.")] = False,
 ) -> int:
     """Submit a job to a Ray cluster and follow it; the same job is never submitted twice at a time."""
-    from milp_ray.jobs import client, package
+    from milp_ray.jobs import client, connection, package
 
     variables = client.environment_of(env or [])
     packed = package.pack(
         job, study, overrides or [], root=working_dir, include=include or [], environment=variables
     )
-    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    connected = connection.connect(address, connection.token_of(token_file), insecure=insecure)
     for warning in packed.warnings:
         err.print(warning, markup=False)
     sent = client.submit(connected, packed, again=again)
@@ -212,10 +212,10 @@ def status(
     insecure: Insecure = False,
 ) -> int:
     """List a cluster's jobs, or show one; ends with its exit code once it is over."""
-    from milp_ray.jobs import client
+    from milp_ray.jobs import client, connection
     from milp_ray.jobs.views import job_view, jobs_view
 
-    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    connected = connection.connect(address, connection.token_of(token_file), insecure=insecure)
     if job is None:
         out.print(jobs_view(client.jobs(connected)))
         return 0
@@ -230,9 +230,9 @@ def stop(
     job: JobId, address: Address = None, token_file: TokenFile = None, insecure: Insecure = False
 ) -> int:
     """Stop a job; submitting it again resumes its run."""
-    from milp_ray.jobs import client
+    from milp_ray.jobs import client, connection
 
-    connected = client.connect(address, client.token_of(token_file), insecure=insecure)
+    connected = connection.connect(address, connection.token_of(token_file), insecure=insecure)
     state, before = client.stop(connected, job)
     out.print(f"{job}: {'nothing to stop, it is over: ' if before else ''}{state}", markup=False)
     return 0 if before or state == "STOPPED" else 1

@@ -2,31 +2,27 @@
 
 A thin layer over Ray's :class:`JobSubmissionClient`. What it adds: a submission id that follows from the
 job's content, so that a repeated submission finds the job that is there already; the job's own exit code; a
-stopped job that does not count as success; one error instead of a traceback where the cluster cannot be had.
+stopped job that does not count as success. How the cluster is reached is :mod:`milp_ray.jobs.connection`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import logging
-import os
 import queue
 import re
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from milp_ray.config.loading import looks_secret
-from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.errors import ClusterError
+from milp_ray.jobs.connection import JobError, answering
 from milp_ray.jobs.package import Package
 from milp_ray.storage import has_credentials, is_url
 
@@ -45,92 +41,12 @@ _SECRET_NAME = re.compile(
 _NAMES_A_PLACE = re.compile(r"_(FILE|PATH|DIR|URL)$", re.IGNORECASE)
 
 
-class JobError(MilpRayError):
-    """There is no such job, or what is asked of the job client is not allowed."""
-
-
 @dataclass(frozen=True)
 class Submitted:
     """A submission: its id, and whether it is new, found running, or found done."""
 
     id: str
     state: str
-
-
-def token_of(
-    file: Path | None, environ: Mapping[str, str] = os.environ, home: Path | None = None
-) -> str | None:
-    """The cluster's token: from a file, else where Ray looks for it.
-
-    That is RAY_AUTH_TOKEN, then the file of RAY_AUTH_TOKEN_PATH, then ``~/.ray/auth_token``.
-
-    Raises:
-        JobError: what is there is no token.
-    """
-    if file is None and (given := environ.get("RAY_AUTH_TOKEN", "").strip()):
-        return _checked_token(given, "RAY_AUTH_TOKEN")
-    default = (home or Path.home()) / ".ray" / "auth_token"
-    named = file or (Path(path) if (path := environ.get("RAY_AUTH_TOKEN_PATH")) else None)
-    if named is None and not default.is_file():
-        return None
-    place = named or default
-    try:
-        return _checked_token(place.read_text(encoding="utf-8").strip(), str(place))
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(
-            f"the token cannot be read: {type(error).__name__}",
-            where=str(place),
-            expected="a file that holds the cluster's token",
-            remedy="check --token-file or RAY_AUTH_TOKEN_PATH",
-        ) from None
-
-
-def _checked_token(token: str, where: str) -> str:
-    if not token or not token.isascii() or any(sign.isspace() for sign in token):
-        fact = "is not a token" if token else "the token is empty"
-        raise JobError(fact, where=where, expected="the cluster's token, one word")
-    return token
-
-
-def connect(address: str | None, token: str | None, *, insecure: bool = False) -> JobSubmissionClient:
-    """A client of the cluster at ``address``.
-
-    Args:
-        address: http(s)://host:port of the dashboard; None: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
-        token: sent as a bearer token.
-        insecure: allows an address of another machine without a token.
-
-    Raises:
-        JobError: no usable address, or another machine's without a token.
-        ClusterError: nothing answers there, or the token is refused.
-    """
-    found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
-    parts = urlsplit(found)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise JobError(
-            f"{found!r} is not the address of a dashboard" if found else "no address",
-            expected="http://host:8265 or https://host",
-            remedy="name it with --address, or in RAY_ADDRESS",
-        )
-    if parts.username or parts.password:
-        raise JobError("a password in the address", remedy="use a token: --token-file, RAY_AUTH_TOKEN_PATH")
-    if token is None and not insecure and not _is_loopback(parts.hostname):
-        raise JobError(
-            f"{parts.hostname} is another machine, and there is no token",
-            expected="a cluster that asks for a token: whoever reaches one without can run anything on it",
-            remedy="set --token-file or RAY_AUTH_TOKEN_PATH, or insist with --insecure",
-        )
-    from ray.job_submission import JobSubmissionClient
-
-    for name in (
-        "dashboard.modules.dashboard_sdk",
-        "dashboard.modules.job.sdk",
-        "_private.runtime_env.packaging",
-    ):
-        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-    headers = {"Authorization": f"Bearer {token}"} if token else None
-    with _answering(found), _address_of_ours(found):
-        return JobSubmissionClient(found, headers=headers)
 
 
 def submit(client: JobSubmissionClient, package: Package, *, again: bool = False) -> Submitted:
@@ -145,7 +61,7 @@ def submit(client: JobSubmissionClient, package: Package, *, again: bool = False
         ClusterError: the cluster cannot be had.
     """
     prefix = f"milp-{package.study.name}-{package.digest}"
-    with _answering(client.get_address()):
+    with answering(client.get_address()):
         attempts = _attempts(client, prefix)
         last = attempts[max(attempts)] if attempts else None
         if last is not None and state_of(last) not in _FINISHED:
@@ -243,7 +159,7 @@ def details(client: JobSubmissionClient, job: str) -> JobDetails:
         JobError: no such job.
         ClusterError: the cluster cannot be had.
     """
-    with _answering(client.get_address()):
+    with answering(client.get_address()):
         try:
             return client.get_job_info(job)
         except RuntimeError as error:
@@ -258,7 +174,7 @@ def jobs(client: JobSubmissionClient) -> list[JobDetails]:
     Raises:
         ClusterError: the cluster cannot be had.
     """
-    with _answering(client.get_address()):
+    with answering(client.get_address()):
         found = [job for job in client.list_jobs() if job.submission_id]
     return sorted(found, key=lambda job: job.start_time or 0)
 
@@ -275,7 +191,7 @@ def stop(client: JobSubmissionClient, job: str, seconds: float = 60.0) -> tuple[
     """
     if is_over(found := details(client, job)):
         return state_of(found), True
-    with _answering(client.get_address()):
+    with answering(client.get_address()):
         client.stop_job(job)
     deadline = time.monotonic() + seconds
     while not is_over(found := details(client, job)):
@@ -369,7 +285,7 @@ def _tail(client: JobSubmissionClient, job: str, skip: int) -> Iterator[str]:
         if text:
             yield text
     if not began:  # nothing yet, or a proxy without web sockets
-        with _answering(client.get_address()):
+        with answering(client.get_address()):
             yield client.get_job_logs(job)[skip:]
 
 
@@ -393,58 +309,3 @@ def _commit(root: Path) -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@contextmanager
-def _address_of_ours(address: str) -> Iterator[None]:
-    """Ray prefers the environment to the address that it is given."""
-    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-@contextmanager
-def _answering(address: str) -> Iterator[None]:
-    """Turn what goes wrong on the way to the cluster into :class:`ClusterError`."""
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    try:
-        yield
-    except AuthenticationError:
-        raise ClusterError(
-            "the cluster refuses the token",
-            where=address,
-            expected="the token that the cluster was started with",
-            remedy="check --token-file, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
-        ) from None
-    except (ConnectionError, requests.exceptions.RequestException) as error:
-        raise ClusterError(
-            f"the cluster does not answer ({type(error).__name__})",
-            where=address,
-            expected="the dashboard of a running Ray head",
-            remedy="check --address or RAY_ADDRESS, and that this machine may reach it",
-        ) from None
-    except RuntimeError as error:
-        raise ClusterError(
-            f"the cluster refused: {str(error)[:300]}",
-            where=address,
-            expected="the dashboard of a Ray head",
-            remedy="check --address or RAY_ADDRESS: is this Ray's dashboard?",
-        ) from None

@@ -18,7 +18,8 @@ from rich.console import Console
 from milp_ray.config.loading import load_study
 from milp_ray.errors import ClusterError
 from milp_ray.jobs import client
-from milp_ray.jobs.client import JobError, connect, environment_of, exit_code, follow, submit, token_of
+from milp_ray.jobs.client import environment_of, exit_code, follow, submit
+from milp_ray.jobs.connection import JobError, connect, token_of
 from milp_ray.jobs.package import Package
 from milp_ray.jobs.views import jobs_view
 
