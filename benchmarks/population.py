@@ -82,7 +82,7 @@ def told(run: Path, known: dict[Path, tuple[int, int]]) -> int:
 
 
 def watch(command: list[str], run: Path, every: float, output: Path) -> list[Row]:
-    """Run a study and look at its driver every so many seconds. The first row is its first trial."""
+    """Run a study and look at its driver every so many seconds; from the last row without a trial on."""
     rows: list[Row] = []
     known: dict[Path, tuple[int, int]] = {}
     with output.open("w", encoding="utf-8") as file:
@@ -102,7 +102,7 @@ def watch(command: list[str], run: Path, every: float, output: Path) -> list[Row
     print(output.read_text(encoding="utf-8")[-1500:])
     if process.wait() != 0:  # stopped, say: what was seen so far is still worth having
         print(f"the study ended with exit code {process.returncode}")
-    rows = [row for row in rows if row["trials"] > 0]
+    rows = rows[max(0, sum(row["trials"] == 0 for row in rows) - 1) :]
     began = rows[0]["seconds"]
     last = next((index for index, row in enumerate(rows) if row["trials"] == rows[-1]["trials"]), 0)
     rows = rows[: last + 1]  # what follows is tables and plots
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--surrogate", default="random")
     parser.add_argument("--cohort", type=int, default=100, help="users per Tune run")
     parser.add_argument("--concurrent", type=int, default=8, help="trials at once")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=0.5, help="seconds between two looks")
     parser.add_argument("--name", default="population", help="of the result files")
     arguments = parser.parse_args()
     search: dict[str, object] = {

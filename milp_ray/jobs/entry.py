@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from milp_ray.errors import StudyError
-from milp_ray.jobs.package import storage_problem
+from milp_ray.jobs.package import BUILT_IN, storage_problem
 from milp_ray.storage import is_url
 from milp_ray.terminal import closing, err, leave, out, reported
 
@@ -45,7 +45,7 @@ def final(words: Sequence[str] | None = None) -> NoReturn:
     _run(final_of, words)
 
 
-JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = {"search": search, "final": final}
+JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = dict(zip(BUILT_IN, (search, final), strict=True))
 
 
 def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None) -> NoReturn:

@@ -22,7 +22,7 @@ from milp_ray.errors import MilpRayError, Problem, StudyError
 from milp_ray.storage import is_url
 
 MAX_BYTES = 20 << 20
-_BUILT_IN = ("search", "final")
+BUILT_IN = ("search", "final")  # jobs without a script, see milp_ray.jobs.entry
 _DIGEST_LENGTH = 10
 _TEXTS_TRAVEL = (
     "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other "
@@ -94,7 +94,7 @@ def pack(
     chain = [
         _inside(file, root, "the study, and files that it extends") for file in study_files(root / study)
     ]
-    built_in = job in _BUILT_IN and not (root / job).is_file()
+    built_in = job in BUILT_IN and not (root / job).is_file()
     script = [] if built_in else [_script(job, root)]
     extra = {file for name in include for file in _included(name, root)}
     code = (
@@ -112,7 +112,7 @@ def pack(
 
 
 def _script(job: str, root: Path) -> Path:
-    names = " or ".join(_BUILT_IN)
+    names = " or ".join(BUILT_IN)
     script = _inside(Path(job), root, f"a script, or {names} for a job without one")
     if not (root / script).is_file():
         raise SubmissionError("is a folder", where=job, expected=f"a script, or {names}")

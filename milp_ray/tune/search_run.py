@@ -19,6 +19,7 @@ import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.experiment import Trial
+from ray.util.debug import reset_log_once
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.data.records import UserSplit
@@ -139,6 +140,8 @@ def run_search(
         queue.join(timeout=5)
         # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
         shutil.rmtree(folder / name, ignore_errors=True)
+        # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4 kB a trial.
+        reset_log_once()
     if searcher.failure is not None:
         raise searcher.failure
     queue.raise_error()

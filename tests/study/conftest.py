@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -66,11 +66,11 @@ def start() -> Iterator[Start]:
     """Starts `milp-ray` with its own temporary folder, as a person would from a shell."""
     scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: Ray's sockets go below it
 
-    def run(*words: str) -> subprocess.Popen[str]:
+    def run(*words: str, program: Sequence[str] = ("-m", "milp_ray")) -> subprocess.Popen[str]:
         environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
         environment.pop("RAY_ADDRESS", None)
         return subprocess.Popen(
-            [sys.executable, "-m", "milp_ray", *words],
+            [sys.executable, *program, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

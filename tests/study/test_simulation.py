@@ -16,6 +16,18 @@ from .conftest import Start, user_line
 
 pytestmark = pytest.mark.slow
 USERS, TRIALS = 7, 6
+# What a thousand users would add up: see benchmarks/population.py.
+WITH_MEMORY = """
+import gc, sys
+from milp_ray.cli import app
+try:
+    app(sys.argv[1:], prog_name="milp-ray")
+finally:
+    from ray.tune.experiment import Trial
+    from ray.util import debug
+    trials = sum(isinstance(thing, Trial) for thing in gc.get_objects())
+    print(f"trials in memory: {trials}, texts of trials: {sum('tune_func' in key for key in debug._logged)}")
+"""
 
 
 @pytest.fixture
@@ -93,9 +105,12 @@ def test_a_simulated_study_killed_in_its_second_cohort_and_resumed(simulated: Pa
     assert not (run / "memories").exists() and not (run / "scores").exists()
 
 
-def test_a_share_of_the_trials_fails_when_asked_to(simulated: Path, start: Start) -> None:
+def test_a_share_of_the_trials_fails_and_nothing_of_them_is_kept_in_memory(
+    simulated: Path, start: Start
+) -> None:
     words = ["simulation.failures=0.3", "simulation.seconds=0", "search.surrogate=random"]
-    finish(start("search", str(simulated), *words), 3)
+    output = finish(start("search", str(simulated), *words, program=("-c", WITH_MEMORY)), 3)
+    assert "trials in memory: 0, texts of trials: 0" in output
     run = simulated.parent / "runs" / "dry"
     trials = pd.read_parquet(run / "tables" / "trials.parquet")
     failed = trials[trials.state == "failed"]
