@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import growing, storage_error
+from milp_ray.storage import growing, storage_error, sync_folder
 
 Event = Mapping[str, object]
 
@@ -79,7 +79,7 @@ class EventLog:
                         f"its {len(data) - len(kept)} bytes were removed (line {len(self.events) + 1})"
                     )
             if new:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
         except OSError as error:
             raise storage_error(error, path) from error
         self._size = len(kept)
@@ -213,11 +213,3 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
     return result
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
