@@ -1,4 +1,4 @@
-"""What the operating system's refusals mean to a user, waiting for the disk, and whether a file's process lives.
+"""What the operating system's refusals mean to a user; waiting for the disk; files that show who lives.
 
 What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage.files`.
 """

@@ -21,9 +21,10 @@ from milp_ray.storage.objects import objects_at
 from milp_ray.study.check import check_study
 from milp_ray.study.fetch import fetch
 from milp_ray.study.inputs import load_inputs
+from milp_ray.study.place import place_of
 from milp_ray.study.population import Population
 from milp_ray.study.record import record
-from milp_ray.study.run_folder import RunFolder, place_of
+from milp_ray.study.run_folder import RunFolder
 
 from .conftest import CANARY, user_line
 
