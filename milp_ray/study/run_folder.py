@@ -55,6 +55,7 @@ from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
 from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
+from milp_ray.training.fingerprint import COMMIT
 
 FORMAT = 1
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
@@ -196,7 +197,7 @@ class RunFolder:
 
         So every node loads that one, also once the revision of ``study.yaml`` means another commit.
         """
-        if commit := self.base.get("commit"):
+        if commit := self.base.get(COMMIT):
             model = self.study.model.model_copy(update={"revision": commit})
             self.study = self.study.model_copy(update={"model": model})
         return self
