@@ -198,7 +198,9 @@ class SearchSettings(Settings):
     """The multi-objective Bayesian optimisation of one user's placement (paper, section 2.2.2)."""
 
     trials: Positive = Field(200, description="measured configurations per user, the initial ones included")
-    initial: Positive = Field(100, description="of these, space-filling ones before the model leads")
+    initial: Positive = Field(
+        20, description="of these, space-filling ones before the model leads; the paper: 100"
+    )
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
     saas: SaasSettings = SaasSettings()

@@ -76,8 +76,8 @@ trial:
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
 
 search:
-  trials: 200                     # per user; the settings of AutoPEFT, which the paper follows
-  initial: 100                    # space-filling ones among them
+  trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
+  initial: 20                     # space-filling ones among them; the paper's 100 cost 80 trials for nothing
   batch: 4                        # proposals from one fit
   surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick (docs/search.md)
   outcome: standardize            # copula (normal scores of the ranks) is AutoPEFT's
