@@ -13,11 +13,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.storage import is_url, url_fault
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]
+ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]  # of objectives.OBJECTIVES
 Stage = Literal["inject", "instruct"]
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -230,7 +231,7 @@ class ChooseSettings(Settings):
 
     @model_validator(mode="after")
     def _known_policy(self) -> Self:
-        known = ["knee", "budget", "best:loss", "best:rouge_l", "best:trainable_params"]
+        known = ["knee", "budget", *(f"best:{name}" for name in OBJECTIVES)]
         if self.policy not in known:
             raise ValueError(f"policy {self.policy!r} is not one of {', '.join(known)}")
         if (self.policy == "budget") != (self.budget is not None):
@@ -342,8 +343,9 @@ class Study(Settings):
     def _distinct(cls, value: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
         if len(set(value)) != len(value):
             raise ValueError("names an objective twice")
-        if set(value) == {"trainable_params"}:
-            raise ValueError("needs a measured objective (loss or rouge_l) beside trainable_params")
+        if all(OBJECTIVES[name].exact for name in value):
+            measured = " or ".join(name for name, declared in OBJECTIVES.items() if not declared.exact)
+            raise ValueError(f"needs a measured objective ({measured}) beside {', '.join(value)}")
         return value
 
     @model_validator(mode="after")
