@@ -175,6 +175,9 @@ class TrialSettings(Settings):
     slice_seconds: Annotated[float, Field(gt=0)] = Field(
         2.0, description="a trial looks up this often whether it should stop"
     )
+    save_adapters: bool = Field(
+        True, description="keep the adapters of the trials on each user's front; the final job needs none"
+    )
 
     @field_validator("stages")
     @classmethod

@@ -74,6 +74,7 @@ trial:
   max_new_tokens: 64              # longest response generated for ROUGE-L
   eval_batch_size: 16             # validation samples measured at once
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
+  save_adapters: true             # those of the trials on a user's front; the final job trains its own
 
 search:
   trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)

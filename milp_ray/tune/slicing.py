@@ -121,8 +121,8 @@ class Slices:
         if trial is None or trial.result is None:
             return ending("the trial ended without a measurement")
         measured = trial.result
-        first = self._base.parallel.group.rank == 0
-        if first and self._number != BASELINE and self._is_non_dominated(measured):
+        wanted = self._spec.study.trial.save_adapters and self._number != BASELINE
+        if wanted and self._base.parallel.group.rank == 0 and self._is_non_dominated(measured):
             trial.save(child(self._spec.adapters, self._alias, trial_label(self._number)))
         self.close()
         seconds = measured.train_seconds + measured.eval_seconds

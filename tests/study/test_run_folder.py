@@ -198,7 +198,7 @@ def test_logs_scores_and_memories_reach_the_next_driver(
             lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
             last="adapter_config.json",
         )
-        write_folder(folder.adapter("u-a", 7), lambda draft: (draft / "x").write_bytes(b"1"))
+        write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
         folder.tune.mkdir()
         (folder.tune / "tune.log").write_text("why")
     assert "adapters/u-a/t0007/x" in names_at(folder.place) and "tune/tune.log" in names_at(folder.place)
