@@ -74,10 +74,11 @@ trial:
   max_new_tokens: 64              # longest response generated for ROUGE-L
   eval_batch_size: 16             # validation samples measured at once
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
+  save_adapters: true             # those of the trials on a user's front; the final job trains its own
 
 search:
-  trials: 200                     # per user; the settings of AutoPEFT, which the paper follows
-  initial: 100                    # space-filling ones among them
+  trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
+  initial: 20                     # space-filling ones among them; the paper's 100 cost 80 trials for nothing
   batch: 4                        # proposals from one fit
   surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick (docs/search.md)
   outcome: standardize            # copula (normal scores of the ranks) is AutoPEFT's

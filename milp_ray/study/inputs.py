@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from milp_ray.config.models import Study
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.data.readers import read_users
 from milp_ray.data.records import UserSplit
 from milp_ray.data.splits import split_users
@@ -131,12 +132,8 @@ def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, 
     def count(placement: Placement) -> float:
         return float(architecture.trainable_params(placement))
 
-    known = {
-        "loss": Objective("loss", "min"),
-        "rouge_l": Objective("rouge_l", "max"),
-        "trainable_params": Objective("trainable_params", "min", exact=count),
-    }
-    return tuple(known[name] for name in study.objectives)
+    exact = {"trainable_params": count}
+    return tuple(Objective(name, OBJECTIVES[name].direction, exact.get(name)) for name in study.objectives)
 
 
 def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:

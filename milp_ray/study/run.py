@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
-from milp_ray.storage import shown, write_json
+from milp_ray.ids import trial_label
+from milp_ray.storage import names_in, remove_folder, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.population import Population
@@ -33,6 +34,7 @@ from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
+    from milp_ray.search import Engine
     from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.search_run import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
@@ -184,6 +186,7 @@ class Run:
                             introduce=introduce,
                             say=self.progress.say,
                         )
+                        self._drop_beaten(engines)
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
                     # process of this size that memory would grow from cohort to cohort.
                     gc.collect()
@@ -193,6 +196,15 @@ class Run:
         finally:
             self.outcome.seconds["search"] = time.monotonic() - began
             self.outcome.metrics = self._meter.result()
+
+    def _drop_beaten(self, engines: Mapping[str, Engine]) -> None:
+        """Delete the adapters of trials that were on the front when they ended, and are not any more."""
+        if self.study.simulation is not None or not self.study.trial.save_adapters:
+            return
+        for alias, engine in engines.items():
+            kept, saved = {trial_label(seen.id) for seen in engine.front()}, self.folder.adapters(alias)
+            for name in names_in(saved) - kept:
+                remove_folder(saved / name)
 
     def _spec(self, users: SharedUsers) -> TrialSpec | SimulatedSpec:
         from milp_ray.tune.simulated import SimulatedSpec

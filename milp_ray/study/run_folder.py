@@ -5,7 +5,7 @@
       run.json           format, fingerprints of data and base model, versions of the packages
       alias.key          the key of this run's aliases, readable by its owner only
       events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
-      adapters/<alias>/t0007/   adapters of trials that were non-dominated when they ended (PEFT layout)
+      adapters/<alias>/t0007/   adapters of trials on the front, PEFT layout
       memories/<alias>/  the final adapter of a user (PEFT layout)
       scores/<alias>.json    test scores of the three models
       experiments/<alias>.json   the saved Ax experiment
@@ -35,7 +35,7 @@ import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
-from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
+from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
 from milp_ray.storage import (
     Part,
     Twin,
@@ -225,9 +225,9 @@ class RunFolder:
         """The event log of a user's search."""
         return child(self.root, "events", f"{alias}.jsonl")
 
-    def adapter(self, alias: str, number: int) -> Path:
-        """The adapter of one trial (there only if the trial was non-dominated when it ended)."""
-        return child(self.root, "adapters", alias, trial_label(number))
+    def adapters(self, alias: str) -> Path:
+        """Adapters of a user's trials, each in a folder called like the trial."""
+        return child(self.root, "adapters", alias)
 
     def memory(self, alias: str) -> Path:
         """A user's memory: the final adapter."""

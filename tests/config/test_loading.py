@@ -32,7 +32,7 @@ def test_a_small_study_gets_the_papers_defaults(tmp_path: Path) -> None:
     assert (study.optimizer.learning_rate, study.optimizer.weight_decay) == (5e-4, 1e-4)
     assert (study.optimizer.warmup, study.optimizer.batch_size) == (0.1, 8)
     assert study.memory.ranks == (8, 16, 32, 64, 96)
-    assert (study.search.trials, study.search.initial) == (200, 100)
+    assert (study.search.trials, study.search.initial) == (200, 20)
     split = study.data.split
     assert (split.train, split.validation, split.test) == (0.7, 0.1, 0.2)
 

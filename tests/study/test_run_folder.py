@@ -127,14 +127,14 @@ def test_what_killed_drivers_left_goes_with_the_next_one(
     folder = RunFolder.create(a_study(tmp_path), "f")
     kept = [
         folder.tune / "tune.log",
-        folder.adapter("u-a", 7) / "adapter_config.json",
+        folder.adapters("u-a") / "t0007" / "adapter_config.json",
         folder.memory("u-a") / "adapter_config.json",  # replaced by .old, whose writer was killed
         folder.scores("u-a"),
     ]
     left = [
         folder.tune / "search-20261126-093000-3f9c2a" / "experiment_state.json",
         folder.root / "train" / "s-final" / "x",
-        folder.adapter("u-a", 8).with_name(".t0008.41.tmp") / "adapter_config.json",
+        folder.adapters("u-a") / ".t0008.41.tmp" / "adapter_config.json",
         folder.root / "memories" / ".u-a.41.tmp" / "adapter_config.json",
         folder.root / "scores" / ".u-b.json.41.tmp",
         folder.root / "experiments" / ".u-a.json.41.tmp",
@@ -272,7 +272,7 @@ def test_logs_scores_and_memories_reach_the_next_driver(
             lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
             last="adapter_config.json",
         )
-        write_folder(folder.adapter("u-a", 7), lambda draft: (draft / "x").write_bytes(b"1"))
+        write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
         folder.tune.mkdir()
         (folder.tune / "tune.log").write_text("why")
     assert "adapters/u-a/t0007/x" in names_at(folder.place) and "tune/tune.log" in names_at(folder.place)
