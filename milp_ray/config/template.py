@@ -64,7 +64,7 @@ optimizer:                        # paper, section 3.4
   learning_rate: 5.0e-4
   weight_decay: 1.0e-4
   warmup: 0.1                     # share of the steps, linear
-  batch_size: 8                   # per device
+  batch_size: 8                   # texts per step, over all workers of a trial
   max_grad_norm: 1.0              # a guard: the paper names none
 
 trial:

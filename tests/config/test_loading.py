@@ -52,6 +52,8 @@ def test_the_template_states_every_value_and_only_defaults(tmp_path: Path) -> No
         line for line in TEMPLATE.splitlines() if ": " in line and not line.startswith(("#", "name"))
     ]
     assert commented
+    batch = next(line for line in TEMPLATE.splitlines() if line.lstrip().startswith("batch_size"))
+    assert "over all workers" in batch and "per device" not in batch, "docs/parallel.md says what it counts"
 
 
 def test_init_does_not_overwrite(tmp_path: Path) -> None:

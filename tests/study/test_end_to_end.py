@@ -140,6 +140,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(study_file: Path, start: Star
     assert sorted(after) == sorted((alias, i) for alias in events(run) for i in range(8))
     asked = [e for found in events(run).values() for e in found if e["event"] == "asked"]
     assert sum(len(e["proposals"]) for e in asked) == 16  # type: ignore[arg-type]
+    assert {path.name for path in (run / "tune").iterdir()} <= {"tune.log"}, "the killed one's scratch, too"
 
 
 def test_ctrl_c_stops_within_ten_seconds_and_says_how_to_go_on(study_file: Path, start: Start) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
+from milp_ray.storage import held
 from milp_ray.tune.session import _sweep, ray_session
 
 pytestmark = pytest.mark.slow
@@ -57,14 +58,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
         pass
 
 
-def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name, owner in (("mr-dead", dead.pid), ("mr-alive", os.getpid())):
+    for name in ("mr-dead", "mr-alive", "mr-foreign"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "pid").write_text(str(owner))
-    (tmp_path / "mr-foreign").mkdir()
-    _sweep(tmp_path)
+    (tmp_path / "mr-dead" / "pid").write_text(
+        str(os.getpid())
+    )  # which was another process's in its container
+    # In another container: its process id says nothing here.
+    with held(tmp_path / "mr-alive" / "pid", str(dead.pid)):
+        _sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-foreign"]
 
 
@@ -113,6 +117,7 @@ def test_a_dashboards_address_is_refused(address: str) -> None:
 JOIN = """
 import sys
 from milp_ray.config.models import RaySettings
+from milp_ray.storage import held
 from milp_ray.tune.session import ray_session
 with ray_session(RaySettings(address=sys.argv[1])):
     import ray
