@@ -34,7 +34,7 @@ from milp_ray.tune.session import ray_session
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
     from milp_ray.tune.proposing import Proposer
-    from milp_ray.tune.search_run import SharedUsers
+    from milp_ray.tune.shared import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
     from milp_ray.tune.slots import Slots
     from milp_ray.tune.trainable import TrialSpec
@@ -132,7 +132,7 @@ class Run:
 
     def _steps(self, stopping: StopRequest) -> None:
         from milp_ray.tune.dashboard import describe_job
-        from milp_ray.tune.search_run import check_shared, share_users
+        from milp_ray.tune.shared import check_shared, share_users
 
         check_shared(self.folder.root)
         simulated = self.study.simulation is not None
@@ -201,7 +201,7 @@ class Run:
         if self.study.simulation is not None:
             numbers = {alias: index for index, alias in enumerate(self.population.aliases)}
             return SimulatedSpec(self.study, self.inputs.architecture, numbers)
-        return TrialSpec(self.study, users, self.folder.root / "events", self.folder.root / "adapters")
+        return TrialSpec(self.study, users, self.folder.root)
 
     @contextlib.contextmanager
     def _proposer(self) -> Iterator[Proposer | None]:
