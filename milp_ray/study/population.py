@@ -24,7 +24,7 @@ class Summary:
 
     Attributes:
         done, failed: trials that ended.
-        over: whether its budget is used up and nothing is pending.
+        over: whether its budget, or its space, is used up and nothing is pending.
         reference: the no-memory measurement, None while there is none.
         best: objective -> best value.
         chosen: by the study's policy; None without a measured trial.
@@ -118,7 +118,6 @@ class Population:
 
     def _summary_of(self, engine: Engine) -> Summary:
         counts, study = engine.counts, self._folder.study
-        used_up = counts.told + counts.failed >= study.search.trials or bool(engine.finished)
         best: dict[str, float] = {}
         for name, direction in self.directions.items():
             values = [seen.values[name] for seen in engine.observations]
@@ -127,7 +126,7 @@ class Population:
         return Summary(
             counts.told,
             counts.failed,
-            used_up and not counts.pending,
+            bool(engine.finished) and not counts.pending,
             engine.reference,
             best,
             choose(engine, study.choose, self._inputs.architecture) if counts.told else None,

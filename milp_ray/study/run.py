@@ -100,7 +100,7 @@ class Run:
         self._meter = Meter()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
         for alias, summary in self.population.summaries():
-            self.progress.replayed(alias, summary.done, summary.failed, summary.best, summary.reference)
+            self.progress.replayed(alias, summary)
 
     def work(self) -> Outcome:
         """Do what is missing, then write the tables of whatever is finished.
@@ -169,7 +169,11 @@ class Run:
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
-                    with population.opened(todo) as engines, gauges.watching(engines):
+                    with (
+                        population.opened(todo) as engines,
+                        gauges.watching(engines),
+                        self.progress.watching(engines),
+                    ):
                         introduce = donors.gather(todo)
                         if introduce and (learning := sum(not e.proposals for e in engines.values())):
                             self.progress.say(f"{learning} users learn from those that are done")
