@@ -162,7 +162,7 @@ class Run:
 
         began, spec = time.monotonic(), self._spec(users)
         population = self.population
-        donors = Donors(self.study, self.inputs, population)
+        donors = Donors(self.study, self.inputs, population, self.progress.say)
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
@@ -174,9 +174,6 @@ class Run:
                         gauges.watching(engines),
                         self.progress.watching(engines),
                     ):
-                        introduce = donors.gather(todo)
-                        if introduce and (learning := sum(not e.proposals for e in engines.values())):
-                            self.progress.say(f"{learning} users learn from those that are done")
                         failed = run_search(
                             spec,
                             engines,
@@ -185,7 +182,7 @@ class Run:
                             (self.progress, gauges),
                             proposer=proposer,
                             meter=self._meter,
-                            introduce=introduce,
+                            introduce=donors.gather(todo),
                             say=self.progress.say,
                         )
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
