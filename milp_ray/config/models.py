@@ -217,7 +217,7 @@ class SearchSettings(Settings):
     transfer: Literal["none", "seeds", "prior"] = Field(
         "none", description="what later users' searches take from finished ones"
     )
-    transfer_users: Positive = Field(8, description="users of the first batch, which runs without transfer")
+    transfer_users: Positive = Field(8, description="the first users, who run without transfer")
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:

@@ -22,6 +22,7 @@ seed: 0                 # initial design, training order and LoRA initialisation
 
 model:
   path: ./my-model      # a folder or a hub name; Llama, Mistral, Qwen, GPT-2/DialoGPT or RoBERTa
+                        # (RoBERTa as a decoder: whoever loads a memory says is_decoder=True)
   revision: null        # pin a hub revision, so that a run can be repeated
   dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow
   device: auto          # a GPU where there is one
@@ -89,7 +90,7 @@ search:
     thinning: null
   cohort: null                    # users per Ray Tune run; as many as make 5,000 trials
   transfer: none                  # seeds: later users try what was good for finished ones; prior: or alike
-  transfer_users: 8               # users of the first batch, which finds nobody to learn from
+  transfer_users: 8               # the first users, who run cold for the others to learn from
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters

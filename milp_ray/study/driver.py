@@ -10,7 +10,7 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
+from milp_ray.errors import ClusterError, Problem, RunFolderError, StudyError
 from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
@@ -184,7 +184,7 @@ def _at_work(folder: RunFolder, console: Console) -> Iterator[None]:
             console.print(f"note: the run was begun with {changed}: results may differ", soft_wrap=True)
         try:
             yield
-        except (MilpRayError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:  # a bug's traceback ends with it, too
             error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
             raise
 

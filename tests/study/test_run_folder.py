@@ -16,6 +16,7 @@ from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.search.events import EventLog
 from milp_ray.storage import close_twins, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
+from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
 from milp_ray.study.place import is_run, place_of
 from milp_ray.study.run_folder import RunFolder
@@ -29,6 +30,14 @@ def a_study(storage: Path, **data: object) -> Study:
         "storage": {"path": str(storage)},
     }
     return Study.model_validate(raw)
+
+
+@pytest.mark.parametrize("error", [StorageError("no space"), KeyError("a bug"), KeyboardInterrupt()])
+def test_whatever_ends_a_run_tells_how_to_go_on(tmp_path: Path, error: BaseException) -> None:
+    folder = RunFolder.create(a_study(tmp_path), "f" * 64)
+    with pytest.raises(type(error)) as raised, _at_work(folder):
+        raise error
+    assert any(f"milp-ray resume {folder.place}" in note for note in raised.value.__notes__)
 
 
 def test_create_then_open(tmp_path: Path) -> None:

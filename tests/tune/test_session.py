@@ -77,10 +77,12 @@ def a_study(device: str = "auto", **settings: object) -> Study:
     return Study.model_validate(raw)
 
 
-def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() -> None:
+def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
-    from milp_ray.tune.search_run import check_shared
+    from milp_ray.tune.shared import check_shared
     from milp_ray.tune.slots import Slots, on_device, slots
 
     with ray_session(RaySettings()):
@@ -101,6 +103,13 @@ def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() ->
         assert on_device(a_study(), worker).model.device == "cpu"
         assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share
+        # A node that was there a moment ago is lost when it is asked.
+        nodes = [*ray.nodes(), {"NodeID": "ab" * 28, "Alive": True}]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        with pytest.raises(ClusterError, match="1 of 2 nodes do not see the run folder /no/such/folder"):
+            check_shared(Path("/no/such/folder"))
+        (tmp_path / "run.json").touch()
+        check_shared(tmp_path)
 
 
 def test_a_client_address_is_refused() -> None:
