@@ -234,8 +234,8 @@ class Run:
         began = time.monotonic()
         placements = self._placements()
 
-        def room() -> Slots:
-            return slots(self.study, stopping, self.progress.say)
+        def room(together: int | None = None) -> Slots:
+            return slots(self.study, stopping, self.progress.say, together)
 
         spec = FinalSpec(on_device(self.study, room()), users, placements, self.folder.root)
         done = {

@@ -96,7 +96,7 @@ class Final:
             self.events.append((event.step, event.alias, event.reason))
             self.notes += event.notes
 
-        run_final(self.spec, lambda: slots(self.spec.study), lambda: self.stop, listener)
+        run_final(self.spec, lambda groups: slots(self.spec.study, together=groups), lambda: self.stop, listener)
 
     def during(self, act: Callable[[], None]) -> None:
         """Run it while ``act`` happens in another thread."""
