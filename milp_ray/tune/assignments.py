@@ -78,6 +78,7 @@ class Event:
 class _Group:
     job: Job | None = None
     lost: bool = False
+    worked: bool = False  # it had a job at all
     places: dict[int, Place] = field(default_factory=dict)
 
 
@@ -145,12 +146,11 @@ class Assignments:
         numbers = {rank // self._size for rank in ranks}
         for number, group in self._groups.items():
             group.lost = number in numbers
-        jobs = [group.job for group in self._groups.values() if group.lost and group.job is not None]
-        self._losses.update(jobs)
-        self._idle_losses += not jobs
+        self._losses.update(group.job for group in self._groups.values() if group.lost and group.job)
+        self._idle_losses += not any(group.lost and group.worked for group in self._groups.values())
         if self._idle_losses > self._retries:
             self._fatal = self._fatal or ClusterError(
-                f"workers of the final job died {self._idle_losses} times in a row while they had no user",
+                f"workers of the final job died {self._idle_losses} times in a row before they took a user",
                 expected="workers that have room for the base model",
                 remedy="look into their logs in Ray's session folder; then resume",
             )
@@ -166,7 +166,8 @@ class Assignments:
         job = self._take()
         if job is None:  # a group that is lost may hand its job back
             return "wait" if self._busy() else None
-        self._groups[group].job = job
+        found = self._groups[group]
+        found.job, found.worked = job, True
         return job
 
     def kept(self, group: int, stage: int, step: int) -> None:

@@ -215,6 +215,7 @@ class _Rank:
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
         from milp_ray.training.base import loaded
+        from milp_ray.training.limits import infeasible
 
         study, alias = self._spec.study, job.alias
         user = ray.get(self._spec.users[alias])
@@ -225,11 +226,12 @@ class _Rank:
             values = {name: getattr(found, name) for name in ("loss", "rouge_1", "rouge_l", "persona_f1")}
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-        table = {"base": scores()}
-        for model, owner in (("own", alias), ("other", job.other)):
-            if owner is not None:
-                with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
-                    table[model] = scores()
+        with infeasible("out of memory in the test"):
+            table = {"base": scores()}
+            for model, owner in (("own", alias), ("other", job.other)):
+                if owner is not None:
+                    with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
+                        table[model] = scores()
         found = {
             "samples": len(user.test),
             "placement": self._spec.placements[alias].key,
@@ -262,7 +264,7 @@ class _Rank:
 
     def _check_alone(self, failure: TrialFailed) -> None:
         """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""
-        from milp_ray.training.trial import OutOfMemory
+        from milp_ray.training.limits import OutOfMemory
 
         if self._seat.size > 1 and isinstance(failure, OutOfMemory):
             ray.get(self._assignments.end.remote(self._seat.group, failure.reason))

@@ -177,7 +177,7 @@ def test_workers_that_never_come_to_work_end_the_run(tmp_path: Path) -> None:
     assert assignments.stopping() and assignments.next(1) is None
     fatal = assignments.news()[1]
     assert fatal is not None
-    with pytest.raises(ClusterError, match="died 3 times in a row while they had no user"):
+    with pytest.raises(ClusterError, match="died 3 times in a row before they took a user"):
         raise from_plain(fatal)
 
 
@@ -190,6 +190,16 @@ def test_idle_workers_may_be_lost_as_long_as_others_get_on(tmp_path: Path) -> No
         assignments.lost([1])
         begin(assignments, 2)
     assert not assignments.stopping() and not outcome(assignments)
+
+
+def test_a_group_that_ends_its_user_and_itself_is_no_idle_loss(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "ab", retries=0, groups=1)
+    for _ in "ab":
+        assignments.next(0)
+        assignments.end(0, "out of memory")  # of one rank; its group has to be made anew
+        assignments.lost([0])
+        begin(assignments, 1)
+    assert assignments.next(0) is None and not assignments.stopping()
 
 
 def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
