@@ -49,8 +49,7 @@ def infeasible(reason: str, let_go: Callable[[], object] = lambda: None) -> Iter
             raise
         error.__traceback__ = None  # its frames hold tensors
     let_go()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use
     raise OutOfMemory(reason)
 
 
