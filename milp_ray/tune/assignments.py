@@ -213,8 +213,8 @@ class Assignments:
     def _take(self) -> Job | None:
         """The first waiting job, of those on their last try only one at a time.
 
-        Workers that are lost together, with their node say, do not tell whose job took the others down: so one
-        loss gives up one user at most.
+        Workers that are lost together, with their node say, do not tell whose job took the others down: so
+        one loss gives up one user at most.
         """
         alone = any(group.job is not None and self._is_last(group.job) for group in self._groups.values())
         for index, job in enumerate(self._waiting):

@@ -91,7 +91,10 @@ def test_the_user_of_the_lost_rank_is_charged_and_the_others_go_on_first(tmp_pat
     assert assignments.next(0) == Job("train", "a")
     assignments.lost([0])
     begin(assignments, 2)
-    assert outcome(assignments) == [("train", "b", ""), ("train", "a", "its workers were lost 2 times in a row")]
+    assert outcome(assignments) == [
+        ("train", "b", ""),
+        ("train", "a", "its workers were lost 2 times in a row"),
+    ]
     assert assignments.next(0) == Job("train", "c")
     assignments.end(0, "")
     assert work_off(assignments) == [Job("test", "b", "c"), Job("test", "c", "b")]
@@ -116,7 +119,9 @@ def test_one_poisonous_user_takes_nobody_along(tmp_path: Path, node: int) -> Non
             if isinstance(job, Job):
                 assignments.end(group, "")
     ended = outcome(assignments)
-    assert [entry for entry in ended if entry[2]] == [("train", "f", "its workers were lost 3 times in a row")]
+    assert [entry for entry in ended if entry[2]] == [
+        ("train", "f", "its workers were lost 3 times in a row")
+    ]
     for step in ("train", "test"):
         assert {alias for found, alias, reason in ended if found == step and not reason} == {*users} - {"f"}
 
