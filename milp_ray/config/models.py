@@ -276,9 +276,14 @@ class RaySettings(Settings):
     )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
     wait_for_nodes: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="seconds that an autoscaler, or whoever adds nodes, has to make room for a trial"
+        0.0,
+        description="seconds that an autoscaler, or whoever adds nodes, has to make room for a trial, and in "
+        "the final job for all that start together",
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="retries of a trial whose worker died")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        2,
+        description="retries of a trial whose worker died; in the final job of a user, since its last state",
+    )
     proposers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="actors that compute proposals; 0: a thread of the driver; auto: by CPUs"
     )

@@ -114,8 +114,8 @@ ray:
   gpus_per_worker: auto           # 1 where there are GPUs, else 0
   memory_per_worker: null         # GiB of RAM; a trial that needs more fails by itself, and is said why
   max_concurrent: null            # as many trials as fit
-  wait_for_nodes: 0               # seconds that an autoscaler has to make room for the first trial
-  max_failures: 2                 # retries of a trial whose worker died
+  wait_for_nodes: 0               # seconds an autoscaler has: for the first trial, in the final job for all
+  max_failures: 2                 # retries of a trial, or of a user in the final job, whose worker died
   proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs
   dashboard: false                # start Ray's dashboard with a private Ray
 

@@ -251,8 +251,8 @@ class Run:
         began = time.monotonic()
         placements = self._placements()
 
-        def room() -> Slots:
-            return slots(self.study, stopping, self.progress.say)
+        def room(together: int | None = None) -> Slots:
+            return slots(self.study, stopping, self.progress.say, together)
 
         todo = [alias for alias in placements if not self._tested(alias)]
         spec = FinalSpec(on_device(self.study, room()), self._share(todo), placements, self.folder.root)

@@ -28,6 +28,7 @@ from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.batches import TokenCache
 from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, divide
+from milp_ray.training.refusals import check_passing, fitting
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -117,7 +118,10 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
 
     Raises:
         ModelError: as :func:`load_architecture`; no weights or weights of another model; no tokenizer, or one
-            without an end-of-text token or with more tokens than the model; no GPU where one was asked for.
+            without an end-of-text token or with more tokens than the model; no GPU where one was asked for,
+            or one that the base is larger than.
+        StorageError: the storage of the files does not answer.
+        ClusterError: the device or the host has no room left for the base.
     """
     config = load_config(settings)
     architecture = architecture_of(config)
@@ -134,7 +138,6 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         )
     model.requires_grad_(False)
     model.eval()
-    model.to(device)
     pad = tokenizer.pad_token_id
     base = BaseModel(
         model,
@@ -149,7 +152,9 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         parallel=parallel,
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
-    divide(base.root, [model.get_submodule(name) for name in layers], parallel)
+    with fitting(model, device):
+        model.to(device)
+        divide(base.root, [model.get_submodule(name) for name in layers], parallel)
     return base
 
 
@@ -207,6 +212,7 @@ def load_config(settings: ModelSettings) -> Any:
 
     Raises:
         ModelError: no such folder or hub model, or a damaged configuration.
+        StorageError: its storage does not answer.
     """
     path = Path(settings.path)
     if path.is_dir():
@@ -221,6 +227,7 @@ def load_config(settings: ModelSettings) -> Any:
     try:
         config = AutoConfig.from_pretrained(settings.path, **_where(settings))
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
+        check_passing(error)
         raise ModelError(
             f"no usable model configuration at {settings.path!r} ({type(error).__name__})",
             where="model.path",
@@ -256,6 +263,7 @@ def _load_model(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any
                 settings.path, config=config, dtype=dtype, output_loading_info=True, **_where(settings)
             )
     except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
+        check_passing(error)
         raise ModelError(
             f"the weights at {settings.path!r} cannot be loaded ({type(error).__name__})",
             where="model.path",
@@ -278,10 +286,12 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
     Raises:
         ModelError: none that can be used, or one without an end-of-text token.
+        StorageError: its storage does not answer.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **_where(settings))
     except Exception as error:  # as many kinds as there are tokenizer backends
+        check_passing(error)
         raise ModelError(
             f"no usable tokenizer at {settings.path!r} ({type(error).__name__})",
             where="model.path",

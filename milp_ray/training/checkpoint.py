@@ -61,6 +61,7 @@ class Checkpoints:
         replicated: whether every rank holds the whole optimizer, which is then written once.
         made_with: what a state must have been made with to go on from it, beside the number of ranks.
         every: steps between two states; 0 for none.
+        kept: told of every state that was kept.
 
     Attributes:
         notes: what there is to tell about states that could not be used.
@@ -71,6 +72,7 @@ class Checkpoints:
     replicated: bool
     made_with: Mapping[str, object]
     every: int
+    kept: Callable[[State], object] = lambda state: None
     notes: list[str] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
@@ -111,6 +113,7 @@ class Checkpoints:
             if rank == 0:
                 _discard(draft)
             raise
+        self.kept(state)
 
     def load(self) -> State | None:
         """The newest state that every rank can read, or None. :attr:`notes` says what was passed over."""

@@ -2,22 +2,55 @@
 
 Without one, the kernel or Ray ends whole processes when a machine's memory runs out, whoever asked for it.
 With one, the allocation that goes too far is refused, the trial becomes infeasible with its size named
-(:class:`milp_ray.training.trial.OutOfMemory`), and the worker goes on to the next trial.
+(:class:`OutOfMemory`), and the worker goes on to the next trial.
 """
 
 from __future__ import annotations
 
 import contextlib
 import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from milp_ray.config.models import RaySettings
-from milp_ray.errors import ClusterError
+from milp_ray.errors import ClusterError, TrialFailed
 
 GIB = 2**30
+_REFUSED = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _STATUS = Path("/proc/self/status")
+
+
+class OutOfMemory(TrialFailed):
+    """The device, or the host, had no room for a trial or a test."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation was refused, by Python, PyTorch or the system, on a device or in the host."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(t in str(error).lower() for t in _REFUSED)
+
+
+@contextlib.contextmanager
+def infeasible(reason: str, let_go: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """What runs out of memory inside becomes :class:`OutOfMemory`, once what held the memory is let go.
+
+    Args:
+        reason: to say.
+        let_go: gives back what is still held at that time.
+    """
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        error.__traceback__ = None  # its frames hold tensors
+    let_go()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use
+    raise OutOfMemory(reason)
 
 
 def limit_memory(settings: RaySettings, device: torch.device) -> None:

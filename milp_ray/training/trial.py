@@ -30,10 +30,10 @@ from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, check_fits
 from milp_ray.training.batches import Example, history_examples, sample_examples
 from milp_ray.training.checkpoint import Checkpoints, State
+from milp_ray.training.limits import infeasible
 from milp_ray.training.loop import Fitting, OwnRandom, Progress
 
 Phase = Literal["search", "final"]
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,6 @@ class _Stage:
     name: str
     examples: list[Example]
     epochs: int
-
-
-class OutOfMemory(TrialFailed):
-    """The trial's device had no room for it."""
 
 
 class TrialStopped(Exception):  # noqa: N818  (it names an outcome)
@@ -356,24 +352,9 @@ class Trial:
             self.checkpoint()
             raise TrialStopped
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _failures(self) -> contextlib.AbstractContextManager[None]:
         """Running out of memory becomes a failed trial; whatever held the memory is let go first."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(
-                t in str(error).lower() for t in _OUT_OF_MEMORY
-            ):
-                raise
-            error.__traceback__ = None
-            failure = OutOfMemory(
-                f"out of memory with {self.trainable_params} trainable parameters "
-                f"(placement {self.placement.key or 'none'})"
-            )
-        else:
-            return
-        self.close()
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise failure
+        size, key = self.trainable_params, self.placement.key or "none"
+        return infeasible(
+            f"out of memory with {size} trainable parameters (placement {key})", let_go=self.close
+        )

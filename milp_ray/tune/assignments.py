@@ -1,13 +1,14 @@
 """Who trains and tests which user in the final job, and what has come of it.
 
 One actor stands between the driver and the groups of workers. Groups ask for the next job and tell how it
-ended; a group that comes back after a failure finds its job handed out again. No model and no text is here.
+ended. Ray Train starts all workers again when one is lost: what they held is handed out again then, and the
+loss is charged to the jobs of the lost ranks alone. No model and no text is here.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,8 +77,9 @@ class Event:
 @dataclass
 class _Group:
     job: Job | None = None
+    lost: bool = False
+    worked: bool = False  # it had a job at all
     places: dict[int, Place] = field(default_factory=dict)
-    starts: int = 0  # since it last had a job
 
 
 class Assignments:
@@ -85,7 +87,7 @@ class Assignments:
 
     Args:
         spec: of the final job.
-        retries: how often a job is handed out again after its workers were lost.
+        retries: how often in a row a job is handed out again after its workers were lost.
     """
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:
@@ -95,7 +97,12 @@ class Assignments:
         self._waiting = deque(Job("train", alias) for alias in spec.placements if alias not in self._trained)
         self._testing = False
         self._groups: dict[int, _Group] = {}
-        self._tries: dict[Job, int] = {}
+        self._size = 1  # ranks of a group
+        self._up = False
+        self._losses: Counter[Job] = Counter()  # since a job last got on
+        self._idle_losses = 0  # of ranks that held no job, since any job got on
+        self._reached: dict[Job, tuple[int, int]] = {}
+        self._moved = 0
         self._events: list[Event] = []
         self._fatal: MilpRayError | None = None
         self._stopping = False
@@ -104,21 +111,50 @@ class Assignments:
         """What the job works on; for ranks, which get it from here rather than from Ray Train's records."""
         return self._spec
 
+    def begin(self, size: int) -> None:
+        """Workers are being started, in groups of ``size`` ranks, and earlier ones are gone.
+
+        There may be fewer groups than before: what any of the earlier ones held is handed out again.
+        """
+        held = [(group.job, group.lost) for _, group in sorted(self._groups.items(), reverse=True)]
+        self._groups, self._size, self._up = {}, size, True
+        for job, lost in held:
+            if job is None:
+                continue
+            losses = self._losses[job]
+            if losses > self._retries:
+                times = f"{losses} times in a row" if losses > 1 else "once"
+                self._finish(job, f"its workers were lost {times}", ())
+            elif lost:
+                self._waiting.append(job)
+            else:
+                self._waiting.appendleft(job)
+
     def start(self, group: int, rank: int, place: Place) -> None:
-        """A rank is up. What its group held when it was lost is handed out again."""
-        found = self._groups.setdefault(group, _Group())
-        found.places[rank] = place
-        if rank:
-            return
-        found.starts += 1
-        if found.job is not None:
-            self._hand_back(found)
-        elif found.starts > self._retries + 1:
+        """A rank of a group is up."""
+        self._groups.setdefault(group, _Group()).places[rank] = place
+
+    def lost(self, ranks: Collection[int]) -> list[Place]:
+        """Workers were lost, by their ranks over all groups; once for all that were started together.
+
+        Returns:
+            The processes of all ranks, which are to be ended.
+        """
+        if not self._up:
+            return []
+        self._up = False
+        numbers = {rank // self._size for rank in ranks}
+        for number, group in self._groups.items():
+            group.lost = number in numbers
+        self._losses.update(group.job for group in self._groups.values() if group.lost and group.job)
+        self._idle_losses += not any(group.lost and group.worked for group in self._groups.values())
+        if self._idle_losses > self._retries:
             self._fatal = self._fatal or ClusterError(
-                f"workers of the final job died {found.starts - 1} times before they took a user",
+                f"workers of the final job died {self._idle_losses} times in a row before they took a user",
                 expected="workers that have room for the base model",
                 remedy="look into their logs in Ray's session folder; then resume",
             )
+        return [place for group in self._groups.values() for place in group.places.values()]
 
     def next(self, group: int) -> Job | Literal["wait"] | None:
         """The next job of a group; "wait" where others must end theirs first; None: there is no more."""
@@ -127,12 +163,19 @@ class Assignments:
         if not self._waiting and not self._testing and not self._busy():
             self._testing = True
             self._waiting.extend(self._tests())
+        job = self._take()
+        if job is None:  # a group that is lost may hand its job back
+            return "wait" if self._busy() else None
         found = self._groups[group]
-        if self._waiting:
-            found.job, found.starts = self._waiting.popleft(), 0
-            return found.job
-        # A group that is lost may hand its job back.
-        return "wait" if self._busy() else None
+        found.job, found.worked = job, True
+        return job
+
+    def kept(self, group: int, stage: int, step: int) -> None:
+        """A state of a group's training is kept: of its losses, those before a new one no longer count."""
+        job = self._groups[group].job
+        if job is not None and (stage, step) > self._reached.get(job, (-1, -1)):
+            self._reached[job] = (stage, step)
+            self._got_on(job)
 
     def end(self, group: int, reason: str, notes: Sequence[str] = ()) -> None:
         """How a group's job ended; empty reason: well."""
@@ -160,29 +203,38 @@ class Assignments:
         events, self._events = self._events, []
         return events, self._fatal.to_plain() if self._fatal is not None else None
 
-    def take_places(self) -> list[Place]:
-        """The processes of all ranks that were started last; once, as process ids are used again."""
-        places = [place for group in self._groups.values() for place in group.places.values()]
-        for group in self._groups.values():
-            group.places = {}
-        return places
+    def moved(self) -> int:
+        """How often jobs have ended or got on so far."""
+        return self._moved
 
     def _busy(self) -> bool:
         return any(group.job is not None for group in self._groups.values())
 
-    def _hand_back(self, group: _Group) -> None:
-        job = group.job
-        assert job is not None
-        group.job = None
-        self._tries[job] = self._tries.get(job, 0) + 1
-        if self._tries[job] > self._retries:
-            self._finish(job, f"its workers were lost {self._tries[job]} times", ())
-        else:  # at the end: a job that takes its workers down meets other neighbours next time
-            self._waiting.append(job)
+    def _take(self) -> Job | None:
+        """The first waiting job, of those on their last try only one at a time.
+
+        Workers that are lost together, with their node say, do not tell whose job took the others down: so
+        one loss gives up one user at most.
+        """
+        alone = any(group.job is not None and self._is_last(group.job) for group in self._groups.values())
+        for index, job in enumerate(self._waiting):
+            if not (alone and self._is_last(job)):
+                del self._waiting[index]
+                return job
+        return None
+
+    def _is_last(self, job: Job) -> bool:
+        return 0 < self._losses[job] == self._retries
+
+    def _got_on(self, job: Job) -> None:
+        self._moved += 1
+        self._idle_losses = 0
+        self._losses.pop(job, None)
 
     def _finish(self, job: Job, reason: str, notes: Sequence[str]) -> None:
         if job.step == "train" and not reason:
             self._trained.add(job.alias)
+        self._got_on(job)
         self._events.append(Event(job.step, job.alias, reason, tuple(notes)))
 
     def _tests(self) -> list[Job]:

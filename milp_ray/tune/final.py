@@ -12,7 +12,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -31,23 +30,22 @@ Listener = Callable[[Event], None]
 
 
 def run_final(
-    spec: FinalSpec, slots: Callable[[], Slots], stopping: Callable[[], bool], listener: Listener
+    spec: FinalSpec, slots: Callable[[int], Slots], stopping: Callable[[], bool], listener: Listener
 ) -> None:
     """Train what is not trained, then test what is not tested.
 
     Args:
         spec: whose and which placements.
-        slots: what a worker takes, how many make a group, and how many groups fit the cluster now.
+        slots: what a worker takes, how many make a group, and how many of so many groups can be started
+            together now.
         stopping: polled; on True the groups leave what they are at, and finished users stay finished.
         listener: called as jobs end.
 
     Raises:
-        ClusterError: workers cannot be had, or keep dying.
+        ClusterError: workers cannot be had, or keep dying with no user getting on.
         MilpRayError: the base cannot be loaded, or a memory or score could not be written.
     """
-    untrained = sum(not spec.has_memory(alias) for alias in spec.placements)
-    untested = sum(not spec.score_file(alias).exists() for alias in spec.placements)
-    if not untrained and not untested:
+    if not _open(spec):
         return
     retries = spec.study.ray.max_failures
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -57,22 +55,34 @@ def run_final(
         .remote(spec, retries)
     )
     try:
-        for attempt in range(retries + 1):
-            found = slots()
-            worker = replace(found, count=min(found.count, max(untrained, untested)))
-            failure = _followed(_trainer(spec, worker, assignments), assignments, stopping, listener)
+        failures = 0
+        while open_users := _open(spec):
+            moved = ray.get(assignments.moved.remote())
+            trainer = _trainer(spec, slots(open_users), assignments)
+            failure = _followed(trainer, assignments, stopping, listener)
             if failure is None:
                 return
-            # Lost workers are Ray Train's to replace; that it gave up means that they no longer fit.
-            if attempt == retries:
+            # Lost workers are Ray Train's to replace; that it gave up, for a minute, means that they no
+            # longer fit: a smaller or later start may.
+            failures = failures + 1 if ray.get(assignments.moved.remote()) == moved else 1
+            if failures > retries:
                 raise ClusterError(
-                    f"Ray Train gave up the final job {attempt + 1} times ({type(failure).__name__})",
+                    f"Ray Train gave up the final job {failures} times and no user got on in between "
+                    f"({type(failure).__name__})",
                     expected="a cluster that keeps its nodes for a while",
                     remedy="look into Ray Train's logs in Ray's session folder; then resume",
                 )
+            spec.look()
     finally:
         ray.kill(assignments)
         shutil.rmtree(spec.root / _SCRATCH, ignore_errors=True)
+
+
+def _open(spec: FinalSpec) -> int:
+    """How many users can be worked on side by side: those without a memory, or without scores."""
+    untrained = sum(not spec.has_memory(alias) for alias in spec.placements)
+    untested = sum(not spec.score_file(alias).exists() for alias in spec.placements)
+    return max(untrained, untested)
 
 
 def _followed(
@@ -122,7 +132,7 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
 
     return TorchTrainer(
         FinalLoop(assignments, worker.cpus),
-        torch_config=GroupsConfig(size=worker.workers),
+        torch_config=GroupsConfig(size=worker.workers, assignments=assignments),
         scaling_config=ScalingConfig(
             num_workers=worker.count * worker.workers,
             use_gpu=worker.gpus > 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from milp_ray.tune.processes import end, free_address, here
 from milp_ray.tune.resident import resident_base
 
 if TYPE_CHECKING:
+    from milp_ray.training.checkpoint import State
     from milp_ray.training.parallel.group import Group
     from milp_ray.training.trial import Trial
 
@@ -48,9 +49,10 @@ _SEATS: list[Seat] = []  # of this process; a list, since Ray Train calls into i
 
 @dataclass
 class GroupsConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's configuration for groups of ``size`` ranks side by side."""
+    """Ray Train's configuration for groups of ``size`` ranks side by side, which ``assignments`` serves."""
 
     size: int = 1
+    assignments: Any = None
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -63,6 +65,7 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
         size = backend_config.size
+        ray.get(backend_config.assignments.begin.remote(size))
         count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
         firsts = [worker_group.execute_single_async(group * size, free_address) for group in range(count)]
         addresses = ray.get(firsts)
@@ -87,10 +90,10 @@ class EndRanks(UserCallback):  # type: ignore[misc]
     def __init__(self, assignments: Any) -> None:
         self._assignments = assignments
 
-    def after_exception(self, run_context: object, worker_exceptions: object) -> None:
-        """See Ray Train."""
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
+        """See Ray Train; here, before the others are ended, it is known which ranks were lost."""
         with contextlib.suppress(ray.exceptions.RayError):
-            end(ray.get(self._assignments.take_places.remote()))
+            end(ray.get(self._assignments.lost.remote(list(worker_exceptions))))
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ class _Rank:
             replicated=not parallel.zero,
             made_with={"placement": placement.key, "parallelism": study.ray.parallelism, "seed": study.seed},
             every=study.final.checkpoint_steps,
+            kept=self._kept,
         )
         user = ray.get(spec.users[alias])
         with Trial(
@@ -195,6 +199,10 @@ class _Rank:
         checkpoints.clear()
         return checkpoints.notes
 
+    def _kept(self, state: State) -> None:
+        if self._seat.rank == 0:
+            ray.get(self._assignments.kept.remote(self._seat.group, state.stage, state.step))
+
     def _go(self, trial: Trial) -> None:
         steps = trial.steps()
         for _ in steps:
@@ -207,6 +215,7 @@ class _Rank:
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
         from milp_ray.training.base import loaded
+        from milp_ray.training.limits import infeasible
 
         study, alias = self._spec.study, job.alias
         user = ray.get(self._spec.users[alias])
@@ -217,11 +226,12 @@ class _Rank:
             values = {name: getattr(found, name) for name in ("loss", "rouge_1", "rouge_l", "persona_f1")}
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-        table = {"base": scores()}
-        for model, owner in (("own", alias), ("other", job.other)):
-            if owner is not None:
-                with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
-                    table[model] = scores()
+        with infeasible("out of memory in the test"):
+            table = {"base": scores()}
+            for model, owner in (("own", alias), ("other", job.other)):
+                if owner is not None:
+                    with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
+                        table[model] = scores()
         found = {
             "samples": len(user.test),
             "placement": self._spec.placements[alias].key,
@@ -254,7 +264,7 @@ class _Rank:
 
     def _check_alone(self, failure: TrialFailed) -> None:
         """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""
-        from milp_ray.training.trial import OutOfMemory
+        from milp_ray.training.limits import OutOfMemory
 
         if self._seat.size > 1 and isinstance(failure, OutOfMemory):
             ray.get(self._assignments.end.remote(self._seat.group, failure.reason))

@@ -77,7 +77,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.baselines_failed: dict[str, str] = {}
         self._retries = retries
         self._lost: Counter[Ticket] = Counter()
-        self._deaths = 0  # trials lost to workers in a row
+        self._in_a_row: list[Ticket] = []  # lost one after the other, and not told yet: see `_died`
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
@@ -86,7 +86,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ticket = self._queue.take(wait=0.0 if self._tickets else _IDLE_WAIT_SECONDS)
         if ticket is None:
             # While trials run, a lost one may come back.
-            over = self._queue.exhausted and not self._tickets
+            if over := self._queue.exhausted and not self._tickets:
+                self._guarded(self._write_off)
             return Searcher.FINISHED if over else None
         self._tickets[trial_id] = ticket
         for listener in self._listeners:
@@ -107,39 +108,65 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ticket = self._tickets.pop(trial_id, None)
         if ticket is None:
             return
+        self._guarded(lambda: self._outcome(ticket, result, error))
+
+    def _guarded(self, work: Callable[[], object]) -> None:
         try:
-            self._outcome(ticket, result, error)
+            work()
         except Exception as failure:
             self.failure = self.failure or failure
             self._queue.stop()
 
     def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool) -> None:
-        lost = error or result is None
-        if lost and self._lost[ticket] < self._retries:
-            self._lost[ticket] += 1
-            self._queue.again(ticket)
-            for listener in self._listeners:
-                listener.trial_lost(ticket)
-            return
-        self._deaths = self._deaths + 1 if lost else 0
-        if result is None or lost:
-            self._failed(ticket, "the worker failed more often than ray.max_failures allows; see tune.log")
-            if self._deaths >= _MOST_DEATHS:
-                raise ClusterError(
-                    f"{self._deaths} trials in a row were lost to failing workers",
-                    expected="workers that live through a trial",
-                    remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
-                )
+        if error or result is None:
+            self._died(ticket)
         elif not result.get("finished"):
             self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
         elif result.get("fatal"):
             self._queue.dropped(ticket.alias, ticket.number)
             raise from_plain(json.loads(str(result["fatal"])))
-        elif result.get("reason"):
-            self._failed(ticket, str(result["reason"]))
         else:
+            self._write_off()
+            if result.get("reason"):
+                self._failed(ticket, str(result["reason"]))
+                return
             values = {name: float(result[name]) for name in self._objectives}  # type: ignore[arg-type]
             self._told(ticket, values, _cost(result))
+
+    def _died(self, ticket: Ticket) -> None:
+        """A trial's worker was lost: it runs again, or has failed, which is told once it is its own fault.
+
+        Raises:
+            ClusterError: so many in a row are the cluster's. None of them is told: a resume runs them again.
+        """
+        if self._lost[ticket] < self._retries:
+            self._lost[ticket] += 1
+            self._queue.again(ticket)
+            for listener in self._listeners:
+                listener.trial_lost(ticket)
+            return
+        self._in_a_row.append(ticket)
+        if ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
+            self._fail_lost(ticket)
+        if len(self._in_a_row) < _MOST_DEATHS:
+            return
+        for lost in self._in_a_row:
+            self._queue.dropped(lost.alias, lost.number)
+        raise ClusterError(
+            f"{len(self._in_a_row)} trials in a row were lost to failing workers",
+            expected="workers that live through a trial",
+            remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
+        )
+
+    def _write_off(self) -> None:
+        """The workers live, or there is nothing more to run: what was lost before failed by itself."""
+        while self._in_a_row:
+            ticket = self._in_a_row.pop(0)
+            if ticket.number != BASELINE:
+                self._fail_lost(ticket)
+
+    def _fail_lost(self, ticket: Ticket) -> None:
+        self._failed(ticket, "the worker failed more often than ray.max_failures allows; see tune.log")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the event logs are the state (DESIGN, decision 4)."""

@@ -83,7 +83,8 @@ class Slices:
         Raises:
             WorkerBroke: anything unforeseen.
         """
-        from milp_ray.training.trial import OutOfMemory, TrialStopped
+        from milp_ray.training.limits import OutOfMemory
+        from milp_ray.training.trial import TrialStopped
 
         deadline = time.monotonic() + self._spec.study.trial.slice_seconds
         try:

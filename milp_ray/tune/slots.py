@@ -1,14 +1,15 @@
 """What a worker takes, and how many trials the cluster runs at once.
 
 Nodes come and go: this is asked afresh at every stage. Where there is no room for a single trial, an
-autoscaler is asked for it. Which trial goes where is Ray's own business.
+autoscaler is asked for it; where several are to start together (the final job), for all of them. Which trial
+goes where is Ray's own business.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -41,38 +42,51 @@ def slots(
     study: Study,
     stopping: Callable[[], bool] = lambda: False,
     say: Callable[[str], object] = lambda text: None,
+    together: int | None = None,
 ) -> Slots:
     """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
 
     Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
     stage, as nodes come and go. Where the cluster has no room for a trial yet, its autoscaler is asked for it
-    and given ``ray.wait_for_nodes`` seconds.
+    and given ``ray.wait_for_nodes`` seconds. Trials beyond what is there wait for room one by one, and it is
+    them that an autoscaler adds nodes for; trials that start ``together`` cannot wait, so nodes for all of
+    them are asked for and given that time, and then as many start as there is room for.
 
     Args:
         study: that asks.
         stopping: looked at twice a second while waiting.
         say: is told what is waited for.
+        together: how many trials are to start at once, or as many of them as can; None: each by itself.
 
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.
         KeyboardInterrupt: ``stopping()`` while waiting.
     """
-    deadline, asked = time.monotonic() + study.ray.wait_for_nodes, None
+    settings = study.ray
+    deadline, asked = time.monotonic() + settings.wait_for_nodes, None
     try:
         while True:
+            over = time.monotonic() >= deadline
             try:
-                return _slots(study)
+                found = _room(study)
+                most = settings.max_concurrent or found.count
+                if together is None:
+                    return replace(found, count=most if settings.wait_for_nodes else min(found.count, most))
+                most = min(together, most)
+                if over or found.count >= most:
+                    return replace(found, count=min(found.count, most))
+                fact = f"there is room for {found.count} of {most} that are to start together"
             except ClusterError as error:
-                if time.monotonic() >= deadline:
+                if over:
                     raise
-                if asked is None:
-                    fact = error.problems[0].fact
-                    say(f"waiting up to {study.ray.wait_for_nodes:.0f} s for nodes: {fact}")
+                fact = error.problems[0].fact
+            if asked is None:
+                say(f"waiting up to {settings.wait_for_nodes:.0f} s for nodes: {fact}")
             if stopping():
                 raise KeyboardInterrupt
             # The cluster has one such request, and others (Ray Train's coordinator) overwrite it.
             if asked is None or time.monotonic() - asked >= _ASK_SECONDS:
-                _ask_for_nodes(study)
+                _ask_for_nodes(study, together)
                 asked = time.monotonic()
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
     finally:
@@ -80,10 +94,15 @@ def slots(
             request_resources(bundles=[])
 
 
-def _slots(study: Study) -> Slots:
+def _room(study: Study) -> Slots:
+    """What a worker takes, and how many trials there is room for right now.
+
+    Raises:
+        ClusterError: for none.
+    """
     settings = study.ray
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = _wanted(study, any(node.get("GPU", 0) >= 1 for node in nodes))
+    nodes = _nodes()
+    wanted = _wanted(study, nodes)
     # Adding a hair keeps 0.3 // 0.1 at 3.
     held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
     if sum(held) < 1:
@@ -102,38 +121,36 @@ def _slots(study: Study) -> Slots:
             remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
             "or give an autoscaler time: ray.wait_for_nodes=900",
         )
-    there = count // workers
-    # Trials beyond what is there wait for room, and it is them that an autoscaler adds nodes for.
-    at_once = settings.max_concurrent if settings.wait_for_nodes else None
-    return Slots(
-        wanted["CPU"],
-        wanted["GPU"],
-        at_once or min(there, settings.max_concurrent or there),
-        workers,
-        wanted["memory"],
-    )
+    return Slots(wanted["CPU"], wanted["GPU"], count // workers, workers, wanted["memory"])
 
 
-def _wanted(study: Study, gpus_there: bool) -> dict[str, float]:
+def _nodes() -> list[dict[str, float]]:
+    """What the nodes that live have in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wanted(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What a worker asks of Ray: ``CPU``, ``GPU``, and ``memory`` in bytes."""
     settings = study.ray
     gpus = settings.gpus_per_worker
     if study.simulation is not None:
         gpus = 0.0
     elif gpus == "auto":
+        gpus_there = any(node.get("GPU", 0) >= 1 for node in nodes)
         gpus = 1.0 if gpus_there and study.model.device != "cpu" else 0.0
     memory = (settings.memory_per_worker or 0.0) * 2**30
     return {"CPU": settings.cpus_per_worker, "GPU": gpus, "memory": memory}
 
 
-def _ask_for_nodes(study: Study) -> None:
-    """Have the autoscaler, if there is one, make room for the trials that may run at once.
+def _ask_for_nodes(study: Study, together: int | None) -> None:
+    """Have the autoscaler, if there is one, make room for the trials that may run at once, or ``together``.
 
     With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
     ``ray.gpus_per_worker``.
     """
-    bundle = {name: amount for name, amount in _wanted(study, False).items() if amount}
-    trials = study.ray.max_concurrent or 1
+    bundle = {name: amount for name, amount in _wanted(study, _nodes()).items() if amount}
+    most = study.ray.max_concurrent or 1
+    trials = most if together is None else min(together, most)
     request_resources(bundles=[bundle] * (study.ray.workers_per_trial * trials))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from milp_ray.config.models import ModelSettings
-from milp_ray.errors import MilpRayError, ModelError
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError
 from milp_ray.training.base import BaseModel, load_architecture, load_base
 
 
@@ -167,3 +168,78 @@ def test_a_wrong_path_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_no_gpu(model: Path) -> None:
     with pytest.raises(MilpRayError, match="no GPU"):
         load_base(ModelSettings(path=str(model), device="cuda"))
+
+
+REFUSED = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("reader", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+@pytest.mark.parametrize(
+    ("error", "kind", "code", "says"),
+    [
+        (OSError(errno.EIO, "Input/output error"), StorageError, 1, "Input/output error"),
+        (OSError(errno.ESTALE, "Stale file handle"), StorageError, 1, "Stale file handle"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ClusterError, 1, "no memory"),
+        (MemoryError(), ClusterError, 1, "no memory"),
+        (REFUSED, ClusterError, 1, "no memory"),
+        (PermissionError(errno.EACCES, "Permission denied"), ModelError, 2, "PermissionError"),
+        (OSError("it does not appear to have a file named model.safetensors"), ModelError, 2, "OSError"),
+    ],
+)
+def test_what_may_pass_is_not_blamed_on_the_model(
+    reader: str,
+    error: Exception,
+    kind: type[MilpRayError],
+    code: int,
+    says: str,
+    tiny_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"milp_ray.training.base.{reader}.from_pretrained", fails)
+    with pytest.raises(kind, match=says) as caught:
+        load_base(settings(tiny_models["llama"]))
+    assert caught.value.exit_code == code and caught.value.problems[0].where == "model.path"
+
+
+@pytest.mark.parametrize(
+    ("error", "device", "total", "kind", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "cuda",
+            8 << 30,
+            ClusterError,
+            "0.50 of the GPU's 8.00",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "cuda",
+            1,
+            ModelError,
+            "more than the 0.00 GiB of a GPU",
+        ),
+        (REFUSED, "cpu", 0, ClusterError, "so much memory is not left"),
+        (RuntimeError("a bug"), "cpu", 0, RuntimeError, "a bug"),
+    ],
+)
+def test_a_device_without_room_says_what_there_is(
+    error: Exception,
+    device: str,
+    total: int,
+    kind: type[Exception],
+    says: str,
+    tiny_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    monkeypatch.setattr("milp_ray.training.base.device_of", lambda _: torch.device(device))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (1 << 29, total))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 0)
+    with pytest.raises(kind, match=says):
+        load_base(settings(tiny_models["llama"]))

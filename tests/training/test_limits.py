@@ -16,8 +16,8 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import load_base
-from milp_ray.training.limits import GIB, _status, limit_memory
-from milp_ray.training.trial import OutOfMemory, Trial
+from milp_ray.training.limits import GIB, OutOfMemory, _status, limit_memory
+from milp_ray.training.trial import Trial
 from tests.training.common import changed
 
 pytestmark = pytest.mark.skipif(

@@ -20,9 +20,15 @@ HERE = Place("node", 1)
 def made(root: Path, users: str = "abc", retries: int = 2, groups: int = 2) -> Assignments:
     spec = FinalSpec(STUDY, {}, {user: Placement.from_key("0:4") for user in users}, root)
     assignments = Assignments(spec, retries)
+    begin(assignments, groups)
+    return assignments
+
+
+def begin(assignments: Assignments, groups: int) -> None:
+    """What Ray Train does when workers of one rank each are started, at first or again."""
+    assignments.begin(1)
     for group in range(groups):
         assignments.start(group, 0, HERE)
-    return assignments
 
 
 def outcome(assignments: Assignments) -> list[tuple[str, str, str]]:
@@ -74,40 +80,131 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     ]
 
 
-def test_a_lost_group_finds_its_user_at_the_end_until_it_is_given_up(tmp_path: Path) -> None:
-    assignments = made(tmp_path, retries=1)
-    assert assignments.next(0) == Job("train", "a")
-    assignments.start(0, 0, HERE)
-    assert assignments.next(0) == Job("train", "b")
+def test_the_user_of_the_lost_rank_is_charged_and_the_others_go_on_first(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "abc", retries=1)
+    assert [assignments.next(0), assignments.next(1)] == [Job("train", "a"), Job("train", "b")]
+    assert assignments.lost([0]) == [HERE, HERE]
+    assert assignments.lost([0, 1]) == [], "the others are only lost since they were ended"
+    begin(assignments, 2)
+    assert [assignments.next(0), assignments.next(1)] == [Job("train", "b"), Job("train", "c")]
     assignments.end(0, "")
-    assert [assignments.next(0), assignments.next(1)] == [Job("train", "c"), Job("train", "a")]
-    assignments.start(1, 0, HERE)
-    assert outcome(assignments) == [("train", "b", ""), ("train", "a", "its workers were lost 2 times")]
+    assert assignments.next(0) == Job("train", "a")
+    assignments.lost([0])
+    begin(assignments, 2)
+    assert outcome(assignments) == [
+        ("train", "b", ""),
+        ("train", "a", "its workers were lost 2 times in a row"),
+    ]
+    assert assignments.next(0) == Job("train", "c")
     assignments.end(0, "")
     assert work_off(assignments) == [Job("test", "b", "c"), Job("test", "c", "b")]
+
+
+@pytest.mark.parametrize("node", [1, 4])
+def test_one_poisonous_user_takes_nobody_along(tmp_path: Path, node: int) -> None:
+    """Whether it ends its own workers alone, or those of its whole node of ``node`` groups."""
+    users = "abcdefghijklmnop"
+    assignments = made(tmp_path, users, retries=2, groups=8)
+    for _ in range(100):
+        held = {group: assignments.next(group) for group in range(8)}
+        if not any(isinstance(job, Job) for job in held.values()):
+            break
+        poisoned = [group for group, job in held.items() if isinstance(job, Job) and job.alias == "f"]
+        if poisoned:
+            first = poisoned[0] // node * node
+            assignments.lost(range(first, first + node))
+            begin(assignments, 8)
+            continue
+        for group, job in held.items():
+            if isinstance(job, Job):
+                assignments.end(group, "")
+    ended = outcome(assignments)
+    assert [entry for entry in ended if entry[2]] == [
+        ("train", "f", "its workers were lost 3 times in a row")
+    ]
+    for step in ("train", "test"):
+        assert {alias for found, alias, reason in ended if found == step and not reason} == {*users} - {"f"}
+
+
+def test_a_loss_after_a_new_state_is_the_first_one_again(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "a", retries=1, groups=1)
+    for step in (5, 10, 15):
+        assert assignments.next(0) == Job("train", "a")
+        assignments.kept(0, 0, step)
+        assignments.lost([0])
+        begin(assignments, 1)
+    assert assignments.next(0) == Job("train", "a")
+    assignments.kept(0, 0, 15)  # a state that there was before is no sign of getting on
+    assignments.lost([0])
+    begin(assignments, 1)
+    assert outcome(assignments) == [("train", "a", "its workers were lost 2 times in a row")]
+
+
+def test_a_cluster_that_shrinks_leaves_no_user_behind(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "abc", groups=3)
+    for group in range(3):
+        assignments.next(group)
+    begin(assignments, 1)  # Ray Train gave up; there is room for one group now
+    jobs = work_off(assignments)
+    assert [job.alias for job in jobs if job.step == "train"] == ["a", "b", "c"]
+    assert [job.alias for job in jobs if job.step == "test"] == ["a", "b", "c"]
+    assert not any(reason for _, _, reason in outcome(assignments))
 
 
 def test_a_group_waits_while_a_lost_one_may_hand_its_user_back(tmp_path: Path) -> None:
     assignments = made(tmp_path, "a")
     assignments.next(0)
     assert assignments.next(1) == "wait"
-    assignments.start(0, 0, HERE)
+    assignments.lost([0])
+    begin(assignments, 2)
     assert assignments.next(1) == Job("train", "a")
+
+
+def test_ranks_are_charged_by_their_groups(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "ab", retries=0, groups=0)
+    assignments.begin(2)
+    for rank in range(4):
+        assignments.start(rank // 2, rank % 2, Place("node", rank))
+    assert [assignments.next(0), assignments.next(1)] == [Job("train", "a"), Job("train", "b")]
+    assert assignments.lost([3]) == [Place("node", rank) for rank in range(4)]
+    assignments.begin(2)
+    assert outcome(assignments) == [("train", "b", "its workers were lost once")]
+    assert assignments.moved() == 1
 
 
 def test_workers_that_never_come_to_work_end_the_run(tmp_path: Path) -> None:
     assignments = made(tmp_path, retries=2)
     for _ in range(2):
-        assignments.start(0, 0, HERE)
+        assignments.lost([0])
+        begin(assignments, 2)
     assert not assignments.stopping()
-    assignments.start(0, 1, HERE)  # of another rank: it says nothing of the group
-    assert not assignments.stopping()
-    assignments.start(0, 0, HERE)
+    assignments.lost([1])
     assert assignments.stopping() and assignments.next(1) is None
     fatal = assignments.news()[1]
     assert fatal is not None
-    with pytest.raises(ClusterError, match="died 3 times before they took a user"):
+    with pytest.raises(ClusterError, match="died 3 times in a row before they took a user"):
         raise from_plain(fatal)
+
+
+def test_idle_workers_may_be_lost_as_long_as_others_get_on(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "a", retries=1, groups=2)
+    for step in range(1, 9):
+        assert assignments.next(0) == Job("train", "a")
+        assert assignments.next(1) == "wait"
+        assignments.kept(0, 0, step)
+        assignments.lost([1])
+        begin(assignments, 2)
+    assert not assignments.stopping() and not outcome(assignments)
+
+
+def test_a_group_that_ends_its_user_and_itself_is_no_idle_loss(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "ab", retries=0, groups=1)
+    for _ in "ab":
+        assignments.next(0)
+        assignments.end(0, "out of memory")  # of one rank; its group has to be made anew
+        assignments.lost([0])
+        begin(assignments, 1)
+    assert assignments.next(0) is None and not assignments.stopping()
 
 
 def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
@@ -119,10 +216,3 @@ def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
         assert assignments.stopping() and assignments.next(0) is None
     fatal: Any = failed.news()[1]
     assert "full" in str(from_plain(fatal)) and stopped.news()[1] is None
-
-
-def test_processes_are_handed_out_once(tmp_path: Path) -> None:
-    assignments = made(tmp_path, groups=1)
-    assignments.start(0, 1, Place("other", 2))
-    assert assignments.take_places() == [HERE, Place("other", 2)]
-    assert assignments.take_places() == []

@@ -98,7 +98,9 @@ class Final:
             self.events.append((event.step, event.alias, event.reason))
             self.notes += event.notes
 
-        run_final(self.spec, lambda: slots(self.spec.study), lambda: self.stop, listener)
+        run_final(
+            self.spec, lambda groups: slots(self.spec.study, together=groups), lambda: self.stop, listener
+        )
 
     def during(self, act: Callable[[], None]) -> None:
         """Run it while ``act`` happens in another thread."""
@@ -254,6 +256,72 @@ def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
     whole.run()
     assert close(memory(final, "u1"), memory(whole, "u1"), 0)
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def test_a_killed_worker_costs_its_own_user_alone_a_try(
+    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    study = study_of(
+        tiny_models["llama"],
+        ray={"max_concurrent": 2, "max_failures": 0},
+        final={"epochs": 60, "checkpoint_steps": 5},
+    )
+    final = Final(study, tiny_user, tmp_path, users=2)
+
+    def act() -> None:
+        wait_for(lambda: all((final.state(alias) or {}).get("step", 0) >= 5 for alias in ("u1", "u2")))
+        ranks()[0].kill()
+
+    final.during(act)
+    failed = [(step, alias) for step, alias, reason in final.events if reason == "its workers were lost once"]
+    assert len(failed) == 1 and failed[0][0] == "train"
+    other = {"u1": "u2", "u2": "u1"}[failed[0][1]]
+    assert [event for event in final.events if not event[2]] == [("train", other, ""), ("test", other, "")]
+
+
+def test_ray_train_may_give_up_as_long_as_users_get_on(
+    cluster: None,
+    tiny_models: dict[str, Path],
+    tiny_user: UserSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from milp_ray.tune import final as module
+    from milp_ray.tune.slots import Slots
+
+    final = Final(study_of(tiny_models["llama"], ray={"max_failures": 1}), tiny_user, tmp_path)
+    wanted: list[int] = []
+    trained: list[str] = []
+
+    class GivesUp:
+        """Two groups of which the first trains a user and the second never ends; then one; then none."""
+
+        def __init__(self, spec: Any, worker: Slots, assignments: Any) -> None:
+            self._groups, self._served = worker.count, assignments
+
+        def fit(self) -> None:
+            served = self._served
+            ray.get(served.begin.remote(1))
+            for group in range(self._groups):
+                ray.get([served.start.remote(group, 0, None), served.next.remote(group)])
+            if self._groups:
+                folder = final.spec.memory(f"u{len(wanted)}")
+                folder.mkdir(parents=True)
+                (folder / "adapter_config.json").touch()
+                ray.get(served.end.remote(0, ""))
+            raise RuntimeError("no room")
+
+    def slots(groups: int) -> Slots:
+        wanted.append(groups)
+        return Slots(0.5, 0, max(0, 3 - len(wanted)))
+
+    monkeypatch.setattr(module, "_trainer", GivesUp)
+    with pytest.raises(ClusterError, match="gave up the final job 2 times and no user got on in between"):
+        module.run_final(final.spec, slots, lambda: False, lambda event: trained.append(event.alias))
+    # The group that is no longer there had u2, which the next ones found.
+    assert trained == ["u1", "u2"] and wanted == [3, 3, 3]
 
 
 def test_stopped_in_the_middle_it_goes_on_later(

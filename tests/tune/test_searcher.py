@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
-from milp_ray.errors import ModelError, StorageError
+from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
@@ -138,10 +138,55 @@ def test_a_lost_worker_costs_a_retry_and_the_last_one_is_waited_for() -> None:
     for found in again:
         assert found is not None
         run.searcher.on_trial_complete(found[0], None, error=True)
-    assert len(run.seen.ended) == 2 and "max_failures" in run.seen.ended[0][3]
+    # One of the two is the no-memory measurement; the other is told when it is known whose fault it was.
+    assert [number for _, number, *_ in run.seen.ended] == [BASELINE]
     for trial_id, _ in live[2:]:
         run.searcher.on_trial_complete(trial_id, good())
+    assert "max_failures" in run.seen.ended[0][3] and "max_failures" in run.seen.ended[1][3]
+    assert not any(reason for *_, reason in run.seen.ended[2:])
     assert run.searcher.suggest("none") == Searcher.FINISHED
+
+
+def take(run: Run, count: int) -> list[tuple[str, tuple[str, int]]]:
+    """Start so many trials; their ids, users and numbers."""
+    live = []
+    for _ in range(count):
+        found = run.next()
+        assert found is not None
+        live.append((found[0], (str(found[1]["user"]), int(str(found[1]["trial"])))))
+    return live
+
+
+def test_five_trials_lost_in_a_row_end_the_run_and_cost_no_budget(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    live = take(run, 6)
+    for trial_id, _ in live[:5]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert isinstance(run.searcher.failure, ClusterError) and run.next() is None
+    assert "5 trials in a row" in str(run.searcher.failure)
+    assert {number for _, number, *_ in run.seen.ended} == {BASELINE}, "no log has it, and others may wait"
+    resumed = Run(tmp_path)
+    assert not any(engine.failures for engine in resumed.engines.values())
+    again = {trial for _, trial in take(resumed, 2 * (TRIALS + 1))}
+    assert {trial for _, trial in live} <= again and len(again) == 2 * (TRIALS + 1)
+
+
+def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a")
+    live = [(trial_id, number) for trial_id, (_, number) in take(run, TRIALS + 1)]
+    ids = [trial_id for trial_id, number in live if number != BASELINE]
+    for trial_id in ids[:3]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert not run.engines["a"].failures
+    run.searcher.on_trial_complete(ids[3], good() | {"reason": "out of memory"})
+    assert len(run.engines["a"].failures) == 4, "their worker lived: the others died by themselves"
+    for trial_id, number in live:
+        if number == BASELINE or trial_id == ids[4]:
+            run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert len(run.engines["a"].failures) == 4
+    assert run.searcher.suggest("none") == Searcher.FINISHED
+    assert len(run.engines["a"].failures) == 5 and run.searcher.baselines_failed
+    assert run.searcher.failure is None and run.queue.live == 0
 
 
 def test_a_stop_request_ends_the_asking() -> None:

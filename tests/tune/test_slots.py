@@ -13,12 +13,12 @@ from milp_ray.tune.slots import slots
 
 
 class Cluster:
-    """A cluster whose autoscaler brings a node some time after it was asked."""
+    """A cluster whose autoscaler brings nodes, each some time after it was asked."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, node: dict[str, float], delay: float) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, node: dict[str, float], *delays: float) -> None:
         self.asked: list[list[dict[str, float]]] = []
         self.now = self.slept = 0.0
-        self._node, self._delay = node, delay
+        self._node, self._delays = node, delays
         monkeypatch.setattr(module.ray, "nodes", self.nodes)
         monkeypatch.setattr(module, "request_resources", lambda bundles: self.asked.append(bundles))
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
@@ -26,8 +26,8 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         head = {"Alive": True, "Resources": {"memory": 1e9}}
-        there = self.asked and self.now >= self._delay
-        return [head, *([{"Alive": True, "Resources": self._node}] if there else [])]
+        there = sum(bool(self.asked) and self.now >= delay for delay in self._delays)
+        return [head, *([{"Alive": True, "Resources": self._node}] * there)]
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -60,6 +60,36 @@ def test_auto_takes_the_gpus_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0)
     found = slots(study(wait_for_nodes=600.0))
     assert (found.gpus, found.count) == (1.0, 2)
+
+
+def test_what_starts_together_is_waited_for_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0, 200.0), list[str]()
+    settings = study(wait_for_nodes=600.0, gpus_per_worker=1.0, max_concurrent=16)
+    assert slots(settings, say=said.append, together=4).count == 4
+    assert 200 <= cluster.now < 210 and len(said) == 1
+    # Neither more than there are users, nor fewer than may run.
+    assert cluster.asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 4 and cluster.asked[-1] == []
+    assert slots(settings, together=3).count == 3
+
+
+def test_what_starts_together_takes_what_came_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0, 1e9), list[str]()
+    groups = {"workers_per_trial": 2, "parallelism": "zero3"}
+    settings = study(wait_for_nodes=120.0, max_concurrent=8, **groups)
+    assert slots(settings, say=said.append).count == 8, "the search's trials each wait for room"
+    found = slots(settings, say=said.append, together=8)
+    assert (found.count, found.workers, found.gpus) == (1, 2, 1.0)
+    assert 130 <= cluster.now < 140
+    assert said[1:] == ["waiting up to 120 s for nodes: there is room for 1 of 8 that are to start together"]
+    assert cluster.asked[-2] == [{"CPU": 1.0, "GPU": 1.0}] * 16, "auto asks for what it found"
+
+
+def test_without_time_what_starts_together_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, {"CPU": 3.0}, 0.0)
+    cluster.asked.append([])
+    assert slots(study(max_concurrent=8), together=5).count == 3 and cluster.now == 0
+    assert slots(study(), together=2).count == 2
+    assert slots(study(max_concurrent=1), together=2).count == 1
 
 
 def test_a_stop_ends_waiting_and_the_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""What keeps a worker from its base and may pass: storage that does not answer, memory that is not left.
+
+Told from a model that cannot be loaded however often it is tried: the first ends with exit code 1, the
+second, :class:`ModelError`, with 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError
+from milp_ray.training.limits import GIB, is_out_of_memory
+
+# What an OSError says of the files themselves; all others are the storage's, and may pass.
+_FILES_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
+
+
+def check_passing(error: Exception) -> None:
+    """Tell what may pass, and is not the model's fault, from a model that cannot be read.
+
+    Raises:
+        ClusterError: no memory was left.
+        StorageError: the storage did not answer.
+    """
+    if is_out_of_memory(error):
+        raise ClusterError(
+            "no memory was left to read the base model",
+            where="model.path",
+            expected="room for the base model in the host's memory",
+            remedy="end what else takes memory there, or let fewer workers share it (ray.memory_per_worker)",
+        ) from error
+    if isinstance(error, OSError) and error.errno and error.errno not in _FILES_FAULT:
+        raise StorageError(
+            f"the base model could not be read: {error.strerror or type(error).__name__}",
+            where="model.path",
+            expected="storage that answers",
+            remedy="check the storage that the model is on; then resume",
+        ) from error
+
+
+@contextlib.contextmanager
+def fitting(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Where ``device`` has no room for the base that is put there inside, say how much it takes and is there.
+
+    Raises:
+        ClusterError: the room is taken by others.
+        ModelError: the base is larger than the GPU.
+    """
+    takes = sum(parameter.nbytes for parameter in model.parameters()) / GIB
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _no_room(takes, device) from None
+
+
+def _no_room(takes: float, device: torch.device) -> MilpRayError:
+    """``takes``: GiB of the base."""
+    if device.type != "cuda":
+        return ClusterError(
+            f"the base model takes {takes:.2f} GiB, and so much memory is not left",
+            expected="room for the base model in a worker's memory",
+            remedy="end what else takes memory there, or let fewer workers share it (ray.memory_per_worker)",
+        )
+    free, total = (number / GIB for number in torch.cuda.mem_get_info(device))
+    if takes > total:
+        return ModelError(
+            f"the base model takes {takes:.2f} GiB, more than the {total:.2f} GiB of a GPU",
+            where="model.path",
+            expected="a base model that fits the GPU",
+            remedy="choose a smaller base model or larger GPUs, or set model.dtype to bfloat16",
+        )
+    free += torch.cuda.memory_reserved(device) / GIB  # what was placed before it failed
+    return ClusterError(
+        f"the base model takes {takes:.2f} GiB, and {free:.2f} of the GPU's {total:.2f} GiB are free",
+        expected="a GPU with room for the base model",
+        remedy="end what else is on the GPU, or let fewer workers share it (ray.gpus_per_worker)",
+    )

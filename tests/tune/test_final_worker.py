@@ -1,0 +1,114 @@
+"""A rank of the final job beside its assignments, in this process: no Ray, a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from milp_ray.config.models import FinalSettings, RaySettings
+from milp_ray.data.records import UserSplit
+from milp_ray.evaluation import compare
+from milp_ray.memory.space import Placement
+from milp_ray.training.base import BaseModel
+from milp_ray.tune import final_worker
+from milp_ray.tune.assignments import Assignments, FinalSpec
+from milp_ray.tune.final_worker import EndRanks, FinalLoop, GroupsConfig, Seat
+from milp_ray.tune.processes import Place
+from tests.training.common import STUDY
+
+PLACED = {alias: Placement.from_key("1:4") for alias in ("u1", "u2")}
+
+
+class Handle:
+    """Calls an object as an actor is called; the answer is there at once."""
+
+    def __init__(self, served: object) -> None:
+        self._served = served
+
+    def __getattr__(self, name: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(getattr(self._served, name))})
+
+
+class Workers:
+    """What Ray Train gives a backend: workers by rank, here all in this process."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def execute_single_async(self, rank: int, work: Callable[..., object], *values: object) -> object:
+        return work(*values)
+
+
+@pytest.fixture
+def assignments(
+    tiny_bases: dict[str, BaseModel], tiny_user: UserSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Assignments:
+    study = STUDY.model_copy(
+        update={
+            "final": FinalSettings(epochs=1, instruct_epochs=1, checkpoint_steps=2),
+            "ray": RaySettings(max_failures=0),
+        }
+    )
+    monkeypatch.setattr(final_worker.ray, "get", lambda found: found)
+    monkeypatch.setattr(final_worker, "here", lambda: Place("node", 1))
+    monkeypatch.setattr(final_worker, "free_address", lambda: "127.0.0.1:1")
+    monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
+    monkeypatch.setattr(final_worker, "_SEATS", [])
+    return Assignments(FinalSpec(study, dict.fromkeys(PLACED, tiny_user), PLACED, tmp_path), 0)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_in_a_test_is_of_that_user_alone(
+    assignments: Assignments,
+    tiny_bases: dict[str, BaseModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, calls = tiny_bases["llama"], iter(range(9))
+    generations = compare.generations
+
+    def short_of_memory(*values: Any) -> Any:
+        if next(calls) == 1:  # the first user's own memory sits on the base
+            assert base.attached is not None
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return generations(*values)
+
+    monkeypatch.setattr(compare, "generations", short_of_memory)
+    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    config.backend_cls().on_start(Workers(1), config)
+    FinalLoop(Handle(assignments), 1.0)()
+    events, fatal = assignments.news()
+    assert fatal is None and base.attached is None
+    assert [(event.step, event.alias, event.reason) for event in events] == [
+        ("train", "u1", ""),
+        ("train", "u2", ""),
+        ("test", "u1", "out of memory in the test"),
+        ("test", "u2", ""),
+    ]
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["u2.json"]
+    assert assignments.moved() > len(events), "states that were kept are told as well"
+
+
+def test_lost_ranks_are_told_as_ray_train_counts_them(
+    assignments: Assignments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Place] = []
+    monkeypatch.setattr(final_worker, "end", ended.extend)
+    config = GroupsConfig(size=2, assignments=Handle(assignments))
+    config.backend_cls().on_start(Workers(5), config)
+    (last,) = final_worker._SEATS
+    assert last == Seat(1, 1, 2, "127.0.0.1:1"), "the fifth rank fills no group"
+    for rank in range(4):
+        assignments.start(rank // 2, rank % 2, Place("node", rank))
+    for group in range(2):
+        assignments.next(group)
+    EndRanks(Handle(assignments)).after_exception(None, {2: RuntimeError("gone")})
+    assert ended == [Place("node", rank) for rank in range(4)]
+    config.backend_cls().on_start(Workers(2), config)
+    assert [event.alias for event in assignments.news()[0]] == ["u2"]
