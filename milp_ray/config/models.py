@@ -255,6 +255,9 @@ class FinalSettings(Settings):
     optimizer: OptimizerSettings | None = Field(None, description="null: the study's own")
 
 
+_RAYS_OWN = ("", "cpu", "gpu", "memory", "object_store_memory", "node", "accelerator_type")
+
+
 class RaySettings(Settings):
     """Where trials run. Nothing here changes a result, so all of it may change when a run is resumed."""
 
@@ -273,6 +276,12 @@ class RaySettings(Settings):
     )
     memory_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GiB of the host's memory that a worker may take; null: not bounded, nor asked for"
+    )
+    accelerator_type: str | None = Field(
+        None, min_length=1, description="only nodes with this GPU, as Ray names it: H100, A100-80G, L4, ..."
+    )
+    custom_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="what a worker takes of other resources that nodes offer, by their names"
     )
     max_concurrent: Positive | None = Field(None, description="null: as many as the cluster fits")
     wait_for_nodes: Annotated[float, Field(ge=0)] = Field(
@@ -299,6 +308,21 @@ class RaySettings(Settings):
         if self.offload and not self.parallelism.startswith("zero"):
             raise ValueError("offload needs parallelism zero1, zero2 or zero3")
         return self
+
+    @field_validator("custom_resources")
+    @classmethod
+    def _are_custom(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            kind = name.lower().partition(":")[0]
+            if (
+                kind in ("cpu", "gpu", "memory", "object_store_memory", "node", "accelerator_type")
+                or not kind
+            ):
+                raise ValueError(
+                    f"{name!r} is Ray's own: use cpus_per_worker, gpus_per_worker, memory_per_worker or "
+                    "accelerator_type"
+                )
+        return value
 
 
 class StorageSettings(Settings):

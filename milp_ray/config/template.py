@@ -112,6 +112,8 @@ ray:
   group_timeout: 120              # seconds after which a silent worker of several counts as hung
   cpus_per_worker: 1.0
   gpus_per_worker: auto           # 1 where there are GPUs, else 0
+  accelerator_type: null          # only nodes with this GPU, as Ray names it: H100, A100-80G, L4, ...
+  custom_resources: {}            # what else a worker takes of what nodes offer, as {licence: 1}
   memory_per_worker: null         # GiB of RAM; a trial that needs more fails by itself, and is said why
   max_concurrent: null            # as many trials as fit
   wait_for_nodes: 0               # seconds an autoscaler has: for the first trial, in the final job for all

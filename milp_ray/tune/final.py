@@ -136,7 +136,7 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=worker.count * worker.workers,
             use_gpu=worker.gpus > 0,
-            resources_per_worker=worker.resources,
+            resources_per_worker=dict(worker.resources),
         ),
         run_config=RunConfig(
             name=f"{spec.study.name}-final",

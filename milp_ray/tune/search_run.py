@@ -121,7 +121,8 @@ def _tuner(
     several = worker.workers > 1 and isinstance(spec, TrialSpec)
     trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
     # The trainable of a group takes nothing itself.
-    bundles = [{}, *([worker.resources] * worker.workers)] if several else [worker.resources]
+    bundle = dict(worker.resources)
+    bundles = [{}, *([bundle] * worker.workers)] if several else [bundle]
     made = tune.with_resources(
         tune.with_parameters(trainable, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
     )

@@ -19,23 +19,34 @@ from milp_ray.errors import ClusterError
 
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 15.0
+_AMOUNTS = ("CPU", "GPU", "memory")
+# Ray marks a node by one unit of a resource named after its GPU; who must be there takes a hair of it.
+_KIND, _KIND_AMOUNT = "accelerator_type:", 0.001
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What one worker takes, how many of them a trial has, and how many trials run at once right now."""
+    """What one worker takes, how many of them a trial has, and how many trials run at once right now.
 
-    cpus: float
-    gpus: float
+    Attributes:
+        resources: what one worker asks of Ray, by Ray's names, ``memory`` in bytes.
+        count: trials at once.
+        workers: of a trial.
+    """
+
+    resources: Mapping[str, float]
     count: int
     workers: int = 1
-    memory: float = 0.0
 
     @property
-    def resources(self) -> dict[str, float]:
-        """What one worker asks of Ray. ``memory`` is in bytes."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return {name: amount for name, amount in wanted.items() if amount}
+    def cpus(self) -> float:
+        """Of one worker."""
+        return self.resources.get("CPU", 0.0)
+
+    @property
+    def gpus(self) -> float:
+        """Of one worker."""
+        return self.resources.get("GPU", 0.0)
 
 
 def slots(
@@ -104,15 +115,9 @@ def _room(study: Study) -> Slots:
     nodes = _nodes()
     wanted = _wanted(study, nodes)
     # Adding a hair keeps 0.3 // 0.1 at 3.
-    held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items() if v) for node in nodes]
+    held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items()) for node in nodes]
     if sum(held) < 1:
-        largest: dict[str, float] = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={})
-        raise ClusterError(
-            f"a worker asks for {_amounts(wanted)}, and no node has that",
-            expected=f"at most {_amounts({name: largest.get(name, 0) for name in wanted})} per worker",
-            remedy="lower ray.cpus_per_worker, ray.gpus_per_worker or ray.memory_per_worker, add a node, "
-            "or give an autoscaler time: ray.wait_for_nodes=900",
-        )
+        raise _no_room(wanted, nodes)
     workers, count = settings.workers_per_trial, int(sum(held))
     if count < workers:
         raise ClusterError(
@@ -121,7 +126,28 @@ def _room(study: Study) -> Slots:
             remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
             "or give an autoscaler time: ray.wait_for_nodes=900",
         )
-    return Slots(wanted["CPU"], wanted["GPU"], count // workers, workers, wanted["memory"])
+    return Slots(wanted, count // workers, workers)
+
+
+def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> ClusterError:
+    """No node holds what a worker asks for; said with the largest one of those that come closest."""
+    named = [name for name in wanted if name not in _AMOUNTS]
+    largest: Mapping[str, float] = max(
+        nodes, key=lambda n: (*(n.get(k, 0) for k in named), n.get("GPU", 0), n.get("CPU", 0)), default={}
+    )
+    there = {name: largest.get(name, 0.0) for name in ("CPU", "GPU", *wanted)}
+    kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
+    of_kinds = f"; GPUs there: {', '.join(kinds) or 'none that Ray knows'}" if _kind(wanted) else ""
+    lower = ["ray.cpus_per_worker", "ray.gpus_per_worker"]
+    lower += ["ray.memory_per_worker"] if "memory" in wanted else []
+    lower += ["ray.accelerator_type"] if _kind(wanted) else []
+    lower += ["ray.custom_resources"] if any(not name.startswith(_KIND) for name in named) else []
+    return ClusterError(
+        f"a worker asks for {_amounts(wanted)}, and no node has that",
+        expected=f"at most {_amounts(there)} per worker{of_kinds}",
+        remedy=f"change {', '.join(lower[:-1])} or {lower[-1]}, add a node, "
+        "or give an autoscaler time: ray.wait_for_nodes=900",
+    )
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -130,16 +156,19 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _wanted(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What a worker asks of Ray: ``CPU``, ``GPU``, and ``memory`` in bytes."""
+    """What a worker asks of Ray, by Ray's names, ``memory`` in bytes; a simulated one asks for CPUs alone."""
     settings = study.ray
-    gpus = settings.gpus_per_worker
+    wanted = {"CPU": settings.cpus_per_worker}
     if study.simulation is not None:
-        gpus = 0.0
-    elif gpus == "auto":
-        gpus_there = any(node.get("GPU", 0) >= 1 for node in nodes)
+        return wanted
+    gpus = settings.gpus_per_worker
+    if gpus == "auto":
+        gpus_there = settings.accelerator_type or any(node.get("GPU", 0) >= 1 for node in nodes)
         gpus = 1.0 if gpus_there and study.model.device != "cpu" else 0.0
-    memory = (settings.memory_per_worker or 0.0) * 2**30
-    return {"CPU": settings.cpus_per_worker, "GPU": gpus, "memory": memory}
+    wanted |= {"GPU": gpus, "memory": (settings.memory_per_worker or 0.0) * 2**30}
+    if settings.accelerator_type:
+        wanted[f"{_KIND}{settings.accelerator_type}"] = _KIND_AMOUNT
+    return {name: amount for name, amount in (wanted | settings.custom_resources).items() if amount}
 
 
 def _ask_for_nodes(study: Study, together: int | None) -> None:
@@ -148,18 +177,25 @@ def _ask_for_nodes(study: Study, together: int | None) -> None:
     With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
     ``ray.gpus_per_worker``.
     """
-    bundle = {name: amount for name, amount in _wanted(study, _nodes()).items() if amount}
     most = study.ray.max_concurrent or 1
     trials = most if together is None else min(together, most)
-    request_resources(bundles=[bundle] * (study.ray.workers_per_trial * trials))
+    request_resources(bundles=[_wanted(study, _nodes())] * (study.ray.workers_per_trial * trials))
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """As people write it; memory only where there is some."""
-    parts = [f"{resources['CPU']:g} CPUs", f"{resources['GPU']:g} GPUs"]
+    """As people write it: CPUs and GPUs always, others where they are asked for."""
+    kind = f" ({_kind(resources)})" if any(resources.get(n) for n in resources if n.startswith(_KIND)) else ""
+    parts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs{kind}"]
     if memory := resources.get("memory"):
         parts.append(f"{memory / 2**30:.3g} GiB of memory")
+    others = (name for name in resources if name not in _AMOUNTS and not name.startswith(_KIND))
+    parts += [f"{resources[name]:g} {name}" for name in others]
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _kind(resources: Mapping[str, float]) -> str:
+    """The kind of GPU among them, if any."""
+    return next((name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)), "")
 
 
 def on_device(study: Study, worker: Slots) -> Study:

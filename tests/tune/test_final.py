@@ -315,7 +315,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
 
     def slots(groups: int) -> Slots:
         wanted.append(groups)
-        return Slots(0.5, 0, max(0, 3 - len(wanted)))
+        return Slots({"CPU": 0.5}, max(0, 3 - len(wanted)))
 
     monkeypatch.setattr(module, "_trainer", GivesUp)
     with pytest.raises(ClusterError, match="gave up the final job 2 times and no user got on in between"):

@@ -92,16 +92,16 @@ def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
         with pytest.raises(ClusterError, match=r"ray\.gpus_per_worker"):
             slots(a_study(gpus_per_worker=64.0))
         worker = slots(a_study(gpus_per_worker=0.0))
-        assert worker == Slots(1.0, 0.0, cpus)
+        assert worker == Slots({"CPU": 1.0}, cpus)
         assert slots(a_study(gpus_per_worker=0.0, max_concurrent=1)).count == 1
         assert slots(a_study(gpus_per_worker=0.0, cpus_per_worker=0.5)).count == 2 * cpus
         pair = {"gpus_per_worker": 0.0, "workers_per_trial": 2, "parallelism": "ddp"}
-        assert slots(a_study(**pair, cpus_per_worker=0.5)) == Slots(0.5, 0.0, cpus, 2)
+        assert slots(a_study(**pair, cpus_per_worker=0.5)) == Slots({"CPU": 0.5}, cpus, 2)
         with pytest.raises(ClusterError, match=r"ray\.workers_per_trial") as refused:
             slots(a_study(**(pair | {"workers_per_trial": 4096})))
         assert f"the cluster holds {cpus}" in str(refused.value)
         assert on_device(a_study(), worker).model.device == "cpu"
-        assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
+        assert on_device(a_study(), Slots({"CPU": 1.0, "GPU": 1.0}, 1)).model.device == "auto"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share
         # A node that was there a moment ago is lost when it is asked.
         nodes = [*ray.nodes(), {"NodeID": "ab" * 28, "Alive": True}]

@@ -105,3 +105,33 @@ def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterError, match="no node has that"):
         slots(study(wait_for_nodes=30.0))
     assert 30 <= cluster.now < 40 and cluster.asked[-1] == []
+
+
+def test_a_kind_of_gpu_and_other_resources_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0, "licence": 3.0}
+    cluster = Cluster(monkeypatch, node, 60.0)
+    wanted = {"accelerator_type": "H100", "custom_resources": {"licence": 1.0}}
+    found = slots(study(wait_for_nodes=600.0, **wanted))
+    assert found.resources == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001, "licence": 1.0}
+    assert cluster.asked[0] == [found.resources], "an autoscaler is told which GPU, with none there yet"
+    assert slots(study(**wanted)).count == 3, "as many as there are licences"
+    assert slots(study(**wanted), together=2).count == 2
+
+
+def test_a_kind_of_gpu_that_is_not_there_is_named_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A10G": 1.0}
+    Cluster(monkeypatch, node, 0.0).asked.append([])
+    with pytest.raises(ClusterError) as refused:
+        slots(study(accelerator_type="H100", custom_resources={"licence": 2.0}))
+    problem = refused.value.problems[0]
+    assert problem.fact == "a worker asks for 1 CPUs, 1 GPUs (H100) and 2 licence, and no node has that"
+    assert problem.expected == "at most 8 CPUs, 4 GPUs and 0 licence per worker; GPUs there: A10G"
+    assert "ray.accelerator_type or ray.custom_resources" in problem.remedy
+
+
+@pytest.mark.parametrize("name", ["GPU", "memory", "accelerator_type:H100", "node:10.0.0.1", ""])
+def test_resources_of_rays_own_have_settings_of_their_own(name: str) -> None:
+    with pytest.raises(ValueError, match="Ray's own"):
+        study(custom_resources={name: 1.0})
