@@ -1,8 +1,10 @@
-"""Hypervolume per evaluation: our search beside Optuna's, Ax's and chance.
+r"""Hypervolume per evaluation: our search beside Optuna's, Ax's and chance.
 
     python benchmarks/search_quality.py                         # what is missing, then table and plot
     python benchmarks/search_quality.py --methods saas optuna-tpe --problems synthetic-34 --jobs 2
     python benchmarks/search_quality.py --only-report
+    python benchmarks/search_quality.py --methods saas gp --problems synthetic-34 --seeds 6 --initial 100 \
+        --evaluations 140         # half as many random trials as the paper's 200 in all: a table, no plot
 
 Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 32 and 12 layers; the problem
 differs from seed to seed), and `real-<user>`: every value measured by training (benchmarks/make_table.py).
@@ -30,7 +32,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RUNS = HERE / "results" / "search_quality.jsonl"
-EVALUATIONS, MARKS = 100, (60, 100)
+INITIAL, EVALUATIONS, MARKS = 20, 100, (60, 100)
 SEEDS = 8
 SYNTHETIC = {"synthetic-34": 32, "synthetic-14": 12}
 
@@ -86,41 +88,48 @@ def problem_of(name: str, seed: int) -> Synthetic | Measured:
     return Synthetic(SYNTHETIC[name], seed) if name in SYNTHETIC else Measured(name.removeprefix("real-"))
 
 
-def one(problem: str, method: str, seed: int) -> dict[str, Any]:
+def one(
+    problem: str, method: str, seed: int, initial: int = INITIAL, evaluations: int = EVALUATIONS
+) -> dict[str, Any]:
     """One search."""
+    import peers
     import torch
-    from peers import METHODS
 
     torch.set_num_threads(1)
+    peers.INITIAL = initial
     made = problem_of(problem, seed)
     began = time.process_time()
-    tried = METHODS[method](made, seed, EVALUATIONS)
+    tried = peers.METHODS[method](made, seed, evaluations)
     seconds = time.process_time() - began
     values = [made.exact(placement) if len(placement) else made.no_memory for placement in tried]
     return {
         "problem": problem,
         "method": method,
         "seed": seed,
+        **({"initial": initial} if initial != INITIAL else {}),
         "cpu_seconds": round(seconds, 1),
         "loss": [round(v["loss"], 6) for v in values],
         "rouge_l": [round(v["rouge_l"], 6) for v in values],
     }
 
 
-def known_runs() -> list[dict[str, Any]]:
-    """All runs kept so far."""
+def known_runs(initial: int = INITIAL) -> list[dict[str, Any]]:
+    """All runs kept so far that began with so many random trials."""
     if not RUNS.exists():
         return []
-    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    runs = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    return [run for run in runs if run.get("initial", INITIAL) == initial]
 
 
-def run_missing(problems: Sequence[str], methods: Sequence[str], seeds: int, jobs: int) -> None:
+def run_missing(
+    problems: Sequence[str], methods: Sequence[str], seeds: int, jobs: int, initial: int, evaluations: int
+) -> None:
     """Run what is not there yet, seed by seed."""
-    done = {(run["problem"], run["method"], run["seed"]) for run in known_runs()}
+    done = {(run["problem"], run["method"], run["seed"]) for run in known_runs(initial)}
     wanted = [(p, m, s) for s in range(seeds) for m in methods for p in problems if (p, m, s) not in done]
     RUNS.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(one, *key) for key in wanted]):
+        for future in as_completed([pool.submit(one, *key, initial, evaluations) for key in wanted]):
             run = future.result()
             with RUNS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(run, separators=(",", ":")) + "\n")
@@ -170,6 +179,34 @@ def _best_front(problem: str, seed: int) -> tuple[tuple[float, float], list[tupl
 
 def _gains(run: dict[str, Any]) -> list[tuple[float, float]]:
     return [(-loss, rouge) for loss, rouge in zip(run["loss"], run["rouge_l"], strict=True)]
+
+
+def report_growth(runs: list[dict[str, Any]], initial: int) -> None:
+    """Print the mean share every few evaluations after the initial ones, and write it; beside the runs of
+    :data:`INITIAL` initial trials, as far as these go."""
+    import pandas as pd
+
+    methods = {run["method"] for run in runs}
+    keys = {(run["problem"], run["seed"]) for run in runs}
+    usual = [
+        run for run in known_runs() if (run["problem"], run["seed"]) in keys and run["method"] in methods
+    ]
+    named = [run | {"method": f"{run['method']}, {initial} initial"} for run in runs]
+    found = shares(usual + named)  # one best front for both
+    rows = []
+    for problem, method in sorted({key[:2] for key in found}):
+        curves = [curve for key, curve in found.items() if key[:2] == (problem, method)]
+        row: dict[str, Any] = {"problem": problem, "method": method, "seeds": len(curves)}
+        for mark in sorted({60, 80, initial, *(initial + more for more in (4, 8, 20, 40))}):
+            row[f"mean@{mark}"] = (
+                statistics.mean(curve[mark - 1] for curve in curves)
+                if all(len(curve) >= mark for curve in curves)
+                else None
+            )
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / "results" / "search_quality_initial.csv", index=False, float_format="%.3f")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 def report(runs: list[dict[str, Any]]) -> None:
@@ -245,6 +282,10 @@ def main() -> None:
     parser.add_argument("--problems", nargs="*", default=None)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--initial", type=int, default=INITIAL, help="random trials, the same for all methods"
+    )
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--only-report", action="store_true")
     given = parser.parse_args()
     if not given.only_report:
@@ -252,8 +293,11 @@ def main() -> None:
 
         real = [f"real-{name}" for name in make_table.complete_users()]
         problems = given.problems or [*SYNTHETIC, *real]
-        run_missing(problems, given.methods, given.seeds, given.jobs)
-    report(known_runs())
+        run_missing(problems, given.methods, given.seeds, given.jobs, given.initial, given.evaluations)
+    if given.initial == INITIAL:
+        report(known_runs())
+    else:
+        report_growth(known_runs(given.initial), given.initial)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     architecture = load_architecture(study.model)
     events = folder / "events"
     events.mkdir()
+    (folder / "run.json").touch()  # what workers look for
     engine = Engine(
         space_from(study.memory, architecture.num_layers, architecture.width),
         (Objective("loss", "min"), Objective("rouge_l", "max")),
@@ -144,7 +145,7 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     engines = {ALIAS: engine}
     queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=1)
     searcher = Noting(engines, queue, study.objectives, lambda: False, Nobody())
-    spec = TrialSpec(study, {ALIAS: ray.put(user())}, events, folder / "adapters")
+    spec = TrialSpec(study, {ALIAS: ray.put(user())}, folder)
     _tuner(spec, worker, searcher, lambda: False, "resident", folder / "tune").fit()
     queue.stop()
     if searcher.failure is not None:

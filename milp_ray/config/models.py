@@ -13,11 +13,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.storage import is_url, url_fault
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]
+ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]  # of objectives.OBJECTIVES
 Stage = Literal["inject", "instruct"]
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -174,6 +175,9 @@ class TrialSettings(Settings):
     slice_seconds: Annotated[float, Field(gt=0)] = Field(
         2.0, description="a trial looks up this often whether it should stop"
     )
+    save_adapters: bool = Field(
+        True, description="keep the adapters of the trials on each user's front; the final job needs none"
+    )
 
     @field_validator("stages")
     @classmethod
@@ -198,7 +202,9 @@ class SearchSettings(Settings):
     """The multi-objective Bayesian optimisation of one user's placement (paper, section 2.2.2)."""
 
     trials: Positive = Field(200, description="measured configurations per user, the initial ones included")
-    initial: Positive = Field(100, description="of these, space-filling ones before the model leads")
+    initial: Positive = Field(
+        20, description="of these, space-filling ones before the model leads; the paper: 100"
+    )
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
     saas: SaasSettings = SaasSettings()
@@ -211,7 +217,7 @@ class SearchSettings(Settings):
     transfer: Literal["none", "seeds", "prior"] = Field(
         "none", description="what later users' searches take from finished ones"
     )
-    transfer_users: Positive = Field(8, description="users of the first batch, which runs without transfer")
+    transfer_users: Positive = Field(8, description="the first users, who run without transfer")
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:
@@ -228,7 +234,7 @@ class ChooseSettings(Settings):
 
     @model_validator(mode="after")
     def _known_policy(self) -> Self:
-        known = ["knee", "budget", "best:loss", "best:rouge_l", "best:trainable_params"]
+        known = ["knee", "budget", *(f"best:{name}" for name in OBJECTIVES)]
         if self.policy not in known:
             raise ValueError(f"policy {self.policy!r} is not one of {', '.join(known)}")
         if (self.policy == "budget") != (self.budget is not None):
@@ -345,8 +351,9 @@ class Study(Settings):
     def _distinct(cls, value: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
         if len(set(value)) != len(value):
             raise ValueError("names an objective twice")
-        if set(value) == {"trainable_params"}:
-            raise ValueError("needs a measured objective (loss or rouge_l) beside trainable_params")
+        if all(OBJECTIVES[name].exact for name in value):
+            measured = " or ".join(name for name, declared in OBJECTIVES.items() if not declared.exact)
+            raise ValueError(f"needs a measured objective ({measured}) beside {', '.join(value)}")
         return value
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ seed: 0                 # initial design, training order and LoRA initialisation
 
 model:
   path: ./my-model      # a folder or a hub name; Llama, Mistral, Qwen, GPT-2/DialoGPT or RoBERTa
+                        # (RoBERTa as a decoder: whoever loads a memory says is_decoder=True)
   revision: null        # pin a hub revision, so that a run can be repeated
   dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow
   device: auto          # a GPU where there is one
@@ -64,7 +65,7 @@ optimizer:                        # paper, section 3.4
   learning_rate: 5.0e-4
   weight_decay: 1.0e-4
   warmup: 0.1                     # share of the steps, linear
-  batch_size: 8                   # per device
+  batch_size: 8                   # texts per step, over all workers of a trial
   max_grad_norm: 1.0              # a guard: the paper names none
 
 trial:
@@ -74,10 +75,11 @@ trial:
   max_new_tokens: 64              # longest response generated for ROUGE-L
   eval_batch_size: 16             # validation samples measured at once
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
+  save_adapters: true             # those of the trials on a user's front; the final job trains its own
 
 search:
-  trials: 200                     # per user; the settings of AutoPEFT, which the paper follows
-  initial: 100                    # space-filling ones among them
+  trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
+  initial: 20                     # space-filling ones among them; the paper's 100 cost 80 trials for nothing
   batch: 4                        # proposals from one fit
   surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick (docs/search.md)
   outcome: standardize            # copula (normal scores of the ranks) is AutoPEFT's
@@ -88,7 +90,7 @@ search:
     thinning: null
   cohort: null                    # users per Ray Tune run; as many as make 5,000 trials
   transfer: none                  # seeds: later users try what was good for finished ones; prior: or alike
-  transfer_users: 8               # users of the first batch, which finds nobody to learn from
+  transfer_users: 8               # the first users, who run cold for the others to learn from
 
 choose:
   policy: knee                    # or best:loss, best:rouge_l, or budget with a number of parameters

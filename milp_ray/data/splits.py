@@ -313,7 +313,7 @@ def _counted(reason: str, count: int) -> dict[str, int]:
 def _too_few(settings: DataSettings, fact: str, expected: str, skipped: Mapping[str, int]) -> DataError:
     reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in sorted(skipped.items()))
     remedy = (
-        "lower data.min_samples, or divide users instead (data.split.regime: by_user)"
+        "lower data.min_samples, or take users with more samples (data.users, data.path)"
         if settings.split.regime == "per_user"
         else "take more users (data.users, data.path)"
     )

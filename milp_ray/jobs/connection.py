@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.tune.ray_token import token_source
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -24,20 +25,16 @@ class JobError(MilpRayError):
 def token_of(
     file: Path | None, environ: Mapping[str, str] = os.environ, home: Path | None = None
 ) -> str | None:
-    """The cluster's token: from a file, else where Ray looks for it.
-
-    That is RAY_AUTH_TOKEN, then the file of RAY_AUTH_TOKEN_PATH, then ``~/.ray/auth_token``.
+    """The cluster's token: from a file, else where Ray looks for it (:mod:`milp_ray.tune.ray_token`).
 
     Raises:
         JobError: what is there is no token.
     """
-    if file is None and (given := environ.get("RAY_AUTH_TOKEN", "").strip()):
-        return _checked_token(given, "RAY_AUTH_TOKEN")
-    default = (home or Path.home()) / ".ray" / "auth_token"
-    named = file or (Path(path) if (path := environ.get("RAY_AUTH_TOKEN_PATH")) else None)
-    if named is None and not default.is_file():
+    place = file or token_source(environ, home)
+    if place is None:
         return None
-    place = named or default
+    if isinstance(place, str):
+        return _checked_token(place, "RAY_AUTH_TOKEN")
     try:
         return _checked_token(place.read_text(encoding="utf-8").strip(), str(place))
     except (OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.errors import RunFolderError
 from milp_ray.memory.space import Placement
 from milp_ray.study.run_folder import RunFolder
@@ -76,12 +77,7 @@ def _warnings(folder: RunFolder) -> list[str]:
     base = trials[trials.state == "no memory"].set_index("user")
     rows = chosen[chosen.user.isin(base.index)] if len(chosen) else chosen
     worse = sum(
-        all(
-            row[name] <= base[name][row["user"]]
-            if name == "rouge_l"
-            else row[name] >= base[name][row["user"]]
-            for name in _measured(folder)
-        )
+        all(OBJECTIVES[name].sign * (row[name] - base[name][row["user"]]) <= 0 for name in _measured(folder))
         for _, row in rows.iterrows()
     )
     return [f"no better than no memory on validation samples: {worse} of {len(rows)} users"] if worse else []
@@ -136,7 +132,7 @@ def _has(folder: RunFolder, name: str) -> bool:
 
 
 def _measured(folder: RunFolder) -> list[str]:
-    return [name for name in folder.study.objectives if name != "trainable_params"]
+    return [name for name in folder.study.objectives if not OBJECTIVES[name].exact]
 
 
 def _chosen(folder: RunFolder) -> Table:

@@ -18,16 +18,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.storage import write_whole
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
 
 _MOST_FRONTS = 50
-LABELS = {
-    "loss": "validation loss (nats per token, lower is better)",
-    "rouge_l": "validation ROUGE-L F1 (higher is better)",
-    "trainable_params": "trainable parameters (fewer is better)",
-}
 # Okabe and Ito's colours: told apart by people who see few colours, and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 
@@ -51,7 +47,8 @@ def front_plot(
     axes.scatter(done[x], done[y], s=26, color=GREY, label="trial", zorder=2)
     front = done[done.on_front].sort_values(x)
     if len(objectives) == 2:
-        where = "pre" if x == "rouge_l" else "post"  # the best y that is reached at each x
+        # The best y that is reached at each x.
+        where = "pre" if OBJECTIVES[x].direction == "max" else "post"
         axes.step(front[x], front[y], where=where, color=BLUE, linewidth=1.2, zorder=3)
     axes.scatter(front[x], front[y], s=40, color=BLUE, label="front", zorder=4)
     if len(base) and x == "trial":
@@ -67,7 +64,7 @@ def front_plot(
         axes.annotate(
             label, (getattr(row, x), getattr(row, y)), textcoords="offset points", xytext=(6, 5), size=8
         )
-    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=title)
+    axes.set(xlabel="trial" if x == "trial" else OBJECTIVES[x].label, ylabel=OBJECTIVES[y].label, title=title)
     _finish(axes)
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)

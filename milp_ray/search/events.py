@@ -7,7 +7,7 @@ reported. Anything else that is not a well-formed event is damage that no one sh
 its line number. A full disk leaves the log as it was.
 
 What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes a log;
-others may read it at any time (:func:`told_values`).
+others may read it at any time (:func:`told_values`, :func:`ended_trials`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import growing, storage_error
+from milp_ray.storage import growing, storage_error, sync_folder
 
 Event = Mapping[str, object]
 
@@ -79,7 +79,7 @@ class EventLog:
                         f"its {len(data) - len(kept)} bytes were removed (line {len(self.events) + 1})"
                     )
             if new:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
         except OSError as error:
             raise storage_error(error, path) from error
         self._size = len(kept)
@@ -132,17 +132,27 @@ def told_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float
         StorageError: the file cannot be read, or is damaged.
     """
     place = Path(path)
+    return [
+        (whole(event, "id", number, place), numbers(event, "values", number, place))
+        for number, event in enumerate(_glanced(place), start=1)
+        if event["event"] == "told"
+    ]
+
+
+def ended_trials(path: str | os.PathLike[str]) -> int:
+    """How many trials of a log were told or failed; reads it, and raises, as :func:`told_values` does."""
+    return sum(event["event"] in ("told", "failed") for event in _glanced(Path(path)))
+
+
+def _glanced(place: Path) -> list[Event]:
+    """The events of a log that another process may be writing."""
     try:
         data = place.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise storage_error(error, place) from error
-    result = []
-    for number, event in enumerate(_parsed(data[: data.rfind(b"\n") + 1], place), start=1):
-        if event["event"] == "told":
-            result.append((whole(event, "id", number, place), numbers(event, "values", number, place)))
-    return result
+    return _parsed(data[: data.rfind(b"\n") + 1], place)
 
 
 def damaged(number: int, where: Path | None, what: str) -> NoReturn:
@@ -213,11 +223,3 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
     return result
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.advice import NO_ADVICE, advise, starts
 from milp_ray.search.design import Design
 from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.numerics import is_numerical
 from milp_ray.search.objectives import Objective
 from milp_ray.search.pareto import non_dominated
 from milp_ray.search.records import ADVISED, Candidates
@@ -81,18 +82,27 @@ class Plan:
     def propose(self) -> Candidates:
         """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
 
+        Where arithmetic fails on this search's data, what stood on it is left out, with a note: other users'
+        advice, or the model (``sobol`` proposes instead).
+
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
         """
-        advice = NO_ADVICE
+        advice, notes = NO_ADVICE, tuple[str, ...]()
         if self.material is not None:
-            with single_threaded():
-                advice = advise(self)
+            try:
+                with single_threaded():
+                    advice = advise(self)
+            except Exception as error:
+                if not is_numerical(error):
+                    raise
+                notes = (f"transfer: {type(error).__name__}; proposed without other users' searches",)
         if advice.configs:
             return Candidates(advice.configs, ADVISED)
-        return replace(
+        found = replace(
             self, count=min(self.count, advice.others), initial=self.initial and not advice.design_over
         )._unadvised()
+        return Candidates(found, found.source, (*notes, *found.notes))
 
     def _unadvised(self) -> Candidates:
         if self.initial:
@@ -106,9 +116,14 @@ class Plan:
                     return surrogate.candidates(self)
                 return self._modelled(surrogate)
         except SurrogateFailed as failure:
-            sobol = make_surrogate("sobol")
-            assert isinstance(sobol, FreeSurrogate)
-            return self._free(sobol, "sobol", f"{failure}; sobol proposed instead")
+            reason = str(failure)
+        except Exception as error:  # a fit that succeeded may still be one that nothing can be computed from
+            if not is_numerical(error):
+                raise
+            reason = f"{self.surrogate}: {type(error).__name__}"
+        sobol = make_surrogate("sobol")
+        assert isinstance(sobol, FreeSurrogate)
+        return self._free(sobol, "sobol", f"{reason}; sobol proposed instead")
 
     def _free(self, surrogate: FreeSurrogate, source: str, *notes: str) -> Candidates:
         return Candidates(surrogate.configs(self.space, self.seen, self.count, self.seed), source, notes)

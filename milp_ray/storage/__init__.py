@@ -14,7 +14,8 @@ from milp_ray.storage.files import (
     write_json,
     write_whole,
 )
-from milp_ray.storage.local import reading, storage_error, write_synced, writing
+from milp_ray.storage.leftovers import sweep_drafts
+from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.objects import local_copy
 from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
@@ -22,12 +23,14 @@ from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 __all__ = [
     "Part",
     "Twin",
+    "abandoned",
     "at_hand",
     "can_read",
     "close_twins",
     "get_file",
     "growing",
     "has_credentials",
+    "held",
     "is_url",
     "joined",
     "local_copy",
@@ -39,6 +42,8 @@ __all__ = [
     "remove_folder",
     "shown",
     "storage_error",
+    "sweep_drafts",
+    "sync_folder",
     "twin_at",
     "twin_of",
     "url_fault",

@@ -1,6 +1,7 @@
 """Files and folders of a run, written whole or not at all, on a file system or at a URL.
 
-On a file system a temporary sibling is renamed. A path in the twin of a run at a URL
+On a file system a temporary sibling is renamed; what a killed writer leaves of it is cleared away by
+:mod:`milp_ray.storage.leftovers`. A path in the twin of a run at a URL
 (:mod:`milp_ray.storage.twin`) is written to the URL before the function returns. No store renames a folder:
 there its files come first and the one that readers look for comes last, and goes first when it is deleted;
 while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
@@ -62,7 +63,8 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
 
     Raises:
         StorageError: nothing of the new folder is left behind then, and the earlier one is intact; at a URL
-            neither is there (files without ``last`` are none).
+            neither is there (files without ``last`` are none). Killed between two renames, it leaves neither,
+            until :func:`~milp_ray.storage.leftovers.sweep_drafts` brings the earlier one back.
     """
     if (twin := twin_of(path)) is not None:
         _upload(twin, path, write, last)

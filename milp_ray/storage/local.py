@@ -1,4 +1,4 @@
-"""What the operating system's refusals mean to a user, and waiting until a file is on the disk.
+"""What the operating system's refusals mean to a user; waiting for the disk; files that show who lives.
 
 What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage.files`.
 """
@@ -6,10 +6,12 @@ What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from milp_ray.errors import StorageError
 
@@ -63,3 +65,40 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; for use inside :func:`writing`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def held(path: Path, content: str = "") -> IO[str]:
+    """Make a file that this process holds until it closes it or ends, however it ends.
+
+    A lock rather than a process id says so: containers that share a folder number their processes alike. The
+    file is there with its lock or not at all, so that nobody takes it for :func:`abandoned` in between.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    file = draft.open("w", encoding="ascii")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.write(content)
+    file.flush()
+    draft.replace(path)
+    return file
+
+
+def abandoned(path: Path) -> bool:
+    """Whether a file was :func:`held`, by a process that is gone; False where there is none."""
+    try:
+        with path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False

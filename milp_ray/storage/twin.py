@@ -12,7 +12,6 @@ Which files a run has is not known here: see :mod:`milp_ray.study.run_folder`.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import os
 import re
@@ -20,7 +19,6 @@ import shutil
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +29,7 @@ from pathlib import Path, PosixPath
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
-from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.local import abandoned, held, write_synced, writing
 from milp_ray.storage.objects import Found, Objects, objects_at
 from milp_ray.storage.pusher import Pusher
 from milp_ray.storage.urls import joined
@@ -39,7 +37,6 @@ from milp_ray.storage.urls import joined
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
 _OWNED, _DRIVER, _RUN = "owner", "driver", "run"
 _EVENTS, _KEY = "events", "alias.key"
-_SWEPT_SECONDS = 60.0  # a younger twin may be one that is being made
 _THREADS = 8
 _twins: dict[str, Twin] = {}
 _lock = threading.Lock()
@@ -104,8 +101,7 @@ class Twin:
             _check_private(self._base)
             self._sweep()
             self.folder = Path(tempfile.mkdtemp(prefix=f"{self._mark}-", dir=self._base))
-            self._owned = (self.folder / _OWNED).open("w")
-            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._owned = held(self.folder / _OWNED)
             self.root: Path = TwinPath(self.folder / _RUN)
             self.root.mkdir()
 
@@ -266,7 +262,7 @@ class Twin:
     def _take_over(self) -> None:
         """Take what a killed driver of this machine had not pushed."""
         for old in self._base.glob(f"{self._mark}-*"):
-            if old == self.folder or not (old / _DRIVER).exists() or not _is_orphan(old):
+            if old == self.folder or not (old / _DRIVER).exists() or not abandoned(old / _OWNED):
                 continue
             if _content(old / _RUN / _KEY) == _content(self.root / _KEY):  # the same run, not one of its name
                 self._continue(old / "left")
@@ -293,7 +289,7 @@ class Twin:
     def _sweep(self) -> None:
         """Remove twins of processes that were killed, unless a driver's: it may hold what was not pushed."""
         for old in self._base.iterdir():
-            if not (old / _DRIVER).exists() and _is_orphan(old):
+            if not (old / _DRIVER).exists() and abandoned(old / _OWNED):
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -356,18 +352,6 @@ def _check_private(base: Path) -> None:
             expected="a folder of yours that nobody else may enter (mode 0700)",
             remedy="remove it, or set MILP_RAY_CACHE to a folder of yours",
         )
-
-
-def _is_orphan(folder: Path) -> bool:
-    """Whether no process holds a twin any more."""
-    try:
-        if time.time() - folder.stat().st_mtime < _SWEPT_SECONDS and not (folder / _OWNED).exists():
-            return False
-        with (folder / _OWNED).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:  # held, or not made yet
-        return False
 
 
 def _content(path: Path) -> bytes:

@@ -1,14 +1,15 @@
 """`milp-ray check`: everything about a study that can be validated before a GPU is touched.
 
 The model's config is loaded and its modules built without weights, the data is read and split, the space is
-laid over the model, and what the study will do is counted. Nothing is started and nothing is written.
+laid over the model, and what the study will do is counted. A run that the study has already is compared with
+it, as a job that is submitted would. Nothing is started and nothing is written.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,14 @@ from rich.text import Text
 from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
-from milp_ray.errors import MilpRayError, Problem, ProblemsError, StudyError
+from milp_ray.errors import MilpRayError, Problem, ProblemsError, StorageError, StudyError
 from milp_ray.ids import new_key
+from milp_ray.search.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
-from milp_ray.storage import is_url
-from milp_ray.study.inputs import Inputs, Users, load_space, load_users
-from milp_ray.study.run_folder import place_of, refuse_existing
+from milp_ray.storage import is_url, look, names_in, reading
+from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
+from milp_ray.study.place import place_of, refuse_existing
+from milp_ray.study.run_folder import RunFolder
 from milp_ray.training.base import load_config, load_tokenizer
 from milp_ray.training.estimate import estimate, trainable_range
 from milp_ray.training.verify import verify_modules
@@ -35,50 +38,88 @@ T = TypeVar("T")
 def check_study(study: Study) -> RenderableType:
     """Validate a study and describe what it would do.
 
+    Where it has a run already, what submitting it would meet there is looked at, too: whether the run is of
+    this study, and was begun with this data and this base model.
+
     Raises:
-        StudyError: with every problem found.
+        StudyError: with every problem found. Its exit code is 1 where the storage alone is at fault.
     """
     study = resolved(study)
-    problems: list[Problem] = []
-    _attempt(lambda: check_surrogate(study.search.surrogate), problems)
-    _attempt(lambda: _storage(study), problems)
-    structure = _attempt(lambda: load_space(study), problems)
-    users = _attempt(lambda: load_users(study, new_key()), problems)
+    found: list[MilpRayError] = []
+    _attempt(lambda: check_surrogate(study.search.surrogate), found)
+    run = _attempt(lambda: _storage(study), found)
+    key, data, base = new_key(), None, None
+    if run is not None:
+        key, data, base = run.key, run.fingerprint, run.base
+        study = study.model_copy(update={"model": run.study.model})  # a hub model as the run has it
+    structure = _attempt(lambda: load_space(study), found)
+    users = _attempt(lambda: load_users(study, key, data), found)
     if structure is not None and study.simulation is None:  # a simulated study needs config.json only
         architecture = structure[0]
-        _attempt(lambda: verify_modules(study.model, architecture), problems)
-        tokenizer = _attempt(lambda: load_tokenizer(study.model), problems)
+        _attempt(lambda: load_base_fingerprint(study, base), found)
+        _attempt(lambda: verify_modules(study.model, architecture), found)
+        tokenizer = _attempt(lambda: load_tokenizer(study.model), found)
         if users is not None and tokenizer is not None:
-            _attempt(lambda: _prompts(study, users, tokenizer), problems)
-    if problems or structure is None or users is None:
-        raise StudyError(f"study {study.name}", problems)
-    return _description(study, Inputs(users, *structure))
+            _attempt(lambda: _prompts(study, users, tokenizer), found)
+    progress = _attempt(lambda: _progress(run, users), found) if run and users else None
+    if found or structure is None or users is None:
+        raise _together(study, found)
+    return _description(study, Inputs(users, *structure), progress or "")
 
 
-def _attempt(step: Callable[[], T], problems: list[Problem]) -> T | None:
-    """The step's result, or None and its problems added to the others."""
+def _attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
+    """The step's result, or None and its error added to the others."""
     try:
         return step()
     except MilpRayError as error:
-        title = error.title if isinstance(error, ProblemsError) else ""
-        problems += [
-            Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
-            for p in error.problems
-        ]
+        found.append(error)
         return None
 
 
-def _storage(study: Study) -> None:
+def _together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
+    """One error that tells all of them, in their order."""
+    problems = [
+        Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
+        for error in found
+        for title in [error.title if isinstance(error, ProblemsError) else ""]
+        for p in error.problems
+    ]
+    result = StudyError(f"study {study.name}", problems)
+    # Who checks before submitting tries again after 1: only where no error would be there again.
+    result.exit_code = max(error.exit_code for error in found)
+    return result
+
+
+def _storage(study: Study) -> RunFolder | None:
+    """The run that the study has already, after looking whether it, or a new one, can be written."""
+    run = RunFolder.of(study)
     place = place_of(study)
-    refuse_existing(place)
+    if run is None:
+        refuse_existing(place)
     if is_url(place):  # it was listed; whether it may be written shows when it is
-        return
-    parent = next(folder for folder in Path(place).parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StudyError(
-            "storage.path",
-            [Problem("", f"{parent} cannot be written", "a folder of yours", "choose another storage.path")],
+        return run
+    nearest = next(folder for folder in (Path(place), *Path(place).parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise StorageError(
+            f"{nearest} cannot be written",
+            where="storage.path",
+            expected="a folder of yours",
+            remedy="choose another storage.path",
         )
+    return run
+
+
+def _progress(run: RunFolder, users: Users) -> str:
+    """How far a run is, as its files say; a driver may be at work on it."""
+    look(run.root / "events", "*.jsonl")
+    ended = sum(ended_trials(run.events(alias)) for alias in users.splits)
+    text = f"{ended} of {run.study.search.trials * len(users.splits)} trials ended"
+    if run.study.simulation is not None:
+        return text
+    with reading(run.root):
+        scores = names_in(run.root / "scores")
+    tested = sum(run.scores(alias).name in scores for alias in users.splits)
+    return f"{text}, {tested} of {len(users.splits)} users tested"
 
 
 def _prompts(study: Study, users: Users, tokenizer: Any) -> None:
@@ -88,7 +129,7 @@ def _prompts(study: Study, users: Users, tokenizer: Any) -> None:
         prompts.encode_sample(tokenizer, user.validation[0])
 
 
-def _description(study: Study, inputs: Inputs) -> RenderableType:
+def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:
     arch, space, users = inputs.architecture, inputs.space, list(inputs.users.splits.values())
     fewest, most = trainable_range(arch, space)
     batch = study.optimizer.batch_size
@@ -116,6 +157,7 @@ def _description(study: Study, inputs: Inputs) -> RenderableType:
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
         ("run folder", place_of(study)),
+        *([("run", f"is there; a job, or milp-ray resume, goes on with it: {progress}")] if progress else []),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:

@@ -1,7 +1,8 @@
 """Transfer between the users of a run: finished searches are handed to those that have not begun.
 
 What is transferred, and what a search makes of it, is :mod:`milp_ray.search.transfer`; here is who learns
-from whom in time. A cohort learns from all users that were finished before it began; the first one runs cold.
+from whom in time. The first users run cold; a later cohort learns from all users that were finished before it
+began, however many of them measured something.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ class Donors:
         study: with the mode of transfer.
         inputs: of the same study.
         population: its users.
+        say: is told from how many a cohort learns, and if there is nobody to learn from.
     """
 
-    def __init__(self, study: Study, inputs: Inputs, population: Population) -> None:
+    def __init__(
+        self, study: Study, inputs: Inputs, population: Population, say: Callable[[str], object]
+    ) -> None:
         search = study.search
         self._users = population
         self._mode = search.transfer
+        self._say = say
         self._known: set[str] = set()
-        self._pool = DonorPool(
-            inputs.space, objectives_of(study, inputs.architecture), search.transfer, search.transfer_users
-        )
+        self._pool = DonorPool(inputs.space, objectives_of(study, inputs.architecture), search.transfer)
 
     def gather(self, cohort: Collection[str]) -> Callable[[Engine], object] | None:
         """Take in who has finished since the last cohort.
@@ -43,10 +46,16 @@ class Donors:
             What gives a user of ``cohort`` that has not begun what finished ones showed, once its no-memory
             measurement says which of them are near; None where there is nothing to give.
         """
-        if self._mode == "none":
+        if self._mode == "none" or not set(cohort).isdisjoint(self._users.cold):
             return None
         for alias in self._users.aliases:
             if alias not in self._known and alias not in cohort and self._users.finished(alias):
                 self._known.add(alias)
                 self._pool.add(self._users.engine(alias))
+        if fresh := sum(not self._users.engine(alias).counts.asked for alias in cohort):
+            self._say(
+                f"{fresh} users learn from {len(self._pool)} that are done"
+                if self._pool.ready
+                else f"{fresh} users learn from nobody: no user that is done has a trial that was measured"
+            )
         return self._pool.give if self._pool.ready else None

@@ -10,14 +10,16 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
+from milp_ray.errors import ClusterError, Problem, RunFolderError, StudyError
 from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
+from milp_ray.study.origin import changed_packages
+from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.population import Population
 from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
-from milp_ray.study.run_folder import RunFolder, is_run, place_of, refuse_existing
+from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import signals_interrupt
 
 
@@ -27,12 +29,19 @@ def start(study: Study, console: Console) -> Outcome:
     Raises:
         MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left half-made.
     """
-    study = resolved(study)
+    return _begin(*_made(resolved(study)), console)
+
+
+def _made(study: Study) -> tuple[RunFolder, Inputs]:
+    """The folder of a new run of a resolved study, once all that it needs was found to be usable."""
     refuse_existing(place_of(study))
     check_surrogate(study.search.surrogate)
     key = new_key()
     inputs = load_inputs(study, key)
-    folder = RunFolder.create(study, inputs.users.fingerprint, key)
+    return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base), inputs
+
+
+def _begin(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
     try:
         return _work(folder, inputs, console)
     except ClusterError as error:
@@ -47,13 +56,21 @@ def start_or_resume(study: Study, console: Console) -> Outcome:
 
     Raises:
         StudyError: the run is of another study; every value that differs is named.
+        RunBusyError: another driver works on it.
         MilpRayError: as :func:`start`.
     """
     study = resolved(study)
-    folder = _run_of(study)
+    folder = RunFolder.of(study)
     if folder is None:
-        return start(study, console)
-    return _work(folder, load_inputs(folder.study, folder.key, folder.fingerprint), console)
+        try:
+            made = _made(study)
+        except RunFolderError:
+            folder = RunFolder.of(study)  # a job beside this one made it while this one read data and model
+            if folder is None:
+                raise
+        else:
+            return _begin(*made, console)
+    return _work(folder, _inputs_of(folder), console)
 
 
 def final_of(study: Study, console: Console) -> Outcome:
@@ -64,7 +81,7 @@ def final_of(study: Study, console: Console) -> Outcome:
         MilpRayError: as :func:`start_or_resume`.
     """
     study = resolved(study)
-    folder = _run_of(study)
+    folder = RunFolder.of(study)
     if folder is None:
         raise RunFolderError(
             "the study has no run yet",
@@ -75,17 +92,10 @@ def final_of(study: Study, console: Console) -> Outcome:
     return _final(folder, console)
 
 
-def _run_of(study: Study) -> RunFolder | None:
-    """The run of a resolved study, to be worked on with the study's own ``ray`` section and data."""
-    place = place_of(study)
-    if not is_run(place):
-        return None
-    folder = RunFolder.open(place)
-    if problems := folder.differences(study):
-        raise StudyError(f"the run {place} is of another study", problems)
-    data = folder.study.data.model_copy(update={"path": study.data.path})
-    folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
-    return folder
+def _inputs_of(folder: RunFolder) -> Inputs:
+    """The inputs of a run, which must be those that it was begun with."""
+    folder.pinned()
+    return load_inputs(folder.study, folder.key, folder.fingerprint, folder.base)
 
 
 def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
@@ -98,10 +108,10 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
 
     Raises:
         StudyError: another override.
-        MilpRayError: as :func:`start`, or there is no run, or its data has changed.
+        MilpRayError: as :func:`start`, or there is no run, or its data or base model has changed.
     """
     folder = _opened(path, overrides, "resume")
-    return _work(folder, load_inputs(folder.study, folder.key, folder.fingerprint), console)
+    return _work(folder, _inputs_of(folder), console)
 
 
 def final(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
@@ -123,8 +133,8 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
             expected="a run whose trials train a model",
             remedy="take simulation out of the study, and search under another name",
         )
-    inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
-    with _at_work(folder):
+    inputs = _inputs_of(folder)
+    with _at_work(folder, console):
         run = Run(folder, inputs, console, search=False)
         missing = sum(not summary.over for _, summary in run.population.summaries())
         if missing == len(run.population.aliases):
@@ -163,16 +173,18 @@ def _only_ray(overrides: Sequence[str], command: str) -> None:
 
 
 def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
-    with _at_work(folder):
+    with _at_work(folder, console):
         return Run(folder, inputs, console, final=folder.study.final.automatic).work()
 
 
 @contextlib.contextmanager
-def _at_work(folder: RunFolder) -> Iterator[None]:
+def _at_work(folder: RunFolder, console: Console) -> Iterator[None]:
     with folder.lock(), signals_interrupt():
+        if changed := changed_packages(folder.meta):
+            console.print(f"note: the run was begun with {changed}: results may differ", soft_wrap=True)
         try:
             yield
-        except (MilpRayError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:  # a bug's traceback ends with it, too
             error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
             raise
 
@@ -188,7 +200,7 @@ def experiment(path: Path | str, user: str) -> Path:
         RunFolderError: there is no run, or it has no such user.
     """
     folder = RunFolder.open(path)
-    inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
+    inputs = _inputs_of(folder)
     alias = folder.alias(user)
     with folder.lock():  # opening a log repairs its last line, which a driver may be writing
         population = Population(folder, inputs)

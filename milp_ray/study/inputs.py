@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from milp_ray.config.models import Study
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.data.readers import read_users
 from milp_ray.data.records import UserSplit
 from milp_ray.data.splits import split_users
@@ -40,17 +41,24 @@ class Users:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study's data and model come to."""
+    """What a study's data and model come to. ``base``: fingerprint of the model; empty if it has no part."""
 
     users: Users
     architecture: Architecture
     space: MemorySpace
+    base: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_inputs(study: Study, key: bytes, fingerprint: str | None = None) -> Inputs:
-    """Everything of :func:`load_space` and :func:`load_users`; raises what they raise."""
+def load_inputs(
+    study: Study, key: bytes, fingerprint: str | None = None, base: Mapping[str, str] | None = None
+) -> Inputs:
+    """Everything of :func:`load_space`, :func:`load_base_fingerprint` and :func:`load_users`.
+
+    Raises what they raise.
+    """
     architecture, space = load_space(study)
-    return Inputs(load_users(study, key, fingerprint), architecture, space)
+    found = load_base_fingerprint(study, base)
+    return Inputs(load_users(study, key, fingerprint), architecture, space, found)
 
 
 def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
@@ -64,6 +72,26 @@ def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
     architecture = load_architecture(study.model)
     check_fits(architecture, study)
     return architecture, space_from(study.memory, architecture.num_layers, architecture.width)
+
+
+def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What tells the study's base model from another, after :func:`load_space`, which fetches a hub model's
+    configuration. Empty for a simulated study, which uses nothing but the model's structure.
+
+    Args:
+        study: resolved.
+        before: what an earlier part of the run found; empty or None where nothing did.
+
+    Raises:
+        ModelError: a file of the model cannot be read, or it is another model than before.
+    """
+    from milp_ray.training.fingerprint import base_fingerprint, check_base
+
+    if study.simulation is not None:
+        return {}
+    found = base_fingerprint(study.model)
+    check_base(before or {}, found)
+    return found
 
 
 def load_users(study: Study, key: bytes, fingerprint: str | None = None) -> Users:
@@ -104,12 +132,8 @@ def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, 
     def count(placement: Placement) -> float:
         return float(architecture.trainable_params(placement))
 
-    known = {
-        "loss": Objective("loss", "min"),
-        "rouge_l": Objective("rouge_l", "max"),
-        "trainable_params": Objective("trainable_params", "min", exact=count),
-    }
-    return tuple(known[name] for name in study.objectives)
+    exact = {"trainable_params": count}
+    return tuple(Objective(name, OBJECTIVES[name].direction, exact.get(name)) for name in study.objectives)
 
 
 def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:

@@ -24,7 +24,7 @@ class Summary:
 
     Attributes:
         done, failed: trials that ended.
-        over: whether its budget is used up and nothing is pending.
+        over: whether its budget, or its space, is used up and nothing is pending.
         reference: the no-memory measurement, None while there is none.
         best: objective -> best value.
         chosen: by the study's policy; None without a measured trial.
@@ -47,6 +47,7 @@ class Population:
 
     Attributes:
         aliases: all users, in the order of the data.
+        cold: the first of them, where users learn from each other: those that the others learn from.
         directions: objective -> "min" or "max".
     """
 
@@ -57,6 +58,8 @@ class Population:
         self._open: dict[str, Engine] = {}
         self._summaries: dict[str, Summary] = {}
         self.aliases = tuple(self._index)
+        search = folder.study.search
+        self.cold = self.aliases[: search.transfer_users] if search.transfer != "none" else ()
         objectives = objectives_of(folder.study, inputs.architecture)
         self.directions: dict[str, str] = {o.name: o.direction for o in objectives}
 
@@ -86,14 +89,12 @@ class Population:
     def cohorts(self) -> list[tuple[str, ...]]:
         """The users, in the groups that are one Tune run each; the same groups in every session of a run.
 
-        With transfer the first group is the users that run cold, so that the others find donors.
+        Those that run cold come first, in groups of their own.
         """
         search = self._folder.study.search
         size = search.cohort or max(1, _COHORT_TRIALS // search.trials)
-        cold = min(size, search.transfer_users) if search.transfer != "none" else 0
-        rest = self.aliases[cold:]
-        groups = [rest[first : first + size] for first in range(0, len(rest), size)]
-        return [self.aliases[:cold], *groups] if cold else groups
+        parts = (self.cold, self.aliases[len(self.cold) :])
+        return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
     def summary(self, alias: str) -> Summary:
         """As of the last time that the user's engine was at work."""
@@ -118,7 +119,6 @@ class Population:
 
     def _summary_of(self, engine: Engine) -> Summary:
         counts, study = engine.counts, self._folder.study
-        used_up = counts.told + counts.failed >= study.search.trials or bool(engine.finished)
         best: dict[str, float] = {}
         for name, direction in self.directions.items():
             values = [seen.values[name] for seen in engine.observations]
@@ -127,7 +127,7 @@ class Population:
         return Summary(
             counts.told,
             counts.failed,
-            used_up and not counts.pending,
+            bool(engine.finished) and not counts.pending,
             engine.reference,
             best,
             choose(engine, study.choose, self._inputs.architecture) if counts.told else None,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,19 +22,29 @@ from rich.text import Text
 from milp_ray.tune.gauges import Counts
 from milp_ray.tune.queue import BASELINE, Ticket
 
+if TYPE_CHECKING:
+    from milp_ray.search import Engine
+    from milp_ray.study.population import Summary
+
 _LINE_SECONDS = 5.0
 _SHOWN_USERS = 8
 
 
 @dataclass
 class UserProgress:
-    """What is known of one user's search."""
+    """What is known of one user's search. ``trials``: how many it will come to, its budget at most."""
 
+    trials: int = 0
     done: int = 0
     failed: int = 0
     running: int = 0
     best: dict[str, float] = field(default_factory=dict)
     no_memory: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        """Whether all its trials have ended."""
+        return self.done + self.failed >= self.trials
 
 
 class StudyProgress:
@@ -50,11 +61,11 @@ class StudyProgress:
         self, console: Console, aliases: list[str], trials: int, directions: Mapping[str, str]
     ) -> None:
         self._console = console
-        self._trials = trials
         self._directions = dict(directions)
-        self._users = {alias: UserProgress() for alias in aliases}
+        self._users = {alias: UserProgress(trials) for alias in aliases}
+        self._engines: Mapping[str, Engine] = {}
         # Kept up to date event by event: a scan of all users per trial is what large studies cannot afford.
-        self._totals = UserProgress()
+        self._totals = UserProgress(trials * len(aliases))
         self._full = self._trained = 0
         self._recent: dict[str, None] = {}  # users at work or lately so, in the order of their last event
         self._lock = threading.RLock()
@@ -89,20 +100,27 @@ class StudyProgress:
         with contextlib.suppress(OSError):
             self._console.print(Text(text))
 
-    def replayed(
-        self,
-        alias: str,
-        done: int,
-        failed: int,
-        best: Mapping[str, float],
-        reference: Mapping[str, float] | None,
-    ) -> None:
+    def replayed(self, alias: str, found: Summary) -> None:
         """What an earlier session of the same run found."""
         with self._lock:
-            self._count(alias, done=done, failed=failed)
-            self.observed(alias, 0, best)
-            if reference is not None:
-                self.observed(alias, BASELINE, reference)
+            self._count(alias, done=found.done, failed=found.failed)
+            if found.over:
+                self._limit(alias, found.done + found.failed)
+            self.observed(alias, 0, found.best)
+            if found.reference is not None:
+                self.observed(alias, BASELINE, found.reference)
+
+    @contextlib.contextmanager
+    def watching(self, engines: Mapping[str, Engine]) -> Iterator[None]:
+        """For the length of a Tune run: whose searches may end before their budgets, with their spaces."""
+        self._engines = engines
+        try:
+            yield
+        finally:
+            with self._lock:
+                for alias in engines:
+                    self._look(alias)
+                self._engines = {}
 
     def observed(self, alias: str, number: int, values: Mapping[str, float]) -> None:
         """Values of a trial, or of the no-memory measurement."""
@@ -140,6 +158,7 @@ class StudyProgress:
             self._touch(ticket.alias)
             if values is not None:
                 self.observed(ticket.alias, ticket.number, values)
+            self._look(ticket.alias)
             if ticket.number != BASELINE:
                 self._ended_now += 1
                 self._count(ticket.alias, done=int(values is not None), failed=int(values is None))
@@ -172,7 +191,7 @@ class StudyProgress:
             for user in self._users.values():
                 running += user.running
                 started = user.running or user.done or user.failed
-                searching += bool(started and user.done + user.failed < self._trials)
+                searching += bool(started and not user.full)
             trained = min(self._trained, self._full)
             return Counts(
                 {"running": running, "done": self._totals.done, "failed": self._totals.failed},
@@ -185,17 +204,28 @@ class StudyProgress:
             )
 
     def totals(self) -> tuple[int, int, int]:
-        """(users whose budget is used up, trials done, trials failed)."""
+        """(users whose search is over, trials done, trials failed)."""
         with self._lock:
             return self._full, self._totals.done, self._totals.failed
 
-    def _count(self, alias: str, *, done: int, failed: int) -> None:
+    def _count(self, alias: str, *, done: int = 0, failed: int = 0, trials: int = 0) -> None:
+        """Add to a user's numbers, and to the totals."""
         user = self._users[alias]
-        was_full = user.done + user.failed >= self._trials
+        was_full = user.full
         for kept in (user, self._totals):
             kept.done += done
             kept.failed += failed
-        self._full += int(user.done + user.failed >= self._trials) - int(was_full)
+            kept.trials += trials
+        self._full += int(user.full) - int(was_full)
+
+    def _limit(self, alias: str, trials: int) -> None:
+        self._count(alias, trials=trials - self._users[alias].trials)
+
+    def _look(self, alias: str) -> None:
+        """Take note if an engine will propose nothing more."""
+        engine = self._engines.get(alias)
+        if engine is not None and engine.finished:
+            self._limit(alias, engine.counts.asked)
 
     def _touch(self, alias: str) -> None:
         """The newest event is this user's. Forgets who was longest without one and has no trial running."""
@@ -208,7 +238,7 @@ class StudyProgress:
 
     def _eta(self) -> str:
         _, done, failed = self.totals()
-        left = self._trials * len(self._users) - done - failed
+        left = self._totals.trials - done - failed
         if self._ended_now < 2 or left <= 0:
             return ""
         seconds = int(left * (time.monotonic() - self._began) / self._ended_now)
@@ -216,7 +246,7 @@ class StudyProgress:
 
     def _line(self) -> None:
         users, done, failed = self.totals()
-        total = self._trials * len(self._users)
+        total = self._totals.trials
         now = time.monotonic()
         if self._live is not None or (now - self._last_line < _LINE_SECONDS and done + failed < total):
             return
@@ -233,11 +263,11 @@ class StudyProgress:
     def _panel(self) -> Group:
         with self._lock:
             users, done, failed = self.totals()
-            total = self._trials * len(self._users)
+            total = self._totals.trials
             if "search" not in self._tasks:
                 self._tasks["search"] = self._bar.add_task("trials", total=total, note="")
             note = f"{failed} failed  users {users}/{len(self._users)}  {self._eta()}"
-            self._bar.update(self._tasks["search"], completed=done + failed, note=note)
+            self._bar.update(self._tasks["search"], completed=done + failed, total=total, note=note)
             return Group(self._table(), self._bar)
 
     def _table(self) -> Table:
@@ -249,7 +279,7 @@ class StudyProgress:
             table.add_column("no memory", justify="right", style="dim")
         # Who is at work is what one wants to see; the rest fits no screen at a thousand users.
         for alias, user in self._shown_users():
-            cells = [alias, f"{user.done + user.failed}/{self._trials}", str(user.running or "")]
+            cells = [alias, f"{user.done + user.failed}/{user.trials}", str(user.running or "")]
             for name in self._directions:
                 both = (user.best, user.no_memory)
                 cells.extend(_shown(values[name]) if name in values else "" for values in both)

@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
-from milp_ray.storage import shown, write_json
+from milp_ray.ids import trial_label
+from milp_ray.storage import names_in, remove_folder, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.population import Population
@@ -33,8 +34,9 @@ from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
+    from milp_ray.search import Engine
     from milp_ray.tune.proposing import Proposer
-    from milp_ray.tune.search_run import SharedUsers
+    from milp_ray.tune.shared import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
     from milp_ray.tune.slots import Slots
     from milp_ray.tune.trainable import TrialSpec
@@ -100,7 +102,7 @@ class Run:
         self._meter = Meter()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
         for alias, summary in self.population.summaries():
-            self.progress.replayed(alias, summary.done, summary.failed, summary.best, summary.reference)
+            self.progress.replayed(alias, summary)
 
     def work(self) -> Outcome:
         """Do what is missing, then write the tables of whatever is finished.
@@ -132,21 +134,19 @@ class Run:
 
     def _steps(self, stopping: StopRequest) -> None:
         from milp_ray.tune.dashboard import describe_job
-        from milp_ray.tune.search_run import check_shared, share_users
+        from milp_ray.tune.shared import check_shared
 
         check_shared(self.folder.root)
-        simulated = self.study.simulation is not None
-        users = {} if simulated else share_users(self.inputs.users.splits)
         describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
         with contextlib.closing(Gauges(self.study.name, self.progress.counts, self._meter)) as gauges:
             if self._search_wanted:
-                self._search_all(stopping, users, gauges)
+                self._search_all(stopping, gauges)
             if self._final_wanted and not stopping():
-                self._final(stopping, users)
+                self._final(stopping)
 
-    def _search_all(self, stopping: StopRequest, users: SharedUsers, gauges: Gauges) -> None:
+    def _search_all(self, stopping: StopRequest, gauges: Gauges) -> None:
         if not self._searched():
-            self._search(stopping, users, gauges)
+            self._search(stopping, gauges)
         if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
@@ -156,34 +156,36 @@ class Run:
                 f"milp-ray resume {self.folder.place}",
             )
 
-    def _search(self, stopping: StopRequest, users: SharedUsers, gauges: Gauges) -> None:
+    def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
         """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
         from milp_ray.tune.search_run import run_search
 
-        began, spec = time.monotonic(), self._spec(users)
+        began = time.monotonic()
         population = self.population
-        donors = Donors(self.study, self.inputs, population)
+        donors = Donors(self.study, self.inputs, population, self.progress.say)
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
-                    with population.opened(todo) as engines, gauges.watching(engines):
-                        introduce = donors.gather(todo)
-                        if introduce and (learning := sum(not e.proposals for e in engines.values())):
-                            self.progress.say(f"{learning} users learn from those that are done")
+                    with (
+                        population.opened(todo) as engines,
+                        gauges.watching(engines),
+                        self.progress.watching(engines),
+                    ):
                         failed = run_search(
-                            spec,
+                            self._spec(todo),
                             engines,
                             self.folder.tune,
                             stopping,
                             (self.progress, gauges),
                             proposer=proposer,
                             meter=self._meter,
-                            introduce=introduce,
+                            introduce=donors.gather(todo),
                             say=self.progress.say,
                         )
+                        self._drop_beaten(engines)
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
                     # process of this size that memory would grow from cohort to cohort.
                     gc.collect()
@@ -194,14 +196,29 @@ class Run:
             self.outcome.seconds["search"] = time.monotonic() - began
             self.outcome.metrics = self._meter.result()
 
-    def _spec(self, users: SharedUsers) -> TrialSpec | SimulatedSpec:
+    def _drop_beaten(self, engines: Mapping[str, Engine]) -> None:
+        """Delete the adapters of trials that were on the front when they ended, and are not any more."""
+        if self.study.simulation is not None or not self.study.trial.save_adapters:
+            return
+        for alias, engine in engines.items():
+            kept, saved = {trial_label(seen.id) for seen in engine.front()}, self.folder.adapters(alias)
+            for name in names_in(saved) - kept:
+                remove_folder(saved / name)
+
+    def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
+        """What these users' trials share. Their texts are in the object store for as long as it lives."""
         from milp_ray.tune.simulated import SimulatedSpec
         from milp_ray.tune.trainable import TrialSpec
 
         if self.study.simulation is not None:
             numbers = {alias: index for index, alias in enumerate(self.population.aliases)}
             return SimulatedSpec(self.study, self.inputs.architecture, numbers)
-        return TrialSpec(self.study, users, self.folder.root / "events", self.folder.root / "adapters")
+        return TrialSpec(self.study, self._share(aliases), self.folder.root)
+
+    def _share(self, aliases: Sequence[str]) -> SharedUsers:
+        from milp_ray.tune.shared import share_users
+
+        return share_users({alias: self.inputs.users.splits[alias] for alias in aliases})
 
     @contextlib.contextmanager
     def _proposer(self) -> Iterator[Proposer | None]:
@@ -226,7 +243,7 @@ class Run:
         finally:
             proposer.close()
 
-    def _final(self, stopping: StopRequest, users: SharedUsers) -> None:
+    def _final(self, stopping: StopRequest) -> None:
         from milp_ray.tune.assignments import Event, FinalSpec
         from milp_ray.tune.final import run_final
         from milp_ray.tune.slots import on_device, slots
@@ -237,7 +254,8 @@ class Run:
         def room(together: int | None = None) -> Slots:
             return slots(self.study, stopping, self.progress.say, together)
 
-        spec = FinalSpec(on_device(self.study, room()), users, placements, self.folder.root)
+        todo = [alias for alias in placements if not self._tested(alias)]
+        spec = FinalSpec(on_device(self.study, room()), self._share(todo), placements, self.folder.root)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),
@@ -274,6 +292,9 @@ class Run:
         return not self._final_wanted or all(
             self.folder.scores(alias).exists() for alias in self._placements()
         )
+
+    def _tested(self, alias: str) -> bool:
+        return self._has_memory(alias) and self.folder.scores(alias).exists()
 
     def _has_memory(self, alias: str) -> bool:
         return (self.folder.memory(alias) / "adapter_config.json").exists()

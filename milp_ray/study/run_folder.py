@@ -2,10 +2,10 @@
 
     <storage.path>/<study name>/
       study.yaml         the frozen study: paths absolute, user ids replaced by aliases
-      run.json           format, fingerprint of the data, versions of the packages
+      run.json           format, fingerprints of data and base model, versions of the packages
       alias.key          the key of this run's aliases, readable by its owner only
       events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
-      adapters/<alias>/t0007/   adapters of trials that were non-dominated when they ended (PEFT layout)
+      adapters/<alias>/t0007/   adapters of trials on the front, PEFT layout
       memories/<alias>/  the final adapter of a user (PEFT layout)
       scores/<alias>.json    test scores of the three models
       experiments/<alias>.json   the saved Ax experiment
@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
 import shutil
@@ -35,43 +34,36 @@ from pathlib import Path
 import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
-from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError
-from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key, trial_label
+from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
+from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
 from milp_ray.storage import (
     Part,
     Twin,
     has_credentials,
     is_url,
-    joined,
     reading,
     remove_folder,
     shown,
+    sweep_drafts,
+    sync_folder,
     twin_at,
     twin_of,
     url_fault,
     writing,
 )
-from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
+from milp_ray.storage.leftovers import is_young
+from milp_ray.study.origin import differences, packages, without_ids
+from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
+from milp_ray.training.fingerprint import COMMIT
 
 FORMAT = 1
-PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
-
-
-_FIRST = ("study.yaml", "alias.key", "run.json")  # the last one makes it a run
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
-_READERS = Part(_FIRST, {"tables": "*"})
+_READERS = Part(FIRST, {"tables": "*"})
 _DRIVERS = Part(
-    _FIRST,
+    FIRST,
     {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/adapter_config.json"},
 )
-
-
-def place_of(study: Study) -> str:
-    """Where a resolved study's run is, or would be: a path, or a URL."""
-    if is_url(study.storage.path):
-        return joined(study.storage.path, study.name)
-    return str(child(Path(study.storage.path), study.name))
 
 
 class RunFolder:
@@ -91,13 +83,16 @@ class RunFolder:
         self.meta = meta
 
     @classmethod
-    def create(cls, study: Study, fingerprint: str, key: bytes | None = None) -> RunFolder:
+    def create(
+        cls, study: Study, fingerprint: str, key: bytes | None = None, base: Mapping[str, str] | None = None
+    ) -> RunFolder:
         """Make the folder of a new run: all of its first files, or nothing.
 
         Args:
             study: resolved (see :func:`milp_ray.config.loading.resolved`).
             fingerprint: of the data file, so that a resume notices other data.
             key: of the aliases; a fresh one if None.
+            base: fingerprint of the base model, likewise; None if it plays no part.
 
         Raises:
             RunFolderError: there is one already.
@@ -105,13 +100,14 @@ class RunFolder:
         """
         place = place_of(study)
         key = key or new_key()
-        frozen = _without_ids(study, key)
+        frozen = without_ids(study, key)
         meta: dict[str, object] = {
             "format": FORMAT,
             "milp_ray": milp_ray.__version__,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "data_fingerprint": fingerprint,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
+            "base": dict(base or {}),
+            "packages": packages(),
         }
         refuse_existing(place)
         first = {
@@ -120,22 +116,25 @@ class RunFolder:
             "run.json": json.dumps(meta, indent=1).encode(),
         }
         if is_url(place):
-            return cls(_create_at(twin_at(place), first), frozen, key, meta)
+            return cls(_create_at(twin_at(place), first), frozen, key, meta).pinned()
         root = Path(place)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", dir=root.parent))
+            _sweep_creations(root)
+            draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", suffix=_DRAFT, dir=root.parent))
             try:
                 _write_first(draft, first)
                 (draft / "lock").touch()
                 draft.chmod(0o755)
+                sync_folder(draft)
                 draft.rename(root)  # fails if somebody made a filled folder there meanwhile
+                sync_folder(root.parent)
             except OSError as error:
                 shutil.rmtree(draft, ignore_errors=True)
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     refuse_existing(place)
                 raise
-        return cls(root, frozen, key, meta)
+        return cls(root, frozen, key, meta).pinned()
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -173,47 +172,62 @@ class RunFolder:
             )
         return cls(root, load_study(root / "study.yaml"), key, meta)
 
+    @classmethod
+    def of(cls, study: Study) -> RunFolder | None:
+        """The run of a resolved study, to be worked on with the study's own ``ray`` section and data.
+
+        None where there is none.
+
+        Raises:
+            StudyError: the run is of another study; every value that differs is named.
+            RunFolderError, StorageError: as :meth:`open`.
+        """
+        place = place_of(study)
+        if not is_run(place):
+            return None
+        folder = cls.open(place)
+        if problems := folder.differences(study):
+            raise StudyError(f"the run {place} is of another study", problems)
+        data = folder.study.data.model_copy(update={"path": study.data.path})
+        folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
+        return folder.pinned()
+
+    def pinned(self) -> RunFolder:
+        """Itself, with the hub model's revision being the commit that the run was begun with.
+
+        So every node loads that one, also once the revision of ``study.yaml`` means another commit.
+        """
+        if commit := self.base.get(COMMIT):
+            model = self.study.model.model_copy(update={"revision": commit})
+            self.study = self.study.model_copy(update={"model": model})
+        return self
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the data that the run was made from."""
         return str(self.meta["data_fingerprint"])
+
+    @property
+    def base(self) -> Mapping[str, str]:
+        """Fingerprint of the base model that the run was made with; empty where none was taken."""
+        found = self.meta.get("base")
+        return found if isinstance(found, dict) else {}
 
     def alias(self, user: str) -> str:
         """The alias of a user given by raw id or by alias."""
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a resolved study is another than the run's.
-
-        Where a run is worked on (``ray``) and where its data lies may differ: that it is the same data, its
-        fingerprint says.
-
-        Values are not repeated where they may name users.
-        """
-        mine, theirs = (
-            dict(_leaves(one.model_dump(mode="json"))) for one in (self.study, _without_ids(study, self.key))
-        )
-        return [
-            Problem(
-                path,
-                "differs from the run's"
-                if private
-                else f"is {theirs.get(path)!r}, and was {mine.get(path)!r}",
-                "the study that the run was begun with",
-                "put it back, or give the study another name",
-            )
-            for path in sorted(mine.keys() | theirs.keys())
-            if mine.get(path) != theirs.get(path) and not path.startswith("ray.") and path != "data.path"
-            for private in [path.startswith("data.users")]
-        ]
+        """Where a resolved study is another than the run's; see :func:`milp_ray.study.origin.differences`."""
+        return differences(self.study, without_ids(study, self.key))
 
     def events(self, alias: str) -> Path:
         """The event log of a user's search."""
         return child(self.root, "events", f"{alias}.jsonl")
 
-    def adapter(self, alias: str, number: int) -> Path:
-        """The adapter of one trial (there only if the trial was non-dominated when it ended)."""
-        return child(self.root, "adapters", alias, trial_label(number))
+    def adapters(self, alias: str) -> Path:
+        """Adapters of a user's trials, each in a folder called like the trial."""
+        return child(self.root, "adapters", alias)
 
     def memory(self, alias: str) -> Path:
         """A user's memory: the final adapter."""
@@ -272,6 +286,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder for this driver. The lock ends with the process, however that ends.
 
+        What a killed driver left half-made is removed first.
+
         At a URL it is a lease (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held.
 
         Raises:
@@ -297,9 +313,22 @@ class RunFolder:
                     expected="one driver per run folder",
                     remedy="wait for it, or stop it with Ctrl-C, then resume",
                 ) from None
+            self._sweep()
             yield
 
+    def _sweep(self) -> None:
+        """Remove what drivers that were killed, and their workers, left half-made."""
+        for scratch in (*self.tune.glob("search-*"), self.root / "train"):
+            shutil.rmtree(scratch, ignore_errors=True)
+        with reading(self.root):
+            folders = [path for kind in _WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
+        for folder in folders:
+            sweep_drafts(folder)
 
+
+# Below which files and folders are written whole, by way of drafts.
+_WRITTEN_WHOLE = ("adapters/u-*", "memories", "scores", "experiments", "tables", "plots")
+_DRAFT = ".draft"
 _HEADER = (
     "# The frozen study of this run: every value spelled out, user ids replaced by aliases.\n"
     "# It is read by `milp-ray resume`; changing it has no good effect. To search anew, copy your own study\n"
@@ -307,46 +336,21 @@ _HEADER = (
 )
 
 
-def is_run(place: str) -> bool:
-    """Whether there is a run at a path or URL.
-
-    Raises:
-        StorageError: the URL cannot be read.
-    """
-    return (
-        twin_at(place).objects.exists("run.json") if is_url(place) else (Path(place) / "run.json").is_file()
-    )
-
-
-def refuse_existing(place: str) -> None:
-    """Raise :class:`RunFolderError` if there is anything at a path or URL."""
-    run = is_run(place)
-    if not run and not (_is_taken(place) if is_url(place) else Path(place).exists()):
-        return
-    raise RunFolderError(
-        "the run folder exists already" if run else "something that is no run folder is in the way",
-        where=place,
-        expected="a study name that has no run yet",
-        remedy=(
-            f"continue it with: milp-ray resume {place}   or run anew under another name: name=<new name>"
-        )
-        if run
-        else "choose another study name or storage.path",
-    )
-
-
-def _is_taken(url: str) -> bool:
-    """Whether something that is no run is at a URL. A creation that was cut off left its first files without
-    run.json, or a lease: they are nobody's."""
-    names = [found.name for found in twin_at(url).objects.found()]
-    return any(name not in _FIRST and not name.startswith(f"{LEASES}/") for name in names)
-
-
 def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         mode = 0o600 if name == "alias.key" else 0o644
         with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sweep_creations(root: Path) -> None:
+    """Remove drafts of a run of this name whose making was killed: folders with nothing but first files."""
+    for draft in root.parent.glob(f".{root.name}-*{_DRAFT}"):
+        with contextlib.suppress(OSError):
+            if not is_young(draft) and {path.name for path in draft.iterdir()} <= {*FIRST, "lock"}:
+                shutil.rmtree(draft)
 
 
 def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
@@ -354,7 +358,7 @@ def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
     twin.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
     with Lease(twin.objects):
         refuse_existing(twin.url)
-        for name in _FIRST:
+        for name in FIRST:
             twin.objects.put(name, first[name])
     with writing(twin.root):
         _write_first(twin.root, first)
@@ -369,28 +373,3 @@ def _check_url(url: str) -> None:
             expected=fault,
             remedy="correct it",
         )
-
-
-def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted paths and values; lists are values."""
-    if not isinstance(tree, dict):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
-
-
-def _without_ids(study: Study, key: bytes) -> Study:
-    users = study.data.users
-    if not isinstance(users, tuple):
-        return study
-    aliases = tuple(user if is_alias(user) else alias_of(user, key) for user in users)
-    return study.model_copy(update={"data": study.data.model_copy(update={"users": aliases})})
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -19,7 +19,7 @@ from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
 from milp_ray.tune.processes import Place
-from milp_ray.tune.search_run import SharedUsers
+from milp_ray.tune.shared import SharedUsers
 
 Step = Literal["train", "test"]
 

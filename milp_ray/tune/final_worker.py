@@ -139,7 +139,7 @@ class _Rank:
 
             patience = self._spec.study.ray.group_timeout
             meeting = Meeting(seat.address, seat.rank, seat.size, patience)
-        self._base = resident_base(self._spec.study, cpus, meeting)
+        self._base = resident_base(self._spec.study, self._spec.root, cpus, meeting)
         self._group: Group = self._base.parallel.group
         self._asked = time.monotonic()
 

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milp_ray.errors import SearchError
+from milp_ray.errors import MilpRayError, SearchError
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer, Threads, is_free, needs_model
@@ -310,10 +310,12 @@ class ProposalQueue:
             return None
 
     def _work(self) -> None:
+        user: _User | None = None
         try:
             while (job := self._next()) is not None:
                 if isinstance(job, _User):
-                    self._plan(job)
+                    user = job
+                    self._plan(user)
                     continue
                 user, plan, future, seconds = job
                 configs = future.result()
@@ -321,6 +323,8 @@ class ProposalQueue:
                 self._costs.append(seconds)
                 self._accept(user, plan, configs)
         except BaseException as error:
+            if user is not None and not isinstance(error, MilpRayError):  # ours say what they are about
+                error.add_note(f"this happened while proposing for {user.alias}")
             with self._changed:
                 self._error = error
                 self._note()
@@ -365,7 +369,12 @@ class ProposalQueue:
             user.pending += len(proposals)
             user.refused = 0 if proposals or finished else user.refused + 1
             if user.refused >= _REFUSALS:
-                raise SearchError(f"{_REFUSALS} batches of proposals in a row held nothing new")
+                raise SearchError(
+                    f"{_REFUSALS} batches of proposals in a row held nothing new",
+                    where=user.alias,
+                    expected="proposals that were not made before",
+                    remedy="resume; if it happens again, report it, and search anew with another surrogate",
+                )
             if not self._stopped:
                 if user.needs_baseline:
                     self._give_baseline(user)

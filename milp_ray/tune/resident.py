@@ -1,4 +1,4 @@
-"""The base model of a worker process: threads, process group, weights and bounds, once per process.
+"""The base model of a worker process: run folder, threads, process group, weights, bounds; once per process.
 
 Every worker comes to its base this way, whether it works alone, as a rank of a group in the search, or in the
 final job.
@@ -7,21 +7,24 @@ final job.
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, place_of
+from milp_ray.tune.shared import check_sees
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
     from milp_ray.training.parallel.group import Meeting
 
 
-def resident_base(study: Study, cpus: float, meeting: Meeting | None = None) -> BaseModel:
+def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None = None) -> BaseModel:
     """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
 
     Args:
         study: as workers are to read it.
+        root: the run folder, which this machine has to see.
         cpus: that the process may use.
         meeting: of the group that the process is to be a rank of; None: it works alone.
 
@@ -42,6 +45,7 @@ def resident_base(study: Study, cpus: float, meeting: Meeting | None = None) -> 
         if meeting is not None:
             group = Ranks(meeting, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
+        parallel.group.together(lambda: check_sees(root))
         base = load_base(study.model, parallel)
         limit_memory(settings, base.device)
     except MilpRayError:

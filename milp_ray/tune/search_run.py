@@ -15,17 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.experiment import Trial
 from ray.util.debug import reset_log_once
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
-from milp_ray.storage import can_read, shown, storage_error, twin_of
+from milp_ray.storage import shown, storage_error
 from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer
@@ -39,43 +36,7 @@ from milp_ray.tune.trainable import MemoryTrial, TrialSpec
 if TYPE_CHECKING:
     from milp_ray.search import Engine
 
-
-def check_shared(folder: Path) -> None:
-    """Every node sees the run folder, or reads its URL: workers write adapters there, and read event logs.
-
-    Raises:
-        ClusterError: a node does not.
-    """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-    sees = ray.remote(num_cpus=0)(can_read)
-    asked = [
-        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            folder / "run.json"
-        )
-        for node in nodes
-    ]
-    blind = sum(not found for found in ray.get(asked))
-    if blind:
-        raise ClusterError(
-            f"{blind} of {len(nodes)} nodes do not see the run folder {shown(folder)}",
-            expected="a folder that all nodes share, or a URL that all may read",
-            remedy="give every node the credentials and the endpoint"
-            if twin_of(folder)
-            else "set storage.path to a shared file system (NFS) or a URL (s3://, gs://)",
-        )
-
-
-SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
-
-
 _GRACE_SECONDS = 5.0
-
-
-def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
-    """Put every user's texts into Ray's object store, from where workers fetch what they need."""
-    return {alias: ray.put(user) for alias, user in users.items()}
 
 
 def run_search(

@@ -26,10 +26,12 @@ import psutil
 
 from milp_ray.config.models import RaySettings
 from milp_ray.errors import ClusterError
+from milp_ray.storage import abandoned, held
+from milp_ray.tune.ray_token import token_source
 
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
-_PREFIX = "mr-"
+_PREFIX, _OWNER = "mr-", "pid"
 _LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
@@ -97,9 +99,9 @@ def _foreign(address: str) -> Iterator[Session]:
 
 
 def _has_token() -> bool:
-    """Whether Ray would find a token, in the order in which it looks."""
-    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or any(place and Path(place).is_file() for place in places)
+    """Whether Ray would find a token."""
+    found = token_source()
+    return found.is_file() if isinstance(found, Path) else found is not None
 
 
 def _check_reachable(address: str) -> None:
@@ -140,7 +142,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
     _sweep(Path(parent))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700; Ray opens its own folder to all
-    (folder / "pid").write_text(str(os.getpid()), encoding="ascii")
+    owner = held(folder / _OWNER, str(os.getpid()))  # the number is for people
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -186,18 +188,14 @@ def _local(settings: RaySettings) -> Iterator[Session]:
         _set_environment(saved)
         if not keep_logs:
             shutil.rmtree(folder, ignore_errors=True)
+        owner.close()
 
 
 def _sweep(parent: Path) -> None:
     """Remove what killed runs of this user left behind: their Ray is gone with them."""
     for old in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, ValueError):
-            if old.stat().st_uid != os.getuid():
-                continue
-            owner = int((old / "pid").read_text(encoding="ascii"))
-            try:
-                os.kill(owner, 0)
-            except ProcessLookupError:
+        with contextlib.suppress(OSError):
+            if old.stat().st_uid == os.getuid() and abandoned(old / _OWNER):
                 shutil.rmtree(old, ignore_errors=True)
 
 

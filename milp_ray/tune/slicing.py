@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from milp_ray.config.objectives import gains_of
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label, trial_name
 from milp_ray.memory.space import Placement
@@ -121,8 +122,8 @@ class Slices:
         if trial is None or trial.result is None:
             return ending("the trial ended without a measurement")
         measured = trial.result
-        first = self._base.parallel.group.rank == 0
-        if first and self._number != BASELINE and self._is_non_dominated(measured):
+        wanted = self._spec.study.trial.save_adapters and self._number != BASELINE
+        if wanted and self._base.parallel.group.rank == 0 and self._is_non_dominated(measured):
             trial.save(child(self._spec.adapters, self._alias, trial_label(self._number)))
         self.close()
         seconds = measured.train_seconds + measured.eval_seconds
@@ -146,13 +147,8 @@ class Slices:
         from milp_ray.search.pareto import dominated_by_any
 
         names = self._spec.study.objectives
-        signs = [1.0 if name == "rouge_l" else -1.0 for name in names]
-        values = [sign * float(getattr(measured, name)) for sign, name in zip(signs, names, strict=True)]
+        values = gains_of({name: getattr(measured, name) for name in names}, names)
         with at_hand(child(self._spec.events, f"{self._alias}.jsonl")) as log:
             found = told_values(log)
-        others = [
-            [sign * told[name] for sign, name in zip(signs, names, strict=True)]
-            for number, told in found
-            if number != self._number
-        ]
+        others = [gains_of(told, names) for number, told in found if number != self._number]
         return not dominated_by_any(values, others)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray import ObjectRef, tune
+from ray import tune
 
 from milp_ray.config.models import Study
-from milp_ray.data.records import UserSplit
 from milp_ray.errors import MilpRayError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.resident import resident_base
+from milp_ray.tune.shared import SharedUsers
 from milp_ray.tune.slicing import Slices, ending
 
 
@@ -27,13 +27,22 @@ class TrialSpec:
     """What every trial of a study shares. Sent once per worker, by way of the object store.
 
     ``users`` maps aliases to object references: texts travel in memory to the workers that need them, and
-    stand in no config, name or file of Ray's.
+    stand in no config, name or file of Ray's. ``root`` is the run folder.
     """
 
     study: Study
-    users: Mapping[str, ObjectRef[UserSplit]]
-    events: Path
-    adapters: Path
+    users: SharedUsers
+    root: Path
+
+    @property
+    def events(self) -> Path:
+        """Where the users' event logs are."""
+        return self.root / "events"
+
+    @property
+    def adapters(self) -> Path:
+        """Where trials' adapters go."""
+        return self.root / "adapters"
 
 
 class MemoryTrial(tune.Trainable):  # type: ignore[misc]
@@ -49,7 +58,8 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
         # an error now would have Tune start the actor again and then write off one trial after the other.
         try:
-            self._slices = Slices(spec, resident_base(spec.study, self.trial_resources.head_cpus))
+            base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)
+            self._slices = Slices(spec, base)
             self._begin(config)
         except MilpRayError as error:
             self._fatal = error

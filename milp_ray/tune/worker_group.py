@@ -63,7 +63,7 @@ class Rank:
         study = self._spec.study
         try:
             meeting = Meeting(address, rank, size, study.ray.group_timeout)
-            base = resident_base(study, self._cpus, meeting)
+            base = resident_base(study, self._spec.root, self._cpus, meeting)
         except MilpRayError as error:
             return error.to_plain()
         self._slices = Slices(self._spec, base)

@@ -1,4 +1,4 @@
-"""The pipelines: valid for GitHub and GitLab, and their scripts do what they promise (with a stand-in)."""
+"""The pipelines: valid for GitHub and GitLab, and their scripts do what they promise."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import copy
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from milp_ray.config.loading import load_study, resolved
+from milp_ray.ids import new_key
+from milp_ray.study.inputs import load_inputs
+from milp_ray.study.run_folder import RunFolder
 
 from .paths import CLUSTER, run, tool
 
@@ -21,6 +27,7 @@ SCHEMAS = {
     GITHUB: ("vendor.github-workflows", "custom.github-workflows-require-timeout"),
     GITLAB: ("vendor.gitlab-ci",),
 }
+AWS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 Pipeline = dict[Any, Any]  # YAML reads GitHub's key `on` as True
 Change = Callable[[Pipeline], object]
 
@@ -113,11 +120,16 @@ def faults(path: Path, pipeline: Pipeline) -> list[str]:
             [] if all(s.get("if") == "${{ !cancelled() }}" for s in last) else ["artifacts of success only"]
         )
         found += ["continues after an error"] if "continue-on-error" in text else []
+        readers = [step for step in github_steps(pipeline) if re.search("milp-ray (check|fetch)", str(step))]
+        found += [f"{s['name']}: no keys of the bucket" for s in readers if not {*s.get("env", ())} >= AWS]
     else:
         rules = [rule.get("if", "") for rule in pipeline["workflow"]["rules"]]
         found += [] if any('"schedule"' in rule for rule in rules) else ["no nightly resume"]
         found += [] if pipeline["search"]["artifacts"]["when"] == "always" else ["artifacts of success only"]
         found += ["cancels"] if pipeline["default"]["interruptible"] else []
+        proposals = [rule for rule in pipeline["workflow"]["rules"] if "merge_request" in rule["if"]]
+        if any("://" in rule.get("variables", pipeline["variables"])["STORAGE"] for rule in proposals):
+            found.append("a proposal, which has no protected keys, reads the bucket")
         found += ["continues after an error"] if "allow_failure" in text else []
     return found
 
@@ -141,6 +153,8 @@ def test_promises(path: Path) -> None:
         (GITHUB, lambda p: p.update(permissions="write-all"), "rights"),
         (GITHUB, lambda p: p["concurrency"].update({"cancel-in-progress": True}), "cancels"),
         (GITHUB, lambda p: github_steps(p)[-1].pop("if"), "success only"),
+        (GITHUB, lambda p: github_steps(p)[1].pop("env"), "Check the study: no keys"),
+        (GITLAB, lambda p: p["workflow"]["rules"][-1].pop("variables"), "protected keys"),
         (GITLAB, lambda p: p["variables"].update(RAY_AUTH_TOKEN="abc"), "by value"),
         (GITLAB, lambda p: p["search"]["artifacts"].update(when="on_success"), "success only"),
         (GITLAB, lambda p: p["workflow"]["rules"].pop(0), "nightly"),
@@ -211,3 +225,28 @@ def test_artifacts_are_what_was_fetched(path: Path, tmp_path: Path) -> None:
         assert github_steps(pipeline)[-1]["with"]["path"] == "results"
     else:
         assert pipeline["search"]["artifacts"]["paths"] == ["results"]
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_every_night_the_check_lets_the_run_go_on(path: Path, study_file: Path) -> None:
+    """With the real milp-ray: the check that comes before the nightly resume passes where a run is there."""
+    program = study_file.parent / "milp-ray"
+    program.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m milp_ray "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{study_file.parent}:{os.environ['PATH']}",
+        "STUDY": str(study_file),
+        "NAME": "one",
+        "STORAGE": str(study_file.parent / "runs"),
+        "OVERRIDES": "ray.max_concurrent=2",
+    }
+    study = resolved(load_study(study_file, ["name=one"]))
+    key = new_key()
+    inputs = load_inputs(study, key)
+    folder = RunFolder.create(study, inputs.users.fingerprint, key, inputs.base)
+    words = ("bash", "-e", "-o", "pipefail", "-c", scripts(path)["check"])
+    done = run(*words, env=environment)
+    assert done.returncode == 0 and "goes on with it: 0 of 12 trials ended" in done.stdout, done.stderr
+    assert folder.untouched()
+    done = run(*words, env=environment | {"OVERRIDES": "search.trials=9"})
+    assert done.returncode == 2 and "is of another study search.trials: is 9, and was 6" in done.stderr

@@ -32,7 +32,7 @@ def test_a_small_study_gets_the_papers_defaults(tmp_path: Path) -> None:
     assert (study.optimizer.learning_rate, study.optimizer.weight_decay) == (5e-4, 1e-4)
     assert (study.optimizer.warmup, study.optimizer.batch_size) == (0.1, 8)
     assert study.memory.ranks == (8, 16, 32, 64, 96)
-    assert (study.search.trials, study.search.initial) == (200, 100)
+    assert (study.search.trials, study.search.initial) == (200, 20)
     split = study.data.split
     assert (split.train, split.validation, split.test) == (0.7, 0.1, 0.2)
 
@@ -52,6 +52,8 @@ def test_the_template_states_every_value_and_only_defaults(tmp_path: Path) -> No
         line for line in TEMPLATE.splitlines() if ": " in line and not line.startswith(("#", "name"))
     ]
     assert commented
+    batch = next(line for line in TEMPLATE.splitlines() if line.lstrip().startswith("batch_size"))
+    assert "over all workers" in batch and "per device" not in batch, "docs/parallel.md says what it counts"
 
 
 def test_init_does_not_overwrite(tmp_path: Path) -> None:

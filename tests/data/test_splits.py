@@ -91,7 +91,8 @@ def test_unusable_users_are_skipped_and_counted(reason: str, user: UserRecord) -
     with pytest.raises(DataError, match="no user can be used") as caught:
         split_users([user], KEY, PER_USER)
     assert reason in str(caught.value)
-    assert "remedy" in str(caught.value)
+    assert "remedy: lower data.min_samples" in str(caught.value)
+    assert "by_user" not in str(caught.value), "which a study is refused for"
 
 
 def test_a_history_text_with_a_later_answer_is_removed_and_counted() -> None:

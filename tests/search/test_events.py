@@ -10,7 +10,7 @@ import pytest
 from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective, events
-from milp_ray.search.events import EventLog, told_values
+from milp_ray.search.events import EventLog, ended_trials, told_values
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, measure, run, small_space
 
 
@@ -194,6 +194,7 @@ def test_workers_read_told_values_while_a_line_is_being_written(tmp_path: Path) 
         file.write(b'{"event":"told","id":')
     before = log.read_bytes()
     assert told_values(log) == [(seen.id, dict(seen.values)) for seen in made.observations]
+    assert ended_trials(log) == len(made.observations) + len(made.failures)
     assert log.read_bytes() == before
 
 

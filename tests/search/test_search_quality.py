@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
+import torch
+from gpytorch.utils.errors import NanError, NotPSDError
 
 from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.search import Engine
+from milp_ray.search.acquisition import Acquisition
 from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.surrogates.base import SurrogateFailed
+from milp_ray.search.surrogates.gp import Gp
 from tests.search.problems import LOSS_AND_ROUGE, TINY_SAAS, small_space
 from tests.search.problems import run as run_small
 
@@ -70,15 +76,38 @@ def test_saas_runs_from_end_to_end() -> None:
     assert not engine.notes
 
 
-def test_when_no_model_can_be_fitted_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from milp_ray.search.surrogates.base import SurrogateFailed
-    from milp_ray.search.surrogates.gp import Gp
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SurrogateFailed("gp: ValueError"), "gp: ValueError"),
+        (NotPSDError("not positive definite"), "gp: NotPSDError"),
+        (NanError("nan"), "gp: NanError"),
+        (torch.linalg.LinAlgError("singular"), "gp: _LinAlgError"),
+        (np.linalg.LinAlgError("singular"), "gp: LinAlgError"),
+        (OverflowError("math range error"), "gp: OverflowError"),
+    ],
+)
+@pytest.mark.parametrize("where", ["fit", "acquisition"])
+def test_when_no_model_can_be_had_the_search_goes_on(
+    error: Exception, reason: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = broken_engine(error, where, monkeypatch)
+    assert [proposal.source for proposal in engine.ask(2)] == ["sobol", "sobol"]
+    assert engine.notes == (f"{reason}; sobol proposed instead",)
 
-    def broken(*_: object) -> None:
-        raise SurrogateFailed("gp: NotPSDError")
 
-    monkeypatch.setattr(Gp, "fit", broken)
+def test_a_bug_in_a_model_is_no_failed_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = broken_engine(KeyError("a bug"), "fit", monkeypatch)
+    with pytest.raises(KeyError, match="a bug"):
+        engine.ask(2)
+
+
+def broken_engine(error: Exception, where: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    place = (Gp, "fit") if where == "fit" else (Acquisition, "__init__")
+    monkeypatch.setattr(*place, broken)
     engine = Engine(small_space(), LOSS_AND_ROUGE, initial=2, surrogate="gp", seed=1)
     run_small(engine, 2)
-    assert [proposal.source for proposal in engine.ask(2)] == ["sobol", "sobol"]
-    assert engine.notes == ("gp: NotPSDError; sobol proposed instead",)
+    return engine

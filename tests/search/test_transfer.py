@@ -10,6 +10,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from milp_ray.errors import SearchError, StorageError
@@ -132,6 +133,21 @@ def test_where_donors_are_right_the_design_ends_early(donors: list[Engine]) -> N
     problem = user(100, 1.0)
     engine = search(problem, 20, material_of([search(problem, 48, seed=1)]), initial=20)
     assert "random" in {proposal.source for proposal in engine.proposals}
+
+
+@pytest.mark.parametrize("initial", [12, 0])
+def test_where_arithmetic_fails_on_donors_the_user_goes_without(
+    donors: list[Engine], initial: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise np.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr("milp_ray.search.advice.donor_model", broken)
+    engine = search(user(100, 0.9), 4, material_of(donors), initial=initial)
+    cold = search(user(100, 0.9), 4, initial=initial)
+    assert initial == 0 or [p.config for p in engine.proposals] == [p.config for p in cold.proposals]
+    assert {p.source for p in engine.proposals} == {"initial" if initial else "random"}
+    assert engine.notes == ("transfer: LinAlgError; proposed without other users' searches",)
 
 
 def test_without_donors_nothing_changes(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
     assert (trials.state == "done").sum() == 2 * TRIALS
     on_front = trials[trials.on_front]
     saved = {tuple(name.split("/")[1:3]) for name in names if name.startswith("adapters/")}
-    assert {(row.user, f"t{row.trial:04d}") for row in on_front.itertuples()} <= saved
+    assert {(row.user, f"t{row.trial:04d}") for row in on_front.itertuples()} == saved
     assert len(list((copies / "memories").iterdir())) == 2
     assert run in finish(start("experiment", run, aliases[0]))
     assert "milp-ray resume" in finish(start("search", str(study_file), storage), 2)

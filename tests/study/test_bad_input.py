@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from milp_ray.cli import app
-from milp_ray.study import run_folder
+from milp_ray.config.loading import load_study, resolved
+from milp_ray.errors import ClusterError, RunBusyError, StudyError
+from milp_ray.ids import new_key
+from milp_ray.storage import write_json
+from milp_ray.study import driver, run_folder
+from milp_ray.study.inputs import Inputs, load_inputs
 
 from .conftest import CANARY, Start, user_line
 
@@ -150,18 +158,138 @@ def test_check_says_everything_at_once_and_writes_nothing(study_file: Path) -> N
     assert sorted(study_file.parent.rglob("*")) == before
 
 
-def test_a_resumed_run_refuses_other_data_and_other_settings(study_file: Path) -> None:
-    from milp_ray.config.loading import load_study, resolved
-    from milp_ray.study.inputs import load_users
+def a_run(study_file: Path, *overrides: str) -> run_folder.RunFolder:
+    """A run that was begun and has searched nothing, as of a job that was cut off early."""
+    study = resolved(load_study(study_file, overrides))
+    key = new_key()
+    inputs = load_inputs(study, key)
+    return run_folder.RunFolder.create(study, inputs.users.fingerprint, key, inputs.base)
 
-    study = resolved(load_study(study_file))
-    key = b"k" * 32
-    folder = run_folder.RunFolder.create(study, load_users(study, key).fingerprint, key)
+
+def own_model(study_file: Path, tiny_models: dict[str, Path]) -> Path:
+    return Path(shutil.copytree(tiny_models["llama"], study_file.parent / "model"))
+
+
+def test_check_on_a_run_that_is_there_says_how_far_it_is(study_file: Path) -> None:
+    folder = a_run(study_file)
+    (folder.root / "events").mkdir()
+    (folder.root / "scores").mkdir()
+    users = list(load_inputs(folder.study, folder.key).users.splits)
+    lines = [{"event": kind} for kind in ("created", "asked", "told", "failed", "told")]
+    folder.events(users[0]).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event":"to')
+    write_json(folder.scores(users[1]), {})
+    before = {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")}
+    code, output = run("check", str(study_file), "ray.max_concurrent=3")
+    assert code == 0 and "the study is fine" in output, output
+    assert "goes on with it: 3 of 12 trials ended, 1 of 2 users tested" in output
+    code, output = run("check", str(study_file), "search.trials=9", "seed=4")
+    assert code == 2 and "2 problems" in output and "search.trials: is 9, and was 6" in output
+    assert {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")} == before
+    data_with(study_file, user_line(1), user_line(3))
+    code, output = run("check", str(study_file))
+    assert code == 2 and "has changed since the run began" in output
+
+
+def test_check_ends_with_1_where_the_storage_alone_is_at_fault(study_file: Path) -> None:
+    (study_file.parent / "occupied").write_text("a file")
+    occupied = f"storage.path={study_file.parent / 'occupied'}"
+    code, output = run("check", str(study_file), occupied)
+    assert code == 1 and "occupied cannot be written" in output and "1 problem" in output
+    code, output = run("check", str(study_file), occupied, "search.surrogate=sass")
+    assert code == 2 and "2 problems" in output and "occupied cannot be written" in output
+
+
+def test_a_resumed_run_refuses_other_data_and_other_settings(study_file: Path) -> None:
+    folder = a_run(study_file)
     code, output = run("resume", str(folder.root), "search.trials=9")
     assert code == 2 and "keeps its study" in output
     data_with(study_file, user_line(1), user_line(3))
     code, output = run("resume", str(folder.root))
     assert code == 2 and "has changed since the run began" in output
+
+
+NOBODY = "ray.address=127.0.0.1:1"  # where a resume that refused nothing ends, with 1
+
+
+def test_a_resumed_run_refuses_another_base_model(study_file: Path, tiny_models: dict[str, Path]) -> None:
+    model = own_model(study_file, tiny_models)
+    folder = a_run(study_file, f"model.path={model}")
+    code, output = run("resume", str(folder.root), NOBODY)
+    assert code == 1 and "nothing answers" in output
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-400:] = bytes(400)  # trained further: the same names, shapes and sizes
+    (model / "model.safetensors").write_bytes(weights)
+    for words in (("resume", str(folder.root), NOBODY), ("check", str(study_file), f"model.path={model}")):
+        code, output = run(*words)
+        assert code == 2 and "the base model has changed since the run began (model.safetensors)" in output
+    meta = folder.root / "run.json"
+    meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != "base"}))
+    code, output = run("resume", str(folder.root), NOBODY)
+    assert code == 1 and "nothing answers" in output, "a run from before bases were told apart still resumes"
+
+
+def test_a_simulated_run_needs_no_base(study_file: Path, tiny_models: dict[str, Path]) -> None:
+    model = own_model(study_file, tiny_models)
+    words = (f"model.path={model}", "simulation={}")
+    folder = a_run(study_file, *words)
+    (model / "model.safetensors").unlink()
+    assert folder.base == {}
+    code, output = run("check", str(study_file), *words)
+    assert code == 0 and "0 of 12 trials ended" in output and "tested" not in output
+
+
+def test_other_packages_are_a_note(study_file: Path) -> None:
+    folder = a_run(study_file)
+    _, output = run("resume", str(folder.root), NOBODY)
+    assert "note:" not in output
+    meta = json.loads((folder.root / "run.json").read_text())
+    meta["packages"] |= {"torch": "1.0", "gone": "2.0"}
+    (folder.root / "run.json").write_text(json.dumps(meta))
+    code, output = run("resume", str(folder.root), NOBODY)
+    assert code == 1 and "begun with torch 1.0 (now " in output and "gone 2.0 (now absent)" in output
+
+
+def test_a_job_that_begins_beside_another_of_its_study(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find no run; while this one reads data and model, the other one makes it."""
+    study, console = load_study(study_file, [NOBODY]), Console(quiet=True)
+    made: list[run_folder.RunFolder] = []
+    overrides: list[str] = []
+
+    def slow(*words: object) -> Inputs:
+        if not made:
+            made.append(a_run(study_file, *overrides))
+        return load_inputs(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(driver, "load_inputs", slow)
+    with pytest.raises(ClusterError, match="nothing answers"):
+        driver.start_or_resume(study, console)
+    assert made[0].key == run_folder.RunFolder.open(made[0].root).key, "it goes on with the other's run"
+
+    made[0].remove()
+    made.clear()
+
+    def held(*words: object) -> Inputs:
+        result = slow(*words)
+        if not holding:
+            holding.append(made[0].lock())
+            holding[0].__enter__()
+        return result
+
+    holding: list[contextlib.AbstractContextManager[None]] = []
+    monkeypatch.setattr(driver, "load_inputs", held)
+    with pytest.raises(RunBusyError) as caught:
+        driver.start_or_resume(study, console)
+    assert caught.value.exit_code == 1
+    holding[0].__exit__(None, None, None)
+
+    made[0].remove()
+    made.clear()
+    overrides.append("seed=9")
+    monkeypatch.setattr(driver, "load_inputs", slow)
+    with pytest.raises(StudyError, match="is of another study"):
+        driver.start_or_resume(study, console)
 
 
 def _can_mount() -> bool:

@@ -21,9 +21,10 @@ from milp_ray.storage.objects import objects_at
 from milp_ray.study.check import check_study
 from milp_ray.study.fetch import fetch
 from milp_ray.study.inputs import load_inputs
+from milp_ray.study.place import place_of
 from milp_ray.study.population import Population
 from milp_ray.study.record import record
-from milp_ray.study.run_folder import RunFolder, place_of
+from milp_ray.study.run_folder import RunFolder
 
 from .conftest import CANARY, user_line
 
@@ -86,8 +87,10 @@ def test_two_machines_search_one_user_each(
         folder = RunFolder.open(place)
         inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     console = Console(record=True, width=160)
+    console.print(check_study(study))
     console.print(fronts_view(folder))
     printed = console.export_text()
+    assert f"goes on with it: {2 * TRIALS} of {2 * TRIALS} trials ended" in printed
     assert all(f"front of {alias}" in printed for alias in inputs.users.splits)
     objects = objects_at(place)
     names = [found.name for found in objects.found()]

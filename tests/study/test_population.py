@@ -23,7 +23,7 @@ ALIASES = tuple(f"u-{letter * 13}" for letter in "abcde")
 
 
 def population_of(
-    root: Path, cohort: int | None = 2, trials: int = 3
+    root: Path, cohort: int | None = 2, trials: int = 3, **search: Any
 ) -> tuple[Population, RunFolder, Inputs]:
     config = SimpleNamespace(
         model_type="llama", num_hidden_layers=4, hidden_size=128, intermediate_size=256,
@@ -33,7 +33,7 @@ def population_of(
         name="x",
         model=ModelSettings(path="x"),
         data=DataSettings(path="x"),
-        search=SearchSettings(trials=trials, initial=trials, surrogate="random", cohort=cohort),
+        search=SearchSettings(trials=trials, initial=trials, surrogate="random", cohort=cohort, **search),
     )
     architecture = architecture_of(config)
     splits: dict[str, Any] = dict.fromkeys(ALIASES)
@@ -58,6 +58,16 @@ def test_cohorts_are_the_same_groups_in_every_session(tmp_path: Path) -> None:
     assert population_of(tmp_path)[0].cohorts() == population.cohorts()
     assert population_of(tmp_path, None)[0].cohorts() == [ALIASES]
     assert [len(c) for c in population_of(tmp_path, None, 2500)[0].cohorts()] == [2, 2, 1]
+
+
+def test_users_that_run_cold_are_in_cohorts_of_their_own(tmp_path: Path) -> None:
+    def cohorts(transfer_users: int, cohort: int | None = 2) -> list[tuple[str, ...]]:
+        words: dict[str, Any] = {"transfer": "seeds", "transfer_users": transfer_users}
+        return population_of(tmp_path, cohort, **words)[0].cohorts()
+
+    assert cohorts(1) == [ALIASES[:1], ALIASES[1:3], ALIASES[3:]]
+    assert cohorts(3) == [ALIASES[:2], ALIASES[2:3], ALIASES[3:]]
+    assert cohorts(3, None) == [ALIASES[:3], ALIASES[3:]] and cohorts(9, None) == [ALIASES]
 
 
 def test_summaries_come_from_the_event_logs(tmp_path: Path) -> None:

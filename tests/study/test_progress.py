@@ -7,7 +7,10 @@ import random
 
 from rich.console import Console
 
-from milp_ray.memory.space import Placement
+from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.search import Engine, Objective
+from milp_ray.search.records import Counts
+from milp_ray.study.population import Summary
 from milp_ray.study.progress import StudyProgress
 from milp_ray.tune.queue import BASELINE, Ticket
 
@@ -24,8 +27,9 @@ def progress_of(users: int) -> tuple[StudyProgress, io.StringIO]:
 def test_totals_are_those_of_a_scan() -> None:
     progress, text = progress_of(5)
     rng = random.Random(0)
-    progress.replayed("u0", 3, 1, {"loss": 2.0, "rouge_l": 0.2}, {"loss": 2.6, "rouge_l": 0.1})
-    progress.replayed("u1", 1, 0, {"loss": 2.5, "rouge_l": 0.3}, None)
+    no_memory = {"loss": 2.6, "rouge_l": 0.1}
+    progress.replayed("u0", Summary(3, 1, True, no_memory, {"loss": 2.0, "rouge_l": 0.2}))
+    progress.replayed("u1", Summary(1, 0, False, None, {"loss": 2.5, "rouge_l": 0.3}))
     ended = {"u0": [3, 1], "u1": [1, 0], "u2": [0, 0], "u3": [0, 0], "u4": [0, 0]}
     assert progress.totals() == (1, 4, 1)
     jobs = [
@@ -62,3 +66,48 @@ def test_the_table_shows_who_is_at_work_and_grows_with_no_population() -> None:
     counts = progress.counts()
     assert counts.users == {"waiting": 100, "searching": 900, "searched": 0, "trained": 0}
     assert counts.trials["running"] == 1
+
+
+def test_a_user_whose_space_is_used_up_is_done() -> None:
+    progress, text = progress_of(3)
+    engine = Engine(
+        MemorySpace(num_layers=1, max_loras=1, ranks=(4, 8, 16)),
+        (Objective("loss", "min"), Objective("rouge_l", "max")),
+        surrogate="random",
+        trials=TRIALS,
+    )
+    values = {"loss": 2.0, "rouge_l": 0.1}
+    with progress.watching({"u0": engine}):
+        proposals = engine.ask(TRIALS)
+        assert len(proposals) == 3 < TRIALS
+        for number, proposal in enumerate(proposals):
+            assert progress.totals() == (0, number, 0)
+            assert progress.counts().users["searching"] == min(1, number)
+            ticket = Ticket("u0", proposal.id, proposal.placement, "x")
+            progress.trial_started(ticket)
+            engine.tell(proposal.id, values)
+            progress.trial_ended(ticket, values, "", {})
+    assert progress.counts().users == {"waiting": 2, "searching": 0, "searched": 1, "trained": 0}
+    progress.replayed("u1", Summary(1, 1, True, None, values))  # as in an earlier session
+    progress.trained(2)
+    assert progress.totals() == (2, 4, 1)
+    assert progress.counts().users == {"waiting": 1, "searching": 0, "searched": 0, "trained": 2}
+    progress.trial_ended(Ticket("u2", 0, Placement(((0, 8),)), "x"), values, "", {})
+    progress._last_line = -1e9
+    progress._line()
+    assert "trials 6/9 (1 failed)  users done 2/3" in text.getvalue()
+
+
+def test_that_a_space_is_used_up_is_noticed_at_the_latest_when_the_cohort_is_over() -> None:
+    class Spent:
+        finished = ""
+        counts = Counts(2, 0, 2, 0)
+
+    progress, _ = progress_of(1)
+    engine = Spent()
+    with progress.watching({"u0": engine}):  # type: ignore[dict-item]
+        for number in range(2):
+            progress.trial_ended(Ticket("u0", number, Placement(((0, 8),)), "x"), {"loss": 2.0}, "", {})
+        assert progress.totals() == (0, 2, 0)
+        engine.finished = "no placement is left that was not tried"
+    assert progress.totals() == (1, 2, 0)

@@ -44,6 +44,14 @@ def test_the_training_core_alone(study_file: Path) -> None:
     assert "Measurement(loss=" in run(code, study_file.parent)
 
 
+def test_wherever_a_memory_is_loaded_what_roberta_needs_is_said() -> None:
+    places = [README, (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text(encoding="utf-8")]
+    for text in places:
+        assert 'from_pretrained("my-model")  # RoBERTa: ("my-model", is_decoder=True)' in text
+    loading = [line for text in places for line in text.splitlines() if "AutoModelForCausalLM.from" in line]
+    assert len(loading) == 2
+
+
 def test_commands_that_readme_names_exist() -> None:
     from milp_ray.cli import app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 
 from milp_ray.config import Study
 from milp_ray.config.loading import load_study
-from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.search.events import EventLog
-from milp_ray.storage import close_twins, write_folder, write_json
+from milp_ray.storage import close_twins, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
+from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
-from milp_ray.study.run_folder import RunFolder, is_run, place_of
+from milp_ray.study.place import is_run, place_of
+from milp_ray.study.run_folder import RunFolder
 
 
 def a_study(storage: Path, **data: object) -> Study:
@@ -29,6 +32,14 @@ def a_study(storage: Path, **data: object) -> Study:
     return Study.model_validate(raw)
 
 
+@pytest.mark.parametrize("error", [StorageError("no space"), KeyError("a bug"), KeyboardInterrupt()])
+def test_whatever_ends_a_run_tells_how_to_go_on(tmp_path: Path, error: BaseException) -> None:
+    folder = RunFolder.create(a_study(tmp_path), "f" * 64)
+    with pytest.raises(type(error)) as raised, _at_work(folder):
+        raise error
+    assert any(f"milp-ray resume {folder.place}" in note for note in raised.value.__notes__)
+
+
 def test_create_then_open(tmp_path: Path) -> None:
     made = RunFolder.create(a_study(tmp_path), "f" * 64)
     again = RunFolder.open(tmp_path / "s")
@@ -36,6 +47,17 @@ def test_create_then_open(tmp_path: Path) -> None:
     assert oct((again.root / "alias.key").stat().st_mode & 0o777) == "0o600"
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     assert load_study(again.root / "study.yaml") == made.study
+
+
+def test_a_hub_model_stays_at_its_commit(tmp_path: Path) -> None:
+    commit, study = "1" * 40, a_study(tmp_path)
+    made = RunFolder.create(study, "f", base={"commit": commit})
+    again = RunFolder.of(study)  # whose revision is still null: no difference
+    assert again is not None and again.study == made.study and again.study.model.revision == commit
+    assert RunFolder.open(made.root).study.model.revision is None, "as it was asked for"
+    moved = study.model_copy(update={"model": study.model.model_copy(update={"revision": "v2"})})
+    with pytest.raises(StudyError, match=r"model\.revision: is 'v2', and was None"):
+        RunFolder.of(moved)
 
 
 def test_raw_ids_are_frozen_as_aliases(tmp_path: Path) -> None:
@@ -105,6 +127,67 @@ def test_one_driver_at_a_time_even_after_a_kill(tmp_path: Path) -> None:
     holder.join()
     with folder.lock():
         pass
+
+
+def test_what_killed_drivers_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "SWEPT_SECONDS", 0.0)
+    folder = RunFolder.create(a_study(tmp_path), "f")
+    kept = [
+        folder.tune / "tune.log",
+        folder.adapters("u-a") / "t0007" / "adapter_config.json",
+        folder.memory("u-a") / "adapter_config.json",  # replaced by .old, whose writer was killed
+        folder.scores("u-a"),
+    ]
+    left = [
+        folder.tune / "search-20261126-093000-3f9c2a" / "experiment_state.json",
+        folder.root / "train" / "s-final" / "x",
+        folder.adapters("u-a") / ".t0008.41.tmp" / "adapter_config.json",
+        folder.root / "memories" / ".u-a.41.tmp" / "adapter_config.json",
+        folder.root / "scores" / ".u-b.json.41.tmp",
+        folder.root / "experiments" / ".u-a.json.41.tmp",
+        folder.root / "tables" / ".trials.csv.41.tmp",
+        folder.root / "plots" / ".front-u-a.png.41.tmp",
+    ]
+    for path in kept + left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    folder.memory("u-a").rename(folder.memory("u-a").with_name(".u-a.41.old"))
+    before = sorted(folder.root.iterdir())
+    with folder.lock():
+        assert {path for path in folder.root.rglob("*") if path.is_file()} == {
+            *kept, *(folder.root / name for name in ("study.yaml", "alias.key", "run.json", "lock")),
+        }  # fmt: skip
+    assert before == sorted([*folder.root.iterdir(), folder.root / "train"])
+
+
+def test_a_creation_that_was_killed_leaves_its_draft_until_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, young_of_another, someones = ".s-abc.draft", ".s2-abc.draft", ".s-notes.draft"
+    for name, file in ((killed, "alias.key"), (young_of_another, "alias.key"), (someones, "letter.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+    RunFolder.create(a_study(tmp_path), "f").remove()
+    assert len(list(tmp_path.iterdir())) == 3, "younger than a minute: somebody may be making it"
+    monkeypatch.setattr(leftovers, "SWEPT_SECONDS", 0.0)
+    RunFolder.create(a_study(tmp_path), "f")
+    assert {path.name for path in tmp_path.iterdir()} == {"s", young_of_another, someones}
+
+
+def test_a_new_run_is_on_the_disk_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    RunFolder.create(a_study(tmp_path), "f")
+    draft = synced[0].parent
+    assert synced == [*(draft / name for name in ("study.yaml", "alias.key", "run.json")), draft, tmp_path]
 
 
 def test_another_study_is_told_from_the_runs_own(tmp_path: Path) -> None:
@@ -198,7 +281,7 @@ def test_logs_scores_and_memories_reach_the_next_driver(
             lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
             last="adapter_config.json",
         )
-        write_folder(folder.adapter("u-a", 7), lambda draft: (draft / "x").write_bytes(b"1"))
+        write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
         folder.tune.mkdir()
         (folder.tune / "tune.log").write_text("why")
     assert "adapters/u-a/t0007/x" in names_at(folder.place) and "tune/tune.log" in names_at(folder.place)

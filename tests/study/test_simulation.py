@@ -140,7 +140,7 @@ def test_later_cohorts_learn_from_finished_users_and_the_first_runs_cold(
     output = finish(
         start("search", str(simulated), *words, "search.transfer=prior", "search.transfer_users=3"), 0
     )
-    assert "learn from those that are done" in output
+    assert "3 users learn from 3 that are done" in output and "1 users learn from 6 that" in output
     found = events(simulated.parent / "runs" / "dry")
     given = {alias for alias, log in found.items() if any(event["event"] == "transferred" for event in log)}
     assert len(given) == USERS - 3

@@ -83,6 +83,8 @@ class Final:
         from milp_ray.tune.assignments import FinalSpec
 
         placements = dict(list(PLACED.items())[:users])
+        root.mkdir(exist_ok=True)
+        (root / "run.json").touch()
         self.spec = FinalSpec(study, {alias: ray.put(user) for alias in placements}, placements, root)
         self.events: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
@@ -352,6 +354,10 @@ def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
 ) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Final(study_of(tmp_path / "nowhere"), tiny_user, tmp_path, users=1).run()
+    blind = Final(study_of(tiny_models["llama"]), tiny_user, tmp_path / "elsewhere", users=1)
+    (tmp_path / "elsewhere" / "run.json").unlink()
+    with pytest.raises(ClusterError, match="does not see the run folder"):
+        blind.run()
     (tmp_path / "memories").write_text("a file in the way")
     with pytest.raises(StorageError, match=r"a file stands where a folder is needed|Not a directory"):
         Final(study_of(tiny_models["llama"]), tiny_user, tmp_path, users=1).run()

@@ -204,6 +204,19 @@ def test_an_error_of_the_proposing_thread_is_raised_to_whoever_started_it() -> N
         queue.raise_error()
 
 
+@pytest.mark.parametrize("initial", [0, 9])  # with a model, whose plan lands later, and without
+def test_a_bug_in_proposing_says_for_whom(initial: int) -> None:
+    engines = {
+        "a": FakeEngine({}, finished="done"),
+        "b": FakeEngine({}, error=KeyError("x"), initial=initial),
+    }
+    queue = queue_of(engines)
+    queue.join(timeout=5)
+    with pytest.raises(KeyError) as error:
+        queue.raise_error()
+    assert error.value.__notes__ == ["this happened while proposing for b"]
+
+
 def test_more_is_kept_ready_when_proposals_are_slow_and_trials_fast() -> None:
     queue = queue_of({"a": FakeEngine({})}, trials=10_000, batch=4, workers=2)
     assert queue.ahead == 2
@@ -282,7 +295,7 @@ def test_a_model_is_not_asked_before_it_is_prepared() -> None:
 def test_proposals_that_are_never_new_end_the_run_rather_than_spin() -> None:
     queue = queue_of({"a": FakeEngine({}, blunt=True)})
     queue.join(timeout=5)
-    with pytest.raises(SearchError, match="nothing new"):
+    with pytest.raises(SearchError, match="a: 8 batches of proposals in a row held nothing new"):
         queue.raise_error()
 
 

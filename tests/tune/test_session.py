@@ -17,6 +17,7 @@ import pytest
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
+from milp_ray.storage import held
 from milp_ray.tune.session import _sweep, ray_session
 
 pytestmark = pytest.mark.slow
@@ -57,14 +58,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
         pass
 
 
-def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name, owner in (("mr-dead", dead.pid), ("mr-alive", os.getpid())):
+    for name in ("mr-dead", "mr-alive", "mr-foreign"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "pid").write_text(str(owner))
-    (tmp_path / "mr-foreign").mkdir()
-    _sweep(tmp_path)
+    (tmp_path / "mr-dead" / "pid").write_text(
+        str(os.getpid())
+    )  # which was another process's in its container
+    # In another container: its process id says nothing here.
+    with held(tmp_path / "mr-alive" / "pid", str(dead.pid)):
+        _sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-foreign"]
 
 
@@ -73,10 +77,12 @@ def a_study(device: str = "auto", **settings: object) -> Study:
     return Study.model_validate(raw)
 
 
-def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() -> None:
+def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
-    from milp_ray.tune.search_run import check_shared
+    from milp_ray.tune.shared import check_shared
     from milp_ray.tune.slots import Slots, on_device, slots
 
     with ray_session(RaySettings()):
@@ -97,6 +103,13 @@ def test_slots_are_counted_and_a_trial_that_no_node_can_run_is_said_at_once() ->
         assert on_device(a_study(), worker).model.device == "cpu"
         assert on_device(a_study(), Slots(1.0, 1.0, 1)).model.device == "auto"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share
+        # A node that was there a moment ago is lost when it is asked.
+        nodes = [*ray.nodes(), {"NodeID": "ab" * 28, "Alive": True}]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        with pytest.raises(ClusterError, match="1 of 2 nodes do not see the run folder /no/such/folder"):
+            check_shared(Path("/no/such/folder"))
+        (tmp_path / "run.json").touch()
+        check_shared(tmp_path)
 
 
 def test_a_client_address_is_refused() -> None:
@@ -113,6 +126,7 @@ def test_a_dashboards_address_is_refused(address: str) -> None:
 JOIN = """
 import sys
 from milp_ray.config.models import RaySettings
+from milp_ray.storage import held
 from milp_ray.tune.session import ray_session
 with ray_session(RaySettings(address=sys.argv[1])):
     import ray

@@ -61,7 +61,8 @@ def make_group(
 
     def make(**changes: Any) -> Any:
         study = study_of(tiny_models["llama"], **changes)
-        spec = TrialSpec(study, {"u": ray.put(tiny_user)}, tmp_path, tmp_path / "adapters")
+        (tmp_path / "run.json").touch()
+        spec = TrialSpec(study, {"u": ray.put(tiny_user)}, tmp_path)
         bundles = placement_group([{"CPU": 0.5}] * 2)
         ray.get(bundles.ready())
         group = WorkerGroup(
@@ -155,10 +156,16 @@ def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
     assert [place.pid for place in group._places] == pids
 
 
-def test_a_base_that_cannot_be_loaded_is_everybodys_error(make_group: Make, tmp_path: Path) -> None:
-    from milp_ray.errors import ModelError
+def test_a_base_or_run_folder_that_cannot_be_had_is_everybodys_error(
+    make_group: Make, tmp_path: Path
+) -> None:
+    from milp_ray.errors import ClusterError, ModelError
 
     group = make_group(model={"path": str(tmp_path / "nowhere")})
     with pytest.raises(ModelError, match="nowhere"):
+        group.start()
+    assert not group.alive
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ClusterError, match="does not see the run folder"):
         group.start()
     assert not group.alive

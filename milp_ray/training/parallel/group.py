@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from milp_ray.errors import StorageError
+from milp_ray.errors import MilpRayError
 
 Item = TypeVar("Item")
 
@@ -55,12 +55,12 @@ class Group:
         """Do something on every rank.
 
         Raises:
-            StorageError: of this or another rank, the lowest one's, on all of them.
+            MilpRayError: of this or another rank, the lowest one's, on all of them.
         """
         failure = None
         try:
             work()
-        except StorageError as error:
+        except MilpRayError as error:
             failure = error
         failures = [error for error in self.gather(failure) if error is not None]
         if failures:

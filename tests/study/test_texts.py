@@ -1,0 +1,60 @@
+"""Whose texts are in Ray's object store: those of the users that are worked on, and for no longer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from milp_ray.study.run import Run
+from milp_ray.study.stopping import StopRequest
+from milp_ray.tune.assignments import FinalSpec
+from milp_ray.tune.slots import Slots
+from milp_ray.tune.trainable import TrialSpec
+
+from .test_population import ALIASES, population_of, search
+
+
+def run_of(root: Path) -> Run:
+    _, folder, inputs = population_of(root)
+    return Run(folder, inputs, Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was put there, without a Ray."""
+    found: list[object] = []
+    monkeypatch.setattr("ray.put", lambda value: found.append(value) or len(found))
+    return found
+
+
+def test_a_cohorts_trials_share_the_cohorts_texts(tmp_path: Path, store: list[object]) -> None:
+    spec = run_of(tmp_path)._spec(ALIASES[1:3])
+    assert isinstance(spec, TrialSpec) and list(spec.users) == list(ALIASES[1:3]) and len(store) == 2
+    assert spec.events == tmp_path / "events" and spec.adapters == tmp_path / "adapters"
+
+
+def test_the_final_job_shares_what_it_has_to_train_or_test(
+    tmp_path: Path, store: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population = population_of(tmp_path)[0]
+    for alias in ALIASES[:4]:
+        search(population, alias, 3)
+    run, made = run_of(tmp_path), list[FinalSpec]()
+    for alias in ALIASES[:2]:  # the first is done, the second trained only
+        run.folder.memory(alias).mkdir(parents=True)
+        (run.folder.memory(alias) / "adapter_config.json").touch()
+    run.folder.scores(ALIASES[0]).parent.mkdir()
+    run.folder.scores(ALIASES[0]).touch()
+
+    def run_final(spec: FinalSpec, *_: Callable[..., Any]) -> None:
+        made.append(spec)
+
+    monkeypatch.setattr("milp_ray.tune.final.run_final", run_final)
+    monkeypatch.setattr("milp_ray.tune.slots.slots", lambda *_: Slots(1.0, 0.0, 1))
+    run._final(StopRequest())
+    assert list(made[0].users) == list(ALIASES[1:4]) and list(made[0].placements) == list(ALIASES[:4])
