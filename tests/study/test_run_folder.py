@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from milp_ray.config import Study
 from milp_ray.config.loading import load_study
@@ -35,7 +36,7 @@ def a_study(storage: Path, **data: object) -> Study:
 @pytest.mark.parametrize("error", [StorageError("no space"), KeyError("a bug"), KeyboardInterrupt()])
 def test_whatever_ends_a_run_tells_how_to_go_on(tmp_path: Path, error: BaseException) -> None:
     folder = RunFolder.create(a_study(tmp_path), "f" * 64)
-    with pytest.raises(type(error)) as raised, _at_work(folder):
+    with pytest.raises(type(error)) as raised, _at_work(folder, Console(quiet=True)):
         raise error
     assert any(f"milp-ray resume {folder.place}" in note for note in raised.value.__notes__)
 
