@@ -27,7 +27,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.batches import TokenCache
-from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, divide
+from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, place
 from milp_ray.training.refusals import check_passing, fitting
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -152,9 +152,8 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         parallel=parallel,
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
-    with fitting(model, device):
-        model.to(device)
-        divide(base.root, [model.get_submodule(name) for name in layers], parallel)
+    with fitting(model, device, parallel):
+        place(base.root, [model.get_submodule(name) for name in layers], device, parallel)
     return base
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError
 from milp_ray.training.limits import GIB, is_out_of_memory
+from milp_ray.training.parallel.sharding import ALONE, Parallel
 
 # What an OSError says of the files themselves; all others are the storage's, and may pass.
 _FILES_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
@@ -44,41 +45,44 @@ def check_passing(error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def fitting(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Where ``device`` has no room for the base that is put there inside, say how much it takes and is there.
+def fitting(model: nn.Module, device: torch.device, parallel: Parallel = ALONE) -> Iterator[None]:
+    """Where ``device`` has no room for what of the base is put there inside, say what it takes and is there.
 
     Raises:
         ClusterError: the room is taken by others.
         ModelError: the base is larger than the GPU.
     """
-    takes = sum(parameter.nbytes for parameter in model.parameters()) / GIB
+    takes, what = sum(parameter.nbytes for parameter in model.parameters()) / GIB, "the base model"
+    if parallel.sharded:
+        takes, what = takes / parallel.group.size, "a worker's part of the base model"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _no_room(takes, device) from None
+        raise _no_room(what, takes, device) from None
 
 
-def _no_room(takes: float, device: torch.device) -> MilpRayError:
-    """``takes``: GiB of the base."""
+def _no_room(what: str, takes: float, device: torch.device) -> MilpRayError:
+    """``takes``: GiB."""
     if device.type != "cuda":
         return ClusterError(
-            f"the base model takes {takes:.2f} GiB, and so much memory is not left",
+            f"{what} takes {takes:.2f} GiB, and so much memory is not left",
             expected="room for the base model in a worker's memory",
             remedy="end what else takes memory there, or let fewer workers share it (ray.memory_per_worker)",
         )
     free, total = (number / GIB for number in torch.cuda.mem_get_info(device))
     if takes > total:
         return ModelError(
-            f"the base model takes {takes:.2f} GiB, more than the {total:.2f} GiB of a GPU",
+            f"{what} takes {takes:.2f} GiB, more than the {total:.2f} GiB of a GPU",
             where="model.path",
             expected="a base model that fits the GPU",
-            remedy="choose a smaller base model or larger GPUs, or set model.dtype to bfloat16",
+            remedy="divide it over more workers (ray.parallelism zero3 or fsdp), set model.dtype to bfloat16, "
+            "or choose a smaller base model or larger GPUs",
         )
     free += torch.cuda.memory_reserved(device) / GIB  # what was placed before it failed
     return ClusterError(
-        f"the base model takes {takes:.2f} GiB, and {free:.2f} of the GPU's {total:.2f} GiB are free",
+        f"{what} takes {takes:.2f} GiB, and {free:.2f} of the GPU's {total:.2f} GiB are free",
         expected="a GPU with room for the base model",
         remedy="end what else is on the GPU, or let fewer workers share it (ray.gpus_per_worker)",
     )

@@ -237,7 +237,7 @@ def test_a_device_without_room_says_what_there_is(
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    monkeypatch.setattr("milp_ray.training.parallel.sharding.Root.to", full)
     monkeypatch.setattr("milp_ray.training.base.device_of", lambda _: torch.device(device))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (1 << 29, total))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+from pytest import MonkeyPatch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +19,7 @@ from milp_ray.evaluation.measure import response_loss
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, load_base, loaded
 from milp_ray.training.parallel.group import Group
-from milp_ray.training.parallel.sharding import Parallel, held
+from milp_ray.training.parallel.sharding import Parallel, Root, held
 from milp_ray.training.trial import Trial, TrialStopped
 from tests.training.common import changed
 from tests.training.ranks import on_ranks
@@ -57,11 +58,14 @@ def measured(group: Group, model: str, user: UserSplit, folder: Path) -> dict[st
     """Every strategy in turn, each on a base of its own, in one process."""
     result: dict[str, Any] = {}
     for strategy in STRATEGIES:
-        base = load_base(study_of(model).model, Parallel(group, strategy))  # type: ignore[arg-type]
+        moved: list[bool] = []
+        with MonkeyPatch.context() as patch:  # DeepSpeed's engine would move it whole, too
+            patch.setattr(Root, "to", lambda root, *_, moved=moved: moved.append(True) or root)
+            base = load_base(study_of(model).model, Parallel(group, strategy))  # type: ignore[arg-type]
         keep = folder / strategy if group.rank == 0 else None
         rows = trials(base, user, study_of(model), keep)
         left = [name for name, value in base.model.named_parameters() if value.requires_grad]
-        result[strategy] = {"rows": rows, "held": held(base.model), "left": left}
+        result[strategy] = {"rows": rows, "held": held(base.model), "left": left, "whole": bool(moved)}
     return result
 
 
@@ -125,6 +129,8 @@ def test_the_base_is_divided_where_it_should_be(both: dict[str, Any], strategy: 
         assert max(parts) < 0.6 * both["size"] and sum(parts) >= both["size"]
     else:
         assert parts == [both["size"]] * 2
+    whole = {rank[strategy]["whole"] for rank in both["ranks"]}
+    assert whole == {strategy not in ("zero3", "fsdp")}, "a base that is divided may be larger than a device"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

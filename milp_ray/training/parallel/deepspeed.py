@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,8 +27,41 @@ def initialize(
         config: without the entries that are the same everywhere.
         optimizer: ours (DeepSpeed's own are compiled for minutes); None: nothing is stepped.
     """
+    deepspeed = _deepspeed(next(module.parameters()).device)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=_common() | config)
+    return engine
+
+
+def partition(module: nn.Module, device: torch.device, config: dict[str, Any]) -> None:
+    """Put a module on ``device``, each parameter divided over the ranks before the next one comes.
+
+    DeepSpeed's engine alone would put the whole of it there first, and a base that is to be divided need not
+    fit.
+
+    Args:
+        module: on the host, the same on every rank.
+        device: of this rank.
+        config: of the engine that :func:`initialize` then makes of it.
+    """
+    deepspeed = _deepspeed(device)
+    # Its linear layer that saves memory is for weights that are trained, and replaces everybody's.
+    deepspeed.zero.Init(module=module, config_dict_or_path=_common() | config, mem_efficient_linear=False)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": dist.get_world_size(),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def _deepspeed(device: torch.device) -> ModuleType:
+    """The package, on this process's group."""
     # Read when DeepSpeed is first imported; without it, it goes by what the machine has, not by where we are.
-    device = next(module.parameters()).device
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
@@ -38,11 +72,4 @@ def initialize(
         # Sums over shared memory for CPU ranks, from C++ that is compiled for most of a minute on first use.
         getattr(deepspeed.ops, "__compatible_ops__", {})[_SHM] = False
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
-    common = {
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": dist.get_world_size(),
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=common | config)
-    return engine
+    return deepspeed  # type: ignore[no-any-return]

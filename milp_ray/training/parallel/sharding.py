@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from milp_ray.training.parallel.group import SOLO, Group
@@ -70,18 +71,22 @@ class Parallel:
 ALONE = Parallel()
 
 
-def divide(root: Root, layers: Sequence[nn.Module], parallel: Parallel) -> None:
-    """Divide the base's parameters over the ranks, once and in place; nothing for strategies that do not.
+def place(root: Root, layers: Sequence[nn.Module], device: torch.device, parallel: Parallel) -> None:
+    """Put the base where it is used, once and in place: whole, or divided over the ranks.
+
+    A base that is divided never lies on a device whole: it may be larger than that.
 
     Args:
-        root: of a frozen base, without an adapter.
+        root: of a frozen base on the host, without an adapter.
         layers: its transformer layers.
+        device: of this rank.
         parallel: whose group is the present process group.
     """
     if not parallel.sharded:
+        root.to(device)
         return
     if parallel.strategy == "zero3":
-        from milp_ray.training.parallel.deepspeed import initialize
+        from milp_ray.training.parallel.deepspeed import initialize, partition
 
         # DeepSpeed's defaults keep up to a billion gathered parameters: the whole of a smaller base.
         largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
@@ -94,14 +99,14 @@ def divide(root: Root, layers: Sequence[nn.Module], parallel: Parallel) -> None:
         }
         if parallel.offload:
             zero["offload_param"] = {"device": "cpu"}
+        partition(root, device, {"zero_optimization": zero})
         initialize(root, {"zero_optimization": zero})
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = next(root.parameters()).device.type
-    mesh = init_device_mesh(kind, (parallel.group.size,))
-    for layer in layers:
+    mesh = init_device_mesh(device.type, (parallel.group.size,))
+    for layer in layers:  # each is put on the device, and divided, before the next one
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh)
 
