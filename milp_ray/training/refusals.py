@@ -77,8 +77,8 @@ def _no_room(what: str, takes: float, device: torch.device) -> MilpRayError:
             f"{what} takes {takes:.2f} GiB, more than the {total:.2f} GiB of a GPU",
             where="model.path",
             expected="a base model that fits the GPU",
-            remedy="divide it over more workers (ray.parallelism zero3 or fsdp), set model.dtype to bfloat16, "
-            "or choose a smaller base model or larger GPUs",
+            remedy="divide it over more workers (ray.parallelism zero3 or fsdp), set model.dtype to "
+            "bfloat16, or choose a smaller base model or larger GPUs",
         )
     free += torch.cuda.memory_reserved(device) / GIB  # what was placed before it failed
     return ClusterError(
