@@ -73,6 +73,14 @@ def make_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def title_of(process: psutil.Process) -> str:
+    """What a process calls itself; nothing of one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @pytest.mark.timeout(900)
 def test_nodes_die_under_the_search_and_under_the_final_job(
     study_file: Path, start: Start, make_nodes: Callable[..., Nodes]
@@ -109,11 +117,11 @@ def test_nodes_die_under_the_search_and_under_the_final_job(
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         left = [
-            child.cmdline()
+            title
             for pid in nodes.raylets
-            for child in psutil.Process(pid).children()
-            if any(title in " ".join(child.cmdline()) for title in ("Rank", "Train", "Assignments", "Propos"))
-            and "TrainState" not in " ".join(child.cmdline())  # Ray's own, one per cluster
+            for title in map(title_of, psutil.Process(pid).children())
+            if any(name in title for name in ("Rank", "Train", "Assignments", "Propos"))
+            and "TrainState" not in title  # Ray's own, one per cluster
         ]
         if not left:
             return
