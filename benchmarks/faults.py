@@ -156,7 +156,8 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
     """Do it. Returns processes whose further results are no recovery: a killed driver's live on for some
     seconds, and so do the other workers of a final job, which ends as a whole when one of its nodes does."""
     if fault.title == "driver":
-        orphans = psutil.Process(process.pid).children(recursive=True)
+        # All but Ray's own agents, which write no results, and look for their raylet for a minute.
+        orphans = [p for p in psutil.Process(process.pid).children(recursive=True) if not is_agent(p)]
         process.kill()
         process.wait()
         return orphans
@@ -172,6 +173,13 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
             os.kill(found[-1].pid, fault.how)
             return []
         time.sleep(0.05)
+
+
+def is_agent(process: psutil.Process) -> bool:
+    """Whether it is Ray's dashboard or runtime-environment agent of a node."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()).rstrip().endswith("Agent")
+    return False
 
 
 def wait_for_end(doomed: list[psutil.Process]) -> None:
