@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,6 +33,7 @@ from milp_ray.tune.ray_token import token_source
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
 _PREFIX, _OWNER = "mr-", "pid"
+_REMNANT_SECONDS = 600.0
 _LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
@@ -195,8 +197,14 @@ def _sweep(parent: Path) -> None:
     """Remove what killed runs of this user left behind: their Ray is gone with them."""
     for old in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if old.stat().st_uid == os.getuid() and abandoned(old / _OWNER):
+            if old.stat().st_uid == os.getuid() and (abandoned(old / _OWNER) or _is_remnant(old)):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_remnant(folder: Path) -> bool:
+    """Whether a process of Ray that was ending wrote into a session's folder after that had been removed."""
+    old = time.time() - folder.stat().st_mtime > _REMNANT_SECONDS
+    return old and [path.name for path in folder.iterdir()] == ["r"]
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:

@@ -61,15 +61,18 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
 def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name in ("mr-dead", "mr-alive", "mr-foreign"):
-        (tmp_path / name).mkdir()
+    for name in ("mr-dead", "mr-alive", "mr-foreign", "mr-begins/r", "mr-remnant/r"):
+        (tmp_path / name).mkdir(parents=True)
+    long_ago = time.time() - 3600
+    for name in ("mr-foreign", "mr-remnant"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
     (tmp_path / "mr-dead" / "pid").write_text(
         str(os.getpid())
     )  # which was another process's in its container
     # In another container: its process id says nothing here.
     with held(tmp_path / "mr-alive" / "pid", str(dead.pid)):
         _sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-foreign"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-begins", "mr-foreign"]
 
 
 def a_study(device: str = "auto", **settings: object) -> Study:
