@@ -98,8 +98,8 @@ class Attached:
             layer.lora_dropout.train(mode)
 
     def state(self) -> dict[str, Tensor]:
-        """The weights under PEFT's names, on the CPU."""
-        return {name: matrix.detach().cpu().contiguous() for name, matrix in self._named().items()}
+        """The weights under PEFT's names, on the CPU; copies."""
+        return {name: matrix.detach().to("cpu", copy=True) for name, matrix in self._named().items()}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take over the weights of :meth:`state`.

@@ -27,6 +27,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.batches import TokenCache
+from milp_ray.training.fused import adapt, fuse
 from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, place
 from milp_ray.training.refusals import check_passing, fitting
 
@@ -52,6 +53,7 @@ class BaseModel:
         parallel: the ranks that share it, and how.
         attached: the memory that sits on it right now, if any.
         tokens: texts encoded lately, so that the trials of one user encode them once.
+        fused: whether it has fused functions (:mod:`milp_ray.training.fused`).
     """
 
     model: nn.Module
@@ -67,9 +69,16 @@ class BaseModel:
     parallel: Parallel = field(default=ALONE, repr=False)
     attached: adapters.Attached | None = field(default=None, repr=False)
     tokens: TokenCache = field(default_factory=TokenCache, repr=False)
+    fused: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.root = Root(self.model)
+
+    def fuse(self) -> None:
+        """Make it fast where it lies whole on a GPU; nothing elsewhere. Once, when it is there."""
+        if self.device.type == "cuda" and not self.parallel.sharded:
+            fuse(self.model)
+            self.fused = True
 
     def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
         """Logits ``k x v`` of the positions that ``select`` takes from the ``B x T x h`` hidden states."""
@@ -83,8 +92,10 @@ class BaseModel:
         return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights."""
-        if self.dtype == torch.float32:
+        """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights.
+
+        A fused base needs none: its LoRA modules see to their formats themselves."""
+        if self.dtype == torch.float32 or self.fused:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
@@ -94,14 +105,28 @@ class BaseModel:
         Raises:
             RuntimeError: another one is on it.
         """
-        self.attached = adapters.attach(self.model, config)
-        return self.attached
+        return self._hold(adapters.attach(self.model, config))
+
+    def attach_saved(self, folder: Path) -> adapters.Attached:
+        """Put a saved adapter on the model.
+
+        Raises:
+            StorageError: the folder is damaged or does not fit the model.
+            RuntimeError: another one is on it.
+        """
+        return self._hold(adapters.attach_saved(self.model, folder))
 
     def detach(self) -> None:
         """Take the adapter off, if there is one: the base is exactly as it was loaded."""
         if self.attached is not None:
             adapters.detach(self.model, self.attached)
             self.attached = None
+
+    def _hold(self, attached: adapters.Attached) -> adapters.Attached:
+        if self.fused:
+            adapt(attached.layers.values())
+        self.attached = attached
+        return attached
 
 
 def load_architecture(settings: ModelSettings) -> Architecture:
@@ -154,6 +179,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
     with fitting(model, device, parallel):
         place(base.root, [model.get_submodule(name) for name in layers], device, parallel)
+        base.fuse()
     return base
 
 
@@ -188,7 +214,7 @@ def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
         StorageError: the folder is damaged or does not fit the model.
         RuntimeError: another memory is on the model.
     """
-    base.attached = adapters.attach_saved(base.model, folder)
+    base.attach_saved(folder)
     try:
         yield base
     finally:

@@ -2,7 +2,7 @@
 
 Shapes: ``B`` texts of a batch, ``T`` tokens of its longest. Texts are padded on the right and nothing attends
 to the right, so that no attention mask is needed: what a real token sees is the same in any batch. Positions
-are given explicitly, as RoBERTa would otherwise read them off its padding id. Which tokens count is decided
+are given to RoBERTa, which would otherwise read them off its padding id. Which tokens count is decided
 by position, never by token id. Does *not* cover generation (:mod:`milp_ray.evaluation.measure`).
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
 
 Made = TypeVar("Made")
+_NOTHING = -100  # in the place of a wanted token
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,15 @@ class Batch:
     def targets(self) -> int:
         """``k``."""
         return len(self.wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes that a batch is padded to: texts, tokens of each that the model sees, tokens that count."""
+
+    rows: int
+    positions: int
+    targets: int
 
 
 class TokenCache:
@@ -105,9 +115,15 @@ def sample_examples(base: BaseModel, prompts: Prompts, samples: Sequence[Sample]
     return [example for example in examples if len(example.ids) > example.start]
 
 
-def collate(examples: Sequence[Example], base: BaseModel) -> Batch:
-    """A batch on the base's device, padded on the right to the longest of ``examples`` (at least one)."""
-    longest = max(len(example.ids) for example in examples)
+def collate(examples: Sequence[Example], base: BaseModel, shape: Shape | None = None) -> Batch:
+    """A batch on the base's device, padded on the right to the longest of ``examples`` (at least one).
+
+    Args:
+        examples: the texts.
+        base: whose device, and padding.
+        shape: what to pad to instead. A target that is added has no token that is wanted (-100).
+    """
+    longest = max(len(example.ids) for example in examples) if shape is None else shape.positions + 1
     rows = [list(example.ids) + [base.pad_id] * (longest - len(example.ids)) for example in examples]
     places: list[int] = []
     wanted: list[int] = []
@@ -115,27 +131,38 @@ def collate(examples: Sequence[Example], base: BaseModel) -> Batch:
         first = row * (longest - 1)
         places += range(first + example.start - 1, first + len(example.ids) - 1)
         wanted += example.ids[example.start :]
+    if shape is not None:
+        rows += [[base.pad_id] * longest] * (shape.rows - len(rows))
+        places += [0] * (shape.targets - len(places))
+        wanted += [_NOTHING] * (shape.targets - len(wanted))
     tokens = sum(len(example.ids) for example in examples)
-    ids, chosen = torch.tensor(rows), torch.tensor([places, wanted])
-    places_there, wanted_there = chosen.to(base.device)
-    return Batch(ids.to(base.device), places_there, wanted_there, tokens)
+    places_there, wanted_there = _there([places, wanted], base.device)
+    return Batch(_there(rows, base.device), places_there, wanted_there, tokens)
+
+
+def _there(numbers: list[list[int]], device: torch.device) -> Tensor:
+    """On a device, without a wait for what that is busy with."""
+    made = torch.tensor(numbers)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
 
 
 def token_losses(base: BaseModel, batch: Batch) -> Tensor:
-    """Negative log-likelihood of every token that counts, in nats: fp32, ``batch.targets`` numbers.
+    """Negative log-likelihood of every token that counts, in nats: fp32, ``batch.targets`` numbers; 0 where
+    nothing is wanted.
 
     Logits are made for those positions only; with a large vocabulary they would dominate otherwise.
     """
     inputs = batch.ids[:, :-1]
-    offset = base.architecture.position_offset
-    positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
+    offset, positions = base.architecture.position_offset, None
+    if offset:  # otherwise the model counts so itself, and need not look whether these are of packed texts
+        positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
     logits = base.logits(
         lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places),
         input_ids=inputs,
         position_ids=positions,
         use_cache=False,
     )
-    return functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
+    return functional.cross_entropy(logits.float(), batch.wanted, reduction="none", ignore_index=_NOTHING)
 
 
 def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:

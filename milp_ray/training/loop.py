@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
 from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import Example, collate, shuffled, token_losses
+from milp_ray.training.batches import Example, collate, shuffled
+from milp_ray.training.graphs import Graphs, Part
 from milp_ray.training.parallel.steps import Stepper, stepping
 
 
@@ -150,45 +151,43 @@ class Fitting:
             raise RuntimeError("nothing to train: no adapter is attached")
         lengths = [len(example.ids) for example in self._examples]
         steps = steps_of(len(lengths), settings.batch_size, self._epochs)
-        batches = (
-            indices
-            for _ in range(self._epochs)
-            for indices in shuffled(lengths, settings.batch_size, self._order)
-        )
+        order = (shuffled(lengths, settings.batch_size, self._order) for _ in range(self._epochs))
+        batches = list(itertools.chain.from_iterable(order))[self.done :]
+        parts = self._parts([[self._examples[index] for index in batch] for batch in batches])
         unmoved = contextlib.nullcontext()
         with stepping(attached.parameters(), settings, base.parallel) as stepper:
             self._stepper = stepper
             if self._before is not None:
                 stepper.load(self._before)
-            for indices in itertools.islice(batches, self.done, None):
-                texts = [self._examples[index] for index in indices]
+            part = next(parts, None)
+            for indices in batches:
+                assert part is not None
                 attached.train(True)
                 try:
                     with self._random.active() if self._random else unmoved, torch.enable_grad():
-                        value, size = stepper.step(
-                            _loss_of(base, texts),
-                            settings.learning_rate * rate(self.done, steps, settings.warmup),
+                        numbers = stepper.step(
+                            part, settings.learning_rate * rate(self.done, steps, settings.warmup)
                         )
                 finally:
                     attached.train(False)
+                part = next(parts, None)  # while the device is at this step
+                value, size = numbers.tolist()
                 self.done += 1
                 _check_finite(value, size, self.done, self._stage)
                 yield Progress(self._stage, self.done, steps, value, sum(lengths[index] for index in indices))
             self._stepper = None
 
-
-def _loss_of(base: BaseModel, texts: Sequence[Example]) -> Callable[[], Tensor]:
-    """This rank's part of the mean over the tokens of the batch ``texts``, to be computed later."""
-    group = base.parallel.group
-    mine = group.share(texts)
-    batch = collate(mine or texts[:1], base)
-    # A rank without a text of its own takes part with another's, which counts for nothing.
-    targets = sum(text.targets for text in texts) if mine else math.inf
-
-    def loss() -> Tensor:
-        return token_losses(base, batch).sum() / targets
-
-    return loss
+    def _parts(self, batches: Sequence[Sequence[Example]]) -> Iterator[Part]:
+        """This rank's part of the loss of every batch, one at a time."""
+        base, group = self._base, self._base.parallel.group
+        # A rank without a text of its own takes part with another's, which counts for nothing.
+        shares = [group.share(texts) for texts in batches]
+        mine = [share or texts[:1] for share, texts in zip(shares, batches, strict=True)]
+        fixed = base.fused and self._random is None and not base.parallel.zero
+        graphs = Graphs(base, mine) if fixed and mine else None
+        for share, texts, whole in zip(shares, mine, batches, strict=True):
+            targets = sum(text.targets for text in whole) if share else math.inf
+            yield graphs.part(texts, targets) if graphs else Part(base, collate(texts, base), targets)
 
 
 def _check_finite(loss: float, norm: float, step: int, stage: str) -> None:

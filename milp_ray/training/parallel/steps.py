@@ -4,7 +4,7 @@ Losses are *summed* over the ranks: each rank's is its part of the whole batch's
 one that a single rank would have taken, up to rounding. Three ways, all AdamW with clipped gradients:
 
 - alone: nothing to exchange;
-- ``reduced``: every rank sums all gradients in one flat tensor and steps on its own copy;
+- ``reduced``: every rank sums all gradients in one message and steps on its own copy;
 - DeepSpeed's ZeRO stages 1 and 2: optimizer states, and gradients, divided over the ranks. A thin module of
   the adapter's parameters is what DeepSpeed wraps, never the base: nothing of a trial stays behind on it.
 
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
+from milp_ray.training.graphs import Part
 from milp_ray.training.parallel.group import Group
 from milp_ray.training.parallel.sharding import Parallel
 
@@ -31,15 +32,16 @@ _BUCKET = 50_000_000  # numbers of one ZeRO bucket; an adapter seldom fills one
 class Stepper(Protocol):
     """Steps one adapter through one stage."""
 
-    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
+    def step(self, part: Part, rate: float) -> Tensor:
         """One step of all ranks.
 
         Args:
-            loss: computes this rank's part of the batch's loss, with gradients.
+            part: of this rank.
             rate: the learning rate of this step.
 
         Returns:
-            The whole loss, and the norm of the whole gradient before clipping.
+            The whole loss, and the norm of the whole gradient before clipping: 2 numbers on the device, which
+            may still be at it.
         """
         ...
 
@@ -67,18 +69,23 @@ def stepping(
         settings: of the optimizer.
         parallel: the ranks, and whether DeepSpeed's ZeRO divides the optimizer's states over them.
     """
-    fused = not (parallel.zero and parallel.offload)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    stepper = (
+        _Zero(parameters, settings, parallel)
+        if parallel.zero
+        else _Reduced(parameters, settings, parallel.group)
     )
-    if not parallel.zero:
-        yield _Reduced(parameters, optimizer, settings, parallel.group)
-        return
-    stepper = _Zero(parameters, optimizer, settings, parallel)
     try:
         yield stepper
     finally:
         stepper.close()
+
+
+def _adamw(
+    parameters: Sequence[nn.Parameter], settings: OptimizerSettings, *, fused: bool
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -111,32 +118,35 @@ def _load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -
 
 
 class _Reduced:
-    """Each rank holds all gradients and optimizer states."""
+    """Each rank holds all gradients and optimizer states.
 
-    def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        settings: OptimizerSettings,
-        group: Group,
-    ) -> None:
-        self._parameters, self._optimizer = parameters, optimizer
+    The adapter is laid out as one vector, of which its matrices are views, and so are its gradients: one
+    kernel steps it, another one clips it, one message goes to the other ranks.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, group: Group) -> None:
+        self._parameters = parameters
         self._most = settings.max_grad_norm
         self._group = group
+        self._flat = nn.Parameter(torch.cat([matrix.detach().reshape(-1) for matrix in parameters]))
+        self._sums = self._flat.new_zeros(self._flat.numel() + 1)  # gradients, and behind them the loss
+        self._flat.grad = self._sums[:-1]
+        sizes = [matrix.numel() for matrix in parameters]
+        values = torch.split(self._flat.detach(), sizes)
+        grads = torch.split(self._sums[:-1], sizes)
+        for matrix, value, grad in zip(parameters, values, grads, strict=True):
+            matrix.data, matrix.grad = value.view_as(matrix), grad.view_as(matrix)
+        self._optimizer = _adamw([self._flat], settings, fused=True)
 
-    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
-        for part in self._optimizer.param_groups:
-            part["lr"] = rate
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        total = value.detach()
-        if self._group.size > 1:
-            total = self._exchange(total)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._most)
+    def step(self, part: Part, rate: float) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._sums.zero_()
+        self._sums[-1] = part.backward()
+        self._group.reduce(self._sums)
+        norm = torch.nn.utils.clip_grad_norm_([self._flat], self._most)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        numbers = torch.stack([total.to(norm.dtype), norm.detach()]).tolist()
-        return numbers[0], numbers[1]
+        return torch.stack([self._sums[-1], norm.detach()])
 
     def state(self) -> dict[str, Tensor]:
         return _state_of(self._optimizer)
@@ -144,18 +154,10 @@ class _Reduced:
     def load(self, state: Mapping[str, Tensor]) -> None:
         _load_state(self._optimizer, state)
 
-    def _exchange(self, loss: Tensor) -> Tensor:
-        """Sum all gradients, and the loss behind them, in one message."""
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        flat = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1).to(grads[0].dtype)])
-        self._group.reduce(flat)
-        parts = torch.split(flat[:-1], [grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
-        return flat[-1]
+    def close(self) -> None:
+        """Let go of the gradients."""
+        for matrix in self._parameters:
+            matrix.grad = None
 
 
 class _Adapter(nn.Module):
@@ -165,8 +167,8 @@ class _Adapter(nn.Module):
         super().__init__()
         self.parts = nn.ParameterList(parameters)
 
-    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
-        return loss()
+    def forward(self, part: Part) -> Tensor:
+        return part()
 
 
 class _Zero:
@@ -175,7 +177,6 @@ class _Zero:
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
         settings: OptimizerSettings,
         parallel: Parallel,
     ) -> None:
@@ -191,7 +192,7 @@ class _Zero:
         if parallel.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         self._group = parallel.group
-        self._optimizer = optimizer
+        self._optimizer = _adamw(parameters, settings, fused=not parallel.offload)
         self._engine: Any = initialize(
             _Adapter(parameters),
             {
@@ -199,17 +200,17 @@ class _Zero:
                 "zero_optimization": zero,
                 "zero_force_ds_cpu_optimizer": False,
             },
-            optimizer,
+            self._optimizer,
         )
 
-    def step(self, loss: Callable[[], Tensor], rate: float) -> tuple[float, float]:
-        for part in self._engine.optimizer.param_groups:
-            part["lr"] = rate
-        value = self._engine(loss)
+    def step(self, part: Part, rate: float) -> Tensor:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        value = self._engine(part)
         self._engine.backward(value * self._group.size)  # DeepSpeed takes the mean over ranks
         self._engine.step()
         total = self._group.total([float(value.detach())])[0]
-        return total, float(self._engine.get_global_grad_norm())
+        return torch.tensor([total, float(self._engine.get_global_grad_norm())])
 
     def state(self) -> dict[str, Tensor]:
         return _state_of(self._optimizer)

@@ -1,0 +1,173 @@
+"""Training steps captured once per shape of batch, as CUDA graphs, and replayed from then on.
+
+A step of a 7B model on short texts keeps a fast GPU busy for less time than its thousands of kernels take to
+start from Python: the GPU waits for the host. A captured step starts them all at once. A graph is made for
+fixed sizes, so batches are padded to a few (:class:`Shape`), and captured only where that pays. Nothing that
+is drawn can be captured (LoRA dropout), nor what DeepSpeed does; where capturing fails, steps go on as usual.
+
+What is in a graph is one rank's forward and backward, adding to the gradients that the parameters have; the
+optimizer's step is not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from milp_ray.training.batches import Batch, Example, Shape, collate, token_losses
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import BaseModel
+
+_LOG = logging.getLogger(__name__)
+_WORTH = 5  # uses of a graph that pay for its capture, which takes as long as three or four steps
+_GRAINS = 8  # lengths that batches are padded to
+_FINEST = 16
+
+Work = Callable[[], Tensor]
+Capture = Callable[[Work], Work | None]
+
+
+class Part:
+    """This rank's part of the mean loss over a batch's tokens.
+
+    Args:
+        base: with an adapter attached.
+        batch: of this rank's texts.
+        targets: tokens that count in the whole batch, of all ranks; infinite where this rank has no text of
+            its own and takes part with another's, which counts for nothing.
+    """
+
+    def __init__(self, base: BaseModel, batch: Batch, targets: float) -> None:
+        self._base, self._batch, self._targets = base, batch, targets
+
+    def __call__(self) -> Tensor:
+        """The part, with a gradient graph."""
+        return token_losses(self._base, self._batch).sum() / self._targets
+
+    def backward(self) -> Tensor:
+        """The part; its gradients are added to the parameters'."""
+        value = self()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+
+class Graphs:
+    """Makes the parts of a stage's batches, captured or not.
+
+    Args:
+        base: with an adapter attached, fused, on a GPU.
+        batches: what is to come, each this rank's texts of a batch.
+        captured: captures a step; see :meth:`Pool.__call__`.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        batches: Sequence[Sequence[Example]],
+        captured: Capture | None = None,
+    ) -> None:
+        self._base, self._capture = base, captured or Pool()
+        self._rows = max(map(len, batches))
+        self._longest = max(_positions(texts) for texts in batches)
+        self._grain = max(_FINEST, -(-self._longest // _GRAINS))
+        self._left = Counter(self.shape(texts) for texts in batches)
+        self._captured: dict[Shape, _Captured] = {}
+        self._usable = True
+        self._begun = False
+
+    def shape(self, texts: Iterable[Example]) -> Shape:
+        """What a batch is padded to: one of few."""
+        texts = list(texts)
+        positions = min(_up(_positions(texts), self._grain), self._longest)
+        targets = sum(text.targets for text in texts)
+        return Shape(self._rows, positions, _up(targets, -(-self._rows * positions // 4)))
+
+    def part(self, texts: Sequence[Example], targets: float) -> Part:
+        """The part of a batch; see :class:`Part`. The next batch's may be made before this one is used up."""
+        shape = self.shape(texts)
+        left = self._left[shape]
+        self._left[shape] -= 1
+        begun, self._begun = self._begun, True  # the first step readies what no graph can hold
+        if shape not in self._captured and begun and left >= _WORTH:
+            self._captured[shape] = _Captured(self, self._base, shape)
+        if self._usable and (captured := self._captured.get(shape)) is not None:
+            captured.fill(collate(texts, self._base, shape), targets)
+            return captured
+        return Part(self._base, collate(texts, self._base), targets)
+
+    def captured(self, work: Work) -> Work | None:
+        """``work`` as something to be replayed; None where it cannot be captured."""
+        replay = self._capture(work) if self._usable else None
+        self._usable = replay is not None
+        return replay
+
+
+class _Captured(Part):
+    """The part of whatever batch of one shape was filled in last."""
+
+    def __init__(self, graphs: Graphs, base: BaseModel, shape: Shape) -> None:
+        device = base.device
+        ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
+        places, wanted = torch.zeros(2, shape.targets, dtype=torch.long, device=device)
+        super().__init__(base, Batch(ids, places, wanted, 0), 1.0)
+        self._share = torch.ones((), device=device)
+        self._graphs = graphs
+        self._replay: Work | None = None
+
+    def fill(self, batch: Batch, targets: float) -> None:
+        """Take over a batch, after whatever the device is busy with."""
+        self._batch.ids.copy_(batch.ids, non_blocking=True)
+        self._batch.places.copy_(batch.places, non_blocking=True)
+        self._batch.wanted.copy_(batch.wanted, non_blocking=True)
+        self._share.fill_(1 / targets)
+
+    def __call__(self) -> Tensor:
+        return token_losses(self._base, self._batch).sum() * self._share
+
+    def backward(self) -> Tensor:
+        if self._replay is None:
+            self._replay = self._graphs.captured(super().backward)
+        return self._replay() if self._replay is not None else super().backward()
+
+
+class Pool:
+    """Captures pieces of work on a GPU that never run at the same time, in memory that they share."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def __call__(self, work: Work) -> Work | None:
+        """What does the work again: the same kernels, on the same memory.
+
+        Capturing does not do the work. It must have been done once before, on whatever numbers, and must not
+        ask the GPU for anything, draw, or take decisions. None where it cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._handle):
+                result = work()
+        except RuntimeError as error:  # no memory for it, or a kernel that cannot be captured
+            _LOG.warning("not captured, and slower for it: %s", str(error).split("\n")[0])
+            return None
+        self._handle = graph.pool()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def _positions(texts: Iterable[Example]) -> int:
+    """What of the longest text the model sees: all but its last token."""
+    return max(len(text.ids) for text in texts) - 1
+
+
+def _up(number: int, grain: int) -> int:
+    return -(-number // grain) * grain

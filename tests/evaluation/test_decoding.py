@@ -1,0 +1,77 @@
+"""A cache of fixed size, whose step is replayed, makes the tokens that a growing one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import StaticCache
+
+from milp_ray.evaluation.decoding import Fixed, Growing, decoder
+from milp_ray.memory.adapters import lora_config
+from milp_ray.memory.space import Placement
+from milp_ray.training.base import BaseModel
+from milp_ray.training.graphs import Work
+
+PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
+NEW = 11
+
+
+@pytest.fixture(params=["llama", "gpt2", "roberta"])
+def base(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
+    """Each tiny model with a random adapter."""
+    base = tiny_bases[request.param]
+    attached = base.attach(lora_config(Placement.from_key("2:4,11:8"), base.architecture))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in attached.parameters():
+        parameter.data.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    yield base
+    base.detach()
+
+
+def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True) -> Fixed:
+    def capture(work: Work) -> Work | None:
+        captured.append(work)
+        return work if usable else None
+
+    longest = max(map(len, PROMPTS))
+    cache = StaticCache(config=base.model.config, max_cache_len=longest + NEW)
+    return Fixed(base, cache, rows, NEW, capture)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6])
+def test_same_tokens(base: BaseModel, rows: int) -> None:
+    captured: list[Work] = []
+    decode, grow = fixed(base, rows, captured), Growing(base, NEW)
+    batches = [PROMPTS[at : at + rows] for at in range(0, len(PROMPTS), rows)]
+    expected = [grow(batch) for batch in batches]
+    assert {len(tokens) for batch in expected for tokens in batch} != {0}
+    assert [decode(batch) for batch in batches] == expected
+    assert len(captured) == 1, "once for all batches"
+
+
+def test_rows_that_end_early_are_cut(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Growing(base, NEW)(PROMPTS)
+    often = max({token for tokens in plain for token in tokens}, key=lambda t: sum(t in x for x in plain))
+    monkeypatch.setattr(base, "stop_ids", frozenset({*base.stop_ids, often}))
+    expected = Growing(base, NEW)(PROMPTS)
+    assert expected != plain
+    assert fixed(base, 6, [])(PROMPTS) == expected
+
+
+def test_it_ends_when_all_have(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "stop_ids", frozenset(range(base.architecture.vocab_size)))
+    decode = fixed(base, 6, [])
+    assert decode(PROMPTS) == [[]] * 6
+    assert int(decode._count[0, 0]) < NEW
+
+
+def test_what_cannot_be_captured_is_done_as_usual(base: BaseModel) -> None:
+    captured: list[Work] = []
+    assert fixed(base, 6, captured, usable=False)(PROMPTS) == Growing(base, NEW)(PROMPTS)
+    assert len(captured) == 1, "asked once, not for every token"
+
+
+def test_on_a_cpu_the_cache_grows(base: BaseModel) -> None:
+    assert isinstance(decoder(base, [PROMPTS], 64), Growing)
