@@ -71,7 +71,7 @@ def save_random(folder: Path, size: str) -> Path:
 
 
 def random_base(size: str, device: str) -> BaseModel:
-    """A base made on its device, without files: bf16 on a GPU, fp32 on a CPU."""
+    """A base made on its device, without files: bf16 on a GPU, fp32 on a CPU. It is not fused yet."""
     import torch
     from transformers import LlamaForCausalLM
 

@@ -3,9 +3,14 @@
 A LLaMA2-7B-shaped model with random weights in bf16, made on the device without files; one user with 300
 texts of 128 tokens, 3 epochs in batches of 8; LoRAs of rank 8 as the search space deals 4, 16 and 32 of them
 over all layers, and 4 over the upper half. The peer trains the same model on the same batches in the same
-order, with the same LoRA weights to begin with, rates, optimizer and number format. Each placement is trained
-once to warm up and `--repeats` times by both in turn; medians are kept. `train` is the training alone,
-`whole` also puts the adapter on, measures the loss of 48 validation samples and takes the adapter off.
+order, with the same LoRA weights to begin with, rates, optimizer and number format, on a model of its own, as
+the product fuses its own (milp_ray/training/fused.py). Each placement is trained once to warm up and
+`--repeats` times by both in turn; medians are kept. `train` is the training alone, `whole` also puts the
+adapter on, measures the loss of 48 validation samples and takes the adapter off.
+
+Responses, which ROUGE-L needs, are timed apart: greedy tokens for those samples in batches of 16, with 16
+LoRAs, beside `generate` of transformers on a PEFT model. Random weights hardly ever end a response, so both
+make all tokens.
 
 FLOPs are those that the algorithm needs, per text of T positions, with hidden size h, feed-forward size i,
 vocabulary v and L layers, the lowest LoRA in layer l (from 0):
@@ -23,9 +28,9 @@ several GPUs, hide all but one (CUDA_VISIBLE_DEVICES=0), as the Trainer would ta
     PYTHONPATH=. python benchmarks/gpu_trial.py                # a GPU with 24 GB or more: some minutes
     PYTHONPATH=. python benchmarks/gpu_trial.py --size 100m    # smaller
 
-Writes results/gpu_trial.csv and, where matplotlib is there, results/gpu_trial.png. Without a GPU the tiny
-size is run on one CPU thread, which shows that both do the same work and nothing of a GPU's speed, and the
-files are called gpu_trial_cpu. Exits with 1 when fp32 losses of the two differ by more than 1e-3.
+Writes results/gpu_trial.csv, gpu_generation.csv and, where matplotlib is there, gpu_trial.png. Without a GPU
+the tiny size is run on one CPU thread, which shows that both do the same work and nothing of a GPU's speed,
+and the files are called gpu_trial_cpu and so on. Exits with 1 when fp32 losses differ by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -210,12 +215,7 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
     result = trainer.train()
     train = time.perf_counter() - before
     validation = trainer.evaluate()["eval_loss"]
-    model.unload()
-    for mark in ("peft_config", "active_adapter", "peft_type"):
-        if mark in vars(base.model):
-            delattr(base.model, mark)
-    base.model.requires_grad_(False)
-    base.model.eval()
+    restore(base, model)
     return {
         "train_seconds": train,
         "whole_seconds": time.perf_counter() - began,
@@ -223,6 +223,78 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
         "train_loss": result.training_loss,
         "validation_loss": validation,
     }
+
+
+def responses(
+    base: BaseModel, plain: BaseModel, study: Any, person: Any, arguments: argparse.Namespace
+) -> list[Row]:
+    """Rows of both ways to make the responses of one placement's validation."""
+    import torch
+    from peft import get_peft_model
+
+    from milp_ray.data.prompts import Prompts
+    from milp_ray.evaluation.measure import encode_prompts, generations
+    from milp_ray.memory.adapters import lora_config
+
+    size, longest = study.trial.eval_batch_size, arguments.new_tokens
+    config = lora_config(
+        placement_of(base.architecture.num_layers, *PLACEMENTS["16 LoRAs"]), base.architecture
+    )
+    prompts = encode_prompts(base, person.validation, Prompts(study.prompts), longest)
+    base.attach(config)
+    model = get_peft_model(plain.model, config)
+
+    def mine() -> None:
+        for _ in generations(base, prompts, longest, size):
+            pass
+
+    def theirs() -> None:
+        for first in range(0, len(prompts), size):
+            batch = prompts[first : first + size]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in batch], device=base.device)
+            shown = torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=base.device
+            )
+            with torch.inference_mode(), plain.autocast():
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=shown,
+                    do_sample=False,
+                    max_new_tokens=longest,
+                    min_new_tokens=longest,
+                    pad_token_id=0,
+                )
+
+    rows: list[Row] = []
+    for method, work in ((OURS, mine), ("generate() + PEFT", theirs)):
+        seconds = []
+        for _ in range(1 + arguments.repeats):
+            began = time.perf_counter()
+            work()
+            _settle(base.device.type)
+            seconds.append(time.perf_counter() - began)
+        middle = statistics.median(seconds[1:])
+        made = len(prompts) * longest
+        rows.append(
+            {"method": method, "responses": len(prompts), "new_tokens": longest, "seconds": middle}
+            | {"tokens_per_second": made / middle}
+        )
+    base.detach()
+    restore(plain, model)
+    for row in rows:
+        row["over_peer"] = rows[1]["seconds"] / row["seconds"]
+    return rows
+
+
+def restore(base: BaseModel, model: Any) -> None:
+    """Take PEFT off a base that it was put on without the product."""
+    model.unload()
+    for mark in ("peft_config", "active_adapter", "peft_type"):
+        if mark in vars(base.model):
+            delattr(base.model, mark)
+    base.model.requires_grad_(False)
+    base.model.eval()
 
 
 def matmul_speed(device: str, dtype: Any) -> float:
@@ -258,6 +330,25 @@ def restart_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+_ROTATIONS: list[Any] = []  # transformers' own, and what the product puts in its place for all models
+
+
+def use_rotation(fused: bool) -> None:
+    """Give the models of this process one of the two."""
+    from transformers.models.llama import modeling_llama
+
+    modeling_llama.apply_rotary_pos_emb = _ROTATIONS[fused]
+
+
+def fuse(base: BaseModel) -> None:
+    """As the product does where it loads a base."""
+    from transformers.models.llama import modeling_llama
+
+    _ROTATIONS.append(modeling_llama.apply_rotary_pos_emb)
+    base.fuse()
+    _ROTATIONS.append(modeling_llama.apply_rotary_pos_emb)
+
+
 def peak_mib(device: str) -> float:
     """Most memory in use since: allocated on the GPU, or resident."""
     import torch
@@ -268,7 +359,9 @@ def peak_mib(device: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def compare(base: BaseModel, name: str, study: Any, person: Any, arguments: argparse.Namespace) -> list[Row]:
+def compare(
+    base: BaseModel, plain: BaseModel, name: str, study: Any, person: Any, arguments: argparse.Namespace
+) -> list[Row]:
     """Both on one placement, in turn: a row of medians each."""
     device = base.device.type
     placement = placement_of(base.architecture.num_layers, *PLACEMENTS[name])
@@ -278,10 +371,11 @@ def compare(base: BaseModel, name: str, study: Any, person: Any, arguments: argp
         for _ in range(1 + arguments.repeats):
             for method, found in runs.items():
                 restart_peak(device)
+                use_rotation(method == OURS)
                 row = (
                     ours(base, placement, study, person)
                     if method == OURS
-                    else peer(base, placement, study, data, Path(place))
+                    else peer(plain, placement, study, data, Path(place))
                 )
                 found.append(row | {"peak_mib": peak_mib(device)})
     epochs, positions = study.trial.epochs, len(data[0][0]["input_ids"]) - 1
@@ -357,7 +451,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="texts")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--name", help="of the result files")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of a response")
+    parser.add_argument("--name", default="gpu", help="beginning of the result files' names")
     arguments = parser.parse_args()
     import torch
 
@@ -365,11 +460,13 @@ def main() -> None:
     device = arguments.device if arguments.device != "auto" else "cuda" if there else "cpu"
     if arguments.size == "auto":
         arguments.size = "7b" if device == "cuda" else "tiny"
-    path = RESULTS / (arguments.name or ("gpu_trial" if device == "cuda" else "gpu_trial_cpu"))
-    RESULTS.mkdir(exist_ok=True)
+    end = "" if device == "cuda" else "_cpu"
+    path = RESULTS / f"{arguments.name}_trial{end}"
+    path.parent.mkdir(exist_ok=True)
     if device == "cpu":
         torch.set_num_threads(1)
-    base = bases.random_base(arguments.size, device)
+    base, plain = (bases.random_base(arguments.size, device) for _ in range(2))
+    fuse(base)
     study, person = study_of(arguments), user(arguments.texts, arguments.tokens)
     label = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     peak = next((value for key, value in PEAKS.items() if key in label), None)
@@ -382,12 +479,15 @@ def main() -> None:
     }
     rows: list[Row] = []
     for name in PLACEMENTS:
-        rows += compare(base, name, study, person, arguments)
+        rows += compare(base, plain, name, study, person, arguments)
         found = finish(rows, machine, peak, matmul)
         for row in found[-2:]:
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         write(found, path.with_suffix(".csv"))
         draw(found, path.with_suffix(".png"))
+    made = [machine | row for row in responses(base, plain, study, person, arguments)]
+    print(*made, sep="\n")
+    write(made, RESULTS / f"{arguments.name}_generation{end}.csv")
     if arguments.size == "7b" and device == "cuda":
         mine = [row for row in found if row["method"] == OURS]
         slowest = max(row["train_seconds"] for row in mine)

@@ -148,8 +148,8 @@ class Pool:
         Capturing does not do the work. It must have been done once before, on whatever numbers, and must not
         ask the GPU for anything, draw, or take decisions. None where it cannot be captured.
         """
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._handle):
                 result = work()
         except RuntimeError as error:  # no memory for it, or a kernel that cannot be captured
