@@ -48,7 +48,7 @@ class Weights:
         """
         file, key = self.places[name]
         # Not mapped into memory: of a mapped file all that was read counts as this process's, and storage
-        # that fails kills it.
+        # that fails would kill it.
         with readable(self.path), safe_open(file, framework="pt", backend="pread") as tensors:
             values: Tensor = tensors.get_tensor(key) if rows is None else tensors.get_slice(key)[rows]
             return values
