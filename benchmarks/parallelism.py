@@ -8,13 +8,15 @@ rates.
 
 Tokens/s are those of steps 3 to 20, also per CPU second of all ranks, where other work on the machine shows
 less. `held` counts the base's parameters that lie on a rank between two calls; memory is the resident size of
-the worst rank: its peak in training and, apart from it, while loading, when each rank reads the whole base.
+the worst rank: its peak in training and, apart from it, while loading. A base that is not divided is mapped
+from its file then, and hardly read; one that is divided is read part by part.
 It is taken in a short run of its own, in which malloc gives every large block back at once (a GPU's allocator
 has no such secret stock, and here it doubles what a divided base seems to need). Losses of all 20 steps are
 compared with those of a single rank.
 
     python benchmarks/parallelism.py                # ten minutes
     python benchmarks/parallelism.py --size tiny    # a quick look
+    python benchmarks/parallelism.py --memory zero3 fsdp    # the memory of these rows anew
 
 Writes results/parallelism.csv and results/parallelism.png. Exits with 1 when losses differ by more than 1e-4.
 """
@@ -22,6 +24,7 @@ Writes results/parallelism.csv and results/parallelism.png. Exits with 1 when lo
 from __future__ import annotations
 
 import argparse
+import csv
 import multiprocessing
 import os
 import socket
@@ -47,6 +50,7 @@ PEER = "peft+ddp"
 STEPS, WARM, MEMORY_STEPS, SEED = 20, 2, 4, 3
 LIKE = 1e-4
 MALLOC = "MALLOC_MMAP_THRESHOLD_"
+MEMORY = ("training_mib", "loading_mib")
 Row = dict[str, Any]
 
 
@@ -181,19 +185,32 @@ def on_ranks(strategy: str, size: int, study: Any, most: int = STEPS) -> list[Ro
         return [one.result(timeout=3600) for one in work]
 
 
-def with_memory(strategy: str, size: int, study: Any) -> list[Row]:
-    """What every rank found in all steps, and its memory in a few of them."""
-    ranks = on_ranks(strategy, size, study)
+def memory_of(strategy: str, size: int, study: Any) -> list[Row]:
+    """Every rank's memory, in a few steps."""
     os.environ[MALLOC] = str(2**18)  # read when a process starts
     try:
         lean = on_ranks(strategy, size, study, MEMORY_STEPS)
     finally:
         del os.environ[MALLOC]
-    names = ("training_mib", "loading_mib")
-    return [
-        rank | {name: other[name] for name in names if name in other}
-        for rank, other in zip(ranks, lean, strict=True)
-    ]
+    return [{name: rank[name] for name in MEMORY if name in rank} for rank in lean]
+
+
+def with_memory(strategy: str, size: int, study: Any) -> list[Row]:
+    """What every rank found in all steps, and its memory in a few of them."""
+    ranks = on_ranks(strategy, size, study)
+    return [rank | lean for rank, lean in zip(ranks, memory_of(strategy, size, study), strict=True)]
+
+
+def memory_anew(names: Sequence[str], size: int, study: Any, path: Path) -> list[Row]:
+    """The table that is there, with the worst rank's memory of some rows measured again."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows: list[Row] = list(csv.DictReader(file))
+    for row in rows:
+        if row["strategy"] in names:
+            lean = memory_of(row["strategy"], size, study)
+            row |= {name: max(rank[name] for rank in lean) for name in MEMORY}
+            print(row, flush=True)
+    return rows
 
 
 def row_of(strategy: str, ranks: Sequence[Row], alone: Sequence[float]) -> Row:
@@ -238,7 +255,9 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The table."""
-    write_rows(rows, path, lambda key, value: f"{value:.2g}" if key == "loss_difference" else short(value))
+    write_rows(
+        rows, path, lambda key, value: f"{float(value):.2g}" if key == "loss_difference" else short(value)
+    )
 
 
 def main() -> None:
@@ -249,12 +268,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="texts of a step, over all ranks")
     parser.add_argument("--tokens", type=int, default=64, help="of a text")
     parser.add_argument("--name", default="parallelism", help="of the result files")
+    parser.add_argument("--memory", nargs="+", choices=STRATEGIES, help="measure these rows' memory alone")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
+    table, picture = (RESULTS / f"{arguments.name}.{kind}" for kind in ("csv", "png"))
+    title = f"Llama {arguments.size}, batches of {arguments.batch} x {arguments.tokens} tokens, CPU"
     rows: list[Row] = []
     alone: list[float] = []
     with tempfile.TemporaryDirectory(prefix="parallelism-") as place:
         study = study_of(bases.save_random(Path(place), arguments.size), arguments.batch, arguments.tokens)
+        if arguments.memory:
+            write(memory_anew(arguments.memory, arguments.ranks, study, table), table)
+            return
         for strategy in ("none", PEER, *STRATEGIES[1:]):
             ranks = with_memory(strategy, 1 if strategy == "none" else arguments.ranks, study)
             alone = alone or ranks[0]["losses"]
@@ -263,9 +288,8 @@ def main() -> None:
                 row["over_peer"] = row["tokens_per_second"] / rows[1]["tokens_per_second"]
                 row["over_peer_cpu"] = row["tokens_per_cpu_second"] / rows[1]["tokens_per_cpu_second"]
             print(rows[-1], flush=True)
-            write(rows, RESULTS / f"{arguments.name}.csv")
-            title = f"Llama {arguments.size}, batches of {arguments.batch} x {arguments.tokens} tokens, CPU"
-            draw(rows, title, RESULTS / f"{arguments.name}.png")
+            write(rows, table)
+            draw(rows, title, picture)
     if max(row["loss_difference"] for row in rows) > LIKE:
         sys.exit(f"losses differ by more than {LIKE:g}")
 

@@ -1,8 +1,8 @@
 """The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
 
 Covers loading from a folder or the hub (never remote code), the checks that can fail there, and putting a
-saved memory on the model for a while. Each rank of a group loads the whole base into the host's memory before
-it is divided (:mod:`milp_ray.training.parallel.sharding`).
+saved memory on the model for a while. A base that is divided over the ranks of a group is read as it is
+divided (:mod:`milp_ray.training.parallel.streaming`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from milp_ray.memory.architectures import Architecture, architecture_names, arch
 from milp_ray.training.batches import TokenCache
 from milp_ray.training.fused import adapt, fuse
 from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, place
-from milp_ray.training.refusals import check_passing, fitting
+from milp_ray.training.parallel.streaming import Weights, streamed, weights_of
+from milp_ray.training.refusals import check_passing, fitting, readable
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -153,7 +154,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     device = device_of(settings)
     dtype = _dtype(settings, device)
     tokenizer = load_tokenizer(settings)
-    model = _load_model(settings, config, dtype)
+    model, weights = _load_model(settings, config, dtype, parallel.sharded)
     eos = tokenizer.eos_token_id
     if len(tokenizer) > architecture.vocab_size:
         raise ModelError(
@@ -178,7 +179,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
     with fitting(model, device, parallel):
-        place(base.root, [model.get_submodule(name) for name in layers], device, parallel)
+        place(base.root, [model.get_submodule(name) for name in layers], device, parallel, weights)
         base.fuse()
     return base
 
@@ -281,20 +282,23 @@ def _check_model_type(folder: Path) -> None:
         architecture_of(SimpleNamespace(model_type=model_type))
 
 
-def _load_model(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
-    try:
-        with no_progress_bar():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                settings.path, config=config, dtype=dtype, output_loading_info=True, **_where(settings)
-            )
-    except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
-        check_passing(error)
-        raise ModelError(
-            f"the weights at {settings.path!r} cannot be loaded ({type(error).__name__})",
-            where="model.path",
-            expected="model.safetensors (or its shards) of the architecture in config.json",
-            remedy="fetch the model again, or correct model.path",
-        ) from error
+def _load_model(
+    settings: ModelSettings, config: Any, dtype: torch.dtype, divided: bool
+) -> tuple[Any, Weights | None]:
+    """The model on the host and None; or, where it is to be divided and its files allow that, on the meta
+    device, and where its weights lie."""
+    if divided and streamed(settings, config):
+        model = _from_pretrained(settings, config, dtype, device_map="meta")
+        if weights := weights_of(model, settings):
+            return model, weights
+    return _from_pretrained(settings, config, dtype), None
+
+
+def _from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **more: Any) -> Any:
+    with readable(settings.path), no_progress_bar():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            settings.path, config=config, dtype=dtype, output_loading_info=True, **more, **_where(settings)
+        )
     absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
     if absent:  # transformers would fill these with random numbers and only warn
         raise ModelError(

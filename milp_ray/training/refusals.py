@@ -45,6 +45,28 @@ def check_passing(error: Exception) -> None:
 
 
 @contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """What fails inside, where the weights of the model at ``path`` are read, is said as what it is.
+
+    Raises:
+        ModelError: they are not the model's, damaged, or not there.
+        StorageError, ClusterError: see :func:`check_passing`.
+    """
+    try:
+        yield
+    except MilpRayError:
+        raise
+    except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
+        check_passing(error)
+        raise ModelError(
+            f"the weights at {path!r} cannot be loaded ({type(error).__name__})",
+            where="model.path",
+            expected="model.safetensors (or its shards) of the architecture in config.json",
+            remedy="fetch the model again, or correct model.path",
+        ) from error
+
+
+@contextlib.contextmanager
 def fitting(model: nn.Module, device: torch.device, parallel: Parallel = ALONE) -> Iterator[None]:
     """Where ``device`` has no room for what of the base is put there inside, say what it takes and is there.
 

@@ -14,14 +14,18 @@ module (:class:`Root`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from milp_ray.training.parallel.group import SOLO, Group
+
+if TYPE_CHECKING:
+    from milp_ray.training.parallel.streaming import Weights
 
 Strategy = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
 SHARDED = ("zero3", "fsdp")
@@ -71,44 +75,101 @@ class Parallel:
 ALONE = Parallel()
 
 
-def place(root: Root, layers: Sequence[nn.Module], device: torch.device, parallel: Parallel) -> None:
+def place(
+    root: Root,
+    layers: Sequence[nn.Module],
+    device: torch.device,
+    parallel: Parallel,
+    weights: Weights | None = None,
+) -> None:
     """Put the base where it is used, once and in place: whole, or divided over the ranks.
 
-    A base that is divided never lies on a device whole: it may be larger than that.
+    A base that is divided never lies on a device whole, nor on a host if ``weights`` are given: it may be
+    larger than that.
 
     Args:
-        root: of a frozen base on the host, without an adapter.
+        root: of a frozen base on the host, without an adapter; on the meta device if ``weights`` are given.
         layers: its transformer layers.
         device: of this rank.
         parallel: whose group is the present process group.
+        weights: to read while the base is divided.
+
+    Raises:
+        MilpRayError: the weights cannot be read, by this rank or another one.
     """
     if not parallel.sharded:
         root.to(device)
-        return
-    if parallel.strategy == "zero3":
-        from milp_ray.training.parallel.deepspeed import initialize, partition
+    elif parallel.strategy == "zero3":
+        _zero3(root, layers, device, parallel, weights)
+    else:
+        _fsdp(root, layers, device, parallel.group, weights)
 
-        # DeepSpeed's defaults keep up to a billion gathered parameters: the whole of a smaller base.
-        largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
-        zero: dict[str, object] = {
-            "stage": 3,
-            "stage3_param_persistence_threshold": 0,
-            "stage3_max_live_parameters": 2 * largest,
-            "stage3_max_reuse_distance": largest,
-            "stage3_prefetch_bucket_size": largest,
-        }
-        if parallel.offload:
-            zero["offload_param"] = {"device": "cpu"}
-        partition(root, device, {"zero_optimization": zero})
-        initialize(root, {"zero_optimization": zero})
-        return
+
+def _zero3(
+    root: Root, layers: Sequence[nn.Module], device: torch.device, parallel: Parallel, weights: Weights | None
+) -> None:
+    from milp_ray.training.parallel.deepspeed import initialize, partition
+
+    # DeepSpeed's defaults keep up to a billion gathered parameters: the whole of a smaller base.
+    largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+    zero: dict[str, object] = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 2 * largest,
+        "stage3_max_reuse_distance": largest,
+        "stage3_prefetch_bucket_size": largest,
+    }
+    if parallel.offload:
+        zero["offload_param"] = {"device": "cpu"}
+    config = {"zero_optimization": zero}
+    if weights is None:
+        partition(root, device, config)
+    else:
+        # DeepSpeed hands every rank what rank 0 has, and each keeps its part: only rank 0 needs to read.
+        first = parallel.group.rank == 0
+        for part in _parts(root, layers):
+            parallel.group.together(partial(weights.fill, root.model, part, device, read=first))
+            partition(part, device, config)
+    initialize(root, config)
+
+
+def _parts(root: Root, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The layers, then each other module that has parameters of its own, after those inside it."""
+    yield from layers
+    inside = {module for layer in layers for module in layer.modules()}
+    for module in reversed(list(root.modules())):
+        if module not in inside and any(True for _ in module.parameters(recurse=False)):
+            yield module
+
+
+def _fsdp(
+    root: Root, layers: Sequence[nn.Module], device: torch.device, group: Group, weights: Weights | None
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (parallel.group.size,))
+    mesh = init_device_mesh(device.type, (group.size,))
     for layer in layers:  # each is put on the device, and divided, before the next one
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh)
+    if weights is None:
+        return
+    buffers = dict(root.model.named_buffers(remove_duplicate=False))
+    root.to_empty(device=device)  # of each parameter the rows that this rank keeps
+    for name, buffer in buffers.items():
+        home, _, leaf = name.rpartition(".")
+        setattr(root.model.get_submodule(home), leaf, buffer)
+    group.together(lambda: _read_rows(root.model, group, weights))
+
+
+@torch.no_grad()
+def _read_rows(model: nn.Module, group: Group, weights: Weights) -> None:
+    for name, parameter in model.named_parameters():
+        mine: Tensor = parameter.to_local()  # type: ignore[attr-defined]
+        # FSDP2 divides rows as torch.chunk does: equal counts, then what is left, then none.
+        start = group.rank * -(-len(parameter) // group.size)
+        if len(mine):
+            mine.copy_(weights.read(name, slice(start, start + len(mine))))
 
 
 def held(model: nn.Module) -> int:
