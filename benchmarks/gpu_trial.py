@@ -451,6 +451,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="texts")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--placements", nargs="+", choices=list(PLACEMENTS), default=list(PLACEMENTS))
     parser.add_argument("--new-tokens", type=int, default=64, help="of a response")
     parser.add_argument("--name", default="gpu", help="beginning of the result files' names")
     arguments = parser.parse_args()
@@ -478,7 +479,7 @@ def main() -> None:
         "epochs": arguments.epochs,
     }
     rows: list[Row] = []
-    for name in PLACEMENTS:
+    for name in arguments.placements:
         rows += compare(base, plain, name, study, person, arguments)
         found = finish(rows, machine, peak, matmul)
         for row in found[-2:]:
