@@ -94,7 +94,7 @@ class _RMSNorm(torch.autograd.Function):
         return dx.view(g.shape), None, None
 
 
-# Numbers that differ from batch to batch are not specialised on: each would compile, or load, a kernel anew.
+# Triton compiles a kernel anew for a number that 16 divides: not for one that differs from batch to batch.
 @triton.jit(do_not_specialize=["positions"])
 def _turn(
     x_at, y_at, cos_at, sin_at, positions, heads,
@@ -153,7 +153,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(grads[0], cos, sin, back=True), _turned(grads[1], cos, sin, back=True), None, None
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _gated(gate_at, up_at, y_at, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
@@ -164,7 +164,7 @@ def _gated(gate_at, up_at, y_at, size, BLOCK: tl.constexpr):
     tl.store(y_at + at, y.to(gate.dtype), mask=there)
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _gated_back(g_at, gate_at, up_at, dgate_at, dup_at, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < size

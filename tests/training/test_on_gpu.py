@@ -65,7 +65,7 @@ def test_fused_and_captured_trials_give_the_plain_numbers(
     before = Snapshot(base)
     found = measured(base, tiny_user)
     assert captures and all(captures)
-    before.check(base)
+    before.check()
     assert measured(base, tiny_user) == pytest.approx(found, rel=1e-5)
     captures.clear()
     monkeypatch.setattr(base, "fused", False)
