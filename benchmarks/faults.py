@@ -49,6 +49,7 @@ SETTINGS = (
     "ray.group_timeout=10",
 )
 SEARCH, FINAL = "search", "final"
+_END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,23 @@ def is_agent(process: psutil.Process) -> bool:
 
 
 def wait_for_end(doomed: list[psutil.Process]) -> None:
-    """Until none of them runs; where nobody reaps orphans they stay as zombies."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in doomed):
-                time.sleep(0.05)
-                continue
-            return
+    """Until none of them runs; where nobody reaps orphans they stay as zombies.
+
+    Raises:
+        SystemExit: some do for longer than anything may: what they write would be taken for a recovery.
+    """
+    deadline = time.monotonic() + _END_SECONDS
+    while left := list(filter(runs, doomed)):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"still there {_END_SECONDS:.0f} s later: {', '.join(map(str, left))}")
+        time.sleep(0.05)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it is neither gone nor a zombie."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def flip(run: Run) -> None:

@@ -246,16 +246,16 @@ class Run:
     def _final(self, stopping: StopRequest) -> None:
         from milp_ray.tune.assignments import Event, FinalSpec
         from milp_ray.tune.final import run_final
-        from milp_ray.tune.slots import on_device, slots
+        from milp_ray.tune.slots import slots
 
         began = time.monotonic()
         placements = self._placements()
 
-        def room(together: int | None = None) -> Slots:
+        def room(together: int) -> Slots:
             return slots(self.study, stopping, self.progress.say, together)
 
         todo = [alias for alias in placements if not self._tested(alias)]
-        spec = FinalSpec(on_device(self.study, room()), self._share(todo), placements, self.folder.root)
+        spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings, Study
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, space_from
-from milp_ray.training.base import load_config
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 # What autograd keeps of a layer for the backward pass with frozen base weights, per token, in widths of the
@@ -72,16 +71,6 @@ def base_parameters(config: Any) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def estimate_memory(architecture: Architecture, study: Study) -> int:
-    """:func:`estimate` from the study alone, in all: bytes.
-
-    Raises:
-        ModelError: the model's configuration cannot be read.
-        SpaceError: the memory space does not fit the model.
-    """
-    return estimate(architecture, load_config(study.model), study).total
 
 
 def trainable_range(architecture: Architecture, space: MemorySpace) -> tuple[int, int]:

@@ -8,6 +8,7 @@ user that was half way goes on from its last state (:mod:`milp_ray.training.chec
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec
-from milp_ray.tune.slots import Slots
+from milp_ray.tune.slots import Slots, on_device
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -35,7 +36,7 @@ def run_final(
     """Train what is not trained, then test what is not tested.
 
     Args:
-        spec: whose and which placements.
+        spec: whose and which placements. Without a GPU for workers, its study is read as one on the CPU.
         slots: what a worker takes, how many make a group, and how many of so many groups can be started
             together now.
         stopping: polled; on True the groups leave what they are at, and finished users stay finished.
@@ -45,8 +46,12 @@ def run_final(
         ClusterError: workers cannot be had, or keep dying with no user getting on.
         MilpRayError: the base cannot be loaded, or a memory or score could not be written.
     """
-    if not _open(spec):
+    open_users = _open(spec)
+    if not open_users:
         return
+    # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one group first.
+    worker = slots(open_users)
+    spec = dataclasses.replace(spec, study=on_device(spec.study, worker))
     retries = spec.study.ray.max_failures
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     assignments: Any = (
@@ -56,9 +61,9 @@ def run_final(
     )
     try:
         failures = 0
-        while open_users := _open(spec):
+        while open_users:
             moved = ray.get(assignments.moved.remote())
-            trainer = _trainer(spec, slots(open_users), assignments)
+            trainer = _trainer(spec, worker, assignments)
             failure = _followed(trainer, assignments, stopping, listener)
             if failure is None:
                 return
@@ -73,6 +78,8 @@ def run_final(
                     remedy="look into Ray Train's logs in Ray's session folder; then resume",
                 )
             spec.look()
+            if open_users := _open(spec):
+                worker = slots(open_users)
     finally:
         ray.kill(assignments)
         shutil.rmtree(spec.root / _SCRATCH, ignore_errors=True)

@@ -1,15 +1,19 @@
 """Ray nodes on this machine, for tests that kill one: python -m tests.study.nodes FOLDER CPUS CPUS ...
 
 The first is the head. Prints its address, then the process id of every raylet in the same order, as one line
-of JSON; ends with its standard input.
+of JSON; ends with its standard input. Until then processes of nodes that end are reaped, as by an init or
+`ray start --block`: Ray's workers take a raylet that is a zombie for one that lives, and outlive it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from pathlib import Path
+
+_POLL_SECONDS = 0.1
 
 
 def main() -> None:
@@ -27,7 +31,9 @@ def main() -> None:
     pids = [node.all_processes["raylet"][0].process.pid for node in nodes]
     sys.stdout.write(json.dumps({"address": cluster.address, "raylets": pids}) + "\n")
     sys.stdout.flush()
-    sys.stdin.read()
+    while not select.select([sys.stdin], [], [], _POLL_SECONDS)[0]:
+        for node in nodes:
+            node.dead_processes()  # asks each for its exit code, and so reaps it
     cluster.shutdown()
 
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from milp_ray.study.run import Run
 from milp_ray.study.stopping import StopRequest
 from milp_ray.tune.assignments import FinalSpec
-from milp_ray.tune.slots import Slots
 from milp_ray.tune.trainable import TrialSpec
 
 from .test_population import ALIASES, population_of, search
@@ -55,6 +54,6 @@ def test_the_final_job_shares_what_it_has_to_train_or_test(
         made.append(spec)
 
     monkeypatch.setattr("milp_ray.tune.final.run_final", run_final)
-    monkeypatch.setattr("milp_ray.tune.slots.slots", lambda *_: Slots({"CPU": 1.0}, 1))
+    monkeypatch.setattr("milp_ray.tune.slots.slots", lambda *_: pytest.fail("the job asks"))
     run._final(StopRequest())
     assert list(made[0].users) == list(ALIASES[1:4]) and list(made[0].placements) == list(ALIASES[:4])

@@ -19,7 +19,7 @@ from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.space import space_from
 from milp_ray.training.base import BaseModel, load_config
 from milp_ray.training.batches import Example, collate, token_losses
-from milp_ray.training.estimate import base_parameters, estimate, estimate_memory, trainable_range
+from milp_ray.training.estimate import base_parameters, estimate, trainable_range
 
 
 def study_on(path: Path) -> Study:
@@ -40,7 +40,6 @@ def test_estimate_follows_the_model(
     """What autograd keeps is the larger part of the peak; tensors in flight come on top."""
     base, study = tiny_bases[name], study_on(tiny_models[name])
     found = estimate(base.architecture, load_config(study.model), study)
-    assert found.total == estimate_memory(base.architecture, study)
     assert found.base == sum(4 * parameter.numel() for parameter in base.model.parameters())
     space = space_from(study.memory, 12, 32)
     placement = space.placement(space.largest())

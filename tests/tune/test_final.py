@@ -291,7 +291,8 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     from milp_ray.tune import final as module
     from milp_ray.tune.slots import Slots
 
-    final = Final(study_of(tiny_models["llama"], ray={"max_failures": 1}), tiny_user, tmp_path)
+    study = study_of(tiny_models["llama"], model={"device": "auto"}, ray={"max_failures": 1})
+    final = Final(study, tiny_user, tmp_path)
     wanted: list[int] = []
     trained: list[str] = []
 
@@ -299,6 +300,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
         """Two groups of which the first trains a user and the second never ends; then one; then none."""
 
         def __init__(self, spec: Any, worker: Slots, assignments: Any) -> None:
+            assert spec.study.model.device == "cpu", "no worker has a GPU"
             self._groups, self._served = worker.count, assignments
 
         def fit(self) -> None:
