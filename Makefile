@@ -22,7 +22,7 @@ test-quick: install
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt constraints-stores.txt
+$(STAMP): setup.cfg pyproject.toml constraints.txt constraints-stores.txt constraints-triton.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_ray needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	# torch first: deepspeed's build looks for it, and other packages then take this version.
@@ -32,6 +32,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt constraints-stores.txt
 	# python-dateutil.
 	test -x $(VENV)/stores/bin/python || $(BIN)/python -m venv $(VENV)/stores
 	$(VENV)/stores/bin/python -m pip install -q -r constraints-stores.txt
+	# Beside the environment: torch for CPUs does without it, and so does everything that looks for it.
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/triton -r constraints-triton.txt
 	touch $(STAMP)
 
 lint: install

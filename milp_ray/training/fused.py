@@ -22,6 +22,7 @@ from torch.nn import functional
 _LOG = logging.getLogger(__name__)
 _CLOSE = 0.02  # bf16 has 8 bits: two orders of the same sums differ by less
 _ROTATE = "apply_rotary_pos_emb"
+_MARK = "_fused_by_milp_ray"
 
 
 def fuse(model: nn.Module) -> None:
@@ -38,7 +39,7 @@ def fuse(model: nn.Module) -> None:
         if modules and _same(modules[0], forward):
             for module in modules:
                 module.forward = partial(forward, module)
-    _fuse_rotation(sys.modules[type(model).__module__], kernels.rotate)
+    _fuse_rotation(model, kernels.rotate)
 
 
 def adapt(layers: Iterable[LoraLayer]) -> None:
@@ -95,32 +96,49 @@ def _gated(swiglu: Callable[..., Tensor], module: Any, x: Tensor) -> Tensor:
 def _same(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     """Whether a function does what a module does. A name is no proof: other versions may mean another sum."""
     weight = next(module.parameters())
-    draw = torch.Generator(weight.device).manual_seed(0)
-    x = torch.randn(4, weight.shape[-1], generator=draw, device=weight.device).to(weight.dtype)
-    with torch.no_grad():
-        own, fused = module(x).float(), forward(module, x).float()
-    same = bool((own - fused).norm() <= _CLOSE * own.norm())
-    if not same:
-        _LOG.warning("%s is not what was expected: it is used as it is, and slower", type(module).__name__)
-    return same
+    x = _random((4, weight.shape[-1]), weight.device, weight.dtype)
+    return _agree(type(module).__name__, lambda: [module(x)], lambda: [forward(module, x)])
 
 
-def _fuse_rotation(code: Any, rotate: Callable[..., tuple[Tensor, Tensor]]) -> None:
+def _random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    draw = torch.Generator(device).manual_seed(0)
+    return torch.randn(shape, generator=draw, device=device).to(dtype)
+
+
+def _agree(name: str, own: Callable[[], Iterable[Tensor]], ours: Callable[[], Iterable[Tensor]]) -> bool:
+    """Whether two functions give the same numbers up to rounding, and ours runs here at all: Triton wants a C
+    compiler, and a GPU that it knows."""
+    try:
+        with torch.no_grad():
+            pairs = [(a.float(), b.float()) for a, b in zip(own(), ours(), strict=True)]
+        if all(bool((a - b).norm() <= _CLOSE * a.norm()) for a, b in pairs):
+            return True
+        reason = "it is not what was expected"
+    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    _LOG.warning("%s is used as it is, and is slower for it: %s", name, reason)
+    return False
+
+
+def _fuse_rotation(model: nn.Module, rotate: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """Attention looks this function up in its own file: it is replaced there, once a process, for GPUs."""
+    code = sys.modules[type(model).__module__]
     own = getattr(code, _ROTATE, None)
-    if own is None or hasattr(own, "__wrapped_by_milp_ray__"):
+    if own is None or not code.__name__.startswith("transformers.") or hasattr(own, _MARK):
+        return
+    device = next(model.parameters()).device
+    q, k = (_random((2, heads, 3, 32), device, torch.float32) for heads in (4, 2))
+    cos, sin = _random((2, 2, 3, 32), device, torch.float32)
+    if not _agree(_ROTATE, lambda: own(q, k, cos, sin), lambda: rotate(q, k, cos, sin)):
         return
 
-    def either(
-        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        fits = unsqueeze_dim == 1 and q.is_cuda and cos.shape[-1] == q.shape[-1] and _power(q.shape[-1] // 2)
-        result: tuple[Tensor, Tensor] = (
-            rotate(q, k, cos, sin) if fits else own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        )
-        return result
+    def either(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        usual = not more and not named and q.is_cuda
+        if usual and cos.shape[-1] == q.shape[-1] and _power(q.shape[-1] // 2):
+            return rotate(q, k, cos, sin)
+        return own(q, k, cos, sin, *more, **named)
 
-    either.__wrapped_by_milp_ray__ = True  # type: ignore[attr-defined]
+    setattr(either, _MARK, True)
     setattr(code, _ROTATE, either)
 
 

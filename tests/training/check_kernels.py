@@ -113,11 +113,29 @@ def check_models(device: str) -> None:
             assert len(fused) == norms + 2, fused
 
 
+def check_what_does_not_run(device: str) -> None:
+    """A base without the tools that Triton needs is used as it is."""
+    from milp_ray.training import kernels
+
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("Failed to find C compiler")
+
+    kept = kernels.rms_norm, kernels.swiglu
+    kernels.rms_norm, kernels.swiglu = broken, lambda gate, up: gate * up
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).to(device)
+        fuse(model)
+        assert not any("forward" in vars(module) for module in model.modules())
+    finally:
+        kernels.rms_norm, kernels.swiglu = kept
+
+
 def main(device: str) -> None:
     check_norm(device)
     check_rotation(device)
     check_gate(device)
     check_models(device)
+    check_what_does_not_run(device)
 
 
 if __name__ == "__main__":
