@@ -25,7 +25,7 @@ vocabulary v and L layers, the lowest LoRA in layer l (from 0):
 same over what one large matrix product reaches here. Neither Ray nor DeepSpeed is needed; where there are
 several GPUs, hide all but one (CUDA_VISIBLE_DEVICES=0), as the Trainer would take them all:
 
-    PYTHONPATH=. python benchmarks/gpu_trial.py                # a GPU with 24 GB or more: some minutes
+    PYTHONPATH=. python benchmarks/gpu_trial.py                # a GPU with 40 GB or more: 5 minutes
     PYTHONPATH=. python benchmarks/gpu_trial.py --size 100m    # smaller
 
 Writes results/gpu_trial.csv, gpu_generation.csv and, where matplotlib is there, gpu_trial.png. Without a GPU

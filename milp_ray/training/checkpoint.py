@@ -24,6 +24,7 @@ from milp_ray.storage import get_file, names_in, put_file, remove_folder, twin_o
 from milp_ray.training.parallel.group import Group
 
 _KEPT = 2
+_FORMAT = 2  # of what a state holds; 2: an adapter is one vector to its optimizer
 _META = "state.json"
 _ADAPTER = "adapter.safetensors"
 
@@ -100,6 +101,7 @@ class Checkpoints:
             self._all(lambda: _write(draft, files))
             every = {name: digest for part in self.group.gather(sums) for name, digest in part.items()}
             meta = {
+                "format": _FORMAT,
                 "stage": state.stage,
                 "step": state.step,
                 "tokens": state.tokens,
@@ -158,6 +160,8 @@ class Checkpoints:
             meta = found["state"]
             if found["sha256"] != _digest(meta):
                 raise _Unusable(f"{path.name}/{_META} is damaged")
+            if meta.get("format") != _FORMAT:
+                raise _Unusable("another version of milp_ray made it")
             if meta["made_with"] != dict(self.made_with):
                 raise _Unusable("it was made with other settings")
             if meta["ranks"] != self.group.size:

@@ -151,6 +151,19 @@ def test_without_a_usable_state_it_begins_again(
     assert all("other settings" in note for note in other.notes) and other.notes
 
 
+def test_a_state_of_another_version_is_passed_over(
+    llama: BaseModel, tiny_user: UserSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("milp_ray.training.checkpoint._FORMAT", 1)
+        trained(llama, tiny_user, kept(tmp_path / "c", every=2), stop=5)
+    whole, steps, _ = trained(llama, tiny_user)
+    checkpoints = kept(tmp_path / "c")
+    found, more, _ = trained(llama, tiny_user, checkpoints)
+    assert more == steps and same(found, whole)
+    assert checkpoints.notes and all("another version" in note for note in checkpoints.notes)
+
+
 def test_a_disk_that_is_full_leaves_the_earlier_states(
     llama: BaseModel, tiny_user: UserSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
