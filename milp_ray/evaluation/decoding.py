@@ -124,7 +124,7 @@ class Fixed:
         cache: without sliding layers, of room for the longest prompt and ``max_new_tokens``.
         rows: prompts of a batch at most.
         max_new_tokens: at most made of each prompt.
-        captured: captures a step; see :class:`milp_ray.training.graphs.Pool`.
+        capture: captures a step, as :class:`milp_ray.training.graphs.Pool` does.
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class Fixed:
         cache: StaticCache,
         rows: int,
         max_new_tokens: int,
-        captured: Capture | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._base, self._cache, self._most = base, cache, max_new_tokens
-        self._capture = captured or Pool()
+        self._capture = capture or Pool()
         device, long = base.device, torch.long
         self._stop = _stop(base)
         self._ids = torch.zeros(rows, 1, dtype=long, device=device)

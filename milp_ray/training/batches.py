@@ -165,6 +165,30 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits.float(), batch.wanted, reduction="none", ignore_index=_NOTHING)
 
 
+class Part:
+    """This rank's part of the mean loss over a batch's tokens.
+
+    Args:
+        base: with an adapter attached.
+        batch: of this rank's texts.
+        targets: tokens that count in the whole batch, of all ranks; infinite where this rank has no text of
+            its own and takes part with another's, which counts for nothing.
+    """
+
+    def __init__(self, base: BaseModel, batch: Batch, targets: float) -> None:
+        self._base, self._batch, self._targets = base, batch, targets
+
+    def __call__(self) -> Tensor:
+        """The part, of which gradients can be taken."""
+        return token_losses(self._base, self._batch).sum() / self._targets
+
+    def backward(self) -> Tensor:
+        """The part; its gradients are added to the parameters'."""
+        value = self()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+
 def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:
     """Indices of the batches of one pass over texts of the given lengths, in random order.
 

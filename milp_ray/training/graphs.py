@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from milp_ray.training.batches import Batch, Example, Shape, collate, token_losses
+from milp_ray.training.batches import Batch, Example, Part, Shape, collate, token_losses
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
@@ -33,57 +33,32 @@ Work = Callable[[], Tensor]
 Capture = Callable[[Work], Work | None]
 
 
-class Part:
-    """This rank's part of the mean loss over a batch's tokens.
-
-    Args:
-        base: with an adapter attached.
-        batch: of this rank's texts.
-        targets: tokens that count in the whole batch, of all ranks; infinite where this rank has no text of
-            its own and takes part with another's, which counts for nothing.
-    """
-
-    def __init__(self, base: BaseModel, batch: Batch, targets: float) -> None:
-        self._base, self._batch, self._targets = base, batch, targets
-
-    def __call__(self) -> Tensor:
-        """The part, with a gradient graph."""
-        return token_losses(self._base, self._batch).sum() / self._targets
-
-    def backward(self) -> Tensor:
-        """The part; its gradients are added to the parameters'."""
-        value = self()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
-
-
 class Graphs:
     """Makes the parts of a stage's batches, captured or not.
 
     Args:
         base: with an adapter attached, fused, on a GPU.
         batches: what is to come, each this rank's texts of a batch.
-        captured: captures a step; see :meth:`Pool.__call__`.
+        capture: captures a step, as :class:`Pool` does.
     """
 
     def __init__(
         self,
         base: BaseModel,
         batches: Sequence[Sequence[Example]],
-        captured: Capture | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        self._base, self._capture = base, captured or Pool()
+        self._base, self._pool = base, capture or Pool()
         self._rows = max(map(len, batches))
         self._longest = max(_positions(texts) for texts in batches)
         self._grain = max(_FINEST, -(-self._longest // _GRAINS))
         self._left = Counter(self.shape(texts) for texts in batches)
-        self._captured: dict[Shape, _Captured] = {}
+        self._parts: dict[Shape, _Replayed] = {}
         self._usable = True
         self._begun = False
 
-    def shape(self, texts: Iterable[Example]) -> Shape:
+    def shape(self, texts: Sequence[Example]) -> Shape:
         """What a batch is padded to: one of few."""
-        texts = list(texts)
         positions = min(_up(_positions(texts), self._grain), self._longest)
         targets = sum(text.targets for text in texts)
         return Shape(self._rows, positions, _up(targets, -(-self._rows * positions // 4)))
@@ -94,30 +69,30 @@ class Graphs:
         left = self._left[shape]
         self._left[shape] -= 1
         begun, self._begun = self._begun, True  # the first step readies what no graph can hold
-        if shape not in self._captured and begun and left >= _WORTH:
-            self._captured[shape] = _Captured(self, self._base, shape)
-        if self._usable and (captured := self._captured.get(shape)) is not None:
-            captured.fill(collate(texts, self._base, shape), targets)
-            return captured
+        if shape not in self._parts and begun and left >= _WORTH:
+            self._parts[shape] = _Replayed(self.capture, self._base, shape)
+        if self._usable and (part := self._parts.get(shape)) is not None:
+            part.fill(collate(texts, self._base, shape), targets)
+            return part
         return Part(self._base, collate(texts, self._base), targets)
 
-    def captured(self, work: Work) -> Work | None:
-        """``work`` as something to be replayed; None where it cannot be captured."""
-        replay = self._capture(work) if self._usable else None
+    def capture(self, work: Work) -> Work | None:
+        """See :meth:`Pool.__call__`; after a first failure nothing is captured any more."""
+        replay = self._pool(work) if self._usable else None
         self._usable = replay is not None
         return replay
 
 
-class _Captured(Part):
+class _Replayed(Part):
     """The part of whatever batch of one shape was filled in last."""
 
-    def __init__(self, graphs: Graphs, base: BaseModel, shape: Shape) -> None:
+    def __init__(self, capture: Capture, base: BaseModel, shape: Shape) -> None:
         device = base.device
         ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
         places, wanted = torch.zeros(2, shape.targets, dtype=torch.long, device=device)
         super().__init__(base, Batch(ids, places, wanted, 0), 1.0)
         self._share = torch.ones((), device=device)
-        self._graphs = graphs
+        self._capture = capture
         self._replay: Work | None = None
 
     def fill(self, batch: Batch, targets: float) -> None:
@@ -132,7 +107,7 @@ class _Captured(Part):
 
     def backward(self) -> Tensor:
         if self._replay is None:
-            self._replay = self._graphs.captured(super().backward)
+            self._replay = self._capture(super().backward)
         return self._replay() if self._replay is not None else super().backward()
 
 
@@ -164,7 +139,7 @@ class Pool:
         return replay
 
 
-def _positions(texts: Iterable[Example]) -> int:
+def _positions(texts: Sequence[Example]) -> int:
     """What of the longest text the model sees: all but its last token."""
     return max(len(text.ids) for text in texts) - 1
 

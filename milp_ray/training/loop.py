@@ -19,8 +19,8 @@ from torch import Tensor
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
 from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import Example, collate, shuffled
-from milp_ray.training.graphs import Graphs, Part
+from milp_ray.training.batches import Example, Part, collate, shuffled
+from milp_ray.training.graphs import Graphs
 from milp_ray.training.parallel.steps import Stepper, stepping
 
 

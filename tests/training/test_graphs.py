@@ -14,8 +14,8 @@ from milp_ray.data.records import UserSplit
 from milp_ray.memory.adapters import lora_config
 from milp_ray.training import graphs
 from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import Example, collate, token_losses
-from milp_ray.training.graphs import Graphs, Part, Work
+from milp_ray.training.batches import Example, Part, collate, token_losses
+from milp_ray.training.graphs import Graphs, Work
 from milp_ray.training.trial import Trial
 from tests.training.common import PLACED, STUDY, changed, numbers
 

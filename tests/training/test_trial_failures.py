@@ -81,7 +81,7 @@ def test_whatever_happens_the_base_comes_back(
 ) -> None:
     snapshot = Snapshot(llama)
     count = llama.architecture.trainable_params(PLACED)
-    monkeypatch.setattr("milp_ray.training.graphs.token_losses", failing(3, error))
+    monkeypatch.setattr("milp_ray.training.batches.token_losses", failing(3, error))
     trial = Trial(llama, tiny_user, PLACED, STUDY, seed=5)
     with pytest.raises(kind) as caught:
         trial.run()

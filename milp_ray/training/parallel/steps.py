@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
-from milp_ray.training.graphs import Part
+from milp_ray.training.batches import Part
 from milp_ray.training.parallel.group import Group
 from milp_ray.training.parallel.sharding import Parallel
 
