@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 # No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
-# Two at a time: many tests wait for processes that they started. A file's tests stay together.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# Two at a time: many tests wait for processes that they started. A file's tests stay together; which file comes
+# first is tests/conftest.py's business.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-quick install lint format bench clean
 
