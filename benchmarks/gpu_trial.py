@@ -268,6 +268,7 @@ def responses(
 
     rows: list[Row] = []
     for method, work in ((OURS, mine), ("generate() + PEFT", theirs)):
+        use_rotation(method == OURS)
         seconds = []
         for _ in range(1 + arguments.repeats):
             began = time.perf_counter()

@@ -172,14 +172,19 @@ def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
 def test_both_sides_of_the_gpu_comparison_do_the_same_work(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     bases, trial = (importlib.import_module(name) for name in ("bases", "gpu_trial"))
-    arguments = argparse.Namespace(size="tiny", tokens=32, batch=4, epochs=2, repeats=1)
-    base = bases.random_base("tiny", "cpu")
+    arguments = argparse.Namespace(size="tiny", tokens=32, batch=4, epochs=2, repeats=1, new_tokens=3)
+    base, plain = (bases.random_base("tiny", "cpu") for _ in range(2))
+    trial.fuse(base)
     study, person = trial.study_of(arguments), trial.user(9, 32)
-    rows = trial.compare(base, "4 LoRAs", study, person, arguments)
+    rows = trial.compare(base, plain, "4 LoRAs", study, person, arguments)
     assert [row["tokens"] for row in rows] == [9 * 32 * 2] * 2
     for key in ("train_loss", "validation_loss"):
         assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-4)
     ours, peer = trial.finish(rows, {}, 1e12, 1e11)
     assert ours["train_over_peer"] == pytest.approx(peer["train_seconds"] / ours["train_seconds"])
     assert ours["matmul_share"] == pytest.approx(10 * ours["mfu"])
-    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    made = trial.responses(base, plain, study, person, arguments)
+    assert made[0]["over_peer"] == pytest.approx(made[1]["seconds"] / made[0]["seconds"])
+    for model in (base.model, plain.model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not any("lora" in name for name, _ in model.named_parameters())
