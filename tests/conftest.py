@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,9 +211,3 @@ def _tiny_model(name: str, vocabulary: int) -> Any:
         if isinstance(module, torch.nn.Embedding) or module is model.lm_head.decoder:
             torch.nn.init.normal_(module.weight)
     return model
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first, so that no worker waits for another one at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
