@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from transformers import StaticCache
 
 from milp_ray.evaluation.decoding import Fixed, Growing, decoder
-from milp_ray.memory.adapters import lora_config
-from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel
 from milp_ray.training.graphs import Work
 
 PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
 NEW = 11
-
-
-@pytest.fixture(params=["llama", "gpt2", "roberta"])
-def base(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
-    """Each tiny model with a random adapter."""
-    base = tiny_bases[request.param]
-    attached = base.attach(lora_config(Placement.from_key("2:4,11:8"), base.architecture))
-    generator = torch.Generator().manual_seed(3)
-    for parameter in attached.parameters():
-        parameter.data.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    yield base
-    base.detach()
 
 
 def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True) -> Fixed:

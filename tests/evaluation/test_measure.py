@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,23 +13,9 @@ from milp_ray.data.records import Sample, UserSplit
 from milp_ray.evaluation.compare import evaluate
 from milp_ray.evaluation.measure import encode_prompts, generate, response_loss
 from milp_ray.evaluation.metrics import persona_f1, rouge
-from milp_ray.memory.adapters import lora_config
-from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel
 
 PROMPTS = Prompts(PromptSettings(max_length=96))
-
-
-@pytest.fixture(params=["llama", "gpt2", "roberta"])
-def base(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
-    """Each tiny model with a random adapter on it, so that the adapted path is what is compared."""
-    base = tiny_bases[request.param]
-    attached = base.attach(lora_config(Placement.from_key("2:4,11:8"), base.architecture))
-    generator = torch.Generator().manual_seed(3)
-    for parameter in attached.parameters():
-        parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    yield base
-    base.detach()
 
 
 def samples_of(user: UserSplit) -> tuple[Sample, ...]:
