@@ -6,8 +6,7 @@ STAMP := $(VENV)/.installed
 # No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
-# Two at a time: many tests wait for processes that they started. A file's tests stay together. (Files with slow
-# tests first took half as long again: two clusters at a time are in each other's way on two cores.)
+# Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .PHONY: demo test test-quick install lint format bench clean
