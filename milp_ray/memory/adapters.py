@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from milp_ray.errors import SpaceError, StorageError
 from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.modules import put
 from milp_ray.memory.space import Placement
 from milp_ray.storage import write_folder, write_synced
 
@@ -261,8 +262,7 @@ def _matrices(layer: LoraLayer) -> dict[str, nn.Parameter]:
 
 def _restore(model: nn.Module, originals: dict[str, nn.Module]) -> None:
     for name, module in originals.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, module)
+        put(model, name, module)
     # PEFT marks the model as adapted; without this the next injection would merge with the last one.
     for mark in ("peft_config", "active_adapter", "peft_type"):
         if mark in vars(model):

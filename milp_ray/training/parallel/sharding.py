@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from milp_ray.memory.modules import put
 from milp_ray.training.parallel.group import SOLO, Group
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ def _fsdp(
     buffers = dict(root.model.named_buffers(remove_duplicate=False))
     root.to_empty(device=device)  # of each parameter the rows that this rank keeps
     for name, buffer in buffers.items():
-        home, _, leaf = name.rpartition(".")
-        setattr(root.model.get_submodule(home), leaf, buffer)
+        put(root.model, name, buffer)
     group.together(lambda: _read_rows(root.model, group, weights))
 
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from milp_ray.config.models import ModelSettings
+from milp_ray.memory.modules import put
 from milp_ray.training.refusals import readable
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -77,8 +78,7 @@ class Weights:
                 values = torch.empty_like(parameter, device=device)
             real = nn.Parameter(values, requires_grad=parameter.requires_grad)
             for name in names:
-                home, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(home), leaf, real)
+                put(model, name, real)
 
 
 def streamed(settings: ModelSettings, config: Any) -> bool:
@@ -158,19 +158,16 @@ def _tie(model: Any, weights: Weights) -> None:
         if weights.places[name] == weights.places[other]:
             continue
         if torch.equal(weights.read(name), weights.read(other)):
-            home, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(home), leaf, tied)
+            put(model, name, tied)
 
 
 def _make_buffers(model: Any, weights: Weights) -> None:
     """Buffers that are saved are read, the others (rotary frequencies, say) computed as ``from_pretrained``
     computes them: by the model's own initialisation, on the host."""
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
-        home, _, leaf = name.rpartition(".")
-        module = model.get_submodule(home)
         if name in weights.places:
-            setattr(module, leaf, weights.read(name).to(buffer.dtype))
+            put(model, name, weights.read(name).to(buffer.dtype))
         else:
-            setattr(module, leaf, torch.empty_like(buffer, device="cpu"))
-            module._is_hf_initialized = False
+            put(model, name, torch.empty_like(buffer, device="cpu"))
+            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = False
     model.initialize_weights()
