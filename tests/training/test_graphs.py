@@ -6,6 +6,9 @@ again, on the memory that a graph would have.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,12 @@ from milp_ray.training.trial import Trial
 from tests.training.common import PLACED, STUDY, changed, numbers
 
 DRAW = torch.Generator().manual_seed(5)
+
+
+@pytest.fixture(autouse=True)
+def drawn_anew() -> None:
+    """The same numbers whichever tests ran before."""
+    DRAW.manual_seed(5)
 
 
 def texts(lengths: list[int], start: int = 1) -> list[Example]:
@@ -58,17 +67,29 @@ def gradients(base: BaseModel, part: Part) -> tuple[float, list[Tensor]]:
     return value, [parameter.grad for parameter in parameters]  # type: ignore[misc]
 
 
-def attach(base: BaseModel) -> None:
+@contextlib.contextmanager
+def adapted(base: BaseModel) -> Iterator[BaseModel]:
+    """The base with a random adapter on it."""
     attached = base.attach(lora_config(PLACED, base.architecture))
     for parameter in attached.parameters():
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=DRAW))
+    try:
+        yield base
+    finally:
+        base.detach()
+
+
+@pytest.fixture
+def adapted_llama(tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
+    """The tiny Llama, adapted."""
+    with adapted(tiny_bases["llama"]) as base:
+        yield base
 
 
 @pytest.mark.parametrize("start", [1, 4])
 def test_padded_parts_are_the_parts(base: BaseModel, start: int) -> None:
     batches = [texts([9 + step, 5, 14, 7][: 4 - step % 3], start) for step in range(8)] * 3
-    attach(base)
-    try:
+    with adapted(base):
         record = Recorder()
         made = Graphs(base, batches, record)
         for batch in batches:
@@ -80,63 +101,43 @@ def test_padded_parts_are_the_parts(base: BaseModel, start: int) -> None:
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
         assert record.replays > len(batches) / 2
         assert len(record.captured) <= 4, "shapes are few"
-    finally:
-        base.detach()
 
 
-def test_a_part_is_made_before_the_last_one_is_used(tiny_bases: dict[str, BaseModel]) -> None:
-    """As the host prepares the next batch while the device is busy: on a GPU the copy waits in its stream."""
-    base = tiny_bases["llama"]
-    attach(base)
-    try:
-        batch = texts([8, 8])
-        made = Graphs(base, [batch] * 9, Recorder())
-        values = {round(gradients(base, made.part(batch, 14))[0], 6) for _ in range(9)}
-        assert len(values) == 1
-    finally:
-        base.detach()
+def test_a_batch_gives_the_same_whenever_it_comes(adapted_llama: BaseModel) -> None:
+    """Before, when and after its shape is captured."""
+    batch = texts([8, 8])
+    made = Graphs(adapted_llama, [batch] * 9, Recorder())
+    plain, *values = (gradients(adapted_llama, made.part(batch, 14))[0] for _ in range(9))
+    assert len(set(values)) == 1
+    assert values[0] == pytest.approx(plain, abs=1e-6)
 
 
-def test_a_rank_without_texts_counts_for_nothing(tiny_bases: dict[str, BaseModel]) -> None:
-    base = tiny_bases["llama"]
-    attach(base)
-    try:
-        batch = texts([8])
-        made = Graphs(base, [batch] * 9, Recorder())
-        for _ in range(3):
-            value, grads = gradients(base, made.part(batch, float("inf")))
-            assert value == 0
-            assert not any(grad.any() for grad in grads)
-    finally:
-        base.detach()
+def test_a_rank_without_texts_counts_for_nothing(adapted_llama: BaseModel) -> None:
+    batch = texts([8])
+    made = Graphs(adapted_llama, [batch] * 9, Recorder())
+    for _ in range(3):
+        value, grads = gradients(adapted_llama, made.part(batch, float("inf")))
+        assert value == 0
+        assert not any(grad.any() for grad in grads)
 
 
-def test_few_uses_are_not_captured(tiny_bases: dict[str, BaseModel]) -> None:
+def test_few_uses_are_not_captured(adapted_llama: BaseModel) -> None:
     record = Recorder()
-    base = tiny_bases["llama"]
-    attach(base)
-    try:
-        batches = [texts([40]), texts([20]), texts([40])]
-        made = Graphs(base, batches, record)
-        for batch in batches:
-            gradients(base, made.part(batch, 3))
-        assert not record.captured
-    finally:
-        base.detach()
+    batches = [texts([40]), texts([20]), texts([40])]
+    made = Graphs(adapted_llama, batches, record)
+    for batch in batches:
+        gradients(adapted_llama, made.part(batch, 3))
+    assert not record.captured
 
 
-def test_what_cannot_be_captured_is_done_as_usual(tiny_bases: dict[str, BaseModel]) -> None:
-    base, record = tiny_bases["llama"], Recorder(usable=False)
-    attach(base)
-    try:
-        batch = texts([8, 5])
-        made = Graphs(base, [batch] * 20, record)
-        expected, _ = gradients(base, Part(base, collate(batch, base), 11))
-        for _ in range(20):
-            assert gradients(base, made.part(batch, 11))[0] == pytest.approx(expected, rel=1e-6)
-        assert len(record.captured) == 1, "tried once"
-    finally:
-        base.detach()
+def test_what_cannot_be_captured_is_done_as_usual(adapted_llama: BaseModel) -> None:
+    record = Recorder(usable=False)
+    batch = texts([8, 5])
+    made = Graphs(adapted_llama, [batch] * 20, record)
+    expected, _ = gradients(adapted_llama, Part(adapted_llama, collate(batch, adapted_llama), 11))
+    for _ in range(20):
+        assert gradients(adapted_llama, made.part(batch, 11))[0] == pytest.approx(expected, rel=1e-6)
+    assert len(record.captured) == 1, "tried once"
 
 
 def test_targets_that_are_not_wanted_lose_nothing(tiny_bases: dict[str, BaseModel]) -> None:
