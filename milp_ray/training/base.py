@@ -54,7 +54,8 @@ class BaseModel:
         parallel: the ranks that share it, and how.
         attached: the memory that sits on it right now, if any.
         tokens: texts encoded lately, so that the trials of one user encode them once.
-        fused: whether it has fused functions (:mod:`milp_ray.training.fused`).
+        fused: whether it lies whole on a GPU, with fused functions (:mod:`milp_ray.training.fused`), and
+            steps on it may be captured.
     """
 
     model: nn.Module

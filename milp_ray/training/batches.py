@@ -3,7 +3,7 @@
 Shapes: ``B`` texts of a batch, ``T`` tokens of its longest. Texts are padded on the right and nothing attends
 to the right, so that no attention mask is needed: what a real token sees is the same in any batch. Positions
 are given to RoBERTa, which would otherwise read them off its padding id. Which tokens count is decided
-by position, never by token id. Does *not* cover generation (:mod:`milp_ray.evaluation.measure`).
+by position, never by token id. Does *not* cover generation (:mod:`milp_ray.evaluation.decoding`).
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Part:
             its own and takes part with another's, which counts for nothing.
     """
 
-    def __init__(self, base: BaseModel, batch: Batch, targets: float) -> None:
+    def __init__(self, base: BaseModel, batch: Batch, targets: float | Tensor) -> None:
         self._base, self._batch, self._targets = base, batch, targets
 
     def __call__(self) -> Tensor:

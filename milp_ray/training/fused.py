@@ -81,11 +81,8 @@ def _normed(rms_norm: Callable[..., Tensor], module: Any, x: Tensor) -> Tensor:
 
 def _is_gated(module: nn.Module) -> bool:
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    return all(hasattr(module, part) for part in parts) and _is_silu(module.act_fn)
-
-
-def _is_silu(function: object) -> bool:
-    return isinstance(function, nn.SiLU) or type(function).__name__ in ("SiLUActivation", "SiLU")
+    silu = ("SiLUActivation", "SiLU")  # transformers' and PyTorch's
+    return all(hasattr(module, part) for part in parts) and type(module.act_fn).__name__ in silu
 
 
 def _gated(swiglu: Callable[..., Tensor], module: Any, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from milp_ray.training.batches import Batch, Example, Part, Shape, collate, token_losses
+from milp_ray.training.batches import Batch, Example, Part, Shape, collate
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
@@ -64,7 +64,10 @@ class Graphs:
         return Shape(self._rows, positions, _up(targets, -(-self._rows * positions // 4)))
 
     def part(self, texts: Sequence[Example], targets: float) -> Part:
-        """The part of a batch; see :class:`Part`. The next batch's may be made before this one is used up."""
+        """The part of a batch; see :class:`Part`.
+
+        The next one may be made as soon as its ``backward`` has returned: the device need not be done yet.
+        """
         shape = self.shape(texts)
         left = self._left[shape]
         self._left[shape] -= 1
@@ -90,8 +93,8 @@ class _Replayed(Part):
         device = base.device
         ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
         places, wanted = torch.zeros(2, shape.targets, dtype=torch.long, device=device)
-        super().__init__(base, Batch(ids, places, wanted, 0), 1.0)
-        self._share = torch.ones((), device=device)
+        self._whole = torch.ones((), device=device)
+        super().__init__(base, Batch(ids, places, wanted, 0), self._whole)
         self._capture = capture
         self._replay: Work | None = None
 
@@ -100,10 +103,7 @@ class _Replayed(Part):
         self._batch.ids.copy_(batch.ids, non_blocking=True)
         self._batch.places.copy_(batch.places, non_blocking=True)
         self._batch.wanted.copy_(batch.wanted, non_blocking=True)
-        self._share.fill_(1 / targets)
-
-    def __call__(self) -> Tensor:
-        return token_losses(self._base, self._batch).sum() * self._share
+        self._whole.fill_(targets)
 
     def backward(self) -> Tensor:
         if self._replay is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -139,5 +138,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, ".")
     main("cuda" if torch.cuda.is_available() else "cpu")
