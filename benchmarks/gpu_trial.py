@@ -250,16 +250,12 @@ def responses(
 
     def theirs() -> None:
         for first in range(0, len(prompts), size):
-            batch = prompts[first : first + size]
-            width = max(map(len, batch))
-            ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in batch], device=base.device)
-            shown = torch.tensor(
-                [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=base.device
-            )
+            rows = {"input_ids": [list(ids) for ids in prompts[first : first + size]]}
+            batch = plain.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(plain.device)
             with torch.inference_mode(), plain.autocast():
                 model.generate(
-                    input_ids=ids,
-                    attention_mask=shown,
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
                     do_sample=False,
                     max_new_tokens=longest,
                     min_new_tokens=longest,
@@ -345,9 +341,9 @@ def fuse(base: BaseModel) -> None:
     """As the product does where it loads a base."""
     from transformers.models.llama import modeling_llama
 
-    _ROTATIONS.append(modeling_llama.apply_rotary_pos_emb)
+    own = modeling_llama.apply_rotary_pos_emb
     base.fuse()
-    _ROTATIONS.append(modeling_llama.apply_rotary_pos_emb)
+    _ROTATIONS[:] = own, modeling_llama.apply_rotary_pos_emb
 
 
 def peak_mib(device: str) -> float:
