@@ -20,6 +20,8 @@ import pytest
 # tests run side by side.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Ray's workers are nice by 15: beside a test that computes they get next to nothing, and count as hung.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from milp_ray.data.records import Sample, UserSplit  # noqa: E402
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 TINY_NAMES = ("llama", "gpt2", "roberta")
 TINY_LAYERS = 12  # enough for layer 1 and layer 11 to be confused
+SHALLOW_LAYERS = 4  # for whole processes: a step then costs next to nothing beside starting them
 _PHRASE = "my old dog likes long walks but the cat would rather sleep near a warm stove all day"
 _WORDS = _PHRASE.split()
 
@@ -56,6 +59,20 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             _tiny_model(name, len(tokenizer)).save_pretrained(folders[name])
             tokenizer.save_pretrained(folders[name])
     return folders
+
+
+@pytest.fixture(scope="session")
+def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama of few layers, for tests of whole processes and groups of workers."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("models") / "shallow"
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _tiny_model("llama", len(tokenizer), SHALLOW_LAYERS).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +191,7 @@ def _tokenizer() -> Any:
     )
 
 
-def _tiny_model(name: str, vocabulary: int) -> Any:
+def _tiny_model(name: str, vocabulary: int, layers: int = TINY_LAYERS) -> Any:
     import torch
     from transformers import GPT2Config, LlamaConfig, RobertaConfig
     from transformers import GPT2LMHeadModel as Gpt2
@@ -186,13 +203,11 @@ def _tiny_model(name: str, vocabulary: int) -> Any:
         "initializer_range": 0.2,
     }  # fmt: skip
     if name == "gpt2":
-        return Gpt2(
-            GPT2Config(n_embd=32, n_inner=48, n_layer=TINY_LAYERS, n_head=2, n_positions=128, **common)
-        )
+        return Gpt2(GPT2Config(n_embd=32, n_inner=48, n_layer=layers, n_head=2, n_positions=128, **common))
     common |= {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "num_hidden_layers": TINY_LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
     }
     if name == "llama":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from .paths import CLUSTER, ROOT, run, tool
 
@@ -219,6 +220,9 @@ def test_record_keeps_the_exit_code(tmp_path: Path, code: int) -> None:
 
 @pytest.mark.slow
 def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str]], study_file: Path) -> None:
+    study = yaml.safe_load(study_file.read_text())
+    study["search"] |= {"trials": 2, "initial": 2, "surrogate": "random"}
+    study_file.write_text(yaml.safe_dump(study))
     process = play(
         tmp_path,
         "search-srun.sbatch",

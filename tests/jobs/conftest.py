@@ -81,6 +81,7 @@ def head() -> Iterator[Head]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "OMP_NUM_THREADS": "1",
         "RAY_metrics_report_interval_ms": "1000",  # runs are short here
+        "RAY_worker_niceness": "0",  # see tests/conftest.py
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     words = ["start", str(folder), f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]

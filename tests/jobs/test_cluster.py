@@ -67,7 +67,7 @@ def exported(head: Head) -> set[str]:
 
 def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, project: Path) -> None:
     process = head.milp_ray(
-        "submit", "jobs/search.py", "jobs/study.yaml", "search.trials=12", "trial.epochs=6", cwd=project
+        "submit", "jobs/search.py", "jobs/study.yaml", "search.trials=8", "trial.epochs=12", cwd=project
     )
     wanted = {f"ray_{PREFIX}{name}" for name in GAUGES} | {f"ray_{PREFIX}{n}_count" for n in HISTOGRAMS}
     dashboard = json.loads((ROOT / "cluster/monitoring/dashboard.json").read_text())
@@ -101,7 +101,7 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
     held = [path for path in logs.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
     assert not held, "user text in Ray's logs"
 
-    again, output = submitted(head, project, "search.trials=12", "trial.epochs=6")
+    again, output = submitted(head, project, "search.trials=8", "trial.epochs=12")
     assert again == 0 and "is done already" in output
     listed = head.milp_ray("status")
     text = listed.communicate(timeout=60)[0]
@@ -109,7 +109,7 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
 
 
 def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head, project: Path) -> None:
-    words = ("name=stopped", "search.trials=8", "trial.epochs=12", "final.automatic=false")
+    words = ("name=stopped", "search.trials=6", "trial.epochs=30", "final.automatic=false")
     process = head.milp_ray("submit", "jobs/search.py", "jobs/study.yaml", *words, cwd=project)
     study = yaml.safe_load((project / "jobs/study.yaml").read_text())
     run = Path(study["storage"]["path"]) / "stopped"
@@ -130,7 +130,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     before = told()
-    assert len(before) < 16
+    assert len(before) < 12
     one = head.milp_ray("status", job)
     assert "STOPPED" in one.communicate(timeout=60)[0] and one.returncode == 130
 
@@ -138,7 +138,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head
     assert code == 0, output
     assert f"{job.removesuffix('1')}2" in output
     after = told()
-    assert len(after) == 16 and set(before) <= set(after)
+    assert len(after) == 12 and set(before) <= set(after)
 
     final = head.milp_ray("submit", "jobs/final.py", "jobs/study.yaml", *words, cwd=project)
     output = final.communicate(timeout=240)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from milp_ray.cli import app
 
 CANARY = "zanzibarcanary"
 
@@ -35,34 +39,48 @@ def user_line(number: int, samples: int = 14, user_id: str | None = None) -> str
     return json.dumps(record)
 
 
-@pytest.fixture
-def study_file(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
-    """A study of two users and six trials each, in a folder of its own."""
+def write_study(folder: Path, model: Path) -> Path:
+    """A study of two users and six trials each, its data beside it."""
     lines = [user_line(1), user_line(2, user_id="../../zanzibarcanary")]
-    (tmp_path / "users.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "users.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     study = {
         "name": "small",
         "seed": 3,
-        "model": {"path": str(tiny_models["llama"])},
-        "data": {"path": str(tmp_path / "users.jsonl")},
+        "model": {"path": str(model)},
+        "data": {"path": str(folder / "users.jsonl")},
         "prompts": {"max_length": 96},
         "memory": {"ranks": [2, 4, 8], "defaults": {"size": 4}},
         "optimizer": {"learning_rate": 5e-3, "batch_size": 4},
         "trial": {"epochs": 1, "max_new_tokens": 8, "slice_seconds": 0.5},
         "search": {"trials": 6, "initial": 4, "batch": 2, "surrogate": "gp"},
         "final": {"epochs": 1, "instruct_epochs": 1},
-        "storage": {"path": str(tmp_path / "runs")},
+        "ray": {"max_concurrent": 1},  # a worker costs more to start than all these trials
+        "storage": {"path": str(folder / "runs")},
     }
-    path = tmp_path / "study.yaml"
+    path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, shallow_model: Path) -> Path:
+    """A small study in a folder of its own."""
+    return write_study(tmp_path, shallow_model)
+
+
+def call(*words: str) -> tuple[int, str]:
+    """Exit code and output of `milp-ray`, in this process: for commands that start nothing."""
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output + (result.stderr if result.stderr_bytes else "")
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
+@contextlib.contextmanager
+def starting() -> Iterator[Start]:
     """Starts `milp-ray` with its own temporary folder, as a person would from a shell."""
     scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: Ray's sockets go below it
 
@@ -78,5 +96,14 @@ def start() -> Iterator[Start]:
         )
 
     run.scratch = scratch  # type: ignore[attr-defined]
-    yield run
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield run
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """See :func:`starting`."""
+    with starting() as run:
+        yield run

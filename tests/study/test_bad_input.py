@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from milp_ray.cli import app
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.errors import ClusterError, RunBusyError, StudyError
 from milp_ray.ids import new_key
@@ -22,14 +20,7 @@ from milp_ray.storage import write_json
 from milp_ray.study import driver, run_folder
 from milp_ray.study.inputs import Inputs, load_inputs
 
-from .conftest import CANARY, Start, user_line
-
-
-def run(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output + (result.stderr if result.stderr_bytes else "")
+from .conftest import CANARY, Start, call, user_line
 
 
 def unwrapped(output: str) -> str:
@@ -40,7 +31,7 @@ def unwrapped(output: str) -> str:
 def refused(study: Path, *overrides: str, exit_code: int = 2) -> str:
     """`search` refuses with this exit code and leaves nothing behind."""
     before = sorted(study.parent.rglob("*"))
-    code, output = run("search", str(study), *overrides)
+    code, output = call("search", str(study), *overrides)
     assert code == exit_code, output
     assert "error:" in output and CANARY not in output and "Traceback" not in output
     assert sorted(study.parent.rglob("*")) == before, "something was left behind"
@@ -53,7 +44,7 @@ def data_with(study: Path, *lines: str) -> Path:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    code, output = run("search", str(tmp_path / "absent.yaml"))
+    code, output = call("search", str(tmp_path / "absent.yaml"))
     assert code == 2 and "no such file" in output and "milp-ray init" in output
 
 
@@ -145,14 +136,14 @@ def test_by_user_is_refused_honestly(study_file: Path) -> None:
 
 def test_check_says_everything_at_once_and_writes_nothing(study_file: Path) -> None:
     before = sorted(study_file.parent.rglob("*"))
-    code, output = run(
+    code, output = call(
         "check", str(study_file), "model.path=/nowhere/x", "data.path=/nowhere/y", "search.surrogate=sass"
     )
     assert code == 2 and "3 problems" in output
-    code, output = run("check", str(study_file))
+    code, output = call("check", str(study_file))
     assert code == 0, output
     for part in (
-        "llama, 12 layers",
+        "llama, 4 layers",
         "6 a user",
         "12 in all",
         "trainable parameters",
@@ -171,8 +162,8 @@ def a_run(study_file: Path, *overrides: str) -> run_folder.RunFolder:
     return run_folder.RunFolder.create(study, inputs.users.fingerprint, key, inputs.base)
 
 
-def own_model(study_file: Path, tiny_models: dict[str, Path]) -> Path:
-    return Path(shutil.copytree(tiny_models["llama"], study_file.parent / "model"))
+def own_model(study_file: Path, shallow_model: Path) -> Path:
+    return Path(shutil.copytree(shallow_model, study_file.parent / "model"))
 
 
 def test_check_on_a_run_that_is_there_says_how_far_it_is(study_file: Path) -> None:
@@ -184,73 +175,73 @@ def test_check_on_a_run_that_is_there_says_how_far_it_is(study_file: Path) -> No
     folder.events(users[0]).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event":"to')
     write_json(folder.scores(users[1]), {})
     before = {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")}
-    code, output = run("check", str(study_file), "ray.max_concurrent=3")
+    code, output = call("check", str(study_file), "ray.max_concurrent=3")
     assert code == 0 and "the study is fine" in output, output
     assert "goes on with it: 3 of 12 trials ended, 1 of 2 users tested" in unwrapped(output)
-    code, output = run("check", str(study_file), "search.trials=9", "seed=4")
+    code, output = call("check", str(study_file), "search.trials=9", "seed=4")
     assert code == 2 and "2 problems" in output and "search.trials: is 9, and was 6" in output
     assert {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")} == before
     data_with(study_file, user_line(1), user_line(3))
-    code, output = run("check", str(study_file))
+    code, output = call("check", str(study_file))
     assert code == 2 and "has changed since the run began" in output
 
 
 def test_check_ends_with_1_where_the_storage_alone_is_at_fault(study_file: Path) -> None:
     (study_file.parent / "occupied").write_text("a file")
     occupied = f"storage.path={study_file.parent / 'occupied'}"
-    code, output = run("check", str(study_file), occupied)
+    code, output = call("check", str(study_file), occupied)
     assert code == 1 and "occupied cannot be written" in output and "1 problem" in output
-    code, output = run("check", str(study_file), occupied, "search.surrogate=sass")
+    code, output = call("check", str(study_file), occupied, "search.surrogate=sass")
     assert code == 2 and "2 problems" in output and "occupied cannot be written" in output
 
 
 def test_a_resumed_run_refuses_other_data_and_other_settings(study_file: Path) -> None:
     folder = a_run(study_file)
-    code, output = run("resume", str(folder.root), "search.trials=9")
+    code, output = call("resume", str(folder.root), "search.trials=9")
     assert code == 2 and "keeps its study" in output
     data_with(study_file, user_line(1), user_line(3))
-    code, output = run("resume", str(folder.root))
+    code, output = call("resume", str(folder.root))
     assert code == 2 and "has changed since the run began" in output
 
 
 NOBODY = "ray.address=127.0.0.1:1"  # where a resume that refused nothing ends, with 1
 
 
-def test_a_resumed_run_refuses_another_base_model(study_file: Path, tiny_models: dict[str, Path]) -> None:
-    model = own_model(study_file, tiny_models)
+def test_a_resumed_run_refuses_another_base_model(study_file: Path, shallow_model: Path) -> None:
+    model = own_model(study_file, shallow_model)
     folder = a_run(study_file, f"model.path={model}")
-    code, output = run("resume", str(folder.root), NOBODY)
+    code, output = call("resume", str(folder.root), NOBODY)
     assert code == 1 and "nothing answers" in output
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-400:] = bytes(400)  # trained further: the same names, shapes and sizes
     (model / "model.safetensors").write_bytes(weights)
     for words in (("resume", str(folder.root), NOBODY), ("check", str(study_file), f"model.path={model}")):
-        code, output = run(*words)
+        code, output = call(*words)
         assert code == 2 and "the base model has changed since the run began (model.safetensors)" in output
     meta = folder.root / "run.json"
     meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != "base"}))
-    code, output = run("resume", str(folder.root), NOBODY)
+    code, output = call("resume", str(folder.root), NOBODY)
     assert code == 1 and "nothing answers" in output, "a run from before bases were told apart still resumes"
 
 
-def test_a_simulated_run_needs_no_base(study_file: Path, tiny_models: dict[str, Path]) -> None:
-    model = own_model(study_file, tiny_models)
+def test_a_simulated_run_needs_no_base(study_file: Path, shallow_model: Path) -> None:
+    model = own_model(study_file, shallow_model)
     words = (f"model.path={model}", "simulation={}")
     folder = a_run(study_file, *words)
     (model / "model.safetensors").unlink()
     assert folder.base == {}
-    code, output = run("check", str(study_file), *words)
+    code, output = call("check", str(study_file), *words)
     assert code == 0 and "0 of 12 trials ended" in unwrapped(output) and "tested" not in output
 
 
 def test_other_packages_are_a_note(study_file: Path) -> None:
     folder = a_run(study_file)
-    _, output = run("resume", str(folder.root), NOBODY)
+    _, output = call("resume", str(folder.root), NOBODY)
     assert "note:" not in output
     meta = json.loads((folder.root / "run.json").read_text())
     meta["packages"] |= {"torch": "1.0", "gone": "2.0"}
     (folder.root / "run.json").write_text(json.dumps(meta))
-    code, output = run("resume", str(folder.root), NOBODY)
+    code, output = call("resume", str(folder.root), NOBODY)
     assert code == 1 and "begun with torch 1.0 (now " in output and "gone 2.0 (now absent)" in output
 
 
@@ -309,7 +300,7 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(study_file: Path, star
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]).returncode:
         pytest.skip("this machine does not let us mount")
     try:
-        first = start("search", str(study_file), f"storage.path={disk}")
+        first = start("search", str(study_file), f"storage.path={disk}", "final.automatic=false")
         output = first.communicate()[0]
         assert first.returncode == 1 and "No space left" in output and "milp-ray resume" in output, output
         assert "Traceback" not in output

@@ -48,7 +48,7 @@ def simulated(tmp_path: Path) -> Path:
         "data": {"path": str(tmp_path / "users.jsonl")},
         "objectives": ["loss", "rouge_l", "trainable_params"],
         "search": {"trials": TRIALS, "initial": 4, "batch": 2, "surrogate": "gp", "cohort": 3},
-        "ray": {"cpus_per_worker": 0.5},
+        "ray": {"cpus_per_worker": 0.5, "max_concurrent": 2},
         "storage": {"path": str(tmp_path / "runs")},
     }
     path = tmp_path / "study.yaml"

@@ -150,7 +150,7 @@ def test_saved_adapters_give_the_same_loss_in_plain_peft(both: dict[str, Any], s
 
 
 def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
-    tiny_models: dict[str, Path], tiny_user: UserSplit
+    shallow_model: Path, tiny_user: UserSplit
 ) -> None:
-    (zero, zero_after), (one, one_after) = on_ranks(stopped, str(tiny_models["llama"]), tiny_user)
+    (zero, zero_after), (one, one_after) = on_ranks(stopped, str(shallow_model), tiny_user)
     assert zero == one == 4 and zero_after == one_after == len(PLACEMENTS)

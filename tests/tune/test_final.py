@@ -178,9 +178,9 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], most: fl
 
 
 def test_groups_of_one_side_by_side_make_the_memories_of_a_single_process(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
-    study = study_of(tiny_models["llama"], ray={"max_concurrent": 2})
+    study = study_of(shallow_model, ray={"max_concurrent": 2})
     final = Final(study, tiny_user, tmp_path)
     shown: list[str] = []
     final.during(
@@ -204,21 +204,21 @@ def test_groups_of_one_side_by_side_make_the_memories_of_a_single_process(
 
 
 def test_a_group_of_two_makes_them_too_and_plain_peft_loads_them(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
     two = {"workers_per_trial": 2, "parallelism": "zero3", "max_concurrent": 1}
-    study = study_of(tiny_models["llama"], ray=two, memory={"dropout": 0.0})
+    study = study_of(shallow_model, ray=two, memory={"dropout": 0.0})
     final = Final(study, tiny_user, tmp_path, users=2)
     final.run()
     assert set(final.events) == done(2)
-    single = Final(study_of(tiny_models["llama"], memory={"dropout": 0.0}), tiny_user, tmp_path / "single", 2)
+    single = Final(study_of(shallow_model, memory={"dropout": 0.0}), tiny_user, tmp_path / "single", 2)
     single.run()
     for alias in ("u1", "u2"):
         assert close(memory(final, alias), memory(single, alias), 1e-4)
         mine, theirs = (json.loads(f.spec.score_file(alias).read_text())["models"] for f in (final, single))
         for model in mine:
             assert mine[model] == pytest.approx(theirs[model], abs=1e-4)
-    base = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    base = AutoModelForCausalLM.from_pretrained(shallow_model)
     loaded = PeftModel.from_pretrained(base, final.spec.memory("u1"))
     assert close(
         {name: value for name, value in loaded.state_dict().items() if "lora" in name},
@@ -227,12 +227,25 @@ def test_a_group_of_two_makes_them_too_and_plain_peft_loads_them(
     )
 
 
+TWO = {"workers_per_trial": 2, "parallelism": "zero2", "group_timeout": 6, "max_concurrent": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """The memory that a group makes of which no rank is lost."""
+    study = study_of(shallow_model, ray=TWO, final={"epochs": 60})
+    whole = Final(study, tiny_user, tmp_path_factory.mktemp("whole"), 1)
+    whole.run()
+    return memory(whole, "u1")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path, how: int
+    undisturbed: dict[str, torch.Tensor], shallow_model: Path, tiny_user: UserSplit, tmp_path: Path, how: int
 ) -> None:
-    two = {"workers_per_trial": 2, "parallelism": "zero2", "group_timeout": 6, "max_concurrent": 1}
-    study = study_of(tiny_models["llama"], ray=two, final={"epochs": 30, "checkpoint_steps": 5})
+    study = study_of(shallow_model, ray=TWO, final={"epochs": 60, "checkpoint_steps": 5})
     final = Final(study, tiny_user, tmp_path, users=1)
     seen: list[tuple[int, int]] = []
     pids: list[int] = []
@@ -252,19 +265,17 @@ def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
     assert set(final.events) == done(1)
     at, *after = seen
     assert after and min(step for stage, step in after if stage == 0) >= at  # type: ignore[operator, misc]
-    whole = Final(study_of(tiny_models["llama"], ray=two, final={"epochs": 30}), tiny_user, tmp_path / "w", 1)
-    whole.run()
-    assert close(memory(final, "u1"), memory(whole, "u1"), 0)
+    assert close(memory(final, "u1"), undisturbed, 0)
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
 
 
 def test_a_killed_worker_costs_its_own_user_alone_a_try(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
     study = study_of(
-        tiny_models["llama"],
+        shallow_model,
         ray={"max_concurrent": 2, "max_failures": 0},
-        final={"epochs": 60, "checkpoint_steps": 5},
+        final={"epochs": 200, "checkpoint_steps": 5},
     )
     final = Final(study, tiny_user, tmp_path, users=2)
 
@@ -281,7 +292,7 @@ def test_a_killed_worker_costs_its_own_user_alone_a_try(
 
 def test_ray_train_may_give_up_as_long_as_users_get_on(
     cluster: None,
-    tiny_models: dict[str, Path],
+    shallow_model: Path,
     tiny_user: UserSplit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,7 +302,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     from milp_ray.tune import final as module
     from milp_ray.tune.slots import Slots
 
-    study = study_of(tiny_models["llama"], model={"device": "auto"}, ray={"max_failures": 1})
+    study = study_of(shallow_model, model={"device": "auto"}, ray={"max_failures": 1})
     final = Final(study, tiny_user, tmp_path)
     wanted: list[int] = []
     trained: list[str] = []
@@ -327,11 +338,9 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
 
 
 def test_stopped_in_the_middle_it_goes_on_later(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
-    study = study_of(
-        tiny_models["llama"], final={"epochs": 40, "checkpoint_steps": 5}, ray={"max_concurrent": 1}
-    )
+    study = study_of(shallow_model, final={"epochs": 200, "checkpoint_steps": 5}, ray={"max_concurrent": 1})
     final = Final(study, tiny_user, tmp_path, users=2)
 
     def act() -> None:
@@ -352,15 +361,15 @@ def test_stopped_in_the_middle_it_goes_on_later(
 
 
 def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
-    cluster: None, tiny_models: dict[str, Path], tiny_user: UserSplit, tmp_path: Path
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Final(study_of(tmp_path / "nowhere"), tiny_user, tmp_path, users=1).run()
-    blind = Final(study_of(tiny_models["llama"]), tiny_user, tmp_path / "elsewhere", users=1)
+    blind = Final(study_of(shallow_model), tiny_user, tmp_path / "elsewhere", users=1)
     (tmp_path / "elsewhere" / "run.json").unlink()
     with pytest.raises(ClusterError, match="does not see the run folder"):
         blind.run()
     (tmp_path / "memories").write_text("a file in the way")
     with pytest.raises(StorageError, match=r"a file stands where a folder is needed|Not a directory"):
-        Final(study_of(tiny_models["llama"]), tiny_user, tmp_path, users=1).run()
+        Final(study_of(shallow_model), tiny_user, tmp_path, users=1).run()
     wait_for(lambda: not ranks())
