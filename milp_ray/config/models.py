@@ -305,6 +305,17 @@ class RaySettings(Settings):
                 f"workers_per_trial is {self.workers_per_trial}, but parallelism none knows one worker: "
                 "choose ddp, zero1, zero2, zero3 or fsdp"
             )
+        part = 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker % 1
+        if part and self.workers_per_trial > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}, but workers of one trial cannot share a GPU "
+                "(NCCL refuses it): ask for a whole one each, or set workers_per_trial to 1"
+            )
+        if part and self.gpus_per_worker != part:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}, but Ray gives a worker a part of one GPU or "
+                "whole ones"
+            )
         if self.offload and not self.parallelism.startswith("zero"):
             raise ValueError("offload needs parallelism zero1, zero2 or zero3")
         return self
@@ -313,11 +324,7 @@ class RaySettings(Settings):
     @classmethod
     def _are_custom(cls, value: dict[str, float]) -> dict[str, float]:
         for name in value:
-            kind = name.lower().partition(":")[0]
-            if (
-                kind in ("cpu", "gpu", "memory", "object_store_memory", "node", "accelerator_type")
-                or not kind
-            ):
+            if name.lower().partition(":")[0] in _RAYS_OWN:
                 raise ValueError(
                     f"{name!r} is Ray's own: use cpus_per_worker, gpus_per_worker, memory_per_worker or "
                     "accelerator_type"

@@ -357,7 +357,10 @@ def device_of(settings: ModelSettings) -> torch.device:
             where="model.device",
             remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_worker)",
         )
-    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
+    if not there or settings.device == "cpu":
+        return torch.device("cpu")
+    # With its number: process groups, and bounds on a process's memory, take no other.
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:

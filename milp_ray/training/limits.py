@@ -20,6 +20,7 @@ from milp_ray.errors import ClusterError, TrialFailed
 GIB = 2**30
 _REFUSED = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _STATUS = Path("/proc/self/status")
+_BESIDE = GIB  # of a GPU's memory that a process takes beside what PyTorch counts: CUDA's own, libraries'
 
 
 class OutOfMemory(TrialFailed):
@@ -60,11 +61,11 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
     memory ``memory_per_worker`` bounds all that the process holds, by way of ``RLIMIT_DATA`` (Linux only).
 
     Raises:
-        ClusterError: the process holds more than the bound already.
+        ClusterError: the process holds more than a bound already.
     """
     share = settings.gpus_per_worker
     if device.type == "cuda" and isinstance(share, float) and 0 < share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        _limit_gpu(share, device)
     if settings.memory_per_worker is None or not _STATUS.exists():
         return
     most = settings.memory_per_worker * GIB
@@ -83,6 +84,20 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
         bound = min(bound, hard)
     with contextlib.suppress(OSError, ValueError):  # a platform that knows no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+
+
+def _limit_gpu(share: float, device: torch.device) -> None:
+    total = torch.cuda.get_device_properties(device).total_memory
+    most, held = share * total - _BESIDE, torch.cuda.memory_reserved(device)
+    if held >= most:
+        raise ClusterError(
+            f"a worker holds {held / GIB:.1f} GiB of a GPU with the base model loaded, and its share is "
+            f"{most / GIB:.1f}",
+            where="ray.gpus_per_worker",
+            expected=f"a share of {total / GIB:.0f} GiB in which a trial has room beside the base",
+            remedy="raise ray.gpus_per_worker, or divide the base over several GPUs (ray.parallelism: zero3)",
+        )
+    torch.cuda.set_per_process_memory_fraction(most / total, device)
 
 
 def _status(name: str) -> int:

@@ -47,36 +47,31 @@ class OwnRandom:
     """A stream of torch's global random numbers of its own: seeded once, invisible to everybody else."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # Seeding reaches every GPU, so every GPU's generator is put back.
-        self._cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        # Seeding reaches every GPU, so every GPU's generator is put back; what is drawn is drawn on one.
+        self._all = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        self._own = [device] if device.type == "cuda" else []
         self._states: list[torch.Tensor] = []
         self._seed = seed
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Inside the block torch's global generators continue this stream; afterwards they are as before."""
-        with torch.random.fork_rng(devices=self._cuda):
+        with torch.random.fork_rng(devices=self._all):
+            if len(self._states) <= len(self._own):
+                torch.manual_seed(self._seed)
             if self._states:
                 torch.set_rng_state(self._states[0])
-                for device, state in zip(self._cuda, self._states[1:], strict=True):
-                    torch.cuda.set_rng_state(state, device)
-            else:
-                torch.manual_seed(self._seed)
+            for device, state in zip(self._own, self._states[1:], strict=False):
+                torch.cuda.set_rng_state(state, device)
             yield
-            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._cuda)]
+            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._own)]
 
     def state(self) -> dict[str, Tensor]:
-        """Where the stream is, by number of the generator: 0 the CPU's, then one per GPU; none if unused."""
+        """Where the stream is, by number of the generator: 0 the CPU's, 1 the GPU's; none if unused."""
         return {str(index): state for index, state in enumerate(self._states)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where another stream was.
-
-        Raises:
-            ValueError: it was of another number of GPUs.
-        """
-        if state and len(state) != 1 + len(self._cuda):
-            raise ValueError("random numbers of another number of GPUs")
+        """Go on where another stream was: on another kind of device with other numbers, as good as these."""
         self._states = [state[str(index)] for index in range(len(state))]
 
 

@@ -68,7 +68,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             if not failure.final and self._failures <= self._most:
                 return {"finished": False, "done": False, "stage": "restart"}
             self._over = True
-            reason = failure.reason if failure.final else f"{failure.reason}, {self._failures} times in a row"
+            reason = failure.reason
+            if not failure.final and self._failures > 1:
+                reason += f", {self._failures} times in a row"
             return ending(reason)
 
     def cleanup(self) -> None:

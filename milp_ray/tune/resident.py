@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
     from milp_ray.training.parallel.group import Meeting
 
+LOADING_SECONDS = 3600.0  # that ranks wait for each other until the base is loaded
+
 
 def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None = None) -> BaseModel:
     """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
@@ -46,7 +48,8 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
             group = Ranks(meeting, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
         parallel.group.together(lambda: check_sees(root))
-        base = load_base(study.model, parallel)
+        with parallel.group.patient(LOADING_SECONDS):  # one node may have the files at hand, and one not
+            base = load_base(study.model, parallel)
         limit_memory(settings, base.device)
     except MilpRayError:
         raise

@@ -21,13 +21,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from milp_ray.errors import MilpRayError, from_plain, place_of
 from milp_ray.memory.space import Placement
 from milp_ray.tune.processes import Place, end, free_address, here
-from milp_ray.tune.resident import resident_base
+from milp_ray.tune.resident import LOADING_SECONDS, resident_base
 from milp_ray.tune.slicing import Slices, WorkerBroke
 
 if TYPE_CHECKING:
     from milp_ray.tune.trainable import TrialSpec
 
-_START_SECONDS = 300.0  # until all ranks have imported, met and loaded the base
+_START_SECONDS = 300.0  # until all ranks have imported, and until they have met
 
 
 class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
@@ -151,7 +151,7 @@ class WorkerGroup:
             faults = self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
                 "loaded the base model",
-                _START_SECONDS,
+                _START_SECONDS + LOADING_SECONDS,
             )
         for fault in faults:
             if fault is not None:
@@ -183,7 +183,7 @@ class WorkerGroup:
                     waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic())
                 )
                 if not done:
-                    raise GroupFailed("a worker hung")
+                    raise GroupFailed(f"a worker gave no sign of life for {self._patience:.0f} s")
                 for ref in done:
                     self._check(ray.get(ref))
             result: dict[str, object] = ray.get(first)

@@ -129,6 +129,11 @@ def test_yaml_traps(tmp_path: Path, text: str, part: str) -> None:
         ("seed: true", "valid integer"),
         ("ray: {gpus_per_worker: many}", "'auto'"),
         ("ray: {workers_per_trial: 2}", "parallelism none knows one worker"),
+        (
+            "ray: {workers_per_trial: 2, parallelism: ddp, gpus_per_worker: 0.5}",
+            "workers of one trial cannot share a GPU",
+        ),
+        ("ray: {gpus_per_worker: 1.5}", "a part of one GPU or whole ones"),
         ("ray: {offload: true}", "offload needs parallelism zero1"),
     ],
 )

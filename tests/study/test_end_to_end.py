@@ -169,13 +169,19 @@ def test_sigterm_while_ray_starts_leaves_a_run_to_resume_and_no_folders(
 
 def test_a_killed_worker_costs_a_retry_and_nothing_else(study_file: Path, start: Start) -> None:
     run = study_file.parent / "runs" / "small"
-    words = ["trial.epochs=20", "search.surrogate=random", "ray.max_concurrent=2", "final.automatic=false"]
+    words = [
+        "search.trials=4",
+        "trial.epochs=20",
+        "search.surrogate=random",
+        "ray.max_concurrent=2",
+        "final.automatic=false",
+    ]
     process = start("search", str(study_file), *words)
     wait_for(lambda: len(told(run)) >= 2, process)
     kill_a_worker(process, "ray::MemoryTrial")
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
+    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(4))
 
 
 def test_weights_that_are_missing_end_the_run_with_the_reason(study_file: Path, start: Start) -> None:
@@ -192,7 +198,7 @@ def test_weights_that_are_missing_end_the_run_with_the_reason(study_file: Path, 
 
 def test_a_killed_worker_of_the_final_stage_is_replaced(study_file: Path, start: Start) -> None:
     run = study_file.parent / "runs" / "small"
-    quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.epochs=100"]
+    quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.epochs=40"]
     process = start("search", str(study_file), *quick)
     kill_a_worker(process, "RayTrainWorker")
     output = process.communicate()[0]

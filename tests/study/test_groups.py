@@ -30,7 +30,7 @@ def test_a_trial_whose_group_was_lost_too_often_is_told_as_failed(study_file: Pa
     run = study_file.parent / "runs" / "small"
     quick = ["search.trials=2", "search.initial=2", "search.surrogate=random", "final.automatic=false"]
     two = ["ray.workers_per_trial=2", "ray.parallelism=ddp", "ray.cpus_per_worker=1", "ray.max_failures=0"]
-    process = start("search", str(study_file), *quick, *two, "trial.epochs=100")
+    process = start("search", str(study_file), *quick, *two, "trial.epochs=40")
     wait_for(  # a trial then, no measurement without a memory
         lambda: sum(e["event"] == "reference" for found in events(run).values() for e in found) == 2, process
     )

@@ -23,6 +23,14 @@ from .test_end_to_end import events, told, wait_for
 pytestmark = pytest.mark.slow
 
 
+def reaped(pid: int, seconds: float = 10) -> None:
+    """Wait until a killed raylet is no zombie any more, which its workers would take for a living one."""
+    deadline = time.monotonic() + seconds
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, "nobody reaps raylets: see tests/study/nodes.py"
+        time.sleep(0.05)
+
+
 @dataclass
 class Nodes:
     address: str
@@ -36,6 +44,7 @@ class Nodes:
                 if any(title in " ".join(child.cmdline()) for child in children):
                     os.kill(pid, signal.SIGKILL)
                     self.raylets.remove(pid)
+                    reaped(pid)
                     return True
             except psutil.Error:  # it ended meanwhile
                 continue
@@ -94,9 +103,7 @@ def test_nodes_die_under_the_search_and_under_the_final_job(
         "ray.group_timeout=20",
     ]
     few = ["search.trials=4", "search.surrogate=random", "trial.epochs=20", "final.automatic=false"]
-    process = start(
-        "search", str(study_file), *settings, *few, "final.epochs=100", "final.checkpoint_steps=5"
-    )
+    process = start("search", str(study_file), *settings, *few, "final.epochs=50", "final.checkpoint_steps=5")
     wait_for(lambda: len(told(run)) >= 2, process)
     before = told(run)
     wait_for(lambda: nodes.kill_one_with("ray::Rank"), process)

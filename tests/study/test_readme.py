@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import write_study
+
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -39,9 +41,10 @@ def test_the_search_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_training_core_alone(study_file: Path) -> None:
+def test_the_training_core_alone(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    write_study(tmp_path, tiny_models["llama"])  # as deep as the one in README
     code = block_with("Trial(") + "\nimport sys\nassert 'ray' not in sys.modules\n"
-    assert "Measurement(loss=" in run(code, study_file.parent)
+    assert "Measurement(loss=" in run(code, tmp_path)
 
 
 def test_wherever_a_memory_is_loaded_what_roberta_needs_is_said() -> None:

@@ -18,6 +18,7 @@ from milp_ray.errors import StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, load_base
 from milp_ray.training.checkpoint import Checkpoints
+from milp_ray.training.loop import OwnRandom
 from milp_ray.training.parallel.group import SOLO, Group
 from milp_ray.training.parallel.sharding import Parallel
 from milp_ray.training.trial import Trial, TrialStopped
@@ -113,6 +114,19 @@ def test_every_way_of_sharing_resumes_exactly(
     # An optimizer that every rank holds is written once.
     sizes = {path.parent.parent.name: path.stat().st_size for path in tmp_path.glob("*/*/rank-1.safetensors")}
     assert sizes["ddp"] < 0.5 * sizes["zero2"]
+
+
+def test_random_numbers_of_another_kind_of_device_are_no_obstacle() -> None:
+    """A training that was interrupted on a GPU goes on without one, and the other way round."""
+
+    def drawn(stream: OwnRandom) -> Tensor:
+        with stream.active():
+            return torch.rand(3)
+
+    before, after = (OwnRandom(1, torch.device("cpu")) for _ in range(2))
+    drawn(before)
+    after.load(before.state() | {"1": torch.zeros(16, dtype=torch.uint8)})
+    assert torch.equal(drawn(after), drawn(before))
 
 
 def flip(path: Path) -> None:

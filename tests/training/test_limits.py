@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,3 +66,30 @@ def test_a_bound_below_what_the_base_takes_is_said() -> None:
     with pytest.raises(ClusterError, match="more than it may") as refused:
         limit_memory(RaySettings(memory_per_worker=0.01), torch.device("cpu"))
     assert "raise ray.memory_per_worker" in str(refused.value)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A GPU of 80 GiB as PyTorch would show it; what is set on it, and what the process has taken."""
+    found: dict[str, float] = {"held": 13 * GIB}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GIB)
+    )
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: found["held"])
+
+    def bound(fraction: float, device: torch.device) -> None:
+        assert device.index is not None, "PyTorch refuses a device without its number"
+        found["fraction"] = fraction
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", bound)
+    return found
+
+
+def test_workers_that_share_a_gpu_get_their_part_of_it(card: dict[str, float]) -> None:
+    limit_memory(RaySettings(gpus_per_worker=0.25), torch.device("cuda", 0))
+    assert card["fraction"] == pytest.approx(19 / 80)
+    card["held"] = 19.5 * GIB
+    with pytest.raises(ClusterError, match="its share is 19") as refused:
+        limit_memory(RaySettings(gpus_per_worker=0.25), torch.device("cuda", 0))
+    assert "ray.gpus_per_worker" in str(refused.value)
+    limit_memory(RaySettings(gpus_per_worker=1), torch.device("cuda", 0))

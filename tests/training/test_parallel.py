@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import torch
 from pytest import MonkeyPatch
 from safetensors.torch import load_file
+from torch import distributed as dist
 from transformers import AutoModelForCausalLM
 
 from milp_ray.config.models import ModelSettings, OptimizerSettings, Study, TrialSettings
@@ -17,8 +20,8 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.measure import response_loss
 from milp_ray.memory.space import Placement
-from milp_ray.training.base import BaseModel, load_base, loaded
-from milp_ray.training.parallel.group import Group
+from milp_ray.training.base import BaseModel, device_of, load_base, loaded
+from milp_ray.training.parallel.group import Group, Meeting, Ranks
 from milp_ray.training.parallel.sharding import Parallel, Root, held
 from milp_ray.training.trial import Trial, TrialStopped
 from tests.training.common import changed
@@ -154,3 +157,36 @@ def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
 ) -> None:
     (zero, zero_after), (one, one_after) = on_ranks(stopped, str(shallow_model), tiny_user)
     assert zero == one == 4 and zero_after == one_after == len(PLACEMENTS)
+
+
+def late(group: Group, patience: float) -> str:
+    """What becomes of rank 0, which waits two seconds for rank 1, with one second of its own."""
+    group._timeout = 1.0  # type: ignore[attr-defined]
+    with group.patient(1.0):
+        pass  # puts it in force
+    try:
+        with group.patient(patience):
+            if group.rank == 1:
+                time.sleep(3)
+            group.gather(group.rank)
+    except RuntimeError:
+        return "gave up"
+    return "met"
+
+
+def test_ranks_wait_longer_for_each_other_while_they_are_patient() -> None:
+    assert on_ranks(late, 30.0) == ["met", "met"]
+    assert on_ranks(late, 1.0)[0] == "gave up"
+
+
+def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch) -> None:
+    """PyTorch binds a process group to no device without a number."""
+    given: dict[str, Any] = {}
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda *words, **more: given.update(more))
+    monkeypatch.setattr(dist, "new_group", lambda **more: None)
+    Ranks(Meeting("127.0.0.1:1", 0, 2), device_of(ModelSettings(path="x")))
+    assert given["device_id"] == torch.device("cuda", 0) and chosen == [given["device_id"]]

@@ -275,7 +275,7 @@ def test_a_killed_worker_costs_its_own_user_alone_a_try(
     study = study_of(
         shallow_model,
         ray={"max_concurrent": 2, "max_failures": 0},
-        final={"epochs": 200, "checkpoint_steps": 5},
+        final={"epochs": 100, "checkpoint_steps": 5},
     )
     final = Final(study, tiny_user, tmp_path, users=2)
 
@@ -340,7 +340,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
 def test_stopped_in_the_middle_it_goes_on_later(
     cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
-    study = study_of(shallow_model, final={"epochs": 200, "checkpoint_steps": 5}, ray={"max_concurrent": 1})
+    study = study_of(shallow_model, final={"epochs": 100, "checkpoint_steps": 5}, ray={"max_concurrent": 1})
     final = Final(study, tiny_user, tmp_path, users=2)
 
     def act() -> None:

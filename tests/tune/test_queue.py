@@ -268,7 +268,11 @@ def test_several_plans_are_in_flight_and_cheap_ones_pass_them() -> None:
         time.sleep(0.01)
     assert proposer.free == 0 and engines["a"].asks == engines["b"].asks == [0]
     gate.set()
-    assert {queue.take(wait=5).alias for _ in range(6)} == {"a", "b", "c"}  # type: ignore[union-attr]
+    seen: set[str] = set()
+    while seen != {"a", "b", "c"}:  # which of the two comes first is the threads' luck
+        ticket = queue.take(wait=5)
+        assert ticket is not None, f"only {seen} were given anything"
+        seen.add(ticket.alias)
     queue.stop()
     proposer.close()
 

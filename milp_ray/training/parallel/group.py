@@ -7,8 +7,9 @@ nobody: whoever started the ranks sees it end, and ends the others. No Ray here.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,6 +67,11 @@ class Group:
         if failures:
             raise failures[0]
 
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Inside the block a rank is waited for this long: for what one may do much later than another."""
+        yield
+
 
 SOLO = Group()
 
@@ -101,6 +107,9 @@ class Ranks(Group):
 
     def __init__(self, meeting: Meeting, device: torch.device) -> None:
         self.rank, self.size, self.device = meeting.rank, meeting.size, device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # who asks for no device, FSDP's mesh say, must get this one
+        self._timeout = meeting.timeout
         patience = datetime.timedelta(seconds=meeting.timeout)
         options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
         dist.init_process_group(
@@ -132,6 +141,20 @@ class Ranks(Group):
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, item, group=self._control)
         return found
+
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """See :class:`Group`."""
+        self._wait(max(seconds, self._timeout))
+        try:
+            yield
+        finally:
+            self._wait(self._timeout)
+
+    def _wait(self, seconds: float) -> None:
+        # Not public, and what torchtitan calls for the same end.
+        for group in (None, self._control):
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)
 
     def close(self) -> None:
         """Leave the group."""
