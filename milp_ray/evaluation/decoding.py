@@ -8,7 +8,7 @@ step can be captured once as a CUDA graph and replayed for every token of every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -20,14 +20,15 @@ from milp_ray.training.base import BaseModel
 from milp_ray.training.graphs import Capture, Pool
 
 _WORTH = 24  # replays that pay for a capture
-_LOOK = 8  # steps between two looks at whether all rows have ended, for each of which the GPU stands still
+_LOOK = 8  # tokens between two looks at whether all rows have ended, for each of which the GPU stands still
 
 
 class Decoder(Protocol):
     """Continues prompts, batch after batch."""
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What each prompt is continued with, end token excluded."""
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
+        """At last what each prompt is continued with, end token excluded; until then None every few tokens,
+        on all ranks alike, so that the caller can stop, report, or work for somebody else."""
         ...
 
 
@@ -48,23 +49,27 @@ class Growing:
     def __init__(self, base: BaseModel, max_new_tokens: int) -> None:
         self._base, self._most = base, max_new_tokens
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`; each rank continues its share, and gets all."""
         base, group = self._base, self._base.parallel.group
-        with base.measuring():
-            mine = _Rows(base, group.share(prompts))
-            for _ in range(self._most):
-                # A divided base is called as long as any rank has rows left, by all.
-                if not (group.any(mine.going) if base.parallel.sharded else mine.going):
+        mine = _Rows(base, group.share(prompts))
+        for made in range(self._most):
+            # As long as any rank has rows left all go on, so that they pause alike. A divided base is called
+            # by all of them or by none, and may take a second for a token.
+            if base.parallel.sharded or made % _LOOK == 0:
+                if not group.any(mine.going):
                     break
+                if made:
+                    yield None
+            with base.measuring():
                 if mine.going:
                     mine.step()
-                else:
+                elif base.parallel.sharded:
                     mine.idle()
         result: list[list[int]] = [[] for _ in prompts]
         for rank, part in enumerate(group.gather(mine.tokens)):
             result[rank :: group.size] = part
-        return result
+        yield result
 
 
 class _Rows:
@@ -149,16 +154,19 @@ class Fixed:
         self._steps = 0
         self._again = self._step
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`."""
         with self._base.measuring():
             self._begin(prompts)
-            for made in range(1, self._most):
-                if made % _LOOK == 0 and bool(self._ended.all()):
+        for made in range(1, self._most):
+            if made % _LOOK == 0:
+                if bool(self._ended.all()):
                     break
+                yield None
+            with self._base.measuring():
                 self._next()
-            found = self._made[: len(prompts), : int(self._count[0, 0])].tolist()
-        return [self._until_end(row) for row in found]
+        found = self._made[: len(prompts), : int(self._count[0, 0])].tolist()
+        yield [self._until_end(row) for row in found]
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """The prompts through the model, and the first token of each."""
