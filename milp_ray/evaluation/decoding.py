@@ -13,8 +13,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from milp_ray.training.base import BaseModel
 from milp_ray.training.graphs import Capture, Pool
@@ -37,10 +37,23 @@ def decoder(base: BaseModel, batches: Sequence[Sequence[Sequence[int]]], max_new
     if base.fused and base.parallel.group.size == 1 and len(batches) * max_new_tokens >= _WORTH:
         rows = max(map(len, batches))
         longest = max(len(prompt) for prompts in batches for prompt in prompts)
-        cache = StaticCache(config=base.model.config, max_cache_len=longest + max_new_tokens)
-        if all(type(layer) is StaticLayer for layer in cache.layers):  # none that slides
+        cache = fixed_cache(base, longest + max_new_tokens)
+        if cache is not None:
             return Fixed(base, cache, rows, max_new_tokens)
     return Growing(base, max_new_tokens)
+
+
+def fixed_cache(base: BaseModel, room: int) -> Cache | None:
+    """A cache of fixed size for ``room`` tokens; None where attention slides over fewer.
+
+    A window that holds them all never slides: the layer is like one without. (A sliding one counts its tokens
+    in Python too, which a replayed step would not do.)
+    """
+    layers = StaticCache(config=base.model.config, max_cache_len=room).layers
+    known = all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in layers)
+    if not known or min(layer.max_cache_len for layer in layers) < room:
+        return None
+    return Cache(layers=[StaticLayer(max_cache_len=room) for _ in layers])
 
 
 class Growing:
@@ -126,7 +139,7 @@ class Fixed:
 
     Args:
         base: whole on its device.
-        cache: without sliding layers, of room for the longest prompt and ``max_new_tokens``.
+        cache: of :func:`fixed_cache`, with room for the longest prompt and ``max_new_tokens``.
         rows: prompts of a batch at most.
         max_new_tokens: at most made of each prompt.
         capture: captures a step, as :class:`milp_ray.training.graphs.Pool` does.
@@ -135,7 +148,7 @@ class Fixed:
     def __init__(
         self,
         base: BaseModel,
-        cache: StaticCache,
+        cache: Cache,
         rows: int,
         max_new_tokens: int,
         capture: Capture | None = None,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import MistralConfig, MistralForCausalLM
 
-from milp_ray.evaluation.decoding import Decoder, Fixed, Growing, decoder
-from milp_ray.training.base import BaseModel
+from milp_ray.config.models import ModelSettings
+from milp_ray.evaluation.decoding import Decoder, Fixed, Growing, decoder, fixed_cache
+from milp_ray.training.base import BaseModel, load_base
 from milp_ray.training.graphs import Work
 
 PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
@@ -22,7 +24,8 @@ def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True)
         return work if usable else None
 
     longest = max(map(len, PROMPTS))
-    cache = StaticCache(config=base.model.config, max_cache_len=longest + NEW)
+    cache = fixed_cache(base, longest + NEW)
+    assert cache is not None
     return Fixed(base, cache, rows, NEW, capture)
 
 
@@ -79,3 +82,38 @@ def test_it_pauses_and_leaves_torch_as_it_was(base: BaseModel, way: Any) -> None
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         pauses += found is None
     assert pauses == 1, "eleven tokens"
+
+
+@pytest.fixture(params=[200, 16, 15, None])
+def mistral(
+    request: pytest.FixtureRequest,
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> BaseModel:
+    """A tiny one with a window over so many tokens, taken for one on a GPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = MistralConfig(
+            vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, sliding_window=request.param,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_models["llama"] / name).read_bytes())
+    base = load_base(ModelSettings(path=str(tmp_path), device="cpu"))
+    monkeypatch.setattr("milp_ray.evaluation.decoding.Pool", lambda: lambda work: work)
+    base.fused = True
+    return base
+
+
+def test_a_window_over_the_whole_text_does_not_slide(mistral: BaseModel) -> None:
+    """Five tokens and eleven: sixteen."""
+    batches = [PROMPTS[:3], PROMPTS[3:], PROMPTS[:3]]
+    decode = decoder(mistral, batches, NEW)
+    window = mistral.model.config.sliding_window
+    assert isinstance(decode, Growing if window == 15 else Fixed)
+    expected = [tokens(Growing(mistral, NEW), batch) for batch in batches]
+    assert min(len(row) for batch in expected for row in batch) > 8
+    assert [tokens(decode, batch) for batch in batches] == expected
