@@ -54,7 +54,7 @@ def evaluate(
 def evaluation(
     base: BaseModel, user: UserSplit, prompts: Prompts, study: Study, samples: Sequence[Sample]
 ) -> Generator[Progress, None, TestScores]:
-    """:func:`evaluate` that yields after every batch and returns the scores."""
+    """:func:`evaluate` that yields after every batch, and now and then within one; returns the scores."""
     size, longest = study.trial.eval_batch_size, study.trial.max_new_tokens
     batches = -(-len(samples) // size)
     total = LossSum()
@@ -63,8 +63,10 @@ def evaluation(
         yield Progress("loss", done, batches)
     texts: dict[int, str] = {}
     encoded = encode_prompts(base, samples, prompts, longest)
-    for done, responses in enumerate(generations(base, encoded, longest, size), 1):
+    done = 0
+    for responses in generations(base, encoded, longest, size):
         texts.update(responses)
+        done += bool(responses)
         yield Progress("generate", done, batches)
     responses_in_order = [texts[index] for index in range(len(samples))]
     overlap = rouge(responses_in_order, [sample.response for sample in samples])

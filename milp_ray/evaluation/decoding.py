@@ -8,26 +8,27 @@ step can be captured once as a CUDA graph and replayed for every token of every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from milp_ray.training.base import BaseModel
 from milp_ray.training.graphs import Capture, Pool
 
 _WORTH = 24  # replays that pay for a capture
-_LOOK = 8  # steps between two looks at whether all rows have ended, for each of which the GPU stands still
+_LOOK = 8  # tokens between two looks at whether all rows have ended, for each of which the GPU stands still
 
 
 class Decoder(Protocol):
     """Continues prompts, batch after batch."""
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What each prompt is continued with, end token excluded."""
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
+        """At last what each prompt is continued with, end token excluded; until then None every few tokens,
+        on all ranks alike, so that the caller can stop, report, or work for somebody else."""
         ...
 
 
@@ -36,10 +37,23 @@ def decoder(base: BaseModel, batches: Sequence[Sequence[Sequence[int]]], max_new
     if base.fused and base.parallel.group.size == 1 and len(batches) * max_new_tokens >= _WORTH:
         rows = max(map(len, batches))
         longest = max(len(prompt) for prompts in batches for prompt in prompts)
-        cache = StaticCache(config=base.model.config, max_cache_len=longest + max_new_tokens)
-        if all(type(layer) is StaticLayer for layer in cache.layers):  # none that slides
+        cache = fixed_cache(base, longest + max_new_tokens)
+        if cache is not None:
             return Fixed(base, cache, rows, max_new_tokens)
     return Growing(base, max_new_tokens)
+
+
+def fixed_cache(base: BaseModel, room: int) -> Cache | None:
+    """A cache of fixed size for ``room`` tokens; None where attention slides over fewer.
+
+    A window that holds them all never slides: the layer is like one without. (A sliding one counts its tokens
+    in Python too, which a replayed step would not do.)
+    """
+    layers = StaticCache(config=base.model.config, max_cache_len=room).layers
+    known = all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in layers)
+    if not known or min(layer.max_cache_len for layer in layers) < room:
+        return None
+    return Cache(layers=[StaticLayer(max_cache_len=room) for _ in layers])
 
 
 class Growing:
@@ -48,23 +62,27 @@ class Growing:
     def __init__(self, base: BaseModel, max_new_tokens: int) -> None:
         self._base, self._most = base, max_new_tokens
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`; each rank continues its share, and gets all."""
         base, group = self._base, self._base.parallel.group
-        with base.measuring():
-            mine = _Rows(base, group.share(prompts))
-            for _ in range(self._most):
-                # A divided base is called as long as any rank has rows left, by all.
-                if not (group.any(mine.going) if base.parallel.sharded else mine.going):
+        mine = _Rows(base, group.share(prompts))
+        for made in range(self._most):
+            # As long as any rank has rows left all go on, so that they pause alike. A divided base is called
+            # by all of them or by none, and may take a second for a token.
+            if base.parallel.sharded or made % _LOOK == 0:
+                if not group.any(mine.going):
                     break
+                if made:
+                    yield None
+            with base.measuring():
                 if mine.going:
                     mine.step()
-                else:
+                elif base.parallel.sharded:
                     mine.idle()
         result: list[list[int]] = [[] for _ in prompts]
         for rank, part in enumerate(group.gather(mine.tokens)):
             result[rank :: group.size] = part
-        return result
+        yield result
 
 
 class _Rows:
@@ -121,7 +139,7 @@ class Fixed:
 
     Args:
         base: whole on its device.
-        cache: without sliding layers, of room for the longest prompt and ``max_new_tokens``.
+        cache: of :func:`fixed_cache`, with room for the longest prompt and ``max_new_tokens``.
         rows: prompts of a batch at most.
         max_new_tokens: at most made of each prompt.
         capture: captures a step, as :class:`milp_ray.training.graphs.Pool` does.
@@ -130,7 +148,7 @@ class Fixed:
     def __init__(
         self,
         base: BaseModel,
-        cache: StaticCache,
+        cache: Cache,
         rows: int,
         max_new_tokens: int,
         capture: Capture | None = None,
@@ -149,16 +167,19 @@ class Fixed:
         self._steps = 0
         self._again = self._step
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`."""
         with self._base.measuring():
             self._begin(prompts)
-            for made in range(1, self._most):
-                if made % _LOOK == 0 and bool(self._ended.all()):
+        for made in range(1, self._most):
+            if made % _LOOK == 0:
+                if bool(self._ended.all()):
                     break
+                yield None
+            with self._base.measuring():
                 self._next()
-            found = self._made[: len(prompts), : int(self._count[0, 0])].tolist()
-        return [self._until_end(row) for row in found]
+        found = self._made[: len(prompts), : int(self._count[0, 0])].tolist()
+        yield [self._until_end(row) for row in found]
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """The prompts through the model, and the first token of each."""

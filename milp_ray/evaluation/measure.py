@@ -76,15 +76,17 @@ def encode_prompts(
 def generations(
     base: BaseModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
 ) -> Iterator[dict[int, str]]:
-    """:func:`generate` for encoded prompts, batch by batch: index of the prompt to response."""
+    """:func:`generate` for encoded prompts, batch by batch: index of the prompt to response. While a batch is
+    under way nothing (an empty one) comes every few tokens, on all ranks alike."""
     order = by_length([len(prompt) for prompt in prompts], batch_size)
     batches = [[prompts[index] for index in indices] for indices in order]
     decode = decoder(base, batches, max_new_tokens)
     for indices, batch in zip(order, batches, strict=True):
-        yield {
-            index: str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            for index, ids in zip(indices, decode(batch), strict=True)
-        }
+        for found in decode(batch):
+            yield {
+                index: str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                for index, ids in (zip(indices, found, strict=True) if found is not None else ())
+            }
 
 
 def _batch_loss(base: BaseModel, examples: Sequence[Example]) -> LossSum:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, masking_utils
 from transformers.utils import logging as hf_logging
 
 from milp_ray.config.models import ModelSettings, Study
@@ -34,6 +34,7 @@ from milp_ray.training.refusals import check_passing, fitting, readable
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FIND_PACKED = "find_packed_sequence_indices"
 
 
 @dataclass
@@ -84,7 +85,7 @@ class BaseModel:
 
     def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
         """Logits ``k x v`` of the positions that ``select`` takes from the ``B x T x h`` hidden states."""
-        with self.autocast():
+        with self.autocast(), _unpacked():
             result: Tensor = self.root(select, **inputs)
         return result
 
@@ -367,6 +368,23 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     if settings.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[settings.dtype]
+
+
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Inside, transformers takes it that no row holds several texts, as none does here.
+
+    Without an attention mask it looks at the positions otherwise, also at those it made itself: a wait for
+    the GPU in every pass; and while a graph is captured, a mask, with which attention is not the fast one."""
+    own = getattr(masking_utils, _FIND_PACKED, None)
+    if own is None:  # a version that does not look
+        yield
+        return
+    setattr(masking_utils, _FIND_PACKED, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, _FIND_PACKED, own)
 
 
 @contextlib.contextmanager

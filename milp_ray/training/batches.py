@@ -154,7 +154,7 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     """
     inputs = batch.ids[:, :-1]
     offset, positions = base.architecture.position_offset, None
-    if offset:  # otherwise the model counts so itself, and need not look whether these are of packed texts
+    if offset:  # otherwise the model counts so itself
         positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
     logits = base.logits(
         lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places),

@@ -150,7 +150,8 @@ class Trial:
         return self.result
 
     def steps(self) -> Generator[Progress, None, None]:
-        """Train and measure; a yield after every optimizer step and every measured batch. Once a trial.
+        """Train and measure; a yield after every optimizer step, every measured batch and every few tokens of
+        generated responses. Once a trial.
 
         The adapter stays on the base after the last step, for :meth:`save` or a test, until :meth:`close`.
         After a failure, or when the iterator is dropped half way, the base is given back at once.
@@ -296,8 +297,10 @@ class Trial:
                 ("prompts", self.study.prompts, longest, samples),
                 lambda: encode_prompts(self.base, samples, self._prompts, longest),
             )
-            for done, texts in enumerate(generations(self.base, prompts, longest, size), 1):
+            done = 0
+            for texts in generations(self.base, prompts, longest, size):
                 self._responses.update(texts)
+                done += bool(texts)
                 yield Progress("generate", done, batches)
 
     def _measurement(self) -> Measurement:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-from transformers import StaticCache
+from pathlib import Path
+from typing import Any
 
-from milp_ray.evaluation.decoding import Fixed, Growing, decoder
-from milp_ray.training.base import BaseModel
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.evaluation.decoding import Decoder, Fixed, Growing, decoder, fixed_cache
+from milp_ray.training.base import BaseModel, load_base
 from milp_ray.training.graphs import Work
 
 PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
@@ -19,8 +24,15 @@ def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True)
         return work if usable else None
 
     longest = max(map(len, PROMPTS))
-    cache = StaticCache(config=base.model.config, max_cache_len=longest + NEW)
+    cache = fixed_cache(base, longest + NEW)
+    assert cache is not None
     return Fixed(base, cache, rows, NEW, capture)
+
+
+def tokens(decode: Decoder, prompts: list[list[int]]) -> list[list[int]]:
+    *_, found = decode(prompts)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("rows", [1, 4, 6])
@@ -28,33 +40,80 @@ def test_same_tokens(base: BaseModel, rows: int) -> None:
     captured: list[Work] = []
     decode, grow = fixed(base, rows, captured), Growing(base, NEW)
     batches = [PROMPTS[at : at + rows] for at in range(0, len(PROMPTS), rows)]
-    expected = [grow(batch) for batch in batches]
-    assert {len(tokens) for batch in expected for tokens in batch} != {0}
-    assert [decode(batch) for batch in batches] == expected
+    expected = [tokens(grow, batch) for batch in batches]
+    assert {len(row) for batch in expected for row in batch} != {0}
+    assert [tokens(decode, batch) for batch in batches] == expected
     assert len(captured) == 1, "once for all batches"
 
 
 def test_rows_that_end_early_are_cut(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Growing(base, NEW)(PROMPTS)
-    often = max({token for tokens in plain for token in tokens}, key=lambda t: sum(t in x for x in plain))
+    plain = tokens(Growing(base, NEW), PROMPTS)
+    often = max({token for row in plain for token in row}, key=lambda t: sum(t in x for x in plain))
     monkeypatch.setattr(base, "stop_ids", frozenset({*base.stop_ids, often}))
-    expected = Growing(base, NEW)(PROMPTS)
+    expected = tokens(Growing(base, NEW), PROMPTS)
     assert expected != plain
-    assert fixed(base, 6, [])(PROMPTS) == expected
+    assert tokens(fixed(base, 6, []), PROMPTS) == expected
 
 
 def test_it_ends_when_all_have(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "stop_ids", frozenset(range(base.architecture.vocab_size)))
     decode = fixed(base, 6, [])
-    assert decode(PROMPTS) == [[]] * 6
+    assert tokens(decode, PROMPTS) == [[]] * 6
     assert int(decode._count[0, 0]) < NEW
 
 
 def test_what_cannot_be_captured_is_done_as_usual(base: BaseModel) -> None:
     captured: list[Work] = []
-    assert fixed(base, 6, captured, usable=False)(PROMPTS) == Growing(base, NEW)(PROMPTS)
+    expected = tokens(Growing(base, NEW), PROMPTS)
+    assert tokens(fixed(base, 6, captured, usable=False), PROMPTS) == expected
     assert len(captured) == 1, "asked once, not for every token"
 
 
 def test_on_a_cpu_the_cache_grows(base: BaseModel) -> None:
     assert isinstance(decoder(base, [PROMPTS], 64), Growing)
+
+
+@pytest.mark.parametrize("way", [Growing, fixed])
+def test_it_pauses_and_leaves_torch_as_it_was(base: BaseModel, way: Any) -> None:
+    """Another memory's gradients, or nothing at all, may come between two tokens."""
+    decode = Growing(base, NEW) if way is Growing else fixed(base, 6, [])
+    pauses = 0
+    for found in decode(PROMPTS):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        pauses += found is None
+    assert pauses == 1, "eleven tokens"
+
+
+@pytest.fixture(params=[200, 16, 15, None])
+def mistral(
+    request: pytest.FixtureRequest,
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> BaseModel:
+    """A tiny one with a window over so many tokens, taken for one on a GPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = MistralConfig(
+            vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, sliding_window=request.param,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_models["llama"] / name).read_bytes())
+    base = load_base(ModelSettings(path=str(tmp_path), device="cpu"))
+    monkeypatch.setattr("milp_ray.evaluation.decoding.Pool", lambda: lambda work: work)
+    base.fused = True
+    return base
+
+
+def test_a_window_over_the_whole_text_does_not_slide(mistral: BaseModel) -> None:
+    """Five tokens and eleven: sixteen."""
+    batches = [PROMPTS[:3], PROMPTS[3:], PROMPTS[:3]]
+    decode = decoder(mistral, batches, NEW)
+    window = mistral.model.config.sliding_window
+    assert isinstance(decode, Growing if window == 15 else Fixed)
+    expected = [tokens(Growing(mistral, NEW), batch) for batch in batches]
+    assert min(len(row) for batch in expected for row in batch) > 8
+    assert [tokens(decode, batch) for batch in batches] == expected

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
+from transformers import Qwen2Config, Qwen2ForCausalLM, masking_utils
 
 from milp_ray.config.models import PromptSettings
 from milp_ray.data.prompts import Prompts
@@ -109,3 +113,52 @@ def test_rate_values() -> None:
     assert [round(rate(step, 10, 0.2), 4) for step in range(10)] == [
         0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125,
     ]  # fmt: skip
+
+
+@pytest.fixture(params=["llama", "gpt2", "grouped"])
+def masked(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> BaseModel:
+    """A base whose model looks for packed texts; one has fewer keys than queries."""
+    if request.param != "grouped":
+        return tiny_bases[request.param]
+    base = tiny_bases["llama"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = Qwen2Config(
+            vocab_size=base.architecture.vocab_size, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
+        )  # fmt: skip
+        return dataclasses.replace(base, model=Qwen2ForCausalLM(config).eval().requires_grad_(False))
+
+
+def test_attention_is_the_fast_one_in_a_captured_step(
+    masked: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a graph is captured transformers cannot look whether texts are packed, and would make a mask."""
+    batch = collate([Example(tuple(range(5, 21)), 1), Example((7, 3, 9), 1)], masked)
+    logits = masked.root(
+        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places), input_ids=batch.ids[:, :-1]
+    )
+    attention, find = functional.scaled_dot_product_attention, masking_utils.find_packed_sequence_indices
+    seen = set()
+
+    def watched(*values: Any, **named: Any) -> torch.Tensor:
+        seen.add((named["attn_mask"] is None, named["is_causal"]))
+        return attention(*values, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: True)
+    found = token_losses(masked, batch)
+    assert seen == {(True, True)}
+    assert torch.equal(found, functional.cross_entropy(logits, batch.wanted, reduction="none"))
+    assert masking_utils.find_packed_sequence_indices is find
+
+
+def test_a_version_that_does_not_look_for_packed_texts(
+    tiny_bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_bases["roberta"]  # whose code does not either
+    batch = collate([Example((5, 6, 7), 1)], base)
+    expected = token_losses(base, batch)
+    monkeypatch.delattr(masking_utils, "find_packed_sequence_indices")
+    assert torch.equal(token_losses(base, batch), expected)
+    assert not hasattr(masking_utils, "find_packed_sequence_indices")

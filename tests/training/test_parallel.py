@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import pytest
@@ -86,6 +86,29 @@ def stopped(group: Group, model: str, user: UserSplit) -> list[int]:
     trial.close()
     assert base.attached is None
     return [seen, len(trials(base, user, study_of(model)))]
+
+
+def generating(
+    group: Group, model: str, user: UserSplit, strategy: Literal["ddp", "zero3"]
+) -> list[list[tuple[str, int]]]:
+    """A trial whose responses end at once on rank 1, and another that rank 0 drops while they are made."""
+    study = study_of(model)
+    longer = study.trial.model_copy(update={"max_new_tokens": 20, "eval_batch_size": 16})
+    study = study.model_copy(update={"trial": longer})
+    base = load_base(study.model, Parallel(group, strategy))
+    base.stop_ids = frozenset(range(base.architecture.vocab_size)) if group.rank else frozenset({-1})
+    seen: list[list[tuple[str, int]]] = []
+    for dropped in (False, True):
+        seen.append([])
+        with Trial(base, user, Placement.from_key("0:4"), study, seed=3) as trial:
+            steps = trial.steps()
+            with contextlib.suppress(TrialStopped):
+                for progress in steps:
+                    seen[-1].append((progress.stage, progress.step))
+                    if dropped and group.rank == 0 and progress.stage == "generate":
+                        steps.close()
+                        break
+    return seen
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -190,3 +213,14 @@ def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch) -> None
     monkeypatch.setattr(dist, "new_group", lambda **more: None)
     Ranks(Meeting("127.0.0.1:1", 0, 2), device_of(ModelSettings(path="x")))
     assert given["device_id"] == torch.device("cuda", 0) and chosen == [given["device_id"]]
+
+
+@pytest.mark.parametrize(("strategy", "pauses"), [("ddp", 2), ("zero3", 19)])
+def test_ranks_pause_alike_while_responses_are_made(
+    shallow_model: Path, tiny_user: UserSplit, strategy: str, pauses: int
+) -> None:
+    """Whatever each has left: after every token where the base is divided, after eight otherwise."""
+    (whole, dropped), other = on_ranks(generating, str(shallow_model), tiny_user, strategy)
+    assert other == [whole, dropped]
+    assert whole[-pauses - 2 :] == [("loss", 1), *[("generate", 0)] * pauses, ("generate", 1)]
+    assert dropped == whole[:-pauses]

@@ -29,6 +29,7 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.readers import read_users
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.data.splits import split_user
+from milp_ray.evaluation.compare import evaluation
 from milp_ray.evaluation.measure import generate, response_loss
 from milp_ray.evaluation.metrics import rouge
 from milp_ray.memory.space import NO_MEMORY, MemorySpace, Placement
@@ -108,6 +109,19 @@ def test_training_learns_the_history(llama: BaseModel, tiny_user: UserSplit) -> 
     with Trial(llama, tiny_user, PLACED, study, seed=5) as trial:
         losses = [p.loss for p in trial.steps() if p.stage == "inject" and p.loss is not None]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+def test_a_batch_of_responses_is_many_steps(llama: BaseModel, tiny_user: UserSplit) -> None:
+    """A slice of a trial may end within it."""
+    study = changed(trial=TrialSettings(epochs=1, max_new_tokens=20, eval_batch_size=16))
+    texts = generate(llama, tiny_user.validation, Prompts(study.prompts), 20)
+    with Trial(llama, tiny_user, NO_MEMORY, study, seed=5) as trial:
+        seen = [(progress.step, progress.steps) for progress in trial.steps() if progress.stage == "generate"]
+        assert trial.result is not None
+    assert seen == [(0, 1), (0, 1), (1, 1)]
+    assert trial.result.rouge_l == rouge(texts, [s.response for s in tiny_user.validation])["rouge_l"]
+    work = evaluation(llama, tiny_user, Prompts(study.prompts), study, tiny_user.validation)
+    assert [(p.step, p.steps) for p in work if p.stage == "generate"] == seen
 
 
 def test_no_memory_measures_the_base(llama: BaseModel, tiny_user: UserSplit) -> None:
