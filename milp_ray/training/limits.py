@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def infeasible(reason: str, let_go: Callable[[], object] = lambda: None) -> Iter
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        error.__traceback__ = None  # its frames hold tensors
+        # Its frames hold tensors, and whoever called this holds the frames.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
     let_go()
     torch.cuda.empty_cache()  # nothing where no GPU is in use
     raise OutOfMemory(reason)

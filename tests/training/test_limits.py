@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import load_base
-from milp_ray.training.limits import GIB, OutOfMemory, _status, limit_memory
+from milp_ray.training.limits import GIB, OutOfMemory, _status, infeasible, limit_memory
 from milp_ray.training.trial import Trial
 from tests.training.common import changed
 
@@ -93,3 +94,18 @@ def test_workers_that_share_a_gpu_get_their_part_of_it(card: dict[str, float]) -
         limit_memory(RaySettings(gpus_per_worker=0.25), torch.device("cuda", 0))
     assert "ray.gpus_per_worker" in str(refused.value)
     limit_memory(RaySettings(gpus_per_worker=1), torch.device("cuda", 0))
+
+
+def test_what_failed_is_gone_before_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    found: list[bool] = []
+
+    def step() -> None:
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: found.append(held[0]() is None))
+    with pytest.raises(OutOfMemory, match="too large"), infeasible("too large"):
+        step()
+    assert found == [True]
