@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -45,7 +46,8 @@ def fuse(model: nn.Module) -> None:
 def adapt(layers: Iterable[LoraLayer]) -> None:
     """Give freshly made LoRA modules one function for the frozen product and their own."""
     for layer in layers:
-        layer.forward = partial(_adapted, layer)
+        # Weak: a layer that held itself would keep its adapter's memory until the next full collection.
+        layer.forward = partial(_adapted, weakref.proxy(layer))
 
 
 def lora_linear(
