@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from milp_ray.training.base import BaseModel
-from milp_ray.training.graphs import Capture, Pool
+from milp_ray.training.graphs import Capture, Pool, Work
 
 _WORTH = 24  # replays that pay for a capture
 _LOOK = 8  # tokens between two looks at whether all rows have ended, for each of which the GPU stands still
@@ -34,7 +34,8 @@ class Decoder(Protocol):
 
 def decoder(base: BaseModel, batches: Sequence[Sequence[Sequence[int]]], max_new_tokens: int) -> Decoder:
     """A decoder for these batches of prompts; ranks that share the base each ask for one alike."""
-    if base.fused and base.parallel.group.size == 1 and len(batches) * max_new_tokens >= _WORTH:
+    fixed = base.fused and base.capturable and base.parallel.group.size == 1
+    if fixed and len(batches) * max_new_tokens >= _WORTH:
         rows = max(map(len, batches))
         longest = max(len(prompt) for prompts in batches for prompt in prompts)
         cache = fixed_cache(base, longest + max_new_tokens)
@@ -154,7 +155,7 @@ class Fixed:
         capture: Capture | None = None,
     ) -> None:
         self._base, self._cache, self._most = base, cache, max_new_tokens
-        self._capture = capture or Pool()
+        self._capture = capture or Pool(base)
         device, long = base.device, torch.long
         self._stop = _stop(base)
         self._ids = torch.zeros(rows, 1, dtype=long, device=device)
@@ -165,7 +166,7 @@ class Fixed:
         self._slot = torch.zeros(rows, 1, dtype=long, device=device)  # of the cache, for the next token
         self._count = torch.zeros(rows, 1, dtype=long, device=device)  # tokens made
         self._steps = 0
-        self._again = self._step
+        self._again: Work | None = None
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`."""
@@ -199,9 +200,9 @@ class Fixed:
     def _next(self) -> None:
         """One more token for every row: the first time as usual, to ready what no graph can hold."""
         if self._steps == 1:
-            self._again = self._capture(self._step) or self._step
+            self._again = self._capture(self._step)
         self._steps += 1
-        self._again()
+        (self._again or self._step)()
 
     def _step(self) -> Tensor:
         chosen = self._forward(self._ids, self._positions)

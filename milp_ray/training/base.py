@@ -56,7 +56,9 @@ class BaseModel:
         attached: the memory that sits on it right now, if any.
         tokens: texts encoded lately, so that the trials of one user encode them once.
         fused: whether it lies whole on a GPU, with fused functions (:mod:`milp_ray.training.fused`), and
-            steps on it may be captured.
+            steps on it may be captured if they can be.
+        capturable: whether they can: its forward pass asks the GPU for nothing, and no capture has failed but
+            for want of memory.
     """
 
     model: nn.Module
@@ -73,9 +75,13 @@ class BaseModel:
     attached: adapters.Attached | None = field(default=None, repr=False)
     tokens: TokenCache = field(default_factory=TokenCache, repr=False)
     fused: bool = field(default=False, repr=False)
+    capturable: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.root = Root(self.model)
+        # Such rotations are chosen by the host in every forward pass, by the longest position.
+        rotations = (str(getattr(module, "rope_type", "")) for module in self.model.modules())
+        self.capturable = not any("dynamic" in rotation for rotation in rotations)
 
     def fuse(self) -> None:
         """Make it fast where it lies whole on a GPU; nothing elsewhere. Once, when it is there."""

@@ -188,6 +188,11 @@ class Part:
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
+    def let_go(self) -> bool:
+        """Give up memory that is held to be faster; whether there was any, and ``backward`` is worth another
+        try. It may have added to some of the gradients."""
+        return False
+
 
 def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:
     """Indices of the batches of one pass over texts of the given lengths, in random order.

@@ -12,6 +12,7 @@ optimizer's step is not.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from milp_ray.training.batches import Batch, Example, Part, Shape, collate
+from milp_ray.training.limits import is_out_of_memory
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
@@ -34,7 +36,7 @@ Capture = Callable[[Work], Work | None]
 
 
 class Graphs:
-    """Makes the parts of a stage's batches, captured or not.
+    """Makes the parts of a stage's batches, captured or not; they are of use as long as this is.
 
     Args:
         base: with an adapter attached, fused, on a GPU.
@@ -48,7 +50,7 @@ class Graphs:
         batches: Sequence[Sequence[Example]],
         capture: Capture | None = None,
     ) -> None:
-        self._base, self._pool = base, capture or Pool()
+        self._base, self._pool = base, capture or Pool(base)
         self._rows = max(map(len, batches))
         self._longest = max(_positions(texts) for texts in batches)
         self._grain = max(_FINEST, -(-self._longest // _GRAINS))
@@ -72,30 +74,49 @@ class Graphs:
         left = self._left[shape]
         self._left[shape] -= 1
         begun, self._begun = self._begun, True  # the first step readies what no graph can hold
-        if shape not in self._parts and begun and left >= _WORTH:
-            self._parts[shape] = _Replayed(self.capture, self._base, shape)
-        if self._usable and (part := self._parts.get(shape)) is not None:
+        if self._usable and shape not in self._parts and begun and left >= _WORTH:
+            self._parts[shape] = _Replayed(self, self._base, shape)
+        if (part := self._parts.get(shape)) is not None:
             part.fill(collate(texts, self._base, shape), targets)
             return part
-        return Part(self._base, collate(texts, self._base), targets)
+        return _Beside(self, self._base, collate(texts, self._base), targets)
 
     def capture(self, work: Work) -> Work | None:
-        """See :meth:`Pool.__call__`; after a first failure nothing is captured any more."""
+        """See :meth:`Pool.__call__`; after a first failure nothing is captured any more, and nothing kept."""
         replay = self._pool(work) if self._usable else None
-        self._usable = replay is not None
+        if replay is None:
+            self.close()
         return replay
 
+    def close(self) -> bool:
+        """Let go of all graphs, and capture no more; whether there were any."""
+        self._usable = False
+        held = [part.drop() for part in self._parts.values()]
+        self._parts.clear()
+        return any(held)
 
-class _Replayed(Part):
+
+class _Beside(Part):
+    """A part that has graphs beside it, which can make room for it."""
+
+    def __init__(self, graphs: Graphs, base: BaseModel, batch: Batch, targets: float | Tensor) -> None:
+        super().__init__(base, batch, targets)
+        # Weak: graphs hold parts, and a cycle would keep their memory until the next full collection.
+        self._graphs: Graphs = weakref.proxy(graphs)
+
+    def let_go(self) -> bool:
+        return self._graphs.close()
+
+
+class _Replayed(_Beside):
     """The part of whatever batch of one shape was filled in last."""
 
-    def __init__(self, capture: Capture, base: BaseModel, shape: Shape) -> None:
+    def __init__(self, graphs: Graphs, base: BaseModel, shape: Shape) -> None:
         device = base.device
         ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
         places, wanted = torch.zeros(2, shape.targets, dtype=torch.long, device=device)
         self._whole = torch.ones((), device=device)
-        super().__init__(base, Batch(ids, places, wanted, 0), self._whole)
-        self._capture = capture
+        super().__init__(graphs, base, Batch(ids, places, wanted, 0), self._whole)
         self._replay: Work | None = None
 
     def fill(self, batch: Batch, targets: float) -> None:
@@ -107,14 +128,24 @@ class _Replayed(Part):
 
     def backward(self) -> Tensor:
         if self._replay is None:
-            self._replay = self._capture(super().backward)
+            self._replay = self._graphs.capture(super().backward)
         return self._replay() if self._replay is not None else super().backward()
+
+    def drop(self) -> bool:
+        """Do without the graph from now on; whether there was one."""
+        replay, self._replay = self._replay, None
+        return replay is not None
 
 
 class Pool:
-    """Captures pieces of work on a GPU that never run at the same time, in memory that they share."""
+    """Captures pieces of work on a GPU that never run at the same time, in memory that they share.
 
-    def __init__(self) -> None:
+    Args:
+        base: what works; where it turns out that it cannot be captured, that is noted there.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
         self._handle: Any = None
 
     def __call__(self, work: Work) -> Work | None:
@@ -123,11 +154,16 @@ class Pool:
         Capturing does not do the work. It must have been done once before, on whatever numbers, and must not
         ask the GPU for anything, draw, or take decisions. None where it cannot be captured.
         """
+        stream = torch.cuda.current_stream()
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._handle):
                 result = work()
         except RuntimeError as error:  # no memory for it, or a kernel that cannot be captured
+            torch.cuda.set_stream(stream)  # where the capture cannot even be ended, torch stays on its own
+            # Memory may do for the next one. What cannot be captured will not be later, and costs a pool.
+            if not any(map(is_out_of_memory, (error, error.__context__ or error))):
+                self._base.capturable = False
             _LOG.warning("not captured, and slower for it: %s", str(error).split("\n")[0])
             return None
         self._handle = graph.pool()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,9 +148,12 @@ class Fitting:
         steps = steps_of(len(lengths), settings.batch_size, self._epochs)
         order = (shuffled(lengths, settings.batch_size, self._order) for _ in range(self._epochs))
         batches = list(itertools.chain.from_iterable(order))[self.done :]
-        parts = self._parts([[self._examples[index] for index in batch] for batch in batches])
+        texts = [[self._examples[index] for index in batch] for batch in batches]
         unmoved = contextlib.nullcontext()
-        with stepping(attached.parameters(), settings, base.parallel) as stepper:
+        with (
+            contextlib.closing(self._parts(texts)) as parts,
+            stepping(attached.parameters(), settings, base.parallel) as stepper,
+        ):
             self._stepper = stepper
             if self._before is not None:
                 stepper.load(self._before)
@@ -172,17 +175,21 @@ class Fitting:
                 yield Progress(self._stage, self.done, steps, value, sum(lengths[index] for index in indices))
             self._stepper = None
 
-    def _parts(self, batches: Sequence[Sequence[Example]]) -> Iterator[Part]:
+    def _parts(self, batches: Sequence[Sequence[Example]]) -> Generator[Part, None, None]:
         """This rank's part of the loss of every batch, one at a time."""
         base, group = self._base, self._base.parallel.group
         # A rank without a text of its own takes part with another's, which counts for nothing.
         shares = [group.share(texts) for texts in batches]
         mine = [share or texts[:1] for share, texts in zip(shares, batches, strict=True)]
-        fixed = base.fused and self._random is None and not base.parallel.zero
+        fixed = base.fused and base.capturable and self._random is None and not base.parallel.zero
         graphs = Graphs(base, mine) if fixed and mine else None
-        for share, texts, whole in zip(shares, mine, batches, strict=True):
-            targets = sum(text.targets for text in whole) if share else math.inf
-            yield graphs.part(texts, targets) if graphs else Part(base, collate(texts, base), targets)
+        try:
+            for share, texts, whole in zip(shares, mine, batches, strict=True):
+                targets = sum(text.targets for text in whole) if share else math.inf
+                yield graphs.part(texts, targets) if graphs else Part(base, collate(texts, base), targets)
+        finally:
+            if graphs:
+                graphs.close()
 
 
 def _check_finite(loss: float, norm: float, step: int, stage: str) -> None:

@@ -212,6 +212,7 @@ class Trial:
     def close(self) -> None:
         """Give the base back exactly as it was. May be called at any time, and more than once."""
         self._state = "closed"
+        self._fitting = None
         if self._holds_base:
             self._holds_base = False
             self.base.detach()

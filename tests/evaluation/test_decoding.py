@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,18 @@ def test_what_cannot_be_captured_is_done_as_usual(base: BaseModel) -> None:
     assert len(captured) == 1, "asked once, not for every token"
 
 
+def test_its_memory_goes_with_it(base: BaseModel) -> None:
+    """Not with the next full collection, though nothing was captured."""
+    gc.disable()
+    try:
+        decode = fixed(base, 6, [])
+        gone = weakref.ref(decode)
+        del decode
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_on_a_cpu_the_cache_grows(base: BaseModel) -> None:
     assert isinstance(decoder(base, [PROMPTS], 64), Growing)
 
@@ -103,7 +117,7 @@ def mistral(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_models["llama"] / name).read_bytes())
     base = load_base(ModelSettings(path=str(tmp_path), device="cpu"))
-    monkeypatch.setattr("milp_ray.evaluation.decoding.Pool", lambda: lambda work: work)
+    monkeypatch.setattr("milp_ray.evaluation.decoding.Pool", lambda _: lambda work: work)
     base.fused = True
     return base
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.training.batches import Part
+from milp_ray.training.limits import is_out_of_memory
 from milp_ray.training.parallel.group import Group
 from milp_ray.training.parallel.sharding import Parallel
 
@@ -142,11 +143,22 @@ class _Reduced:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._sums.zero_()
-        self._sums[-1] = part.backward()
+        self._sums[-1] = self._backward(part)
         self._group.reduce(self._sums)
         norm = torch.nn.utils.clip_grad_norm_([self._flat], self._most)
         self._optimizer.step()
         return torch.stack([self._sums[-1], norm.detach()])
+
+    def _backward(self, part: Part) -> Tensor:
+        """This rank's loss, its gradients in the sums; of no concern to the others, even if tried twice."""
+        try:
+            return part.backward()
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and part.let_go()):
+                raise
+        torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
+        self._sums.zero_()
+        return part.backward()
 
     def state(self) -> dict[str, Tensor]:
         return _state_of(self._optimizer)
