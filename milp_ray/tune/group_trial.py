@@ -3,8 +3,8 @@
 The trainable itself loads nothing: it holds the placement group, and in it a
 :class:`~milp_ray.tune.worker_group.WorkerGroup` that stays over trials and users. So a rank that dies, hangs
 or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the trial begun
-again, up to ``ray.max_failures`` times. Where Tune's actor itself is lost, its ranks go with it, and the
-searcher gives the trial out once more.
+again, up to ``ray.max_failures`` times. Where a group does not come up, or Tune's actor itself is lost, its
+ranks go with it, and the searcher gives the trial out once more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from milp_ray.errors import MilpRayError
-from milp_ray.tune.slicing import ending
+from milp_ray.tune.slicing import WorkerBroke, ending
 from milp_ray.tune.trainable import TrialSpec, ticket_of
 from milp_ray.tune.worker_group import GroupFailed, WorkerGroup
 
@@ -52,10 +52,17 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial."""
+        """Work for ``trial.slice_seconds``, or to the end of the trial.
+
+        Raises:
+            WorkerBroke: there is no group to work with.
+        """
         try:
+            if not self._group.alive:
+                self._start()
             if not self._begun:
-                self._begin()
+                self._group.begin(*self._ticket)
+                self._begun = True
             result = self._group.slice()
             self._over = bool(result["finished"])
             return result
@@ -82,8 +89,15 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         self._begun, self._over = False, False
         self._failures = 0
 
-    def _begin(self) -> None:
-        if not self._group.alive:
+    def _start(self) -> None:
+        """Start the ranks.
+
+        Raises:
+            WorkerBroke: they did not come up. It is no fault of the trial's, and where a node is gone this
+                placement group may have no room for them for hours: Tune gives it up.
+            MilpRayError: the base cannot be loaded.
+        """
+        try:
             self._group.start()
-        self._group.begin(*self._ticket)
-        self._begun = True
+        except GroupFailed as failure:
+            raise WorkerBroke(failure.reason) from None

@@ -7,8 +7,13 @@ final job.
 from __future__ import annotations
 
 import gc
+import ipaddress
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
+import ray
 
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, place_of
@@ -19,6 +24,21 @@ if TYPE_CHECKING:
     from milp_ray.training.parallel.group import Meeting
 
 LOADING_SECONDS = 3600.0  # that ranks wait for each other until the base is loaded
+
+
+def meet_at(address: str) -> None:
+    """Have this process meet others at an address of its machine's.
+
+    gloo would tell them the one that the host's name stands for, 127.0.1.1 on many a machine, and NCCL any
+    that it finds. What is set already stays.
+    """
+    found = psutil.net_if_addrs().items()
+    names = [name for name, given in found if any(one.address == address for one in given)]
+    if not names:
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+    if not ipaddress.ip_address(address).is_loopback:  # NCCL needs another one even on a single machine
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", names[0])
 
 
 def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None = None) -> BaseModel:
@@ -32,6 +52,7 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
 
     Raises:
         MilpRayError: what keeps this worker, and so any, from working.
+        RuntimeError: the ranks did not come together, or one of them was lost.
     """
     import torch
 
@@ -42,9 +63,17 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
 
     torch.set_num_threads(max(1, int(cpus)))
     settings = study.ray
+    if study.model.device == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            "a worker was given a GPU and cannot use it",
+            where=f"node {ray.util.get_node_ip_address()}",
+            expected="a driver, and PyTorch built for it, on every node that offers GPUs to Ray",
+            remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
+        )
     try:
         parallel = ALONE
         if meeting is not None:
+            meet_at(ray.util.get_node_ip_address())
             group = Ranks(meeting, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
         parallel.group.together(lambda: check_sees(root))
@@ -54,6 +83,8 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
     except MilpRayError:
         raise
     except Exception as error:
+        if meeting is not None and isinstance(error, RuntimeError):
+            raise  # a rank was lost while others waited for it, most likely: whoever started them tries again
         raise ClusterError(
             f"a worker could not be set up: {place_of(error)}",
             expected="a worker that imports the pinned packages and has room for the base model",

@@ -114,8 +114,7 @@ def _room(study: Study) -> Slots:
     settings = study.ray
     nodes = _nodes()
     wanted = _wanted(study, nodes)
-    # Adding a hair keeps 0.3 // 0.1 at 3.
-    held = [min((node.get(k, 0) + 1e-9) // v for k, v in wanted.items()) for node in nodes]
+    held = [min(_times(node.get(k, 0), k, v) for k, v in wanted.items()) for node in nodes]
     if sum(held) < 1:
         raise _no_room(wanted, nodes)
     workers, count = settings.workers_per_trial, int(sum(held))
@@ -127,6 +126,14 @@ def _room(study: Study) -> Slots:
             "or give an autoscaler time: ray.wait_for_nodes=900",
         )
     return Slots(wanted, count // workers, workers)
+
+
+def _times(there: float, name: str, amount: float) -> float:
+    """How often an amount of a resource can be given out of what a node has."""
+    # Adding a hair keeps 0.3 // 0.1 at 3.
+    if name == "GPU" and amount < 1:  # a part of a GPU is of one GPU: two of 0.4 on each
+        return there // 1 * ((1 + 1e-9) // amount)
+    return (there + 1e-9) // amount
 
 
 def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> ClusterError:
@@ -199,10 +206,10 @@ def _kind(resources: Mapping[str, float]) -> str:
 
 
 def on_device(study: Study, worker: Slots) -> Study:
-    """The study as its workers are to read it: without a GPU of their own they stay off everybody's.
+    """The study as its workers are to read it: on their GPU, or without one of their own off everybody's.
 
-    Ray does not hide GPUs from a worker that asked for none.
+    Ray does not hide GPUs from a worker that asked for none, and one that cannot use its GPU must not work
+    on the CPU for hours instead.
     """
-    if worker.gpus:
-        return study
-    return study.model_copy(update={"model": study.model.model_copy(update={"device": "cpu"})})
+    device = "cuda" if worker.gpus else "cpu"
+    return study.model_copy(update={"model": study.model.model_copy(update={"device": device})})

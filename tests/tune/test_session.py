@@ -104,7 +104,7 @@ def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
             slots(a_study(**(pair | {"workers_per_trial": 4096})))
         assert f"the cluster holds {cpus}" in str(refused.value)
         assert on_device(a_study(), worker).model.device == "cpu"
-        assert on_device(a_study(), Slots({"CPU": 1.0, "GPU": 1.0}, 1)).model.device == "auto"
+        assert on_device(a_study(), Slots({"CPU": 1.0, "GPU": 1.0}, 1)).model.device == "cuda"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share
         # A node that was there a moment ago is lost when it is asked.
         nodes = [*ray.nodes(), {"NodeID": "ab" * 28, "Alive": True}]

@@ -135,3 +135,12 @@ def test_a_kind_of_gpu_that_is_not_there_is_named_with_those_that_are(
 def test_resources_of_rays_own_have_settings_of_their_own(name: str) -> None:
     with pytest.raises(ValueError, match="Ray's own"):
         study(custom_resources={name: 1.0})
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 16), (0.4, 16), (0.3, 24), (0.6, 8), (1.0, 8), (2.0, 4)])
+def test_parts_of_gpus_are_counted_gpu_by_gpu(
+    monkeypatch: pytest.MonkeyPatch, share: float, count: int
+) -> None:
+    """Ray gives a worker a part of one GPU: what is left of two makes no third."""
+    monkeypatch.setattr(module, "_nodes", lambda: [{"CPU": 64.0, "GPU": 8.0}])
+    assert slots(study(gpus_per_worker=share)).count == count
