@@ -55,9 +55,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name in TINY_NAMES:
-            folders[name] = root / name
-            _tiny_model(name, len(tokenizer)).save_pretrained(folders[name])
-            tokenizer.save_pretrained(folders[name])
+            folders[name] = _saved(root / name, name, tokenizer, TINY_LAYERS)
     return folders
 
 
@@ -67,12 +65,9 @@ def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("models") / "shallow"
-    tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _tiny_model("llama", len(tokenizer), SHALLOW_LAYERS).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
+        return _saved(folder, "llama", _tokenizer(), SHALLOW_LAYERS)
 
 
 @pytest.fixture(scope="session")
@@ -191,7 +186,14 @@ def _tokenizer() -> Any:
     )
 
 
-def _tiny_model(name: str, vocabulary: int, layers: int = TINY_LAYERS) -> Any:
+def _saved(folder: Path, name: str, tokenizer: Any, layers: int) -> Path:
+    """The folder, with a tiny model and its tokenizer in it."""
+    _tiny_model(name, len(tokenizer), layers).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tiny_model(name: str, vocabulary: int, layers: int) -> Any:
     import torch
     from transformers import GPT2Config, LlamaConfig, RobertaConfig
     from transformers import GPT2LMHeadModel as Gpt2

@@ -183,7 +183,7 @@ def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
 
 
 def late(group: Group, patience: float) -> str:
-    """What becomes of rank 0, which waits two seconds for rank 1, with one second of its own."""
+    """What becomes of rank 0, which waits three seconds for rank 1, with one second of its own."""
     group._timeout = 1.0  # type: ignore[attr-defined]
     with group.patient(1.0):
         pass  # puts it in force
