@@ -261,15 +261,21 @@ def test_nothing_of_a_trial_is_kept(
     assert tensors() <= before
 
 
-@pytest.mark.usefixtures("uncollected")
-def test_graphs_go_when_a_trial_fails(
-    tiny_bases: dict[str, BaseModel], tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the error is still about, and holds the frames that it came through."""
+@pytest.fixture
+def replayed(tiny_bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch) -> BaseModel:
+    """A base whose steps are captured, as far as a CPU can tell."""
     base = tiny_bases["llama"]
     monkeypatch.setattr(graphs, "Pool", lambda _: Graph)
     monkeypatch.setattr(base, "fused", True)
-    steps = Trial(base, tiny_user, PLACED, LONGER, seed=5).steps()
+    return base
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_graphs_go_when_a_trial_fails(
+    replayed: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the error is still about, and holds the frames that it came through."""
+    steps = Trial(replayed, tiny_user, PLACED, LONGER, seed=5).steps()
     while not Graph.alive:
         next(steps)
     monkeypatch.setattr("milp_ray.training.loop._check_finite", _not_finite)
@@ -285,15 +291,12 @@ def _not_finite(*_: object) -> None:
 
 @pytest.mark.usefixtures("uncollected")
 def test_nothing_of_a_trial_that_failed_is_kept(
-    tiny_bases: dict[str, BaseModel], tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
+    replayed: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = tiny_bases["llama"]
-    monkeypatch.setattr(graphs, "Pool", lambda _: Graph)
-    monkeypatch.setattr(base, "fused", True)
     before = tensors()
     left: list[int] = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: left.append(tensors()))
-    trial = Trial(base, tiny_user, PLACED, LONGER, seed=5)
+    trial = Trial(replayed, tiny_user, PLACED, LONGER, seed=5)
     with pytest.raises(TrialFailed, match="out of memory"):
         for progress in trial.steps():
             if progress.step == 4:
