@@ -102,7 +102,7 @@ def resident(study: Study, folder: Path) -> list[Ended]:
 
     from milp_ray.memory.space import space_from
     from milp_ray.search import Engine, Objective
-    from milp_ray.training.base import load_architecture
+    from milp_ray.training.pretrained import load_architecture
     from milp_ray.tune.queue import ProposalQueue, Ticket
     from milp_ray.tune.search_run import _tuner
     from milp_ray.tune.searcher import StudySearcher

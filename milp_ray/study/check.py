@@ -28,8 +28,8 @@ from milp_ray.storage import is_url, look, names_in, reading
 from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.run_folder import RunFolder
-from milp_ray.training.base import load_config, load_tokenizer
 from milp_ray.training.estimate import estimate, trainable_range
+from milp_ray.training.pretrained import load_config, load_tokenizer
 from milp_ray.training.verify import verify_modules
 
 T = TypeVar("T")

@@ -67,7 +67,7 @@ def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
     Raises:
         ModelError, SpaceError: the model, or the space on it, is not usable.
     """
-    from milp_ray.training.base import check_fits, load_architecture
+    from milp_ray.training.pretrained import check_fits, load_architecture
 
     architecture = load_architecture(study.model)
     check_fits(architecture, study)

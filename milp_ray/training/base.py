@@ -1,38 +1,34 @@
 """The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
 
-Covers loading from a folder or the hub (never remote code), the checks that can fail there, and putting a
-saved memory on the model for a while. A base that is divided over the ranks of a group is read as it is
-divided (:mod:`milp_ray.training.parallel.streaming`).
+Covers loading the weights, where they go, and putting a saved memory on the model for a while. Configuration
+and tokenizer are :mod:`milp_ray.training.pretrained`'s; a base that is divided over the ranks of a group is
+read as it is divided (:mod:`milp_ray.training.parallel.streaming`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, masking_utils
-from transformers.utils import logging as hf_logging
+from transformers import AutoModelForCausalLM, masking_utils
 
-from milp_ray.config.models import ModelSettings, Study
+from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
-from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
+from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.training.batches import TokenCache
 from milp_ray.training.fused import adapt, fuse
 from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, place
 from milp_ray.training.parallel.streaming import Weights, streamed, weights_of
-from milp_ray.training.refusals import check_passing, fitting, readable
+from milp_ray.training.pretrained import load_config, load_tokenizer, no_progress_bar, source
+from milp_ray.training.refusals import fitting, readable
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FIND_PACKED = "find_packed_sequence_indices"
 
@@ -138,22 +134,13 @@ class BaseModel:
         return attached
 
 
-def load_architecture(settings: ModelSettings) -> Architecture:
-    """The structure of a study's base model, from its config.json alone.
-
-    Raises:
-        ModelError: no such folder or hub model, a damaged configuration, or an unsupported architecture.
-    """
-    return architecture_of(load_config(settings))
-
-
 def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
 
     Raises:
-        ModelError: as :func:`load_architecture`; no weights or weights of another model; no tokenizer, or one
-            without an end-of-text token or with more tokens than the model; no GPU where one was asked for,
-            or one that the base is larger than.
+        ModelError: no usable configuration or tokenizer (:mod:`milp_ray.training.pretrained`); no weights or
+            weights of another model; more tokens than the model has; no GPU where one was asked for, or one
+            that the base is larger than.
         StorageError: the storage of the files does not answer.
         ClusterError: the device or the host has no room left for the base.
     """
@@ -192,29 +179,6 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     return base
 
 
-def check_fits(architecture: Architecture, study: Study) -> None:
-    """Check that the study's text lengths fit the model's context.
-
-    Raises:
-        ModelError: ``prompts.max_length`` or ``trial.max_new_tokens`` is too large for it.
-    """
-    context = architecture.context
-    if study.prompts.max_length > context:
-        raise ModelError(
-            f"texts of up to {study.prompts.max_length} tokens, but the model takes {context}",
-            where="prompts.max_length",
-            expected=f"at most {context}",
-            remedy=f"set prompts.max_length to {context} or less",
-        )
-    if study.trial.max_new_tokens >= context:
-        raise ModelError(
-            f"responses of {study.trial.max_new_tokens} tokens leave no room for a prompt of the {context}",
-            where="trial.max_new_tokens",
-            expected=f"less than {context}",
-            remedy="set trial.max_new_tokens to the length of a usual response",
-        )
-
-
 @contextlib.contextmanager
 def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
     """The base with a saved memory on it, inside a ``with`` block.
@@ -228,66 +192,6 @@ def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
         yield base
     finally:
         base.detach()
-
-
-def _where(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it; the network only
-    for hub names."""
-    local = Path(settings.path).is_dir()
-    return {
-        "trust_remote_code": settings.trust_remote_code,
-        "revision": settings.revision,
-        "local_files_only": local,
-    }
-
-
-def load_config(settings: ModelSettings) -> Any:
-    """The transformers configuration of a study's base model.
-
-    Raises:
-        ModelError: no such folder or hub model, or a damaged configuration.
-        StorageError: its storage does not answer.
-    """
-    path = Path(settings.path)
-    if path.is_dir():
-        _check_model_type(path)
-    elif path.is_file() or not _may_be_hub_name(settings.path):
-        raise ModelError(
-            f"the model folder {settings.path!r} {'is a file' if path.is_file() else 'does not exist'}",
-            where="model.path",
-            expected="a folder with config.json, weights and tokenizer, or a hub name",
-            remedy="correct model.path; relative paths start from the working directory",
-        )
-    try:
-        config = AutoConfig.from_pretrained(settings.path, **_where(settings))
-    except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
-        check_passing(error)
-        raise ModelError(
-            f"no usable model configuration at {settings.path!r} ({type(error).__name__})",
-            where="model.path",
-            expected="a folder with config.json, weights and tokenizer, or a hub name that can be reached",
-            remedy="correct model.path; relative paths start from the working directory",
-        ) from error
-    if config.model_type == "roberta":
-        config.is_decoder = True  # an encoder as released; as a decoder its attention is causal
-    return config
-
-
-def _may_be_hub_name(path: str) -> bool:
-    """'models/tiny' where a folder 'models' is at hand is a slip of the pen, not a hub name to wait for."""
-    parent = Path(path).parent
-    return _HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
-
-
-def _check_model_type(folder: Path) -> None:
-    """Say 'not supported' for model types that transformers does not know either."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = values["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # the loader says what is wrong
-    if model_type not in architecture_names():
-        architecture_of(SimpleNamespace(model_type=model_type))
 
 
 def _load_model(
@@ -305,7 +209,7 @@ def _load_model(
 def _from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **more: Any) -> Any:
     with readable(settings.path), no_progress_bar():
         model, info = AutoModelForCausalLM.from_pretrained(
-            settings.path, config=config, dtype=dtype, output_loading_info=True, **more, **_where(settings)
+            settings.path, config=config, dtype=dtype, output_loading_info=True, **more, **source(settings)
         )
     absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
     if absent:  # transformers would fill these with random numbers and only warn
@@ -316,32 +220,6 @@ def _from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, *
             remedy="fetch the model again, or correct model.path",
         )
     return model
-
-
-def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer of a study's base model.
-
-    Raises:
-        ModelError: none that can be used, or one without an end-of-text token.
-        StorageError: its storage does not answer.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, **_where(settings))
-    except Exception as error:  # as many kinds as there are tokenizer backends
-        check_passing(error)
-        raise ModelError(
-            f"no usable tokenizer at {settings.path!r} ({type(error).__name__})",
-            where="model.path",
-            expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
-            remedy="copy the tokenizer files of the model into its folder",
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no end-of-text token",
-            where="model.path",
-            remedy="set eos_token in the model's tokenizer_config.json",
-        )
-    return tokenizer
 
 
 def _stop_ids(model: Any, eos: int) -> frozenset[int]:
@@ -391,15 +269,3 @@ def _unpacked() -> Iterator[None]:
         yield
     finally:
         setattr(masking_utils, _FIND_PACKED, own)
-
-
-@contextlib.contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Reading and writing models without transformers' own progress bars."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()

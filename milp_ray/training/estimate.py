@@ -54,7 +54,7 @@ def estimate(architecture: Architecture, config: Any, study: Study) -> MemoryEst
 
     Args:
         architecture: of the base model.
-        config: its transformers configuration (:func:`milp_ray.training.base.load_config`).
+        config: its transformers configuration (:func:`milp_ray.training.pretrained.load_config`).
         study: for the memory space, the batch, the longest text and the number format.
     """
     width = _BYTES[_format(study.model)]

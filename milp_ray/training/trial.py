@@ -27,11 +27,12 @@ from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, lo
 from milp_ray.evaluation.metrics import rouge
 from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.space import Placement
-from milp_ray.training.base import BaseModel, check_fits
+from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import Example, history_examples, sample_examples
 from milp_ray.training.checkpoint import Checkpoints, State
 from milp_ray.training.limits import infeasible
 from milp_ray.training.loop import Fitting, OwnRandom, Progress
+from milp_ray.training.pretrained import check_fits
 
 Phase = Literal["search", "final"]
 

@@ -1,6 +1,7 @@
 """Hold the facts that are assumed of an architecture against the model that transformers would build.
 
-Without weights: the modules are made on PyTorch's meta device. Loading is :mod:`milp_ray.training.base`.
+Without weights: the modules are made on PyTorch's meta device; their
+configuration is :mod:`milp_ray.training.pretrained`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.memory.architectures import Architecture
-from milp_ray.training.base import load_config
+from milp_ray.training.pretrained import load_config
 
 
 def verify_modules(settings: ModelSettings, architecture: Architecture) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError
-from milp_ray.training.base import BaseModel, load_architecture, load_base
+from milp_ray.training.base import BaseModel, load_base
+from milp_ray.training.pretrained import load_architecture
 
 
 def settings(path: Path | str, **more: object) -> ModelSettings:
@@ -198,7 +199,7 @@ def test_what_may_pass_is_not_blamed_on_the_model(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"milp_ray.training.base.{reader}.from_pretrained", fails)
+    monkeypatch.setattr(f"transformers.{reader}.from_pretrained", fails)
     with pytest.raises(kind, match=says) as caught:
         load_base(settings(tiny_models["llama"]))
     assert caught.value.exit_code == code and caught.value.problems[0].where == "model.path"

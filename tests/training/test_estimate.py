@@ -17,9 +17,10 @@ from milp_ray.config.models import (
 )
 from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.space import space_from
-from milp_ray.training.base import BaseModel, load_config
+from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import Example, collate, token_losses
 from milp_ray.training.estimate import base_parameters, estimate, trainable_range
+from milp_ray.training.pretrained import load_config
 
 
 def study_on(path: Path) -> Study:

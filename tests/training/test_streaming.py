@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.training import base as loading
-from milp_ray.training.base import load_base, load_config
+from milp_ray.training.base import load_base
 from milp_ray.training.parallel import sharding
 from milp_ray.training.parallel.group import Group
 from milp_ray.training.parallel.sharding import Parallel, held
 from milp_ray.training.parallel.streaming import Weights, streamed, weights_of
+from milp_ray.training.pretrained import load_config
 from tests.training.ranks import on_ranks
 
 STRATEGIES = ("zero3", "fsdp")
