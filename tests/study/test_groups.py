@@ -1,28 +1,15 @@
-"""A lost group of workers, and a final job that comes too early, from the command line."""
+"""A group of workers that is lost more often than may be, from the command line."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 
-from .conftest import Start, call
-from .test_end_to_end import events, kill_a_worker, told, wait_for
+from .conftest import Start
+from .test_end_to_end import events, kill_a_worker, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def test_a_final_job_without_a_finished_search_is_refused(study_file: Path, start: Start) -> None:
-    run = study_file.parent / "runs" / "small"
-    process = start("search", str(study_file), "trial.epochs=30", "search.surrogate=random")
-    wait_for(lambda: len(told(run)) >= 1, process)
-    process.send_signal(signal.SIGINT)
-    process.communicate()
-    code, output = call("final", str(run))
-    assert code == 2 and "no user's search is over" in output and "milp-ray resume" in output
-    code, output = call("final", str(run), "final.epochs=9")
-    assert code == 2 and "a run keeps its study" in output
 
 
 @pytest.mark.timeout(600)
