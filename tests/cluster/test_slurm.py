@@ -222,6 +222,7 @@ def test_record_keeps_the_exit_code(tmp_path: Path, code: int) -> None:
 def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str]], study_file: Path) -> None:
     study = yaml.safe_load(study_file.read_text())
     study["search"] |= {"trials": 2, "initial": 2, "surrogate": "random"}
+    study["final"]["automatic"] = False
     study_file.write_text(yaml.safe_dump(study))
     process = play(
         tmp_path,

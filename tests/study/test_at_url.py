@@ -20,6 +20,7 @@ from .test_nodes import Nodes, make_nodes  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
 TRIALS = 6
+EVERY = 0.5  # a look at a bucket costs more than one at a folder
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
     storage, objects = f"storage.path={run.rpartition('/')[0]}", objects_at(run)
     first = machine("first")
     process = start("search", str(study_file), storage, f"search.trials={TRIALS}", "trial.epochs=4")
-    wait_for(lambda: len(told(objects)) >= 4, process)
+    wait_for(lambda: len(told(objects)) >= 4, process, every=EVERY)
     process.send_signal(signal.SIGSTOP)  # its lease is good for two minutes yet
     refused = finish(start("resume", run), 1)
     assert "another milp-ray is working on this run" in refused and f"process {process.pid}" in refused
@@ -141,11 +142,13 @@ def test_groups_of_workers_on_several_nodes(
         "search.surrogate=random",
         "search.trials=2",
         "search.initial=2",
-        "final.epochs=60",
-        "final.checkpoint_steps=5",
+        "final.epochs=40",
+        "final.checkpoint_steps=20",
     ]
     process = start("search", str(study_file), *settings)
-    wait_for(lambda: any(f.name.startswith("checkpoints/") for f in objects.found()), process, 280)
+    wait_for(
+        lambda: any(f.name.startswith("checkpoints/") for f in objects.found()), process, 280, every=EVERY
+    )
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
