@@ -1,12 +1,12 @@
 """What does it cost when something dies? Kill it, and look at what was lost and how long work stood still.
 
-A study of the demo's people (3 users, 4 random placements each, two workers per trial) is run undisturbed
-once, and then once for each fault: a process is killed or stopped by its id while it works. Afterwards every
-trial must have been told once, with the loss that the undisturbed run found, and every user must have a
-memory with the undisturbed one's test loss.
+A study of the demo's people (3 users, 4 random placements each, two workers per trial unless the fault says
+otherwise) is run undisturbed once, and then once for each fault: a process is killed or stopped by its id
+while it works. Afterwards every trial must have been told once, with the loss that the undisturbed run found,
+and every user must have a memory with the undisturbed one's test loss.
 
     python benchmarks/faults.py                      # about 15 minutes
-    python benchmarks/faults.py --only rank-killed
+    python benchmarks/faults.py --only rank-killed       # the other rows stay as they are
 
 Writes results/faults.csv: per fault the trials lost and told twice, the largest difference of a loss, the
 seconds from the fault to the next result, and what passes between two results when nothing happens.
@@ -57,7 +57,7 @@ class Fault:
     """What is done to which process, in which stage.
 
     ``title`` is part of the process's title; "driver" and "node" stand for these. ``damage``: the newest
-    state of a training is changed as well.
+    state of a training is changed as well. ``settings`` come after :data:`SETTINGS`.
     """
 
     name: str
@@ -65,9 +65,12 @@ class Fault:
     title: str = ""
     how: int = signal.SIGKILL
     damage: bool = False
+    settings: tuple[str, ...] = ()
 
 
+_ALONE = ("ray.workers_per_trial=1", "ray.parallelism=none")
 FAULTS = (
+    Fault("worker-hung", title="ray::MemoryTrial", how=signal.SIGSTOP, settings=_ALONE),
     Fault("rank-killed", title="ray::Rank"),
     Fault("rank-hung", title="ray::Rank", how=signal.SIGSTOP),
     Fault("trainable-killed", title="GroupTrial"),
@@ -231,12 +234,12 @@ def nodes(wanted: bool) -> Iterator[tuple[str | None, list[int]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def undisturbed(study: Path) -> tuple[Run, dict[str, float]]:
+def undisturbed(study: Path, settings: tuple[str, ...]) -> tuple[Run, dict[str, float]]:
     """The run that the others are held against, and the median seconds between two of its results."""
-    run, gaps = Run(study, "undisturbed"), {}
+    run, gaps = Run(study, "undisturbed-alone" if settings else "undisturbed"), {}
     steps: dict[str, Callable[[], subprocess.Popen[str]]] = {
         SEARCH: lambda: run.start(
-            "search", str(study), f"name={run.name}", *SETTINGS, "final.automatic=false"
+            "search", str(study), f"name={run.name}", *SETTINGS, *settings, "final.automatic=false"
         ),
         FINAL: lambda: run.start("final", str(run.folder)),
     }
@@ -254,7 +257,8 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
     """One fault: what it cost."""
     with nodes(fault.title == "node") as (address, raylets):
         run = Run(study, fault.name, address)
-        process = run.start("search", str(study), f"name={run.name}", *SETTINGS, "final.automatic=false")
+        settings = (*SETTINGS, *fault.settings, "final.automatic=false")
+        process = run.start("search", str(study), f"name={run.name}", *settings)
         if fault.stage == FINAL:
             process.wait()
             process = run.start("final", str(run.folder))
@@ -312,17 +316,22 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     study = folder / "study.yaml"
     study.write_text(made.read_text().replace(str(made.parent / "runs"), str(folder / "runs")))
-    plain, gaps = undisturbed(study)
-    rows = []
+    plain: dict[tuple[str, ...], tuple[Run, dict[str, float]]] = {}
+    rows: dict[str, dict[str, object]] = {}
+    if args.only and args.out.exists():
+        with args.out.open(newline="") as file:
+            rows = {row["fault"]: dict(row) for row in csv.DictReader(file)}
     for fault in FAULTS:
         if args.only and fault.name not in args.only:
             continue
-        rows.append(measured(study, fault, plain, gaps))
-        print(*rows[-1].values(), flush=True)
+        if fault.settings not in plain:
+            plain[fault.settings] = undisturbed(study, fault.settings)
+        found = rows[fault.name] = measured(study, fault, *plain[fault.settings])
+        print(*found.values(), flush=True)
         with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(found))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows[known.name] for known in FAULTS if known.name in rows)
     shutil.rmtree(folder)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from milp_ray.config.models import RaySettings
-from milp_ray.errors import ClusterError, TrialFailed
+from milp_ray.errors import ModelError, TrialFailed
 
 GIB = 2**30
 _REFUSED = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -64,7 +64,7 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
     memory ``memory_per_worker`` bounds all that the process holds, by way of ``RLIMIT_DATA`` (Linux only).
 
     Raises:
-        ClusterError: the process holds more than a bound already.
+        ModelError: with the base the process holds more than a bound already, as any worker would.
     """
     share = settings.gpus_per_worker
     if device.type == "cuda" and isinstance(share, float) and 0 < share < 1:
@@ -74,7 +74,7 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
     most = settings.memory_per_worker * GIB
     held = _status("VmRSS")
     if held >= most:
-        raise ClusterError(
+        raise ModelError(
             f"a worker holds {held / GIB:.2f} GiB with the base model loaded, more than it may",
             where="ray.memory_per_worker",
             expected=f"more than {held / GIB:.2f}, and room for a trial",
@@ -93,7 +93,7 @@ def _limit_gpu(share: float, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     most, held = share * total - _BESIDE, torch.cuda.memory_reserved(device)
     if held >= most:
-        raise ClusterError(
+        raise ModelError(
             f"a worker holds {held / GIB:.1f} GiB of a GPU with the base model loaded, and its share is "
             f"{most / GIB:.1f}",
             where="ray.gpus_per_worker",

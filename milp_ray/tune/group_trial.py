@@ -3,8 +3,8 @@
 The trainable itself loads nothing: it holds the placement group, and in it a
 :class:`~milp_ray.tune.worker_group.WorkerGroup` that stays over trials and users. So a rank that dies, hangs
 or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the trial begun
-again, up to ``ray.max_failures`` times. Where a group does not come up, or Tune's actor itself is lost, its
-ranks go with it, and the searcher gives the trial out once more.
+again, up to ``ray.max_failures`` times. Where a group cannot be set up, or Tune's actor itself is lost, its
+ranks go with it, and the searcher gives the trial out once more (:mod:`milp_ray.tune.losses`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import ray
 from ray import tune
 
-from milp_ray.errors import MilpRayError
-from milp_ray.tune.slicing import WorkerBroke, ending
+from milp_ray.errors import ClusterError
+from milp_ray.tune.slicing import Unfit, ending
 from milp_ray.tune.trainable import TrialSpec, ticket_of
 from milp_ray.tune.worker_group import GroupFailed, WorkerGroup
 
@@ -34,6 +34,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         settings = spec.study.ray
         self._most = settings.max_failures
         self._begun, self._over, self._failures = False, True, 0
+        self._unfit: Unfit | None = None
         self._group = WorkerGroup(
             ray.put(spec),
             placement_group.bundle_specs,
@@ -55,8 +56,10 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         """Work for ``trial.slice_seconds``, or to the end of the trial.
 
         Raises:
-            WorkerBroke: there is no group to work with.
+            WorkerBroke: there is no group to work with, as was reported.
         """
+        if self._unfit is not None:
+            return self._unfit.report()
         try:
             if not self._group.alive:
                 self._start()
@@ -66,9 +69,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             result = self._group.slice()
             self._over = bool(result["finished"])
             return result
-        except MilpRayError as error:
-            self._over = True
-            return ending(fatal=error)
+        except Unfit as unfit:
+            self._over, self._unfit = True, unfit
+            return unfit.report()
         except GroupFailed as failure:
             self._begun = False
             self._failures += 1
@@ -93,11 +96,17 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         """Start the ranks.
 
         Raises:
-            WorkerBroke: they did not come up. It is no fault of the trial's, and where a node is gone this
-                placement group may have no room for them for hours: Tune gives it up.
-            MilpRayError: the base cannot be loaded.
+            Unfit: one of them cannot work; or they did not come up, and where a node is gone this placement
+                group may have no room for them for hours: Tune gives it up.
         """
         try:
             self._group.start()
         except GroupFailed as failure:
-            raise WorkerBroke(failure.reason) from None
+            raise Unfit(
+                ClusterError(
+                    f"the workers of a trial did not come up: {failure.reason}",
+                    expected="nodes that start workers and keep them",
+                    remedy="look into the workers' logs in Ray's session folder; then resume",
+                ),
+                node="",
+            ) from None

@@ -6,9 +6,12 @@ final job.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
     from milp_ray.training.parallel.group import Meeting
 
-LOADING_SECONDS = 3600.0  # that ranks wait for each other until the base is loaded
+LOADING_SECONDS = 3600.0  # that a base may take, and that ranks wait for each other: files may be far away
 
 
 def meet_at(address: str) -> None:
@@ -41,6 +44,17 @@ def meet_at(address: str) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", names[0])
 
 
+@contextlib.contextmanager
+def _watched(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, by a thread that Python's lock cannot hold up."""
+    # File 2 becomes the worker's log. It is written where each thread stood, and no value.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None = None) -> BaseModel:
     """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
 
@@ -53,6 +67,8 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
     Raises:
         MilpRayError: what keeps this worker, and so any, from working.
         RuntimeError: the ranks did not come together, or one of them was lost.
+
+    A process that takes ``LOADING_SECONDS`` to load hangs: it ends, and its log says where it hung.
     """
     import torch
 
@@ -71,13 +87,13 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None
             remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
         )
     try:
+        check_sees(root)  # each rank for itself: who started them hears of one that does not, and ends all
         parallel = ALONE
         if meeting is not None:
             meet_at(ray.util.get_node_ip_address())
             group = Ranks(meeting, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
-        parallel.group.together(lambda: check_sees(root))
-        with parallel.group.patient(LOADING_SECONDS):  # one node may have the files at hand, and one not
+        with _watched(LOADING_SECONDS), parallel.group.patient(LOADING_SECONDS):
             base = load_base(study.model, parallel)
         limit_memory(settings, base.device)
     except MilpRayError:

@@ -32,6 +32,8 @@ from milp_ray.tune.searcher import Listener, StudySearcher
 from milp_ray.tune.simulated import SimulatedSpec, SimulatedTrial
 from milp_ray.tune.slots import Slots, on_device, slots
 from milp_ray.tune.trainable import MemoryTrial, TrialSpec
+from milp_ray.tune.watch import Watch
+from milp_ray.tune.worker_group import longest_step
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
@@ -61,13 +63,14 @@ def run_search(
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
         meter: is told what the search costs.
         introduce: see :class:`~milp_ray.tune.queue.ProposalQueue`.
-        say: is told what is waited for.
+        say: is told what is waited for, and what is wrong with workers.
 
     Returns:
         Users whose no-memory measurement failed, and why.
 
     Raises:
-        ClusterError: Ray gave up (the outcomes so far are in the event logs).
+        ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far are in the
+            event logs).
         StorageError: an event log could not be written.
     """
     study = spec.study
@@ -83,14 +86,21 @@ def run_search(
         introduce=introduce,
     )
     searcher = StudySearcher(
-        engines, queue, study.objectives, stopping, listeners, retries=study.ray.max_failures
+        engines,
+        queue,
+        study.objectives,
+        stopping,
+        listeners,
+        retries=study.ray.max_failures,
+        workers=worker.count,
+        say=say,
     )
 
     def ending() -> bool:
         return stopping() or searcher.failure is not None or queue.failed
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
-    tuner = _tuner(spec, worker, searcher, ending, name, folder)
+    tuner = _tuner(spec, worker, searcher, ending, name, folder, say)
     try:
         with _log_to(folder / "tune.log"):
             tuner.fit()
@@ -116,10 +126,12 @@ def _tuner(
     ending: Callable[[], bool],
     name: str,
     folder: Path,
+    say: Callable[[str], object],
 ) -> tune.Tuner:
     """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
     several = worker.workers > 1 and isinstance(spec, TrialSpec)
     trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
+    patience = spec.study.ray.group_timeout + spec.study.trial.slice_seconds
     # The trainable of a group takes nothing itself.
     bundle = dict(worker.resources)
     bundles = [{}, *([bundle] * worker.workers)] if several else [bundle]
@@ -145,6 +157,7 @@ def _tuner(
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
             stop=_GiveUp(ending),
+            callbacks=[Watch(longest_step(patience) if several else patience, say)],
         ),
     )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
-from milp_ray.errors import ClusterError, from_plain
+from milp_ray.errors import from_plain
+from milp_ray.tune.losses import Losses
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Tune sleeps a second and drops cached actors when `suggest` has nothing while no trial runs; waiting here
 # instead keeps them, and a stop request is still seen within this time.
 _IDLE_WAIT_SECONDS = 0.5
-_MOST_DEATHS = 5
 
 
 class Listener(Protocol):
@@ -53,8 +52,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         objectives: names of the measured values to tell, in the engines' order.
         stopping: whether the run was asked to stop.
         listeners: told of every start and end.
-        retries: how often a trial is run again whose worker was lost. Tune's own retries take a worker that
+        retries: how often a trial is run again whose worker died. Tune's own retries take a worker that
             dies with two calls under way for two failures, and give the trial up at the second.
+        workers: how many trials run at once.
+        say: is told what is wrong with workers that cannot be set up.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         stopping: Callable[[], bool],
         listeners: Sequence[Listener],
         retries: int = 0,
+        workers: int = 1,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(metric=list(objectives), mode=["min"] * len(objectives))
         self._engines = engines
@@ -75,14 +78,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._tickets: dict[str, Ticket] = {}
         self.failure: Exception | None = None
         self.baselines_failed: dict[str, str] = {}
-        self._retries = retries
-        self._lost: Counter[Ticket] = Counter()
-        self._in_a_row: list[Ticket] = []  # lost one after the other, and not told yet: see `_died`
+        self._workers = workers
+        self._say = say
+        self._losses = Losses(retries)
+        self._unfit: dict[str, tuple[str, str]] = {}  # by trial: its worker's node and error, which ends next
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
         if self._stopping() or self.failure:
             return Searcher.FINISHED  # type: ignore[no-any-return]
+        held_back = self._losses.held_back
+        if held_back and len(self._tickets) + held_back >= self._workers:
+            return None
         ticket = self._queue.take(wait=0.0 if self._tickets else _IDLE_WAIT_SECONDS)
         if ticket is None:
             # While trials run, a lost one may come back.
@@ -90,12 +97,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._guarded(self._write_off)
             return Searcher.FINISHED if over else None
         self._tickets[trial_id] = ticket
+        self._losses.given(ticket)
         for listener in self._listeners:
             listener.trial_started(ticket)
         return {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
-        """Intermediate results are a sign of life only."""
+        """Intermediate results are a sign of life, or say that the worker cannot work and ends now."""
+        if "unfit" in result:
+            self._unfit[trial_id] = str(result["node"]), str(result["unfit"])
+        else:
+            self._losses.reported()
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
@@ -105,10 +117,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Tune logs what is raised here and goes on. So an error (a full disk, a bug) is kept in ``failure``,
         which ends the run, and whoever started the run raises it.
         """
-        ticket = self._tickets.pop(trial_id, None)
+        ticket, unfit = self._tickets.pop(trial_id, None), self._unfit.pop(trial_id, None)
         if ticket is None:
             return
-        self._guarded(lambda: self._outcome(ticket, result, error))
+        if unfit is not None and error:
+            self._guarded(lambda: self._not_set_up(ticket, *unfit))
+        else:
+            self._guarded(lambda: self._outcome(ticket, result, error))
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
@@ -133,35 +148,44 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             values = {name: float(result[name]) for name in self._objectives}  # type: ignore[arg-type]
             self._told(ticket, values, _cost(result))
 
-    def _died(self, ticket: Ticket) -> None:
-        """A trial's worker was lost: it runs again, or has failed, which is told once it is its own fault.
+    def _not_set_up(self, ticket: Ticket, node: str, unfit: str) -> None:
+        """A trial's worker could not be set up: the trial runs on another one."""
+        error = from_plain(json.loads(unfit))
+        new = self._losses.unfit(ticket, node, error)
+        self._again(ticket)
+        self._check()
+        if new:
+            self._say(f"{f'node {node}: ' if node else ''}{error.problems[0].fact}; its trials run elsewhere")
 
-        Raises:
-            ClusterError: so many in a row are the cluster's. None of them is told: a resume runs them again.
-        """
-        if self._lost[ticket] < self._retries:
-            self._lost[ticket] += 1
-            self._queue.again(ticket)
-            for listener in self._listeners:
-                listener.trial_lost(ticket)
+    def _died(self, ticket: Ticket) -> None:
+        """A trial's worker died: it runs again, or has failed, which is told once it is its own fault."""
+        if self._losses.died(ticket):
+            self._again(ticket)
             return
-        self._in_a_row.append(ticket)
         if ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
             self._fail_lost(ticket)
-        if len(self._in_a_row) < _MOST_DEATHS:
+        self._check()
+
+    def _again(self, ticket: Ticket) -> None:
+        self._queue.again(ticket)
+        for listener in self._listeners:
+            listener.trial_lost(ticket)
+
+    def _check(self) -> None:
+        """End the run where losses in a row are the cluster's: none is told, a resume runs them again.
+
+        Raises:
+            MilpRayError: why.
+        """
+        if (verdict := self._losses.verdict) is None:
             return
-        for lost in self._in_a_row:
+        for lost in self._losses.settled():
             self._queue.dropped(lost.alias, lost.number)
-        raise ClusterError(
-            f"{len(self._in_a_row)} trials in a row were lost to failing workers",
-            expected="workers that live through a trial",
-            remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
-        )
+        raise verdict
 
     def _write_off(self) -> None:
         """The workers live, or there is nothing more to run: what was lost before failed by itself."""
-        while self._in_a_row:
-            ticket = self._in_a_row.pop(0)
+        for ticket in self._losses.settled():
             if ticket.number != BASELINE:
                 self._fail_lost(ticket)
 

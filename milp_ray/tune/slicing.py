@@ -37,6 +37,41 @@ class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
     """A worker's process failed in an unforeseen way. It says where, not what, which might quote a user."""
 
 
+class Unfit(Exception):  # noqa: N818  (it names a state)
+    """A worker that cannot work: what keeps it from its base or its first trial.
+
+    Attributes:
+        error: why. With exit code 2 every other worker would fail alike.
+        node: the address of the worker's node; empty where it is not known.
+    """
+
+    def __init__(self, error: MilpRayError, node: str) -> None:
+        self.error, self.node = error, node
+        self._told = False
+        super().__init__(str(error))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Unfit, (self.error, self.node))
+
+    def report(self) -> dict[str, object]:
+        """What its trial reports instead of a step: the run's end, or why the worker ends with the next one.
+
+        Raises:
+            WorkerBroke: it was reported; Tune then keeps the actor for no other trial.
+        """
+        if self.error.exit_code == 2:
+            return ending(fatal=self.error)
+        if self._told:
+            raise WorkerBroke(self.error.problems[0].fact)
+        self._told = True
+        return {
+            "finished": False,
+            "done": False,
+            "unfit": json.dumps(self.error.to_plain()),
+            "node": self.node,
+        }
+
+
 class Slices:
     """One trial after another on a base.
 

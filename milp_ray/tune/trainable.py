@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from milp_ray.config.models import Study
@@ -19,7 +20,7 @@ from milp_ray.errors import MilpRayError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.resident import resident_base
 from milp_ray.tune.shared import SharedUsers
-from milp_ray.tune.slicing import Slices, ending
+from milp_ray.tune.slicing import Slices, Unfit
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,28 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
         """Load the base; called once per actor."""
         self._study = spec.study.name
-        self._fatal: MilpRayError | None = None
-        # A base that cannot be loaded here fails every trial: told by the first step, it ends the run, where
-        # an error now would have Tune start the actor again and then write off one trial after the other.
+        self._unfit: Unfit | None = None
+        # Told by the first step: an error now would have Tune take the trial for what failed.
         try:
             base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)
             self._slices = Slices(spec, base)
             self._begin(config)
         except MilpRayError as error:
-            self._fatal = error
+            self._unfit = Unfit(error, ray.util.get_node_ip_address())
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial on the same base."""
-        if self._fatal is None:
+        if self._unfit is None:
             self._begin(new_config)
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial."""
-        return self._slices.step() if self._fatal is None else ending(fatal=self._fatal)
+        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Slices.step`."""
+        return self._slices.step() if self._unfit is None else self._unfit.report()
 
     def cleanup(self) -> None:
         """Give the base back."""
-        if self._fatal is None:
+        if self._unfit is None:
             self._slices.close()
 
     def _begin(self, config: Mapping[str, object]) -> None:

@@ -18,16 +18,22 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from milp_ray.errors import MilpRayError, from_plain, place_of
+from milp_ray.errors import MilpRayError, place_of
 from milp_ray.memory.space import Placement
 from milp_ray.tune.processes import Place, end, free_address, here
 from milp_ray.tune.resident import LOADING_SECONDS, resident_base
-from milp_ray.tune.slicing import Slices, WorkerBroke
+from milp_ray.tune.slicing import Slices, Unfit, WorkerBroke
 
 if TYPE_CHECKING:
     from milp_ray.tune.trainable import TrialSpec
 
 _START_SECONDS = 300.0  # until all ranks have imported, and until they have met
+
+
+def longest_step(patience: float) -> float:
+    """Seconds that a step of a trial with a group may take: it starts the ranks, they load the base, begin,
+    and work, and end. ``patience``: for each of the last three."""
+    return 2 * _START_SECONDS + LOADING_SECONDS + 3 * patience
 
 
 class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
@@ -56,8 +62,12 @@ class Rank:
 
         return here(), free_address()
 
-    def join(self, address: str, rank: int, size: int) -> dict[str, object] | None:
-        """Meet the others and load the base; None, or the error that keeps any worker from working."""
+    def join(self, address: str, rank: int, size: int) -> None:
+        """Meet the others and load the base.
+
+        Raises:
+            Unfit: something keeps this worker from it, and so the others.
+        """
         from milp_ray.training.parallel.group import Meeting
 
         study = self._spec.study
@@ -65,9 +75,8 @@ class Rank:
             meeting = Meeting(address, rank, size, study.ray.group_timeout)
             base = resident_base(study, self._spec.root, self._cpus, meeting)
         except MilpRayError as error:
-            return error.to_plain()
+            raise Unfit(error, ray.util.get_node_ip_address()) from None
         self._slices = Slices(self._spec, base)
-        return None
 
     def begin(self, alias: str, number: int, placement: str) -> None:
         """Take a trial."""
@@ -130,7 +139,7 @@ class WorkerGroup:
 
         Raises:
             GroupFailed: some rank did not come up, or not in time.
-            MilpRayError: the base cannot be loaded, here or anywhere.
+            Unfit: a rank cannot work: the base cannot be loaded, say.
         """
         make = ray.remote(max_restarts=0)(Rank)
         self._ranks = [
@@ -148,15 +157,11 @@ class WorkerGroup:
             found = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
             self._places = [place for place, _ in found]
             address, size = found[0][1], len(self._ranks)
-            faults = self._all(
+            self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
                 "loaded the base model",
                 _START_SECONDS + LOADING_SECONDS,
             )
-        for fault in faults:
-            if fault is not None:
-                self.kill()
-                raise from_plain(fault)
 
     def begin(self, alias: str, number: int, placement: Placement) -> None:
         """Give all ranks a trial.
@@ -244,5 +249,7 @@ class WorkerGroup:
         except ray.exceptions.RayTaskError as error:
             self.kill()
             cause = getattr(error, "cause", None) or error
+            if isinstance(cause, Unfit):
+                raise cause from None
             what = str(cause) if isinstance(cause, WorkerBroke) else place_of(cause)
             raise GroupFailed(f"a worker failed: {what}") from None

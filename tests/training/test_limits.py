@@ -15,7 +15,7 @@ import torch
 
 from milp_ray.config.models import ModelSettings, OptimizerSettings, RaySettings
 from milp_ray.data.records import UserSplit
-from milp_ray.errors import ClusterError
+from milp_ray.errors import ModelError
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import load_base
 from milp_ray.training.limits import GIB, OutOfMemory, _status, infeasible, limit_memory
@@ -64,7 +64,7 @@ def test_a_trial_over_the_bound_is_infeasible_and_the_next_one_works(
 
 
 def test_a_bound_below_what_the_base_takes_is_said() -> None:
-    with pytest.raises(ClusterError, match="more than it may") as refused:
+    with pytest.raises(ModelError, match="more than it may") as refused:
         limit_memory(RaySettings(memory_per_worker=0.01), torch.device("cpu"))
     assert "raise ray.memory_per_worker" in str(refused.value)
 
@@ -90,7 +90,7 @@ def test_workers_that_share_a_gpu_get_their_part_of_it(card: dict[str, float]) -
     limit_memory(RaySettings(gpus_per_worker=0.25), torch.device("cuda", 0))
     assert card["fraction"] == pytest.approx(19 / 80)
     card["held"] = 19.5 * GIB
-    with pytest.raises(ClusterError, match="its share is 19") as refused:
+    with pytest.raises(ModelError, match="its share is 19") as refused:
         limit_memory(RaySettings(gpus_per_worker=0.25), torch.device("cuda", 0))
     assert "ray.gpus_per_worker" in str(refused.value)
     limit_memory(RaySettings(gpus_per_worker=1), torch.device("cuda", 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +14,13 @@ import pytest
 import torch
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError
+from milp_ray.errors import ClusterError, ModelError
 from milp_ray.training import base as base_module
 from milp_ray.training.parallel import group as group_module
 from milp_ray.training.parallel.group import Meeting
 from milp_ray.tune import resident
 from milp_ray.tune.group_trial import GroupTrial
-from milp_ray.tune.slicing import WorkerBroke
+from milp_ray.tune.slicing import Unfit, WorkerBroke
 from milp_ray.tune.worker_group import GroupFailed
 
 
@@ -82,16 +84,65 @@ def test_ranks_meet_at_the_address_that_ray_knows(
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "what somebody has set is theirs"
 
 
-def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial() -> None:
+class Group:
+    """That does not start."""
+
+    alive = False
+
+    def __init__(self, failure: Exception) -> None:
+        self.failure = failure
+
+    def start(self) -> None:
+        raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "node", "fact"),
+    [
+        (GroupFailed("1 of 2 workers have not started in time"), "", "have not started in time"),
+        (Unfit(ClusterError("a worker cannot use its GPU"), "10.0.0.7"), "10.0.0.7", "cannot use its GPU"),
+    ],
+)
+def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
+    failure: Exception, node: str, fact: str
+) -> None:
     """Told as failed, trial after trial would be lost for as long as a node is away."""
-
-    class Homeless:
-        alive = False
-
-        def start(self) -> None:
-            raise GroupFailed("1 of 2 workers have not started in time")
-
     trial = GroupTrial.__new__(GroupTrial)
-    trial._group, trial._begun, trial._failures, trial._most = Homeless(), False, 0, 2
-    with pytest.raises(WorkerBroke, match="have not started in time"):
+    trial._group, trial._unfit = Group(failure), None
+    found = trial.step()
+    assert not found["finished"] and found["node"] == node and fact in str(found["unfit"])
+    with pytest.raises(WorkerBroke, match=fact):
         trial.step()
+
+
+def test_a_group_whose_base_fails_any_worker_ends_the_run() -> None:
+    trial = GroupTrial.__new__(GroupTrial)
+    trial._group, trial._unfit = Group(Unfit(ModelError("no weights"), "10.0.0.7")), None
+    found = trial.step()
+    assert found["finished"] and "no weights" in str(found["fatal"])
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from milp_ray.config.models import Study
+from milp_ray.training import base
+from milp_ray.tune import resident
+
+def stuck(*_):
+    secret = "zanzibarcanary"
+    time.sleep(60)
+
+base.load_base, resident.LOADING_SECONDS = stuck, 0.5
+study = {"name": "s", "model": {"path": "m", "device": "cpu"}, "data": {"path": "d"}, "ray": {}}
+resident.resident_base(Study.model_validate(study), Path(sys.argv[1]), 1)
+"""
+
+
+def test_a_base_that_loads_for_ever_ends_its_worker_which_says_where(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    found = subprocess.run(
+        [sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert found.returncode == 1 and "Timeout" in found.stderr and " in stuck" in found.stderr
+    assert "zanzibarcanary" not in found.stderr

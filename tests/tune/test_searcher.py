@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
+from milp_ray.tune import losses
 from milp_ray.tune.queue import BASELINE, ProposalQueue, Ticket
 from milp_ray.tune.searcher import StudySearcher
 
@@ -42,7 +43,9 @@ class Seen:
 class Run:
     """A searcher over two users with model-free proposals, and a way to play Tune."""
 
-    def __init__(self, log: Path | None = None, users: str = "ab", retries: int = 0) -> None:
+    def __init__(
+        self, log: Path | None = None, users: str = "ab", retries: int = 0, workers: int = 1
+    ) -> None:
         space = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4))
         self.engines = {
             name: Engine(
@@ -58,8 +61,16 @@ class Run:
         self.queue = ProposalQueue(self.engines, trials=TRIALS, batch=2, workers=2)
         self.stop = False
         self.seen = Seen()
+        self.said: list[str] = []
         self.searcher = StudySearcher(
-            self.engines, self.queue, ("loss", "rouge_l"), lambda: self.stop, (self.seen,), retries
+            self.engines,
+            self.queue,
+            ("loss", "rouge_l"),
+            lambda: self.stop,
+            (self.seen,),
+            retries,
+            workers,
+            self.said.append,
         )
         self.count = 0
 
@@ -187,6 +198,63 @@ def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> 
     assert run.searcher.suggest("none") == Searcher.FINISHED
     assert len(run.engines["a"].failures) == 5 and run.searcher.baselines_failed
     assert run.searcher.failure is None and run.queue.live == 0
+
+
+def unfit(run: Run, trial_id: str, fact: str = "its GPU cannot be used") -> None:
+    """What a worker that cannot be set up tells of itself, and then Tune."""
+    error = json.dumps(ClusterError(fact).to_plain())
+    run.searcher.on_trial_result(trial_id, {"finished": False, "unfit": error, "node": "10.0.0.7"})
+    run.searcher.on_trial_complete(trial_id, None, error=True)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_LONGEST_PAUSE", 0.0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_once() -> None:
+    run = Run(users="a")  # no retries
+    other = run.next()
+    assert other is not None
+    for _ in range(2 * 5):
+        found = run.next()
+        assert found is not None and found[1]["trial"] == 0
+        unfit(run, found[0])
+        run.searcher.on_trial_result(other[0], {"finished": False})
+    assert run.searcher.failure is None and not run.seen.ended and len(run.seen.lost) == 10
+    assert run.said == ["node 10.0.0.7: its GPU cannot be used; its trials run elsewhere"]
+    found = run.next()
+    assert found is not None and found[1]["trial"] == 0
+    run.searcher.on_trial_complete(found[0], good())
+    assert len(run.engines["a"].observations) == 1 and not run.engines["a"].failures
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_five_workers_in_a_row_that_cannot_be_set_up_end_the_run_and_lose_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a")
+    (dead, number), *_ = [(trial_id, n) for trial_id, (_, n) in take(run, 2) if n != BASELINE]
+    run.searcher.on_trial_complete(dead, None, error=True)  # one row with deaths
+    for left in (3, 2, 1, 0):
+        assert run.searcher.failure is None
+        unfit(run, take(run, 1)[0][0], f"{left} GiB are free")
+    assert isinstance(run.searcher.failure, ClusterError) and "0 GiB are free" in str(run.searcher.failure)
+    assert run.next() is None and not run.seen.ended
+    resumed = Run(tmp_path, users="a")
+    assert not resumed.engines["a"].failures
+    assert {n for _, (_, n) in take(resumed, TRIALS + 1)} == {BASELINE, *range(TRIALS)} and number in range(5)
+
+
+def test_after_one_fewer_trials_run_for_a_while_and_a_stop_is_seen() -> None:
+    run = Run(users="ab", workers=3)
+    first, second, third = take(run, 3)
+    unfit(run, third[0])
+    assert run.searcher.suggest("fourth") is None, "its node would be asked at once"
+    run.searcher.on_trial_complete(second[0], good())
+    assert isinstance(run.searcher.suggest("fourth"), dict), "the others have work"
+    run.searcher.on_trial_complete(first[0], good())
+    run.stop = True
+    assert run.searcher.suggest("fifth") == Searcher.FINISHED
 
 
 def test_a_stop_request_ends_the_asking() -> None:

@@ -153,16 +153,38 @@ def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
     assert [place.pid for place in group._places] == pids
 
 
-def test_a_base_or_run_folder_that_cannot_be_had_is_everybodys_error(
+def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
     make_group: Make, tmp_path: Path
 ) -> None:
-    from milp_ray.errors import ClusterError, ModelError
+    import ray
+
+    from milp_ray.tune.slicing import Unfit
+
+    group = make_group()
+
+    class OneBlind:
+        """The trials' spec; whoever asks first sees the run folder."""
+
+        study = study_of(tmp_path, model={"path": "none"})
+
+        @property
+        def root(self) -> Path:
+            try:
+                (tmp_path / "first").mkdir()
+            except FileExistsError:
+                return tmp_path / "elsewhere"
+            return tmp_path
+
+    group._spec = ray.put(OneBlind())
+    with pytest.raises(Unfit, match=r"does not see the run folder .*elsewhere") as unfit:
+        group.start()
+    assert unfit.value.error.exit_code == 1 and unfit.value.node and not group.alive
+
+
+def test_a_base_that_no_worker_can_load_is_everybodys_error(make_group: Make, tmp_path: Path) -> None:
+    from milp_ray.tune.slicing import Unfit
 
     group = make_group(model={"path": str(tmp_path / "nowhere")})
-    with pytest.raises(ModelError, match="nowhere"):
+    with pytest.raises(Unfit, match="nowhere") as unfit:
         group.start()
-    assert not group.alive
-    (tmp_path / "run.json").unlink()
-    with pytest.raises(ClusterError, match="does not see the run folder"):
-        group.start()
-    assert not group.alive
+    assert unfit.value.error.exit_code == 2 and not group.alive

@@ -1,0 +1,116 @@
+"""What becomes of a trial whose worker was lost, and when the search gives up. No Ray here.
+
+Two kinds of loss. A worker *dies* in the middle of a trial (killed, hung, broken): the trial may be what
+kills it, so it runs again only ``retries`` times and has then failed. A worker is *unfit*: it could not be
+set up (its GPU is still full of a predecessor, a mount comes late, a driver is broken), which is no trial's
+fault, so the trial runs again, free of charge, on another one.
+
+Either may be the cluster's own fault, so losses are counted in a row. Five end the run: nobody is charged,
+and a resume goes on. Unfit workers are in a row until any worker reports anything; deaths until another
+trial ends, since a trial that gets on may still die like the others. Until then it is open whose fault a
+death was, and the trial is not told as failed. Several workers that start at the same time and are unfit are
+one loss.
+
+After an unfit worker one trial fewer runs for a while, or its node would be asked over and over: first for
+two seconds, then for twice as long each time, a minute at most.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.tune.queue import Ticket
+
+_MOST = 5
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """One of a row: ``ticket`` of a trial past its retries, or ``error`` of an unfit worker."""
+
+    ticket: Ticket | None = None
+    error: MilpRayError | None = None
+
+
+class Losses:
+    """Counts them.
+
+    Args:
+        retries: how often a trial is run again whose worker died.
+        clock: seconds, for the pauses.
+    """
+
+    def __init__(self, retries: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._retries = retries
+        self._clock = clock
+        self._deaths: Counter[Ticket] = Counter()
+        self._row: list[_Loss] = []
+        self._order = itertools.count()
+        self._given: dict[Ticket, int] = {}
+        self._counted = -1  # when the last unfit worker was counted, in that order
+        self._pauses: list[float] = []  # when they end
+        self._pause: Counter[str] = Counter()  # by node, how often
+        self._known: set[tuple[str, str]] = set()
+
+    def given(self, ticket: Ticket) -> None:
+        """A trial was handed out."""
+        self._given[ticket] = next(self._order)
+
+    def reported(self) -> None:
+        """A worker gave a sign of life in its trial: workers can be set up."""
+        if self._row:
+            self._row = [loss for loss in self._row if loss.ticket is not None]
+
+    def settled(self) -> list[Ticket]:
+        """A trial has ended, or none is left: those whose workers died before have failed by themselves."""
+        row, self._row = self._row, []
+        return [loss.ticket for loss in row if loss.ticket is not None]
+
+    def died(self, ticket: Ticket) -> bool:
+        """A worker died in a trial. True: it is to run again; False: it is past its retries (``settled``)."""
+        if self._deaths[ticket] < self._retries:
+            self._deaths[ticket] += 1
+            return True
+        self._row.append(_Loss(ticket=ticket))
+        return False
+
+    def unfit(self, ticket: Ticket, node: str, error: MilpRayError) -> bool:
+        """A worker could not be set up; its trial is to run again. True: the user does not know of it yet."""
+        if self._given.get(ticket, 0) > self._counted:
+            self._counted = next(self._order)
+            self._row.append(_Loss(error=error))
+            self._pause[node] += 1
+        pause = min(_FIRST_PAUSE * 2.0 ** (self._pause[node] - 1), _LONGEST_PAUSE)
+        self._pauses.append(self._clock() + pause)
+        fault = node, re.sub(r"[\d.]+", "#", error.problems[0].fact)  # how much is free differs every time
+        new = fault not in self._known
+        self._known.add(fault)
+        return new
+
+    @property
+    def held_back(self) -> int:
+        """How many trials fewer are to run now."""
+        now = self._clock()
+        self._pauses = [end for end in self._pauses if end > now]
+        return len(self._pauses)
+
+    @property
+    def verdict(self) -> MilpRayError | None:
+        """Why the run is to end: the last unfit worker's error where there is one; None: it goes on."""
+        if len(self._row) < _MOST:
+            return None
+        errors = [loss.error for loss in self._row if loss.error is not None]
+        if errors:
+            return errors[-1]
+        return ClusterError(
+            f"{len(self._row)} trials in a row were lost to failing workers",
+            expected="workers that live through a trial",
+            remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
+        )
