@@ -268,7 +268,8 @@ class RaySettings(Settings):
     )
     offload: bool = Field(False, description="keep what ZeRO divides in the host's memory")
     group_timeout: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="seconds without a sign of life after which a rank counts as hung"
+        120.0,
+        description="seconds without a sign of life, beyond a slice, after which a worker counts as hung",
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(

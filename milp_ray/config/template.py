@@ -109,7 +109,7 @@ ray:
   workers_per_trial: 1            # more where a base does not fit one GPU, with:
   parallelism: none               # ddp, zero1, zero2, zero3 (DeepSpeed) or fsdp; results stay the same
   offload: false                  # ZeRO's parts in the host's memory
-  group_timeout: 120              # seconds after which a silent worker of several counts as hung
+  group_timeout: 120              # seconds after which a silent worker counts as hung
   cpus_per_worker: 1.0
   gpus_per_worker: auto           # 1 where there are GPUs, else 0
   accelerator_type: null          # only nodes with this GPU, as Ray names it: H100, A100-80G, L4, ...

@@ -140,13 +140,14 @@ class StudyProgress:
             self._users[ticket.alias].running += 1
             self._touch(ticket.alias)
 
-    def trial_lost(self, ticket: Ticket) -> None:
-        """A trial's worker is gone; the trial will be run again."""
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+        """A trial's worker is gone; the trial runs again. Of a worker's own fault the search itself tells."""
         with self._lock:
             user = self._users[ticket.alias]
             user.running = max(0, user.running - 1)
             self._touch(ticket.alias)
-            self.say(f"{ticket.alias} {_name_of(ticket)}: its worker was lost; it runs again")
+            if charged:
+                self.say(f"{ticket.alias} {_name_of(ticket)}: its worker was lost; it runs again")
 
     def trial_ended(
         self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]

@@ -128,7 +128,7 @@ class Gauges:
         with self._lock:
             self._begun[ticket] = self._clock()
 
-    def trial_lost(self, ticket: Ticket) -> None:
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
         """A trial's worker is gone."""
         with self._lock:
             self._begun.pop(ticket, None)

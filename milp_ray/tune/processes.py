@@ -1,7 +1,8 @@
 """Where worker processes are, and how they are ended when they no longer answer.
 
-Ray's own way to end an actor waits for its process, so a process that was stopped or hangs in a kernel keeps
-its memory and its GPU. These functions send SIGKILL by process id, on whatever node it is.
+Ray's own way to end an actor waits some seconds for its process (Ray 2.60: five), so one that was stopped or
+hangs in a kernel keeps its memory and its GPU for that long. These functions send SIGKILL by process id, on
+whatever node it is.
 """
 
 from __future__ import annotations

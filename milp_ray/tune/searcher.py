@@ -29,12 +29,12 @@ _IDLE_WAIT_SECONDS = 0.5
 class Listener(Protocol):
     """Who wants to know how the study goes: the progress display, the exported metrics.
 
-    ``cost``: what a trial reports beside its values, as far as it does: ``train_tokens``, ``train_seconds``,
-    ``eval_seconds``, ``gpu_memory`` (bytes).
+    ``charged``: whether the trial's retries are fewer now. ``cost``: what a trial reports beside its values,
+    as far as it does: ``train_tokens``, ``train_seconds``, ``eval_seconds``, ``gpu_memory`` (bytes).
     """
 
     def trial_started(self, ticket: Ticket) -> None: ...
-    def trial_lost(self, ticket: Ticket) -> None: ...
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None: ...
     def trial_ended(
         self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
     ) -> None: ...
@@ -152,7 +152,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """A trial's worker could not be set up: the trial runs on another one."""
         error = from_plain(json.loads(unfit))
         new = self._losses.unfit(ticket, node, error)
-        self._again(ticket)
+        self._again(ticket, charged=False)
         self._check()
         if new:
             self._say(f"{f'node {node}: ' if node else ''}{error.problems[0].fact}; its trials run elsewhere")
@@ -160,16 +160,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _died(self, ticket: Ticket) -> None:
         """A trial's worker died: it runs again, or has failed, which is told once it is its own fault."""
         if self._losses.died(ticket):
-            self._again(ticket)
+            self._again(ticket, charged=True)
             return
         if ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
             self._fail_lost(ticket)
         self._check()
 
-    def _again(self, ticket: Ticket) -> None:
+    def _again(self, ticket: Ticket, charged: bool) -> None:
         self._queue.again(ticket)
         for listener in self._listeners:
-            listener.trial_lost(ticket)
+            listener.trial_lost(ticket, charged)
 
     def _check(self) -> None:
         """End the run where losses in a row are the cluster's: none is told, a resume runs them again.

@@ -55,7 +55,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
                 self._heard[name] = self._clock
                 self._say(
                     f"{trial}: its worker gave no sign of life for {self._patience:.0f} s "
-                    "(ray.group_timeout) and is ended"
+                    "(ray.group_timeout and a slice) and is ended"
                 )
                 # A process that does not answer is ended by Ray on its node, with SIGKILL, 5 s later.
                 ray.kill(actor)

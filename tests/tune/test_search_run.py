@@ -41,14 +41,14 @@ class Hooks:
     """Told of starts and ends; ``at_end`` is called in Tune's loop when a trial was told."""
 
     def __init__(self, at_end: Callable[[], object] = lambda: None) -> None:
-        self.lost = 0
+        self.lost: list[bool] = []
         self.reasons: list[str] = []
         self.at_end = at_end
 
     def trial_started(self, ticket: Ticket) -> None: ...
 
-    def trial_lost(self, ticket: Ticket) -> None:
-        self.lost += 1
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+        self.lost.append(charged)
 
     def trial_ended(
         self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
@@ -143,7 +143,7 @@ def test_a_stopped_worker_of_a_trial_is_ended_and_costs_a_retry(make: Make, tmp_
     thread.start()
     hooks = Hooks()
     assert told(search.run(hooks))
-    assert hooks.lost == 1 and ["no sign of life for 6 s" in text for text in search.said] == [True]
+    assert hooks.lost == [True] and ["no sign of life for 6 s" in text for text in search.said] == [True]
     assert not any(process.is_running() and process.status() != "zombie" for process in stopped)
 
 
@@ -164,7 +164,7 @@ def test_a_worker_that_is_stopped_between_two_trials_is_noticed_by_the_next(
 
     hooks = Hooks(at_end=stop)
     assert told(search.run(hooks)) and stopped
-    assert hooks.lost == 1 and len(search.said) == 1
+    assert hooks.lost == [True] and len(search.said) == 1
 
 
 def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged(
@@ -173,7 +173,7 @@ def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged
     """The run folder's mount comes late."""
     search = make(at_say=(tmp_path / "run.json").touch, ray={"max_failures": 0})
     hooks = Hooks()
-    assert told(search.run(hooks)) and hooks.lost == 1
+    assert told(search.run(hooks)) and hooks.lost == [False]
     assert len(search.said) == 1 and "does not see the run folder" in search.said[0]
     assert search.said[0].startswith("node ")
 
@@ -186,6 +186,7 @@ def test_where_none_can_be_set_up_the_run_ends_with_the_reason_and_a_resume_goes
     search = make()
     with pytest.raises(ClusterError, match="does not see the run folder") as ended:
         search.run(hooks)
-    assert ended.value.exit_code == 1 and hooks.lost == 2 and not hooks.reasons and len(search.said) == 1
+    assert ended.value.exit_code == 1 and len(search.said) == 1
+    assert hooks.lost == [False] * 2 and not hooks.reasons
     (tmp_path / "run.json").touch()
     assert told(search.run(hooks))

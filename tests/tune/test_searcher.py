@@ -25,14 +25,14 @@ TRIALS = 5
 class Seen:
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []
-        self.lost: list[tuple[str, int]] = []
+        self.lost: list[tuple[str, int, bool]] = []
         self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
 
     def trial_started(self, ticket: Ticket) -> None:
         self.started.append((ticket.alias, ticket.number))
 
-    def trial_lost(self, ticket: Ticket) -> None:
-        self.lost.append((ticket.alias, ticket.number))
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+        self.lost.append((ticket.alias, ticket.number, charged))
 
     def trial_ended(
         self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
@@ -145,7 +145,8 @@ def test_a_lost_worker_costs_a_retry_and_the_last_one_is_waited_for() -> None:
         run.searcher.on_trial_complete(trial_id, None, error=True)
     again = [run.next(), run.next()]
     assert [config for _, config in live[:2]] == [found[1] for found in reversed(again) if found]
-    assert run.seen.lost and not run.seen.ended and run.searcher.suggest("none") is None
+    assert [charged for *_, charged in run.seen.lost] == [True, True] and not run.seen.ended
+    assert run.searcher.suggest("none") is None
     for found in again:
         assert found is not None
         run.searcher.on_trial_complete(found[0], None, error=True)
@@ -222,7 +223,8 @@ def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_o
         assert found is not None and found[1]["trial"] == 0
         unfit(run, found[0])
         run.searcher.on_trial_result(other[0], {"finished": False})
-    assert run.searcher.failure is None and not run.seen.ended and len(run.seen.lost) == 10
+    assert run.searcher.failure is None and not run.seen.ended
+    assert run.seen.lost == [("a", 0, False)] * 10
     assert run.said == ["node 10.0.0.7: its GPU cannot be used; its trials run elsewhere"]
     found = run.next()
     assert found is not None and found[1]["trial"] == 0
