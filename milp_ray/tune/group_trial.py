@@ -53,11 +53,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial.
-
-        Raises:
-            WorkerBroke: there is no group to work with, as was reported.
-        """
+        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as well."""
         if self._unfit is not None:
             return self._unfit.report()
         try:

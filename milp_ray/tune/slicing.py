@@ -11,6 +11,8 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+import ray
+
 from milp_ray.config.objectives import gains_of
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label, trial_name
@@ -54,15 +56,14 @@ class Unfit(Exception):  # noqa: N818  (it names a state)
         return (Unfit, (self.error, self.node))
 
     def report(self) -> dict[str, object]:
-        """What its trial reports instead of a step: the run's end, or why the worker ends with the next one.
-
-        Raises:
-            WorkerBroke: it was reported; Tune then keeps the actor for no other trial.
-        """
+        """What its trial reports instead of a step: the run's end, or why the worker ends. With the next call
+        it does, so Tune keeps it for no other trial."""
         if self.error.exit_code == 2:
             return ending(fatal=self.error)
         if self._told:
-            raise WorkerBroke(self.error.problems[0].fact)
+            # At once: Tune itself lets a worker go only when its loop turns, and it may wait for a trial
+            # first, while the GPU stays taken.
+            ray.actor.exit_actor()
         self._told = True
         return {
             "finished": False,
@@ -87,8 +88,6 @@ class Slices:
 
     def begin(self, alias: str, number: int, placement: Placement) -> None:
         """Take a trial; the one before it is closed."""
-        import ray
-
         from milp_ray.training.trial import Trial
 
         self.close()

@@ -71,7 +71,7 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Slices.step`."""
+        """Work for ``trial.slice_seconds``, or to the end of the trial."""
         return self._slices.step() if self._unfit is None else self._unfit.report()
 
     def cleanup(self) -> None:

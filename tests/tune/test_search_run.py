@@ -170,8 +170,16 @@ def test_a_worker_that_is_stopped_between_two_trials_is_noticed_by_the_next(
 def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged(
     make: Make, tmp_path: Path
 ) -> None:
-    """The run folder's mount comes late."""
-    search = make(at_say=(tmp_path / "run.json").touch, ray={"max_failures": 0})
+    """The run folder's mount comes late; what such a worker held is free again while Tune's loop waits."""
+
+    def mount() -> None:
+        deadline = time.monotonic() + 30
+        while workers("ray::MemoryTrial"):
+            assert time.monotonic() < deadline, "it is there still"
+            time.sleep(0.1)
+        (tmp_path / "run.json").touch()
+
+    search = make(at_say=mount, ray={"max_failures": 0})
     hooks = Hooks()
     assert told(search.run(hooks)) and hooks.lost == [False]
     assert len(search.said) == 1 and "does not see the run folder" in search.said[0]
