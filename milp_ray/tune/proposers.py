@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.utils import get_num_cpus  # heeds a container's limit
 
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError
@@ -122,9 +123,28 @@ def make_proposer(study: Study, preparation: Preparation) -> Proposer:
 
 
 def proposers_of(study: Study) -> int:
-    """How many actors propose; 0: a thread of the driver. ``auto`` looks at the cluster as it stands."""
-    wanted = study.ray.proposers
-    if wanted != "auto":
-        return int(wanted)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    return 0 if cpus <= _FEW_CPUS else max(1, cpus // _CPUS_PER_PROPOSER)
+    """How many actors propose; 0: a thread of the driver. ``auto`` looks at the study and at the nodes."""
+    settings = study.ray
+    if settings.proposers != "auto":
+        return int(settings.proposers)
+    mine = ray.get_runtime_context().get_node_id()
+    offered = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+    workers = (settings.max_concurrent or 0) * settings.workers_per_trial
+    idle = get_num_cpus(override_docker_cpu_warning=True) - offered.get(mine, 0.0) - 1
+    return actors_for(sum(offered.values()), workers * settings.cpus_per_worker, idle)
+
+
+def actors_for(present: float, asked: float, idle: float) -> int:
+    """How many actors serve so many CPUs' trials and can be borne by the nodes that are there.
+
+    On an autoscaled cluster that is the head alone at first, and actors stay where they start.
+
+    Args:
+        present: CPUs that nodes offer to trials; an actor in eight of them is hardly felt.
+        asked: CPUs of all trials that the study wants at once, nodes that are yet to come included.
+        idle: CPUs of the driver's machine that no trial gets, less one for the driver.
+    """
+    cpus = max(present, asked)
+    if cpus <= _FEW_CPUS:
+        return 0
+    return int(min(cpus // _CPUS_PER_PROPOSER, present // _CPUS_PER_PROPOSER + max(0.0, idle)))

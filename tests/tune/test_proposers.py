@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,20 +81,43 @@ def test_a_preparation_that_fails_stops_nobody() -> None:
     proposer.close()
 
 
-def study_with(proposers: int | str) -> Study:
-    settings = RaySettings.model_validate({"proposers": proposers})
+def study_with(proposers: int | str, **more: Any) -> Study:
+    settings = RaySettings.model_validate({"proposers": proposers, **more})
     return Study.model_construct(name="x", ray=settings)
 
 
-def test_auto_gives_small_machines_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    from milp_ray.tune.proposers import proposers_of
+def test_auto_gives_small_machines_a_thread() -> None:
+    from milp_ray.tune.proposers import actors_for
 
     for cpus, expected in ((2, 0), (8, 0), (16, 2), (100, 12)):
-        monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus: {"CPU": float(cpus)})
-        assert proposers_of(study_with("auto")) == expected
-    assert proposers_of(study_with(3)) == 3
+        assert actors_for(cpus, 0, idle=-1) == expected
+        assert actors_for(cpus, cpus, idle=60) == expected, "no more than trials need"
+
+
+def test_auto_reckons_with_nodes_that_are_to_come_and_burdens_those_that_are_there() -> None:
+    from milp_ray.tune.proposers import actors_for
+
+    assert actors_for(0, asked=128, idle=3) == 3, "a head of four CPUs, without trials"
+    assert actors_for(0, asked=128, idle=0) == 0, "a head of one CPU: its driver's thread"
+    assert actors_for(0, asked=128, idle=31) == 16
+    assert actors_for(4, asked=128, idle=-1) == 0, "a small head that has trials, too"
+    assert actors_for(32, asked=128, idle=3) == 7
+
+
+def test_auto_asks_ray_and_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from milp_ray.tune import proposers
+
+    head = {"NodeID": "head", "Alive": True, "Resources": {"memory": 1e9}}
+    gone = {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [head, gone])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    monkeypatch.setattr(proposers, "get_num_cpus", lambda **_: 4.0)
+    wanted = {"max_concurrent": 8, "workers_per_trial": 2, "parallelism": "ddp", "cpus_per_worker": 4.0}
+    assert proposers.proposers_of(study_with("auto", **wanted)) == 3
+    assert proposers.proposers_of(study_with("auto")) == 0
+    assert proposers.proposers_of(study_with(3)) == 3
 
 
 @pytest.fixture(scope="module")
