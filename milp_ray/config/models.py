@@ -273,7 +273,7 @@ class RaySettings(Settings):
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="auto: 1 where the cluster has GPUs, else 0"
+        "auto", description="1, a part of one, or 0; auto: 1 where the cluster has GPUs, else 0"
     )
     memory_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GiB of the host's memory that a worker may take; null: not bounded, nor asked for"
@@ -306,16 +306,16 @@ class RaySettings(Settings):
                 f"workers_per_trial is {self.workers_per_trial}, but parallelism none knows one worker: "
                 "choose ddp, zero1, zero2, zero3 or fsdp"
             )
-        part = 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker % 1
-        if part and self.workers_per_trial > 1:
+        gpus = 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
+        if gpus > 1:
             raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker}, but workers of one trial cannot share a GPU "
-                "(NCCL refuses it): ask for a whole one each, or set workers_per_trial to 1"
+                f"gpus_per_worker is {gpus:g}, but a worker works on one GPU, or a part of it: "
+                "for several on one trial set workers_per_trial and parallelism"
             )
-        if part and self.gpus_per_worker != part:
+        if 0 < gpus < 1 and self.workers_per_trial > 1:
             raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker}, but Ray gives a worker a part of one GPU or "
-                "whole ones"
+                f"gpus_per_worker is {gpus:g}, but workers of one trial cannot share a GPU "
+                "(NCCL refuses it): ask for a whole one each, or set workers_per_trial to 1"
             )
         if self.offload and not self.parallelism.startswith("zero"):
             raise ValueError("offload needs parallelism zero1, zero2 or zero3")
@@ -387,6 +387,15 @@ class Study(Settings):
             measured = " or ".join(name for name, declared in OBJECTIVES.items() if not declared.exact)
             raise ValueError(f"needs a measured objective ({measured}) beside {', '.join(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _device_is_asked_for(self) -> Self:
+        if self.model.device == "cuda" and self.ray.gpus_per_worker == 0 and self.simulation is None:
+            raise ValueError(
+                "model.device is cuda, but ray.gpus_per_worker is 0: give workers a GPU (1, or auto), or set "
+                "model.device to auto or cpu"
+            )
+        return self
 
     @model_validator(mode="after")
     def _policy_has_objective(self) -> Self:

@@ -111,7 +111,7 @@ ray:
   offload: false                  # ZeRO's parts in the host's memory
   group_timeout: 120              # seconds after which a silent worker counts as hung
   cpus_per_worker: 1.0
-  gpus_per_worker: auto           # 1 where there are GPUs, else 0
+  gpus_per_worker: auto           # 1 where there are GPUs, else 0; 0.5: two workers share one
   accelerator_type: null          # only nodes with this GPU, as Ray names it: H100, A100-80G, L4, ...
   custom_resources: {}            # what else a worker takes of what nodes offer, as {licence: 1}
   memory_per_worker: null         # GiB of RAM; a trial that needs more fails by itself, and is said why

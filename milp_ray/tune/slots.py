@@ -116,11 +116,12 @@ def _room(study: Study) -> Slots:
     wanted = _wanted(study, nodes)
     held = [min(_times(node.get(k, 0), k, v) for k, v in wanted.items()) for node in nodes]
     if sum(held) < 1:
-        raise _no_room(wanted, nodes)
+        by_name = study.model.device == "cuda" and "GPU" in wanted
+        raise _no_gpu() if by_name and not _have_gpus(nodes) else _no_room(wanted, nodes)
     workers, count = settings.workers_per_trial, int(sum(held))
     if count < workers:
         raise ClusterError(
-            f"a trial asks for {workers} workers of {_amounts(wanted)} each, and the cluster holds {count}",
+            f"a trial asks for {workers} workers of {amounts(wanted)} each, and the cluster holds {count}",
             expected=f"room for {workers}",
             remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
             "or give an autoscaler time: ray.wait_for_nodes=900",
@@ -134,6 +135,16 @@ def _times(there: float, name: str, amount: float) -> float:
     if name == "GPU" and amount < 1:  # a part of a GPU is of one GPU: two of 0.4 on each
         return there // 1 * ((1 + 1e-9) // amount)
     return (there + 1e-9) // amount
+
+
+def _no_gpu() -> ClusterError:
+    """A GPU is asked for by name: what would quietly work on CPUs instead might take months."""
+    return ClusterError(
+        "it is cuda, and no node has a GPU",
+        where="model.device",
+        expected="a node with a GPU that Ray knows (ray status)",
+        remedy="add one, give an autoscaler time: ray.wait_for_nodes=900, or set model.device to auto or cpu",
+    )
 
 
 def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> ClusterError:
@@ -150,8 +161,8 @@ def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) 
     lower += ["ray.accelerator_type"] if _kind(wanted) else []
     lower += ["ray.custom_resources"] if any(not name.startswith(_KIND) for name in named) else []
     return ClusterError(
-        f"a worker asks for {_amounts(wanted)}, and no node has that",
-        expected=f"at most {_amounts(there)} per worker{of_kinds}",
+        f"a worker asks for {amounts(wanted)}, and no node has that",
+        expected=f"at most {amounts(there)} per worker{of_kinds}",
         remedy=f"change {', '.join(lower[:-1])} or {lower[-1]}, add a node, "
         "or give an autoscaler time: ray.wait_for_nodes=900",
     )
@@ -170,26 +181,30 @@ def _wanted(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, flo
         return wanted
     gpus = settings.gpus_per_worker
     if gpus == "auto":
-        gpus_there = settings.accelerator_type or any(node.get("GPU", 0) >= 1 for node in nodes)
-        gpus = 1.0 if gpus_there and study.model.device != "cpu" else 0.0
+        by_name = study.model.device == "cuda" or settings.accelerator_type
+        gpus = 1.0 if study.model.device != "cpu" and (by_name or _have_gpus(nodes)) else 0.0
     wanted |= {"GPU": gpus, "memory": (settings.memory_per_worker or 0.0) * 2**30}
     if settings.accelerator_type:
         wanted[f"{_KIND}{settings.accelerator_type}"] = _KIND_AMOUNT
     return {name: amount for name, amount in (wanted | settings.custom_resources).items() if amount}
 
 
+def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
+    return any(node.get("GPU", 0) >= 1 for node in nodes)
+
+
 def _ask_for_nodes(study: Study, together: int | None) -> None:
     """Have the autoscaler, if there is one, make room for the trials that may run at once, or ``together``.
 
     With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
-    ``ray.gpus_per_worker``.
+    ``ray.gpus_per_worker``, or ``model.device`` cuda.
     """
     most = study.ray.max_concurrent or 1
     trials = most if together is None else min(together, most)
     request_resources(bundles=[_wanted(study, _nodes())] * (study.ray.workers_per_trial * trials))
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
     """As people write it: CPUs and GPUs always, others where they are asked for."""
     kind = f" ({_kind(resources)})" if any(resources.get(n) for n in resources if n.startswith(_KIND)) else ""
     parts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs{kind}"]
@@ -198,6 +213,15 @@ def _amounts(resources: Mapping[str, float]) -> str:
     others = (name for name in resources if name not in _AMOUNTS and not name.startswith(_KIND))
     parts += [f"{resources[name]:g} {name}" for name in others]
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def held_by_others(worker: Slots) -> str:
+    """What others hold of the resources that a worker takes, while we hold ``worker.count`` groups' room."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    ours = worker.count * worker.workers
+    names = [name for name in worker.resources if not name.startswith(_KIND)]
+    held = {n: max(0.0, total.get(n, 0.0) - free.get(n, 0.0) - ours * worker.resources[n]) for n in names}
+    return f"others hold {amounts(held)} of {amounts({name: total.get(name, 0.0) for name in names})}"
 
 
 def _kind(resources: Mapping[str, float]) -> str:

@@ -133,13 +133,20 @@ def test_yaml_traps(tmp_path: Path, text: str, part: str) -> None:
             "ray: {workers_per_trial: 2, parallelism: ddp, gpus_per_worker: 0.5}",
             "workers of one trial cannot share a GPU",
         ),
-        ("ray: {gpus_per_worker: 1.5}", "a part of one GPU or whole ones"),
+        ("ray: {gpus_per_worker: 1.5}", "works on one GPU, or a part of it"),
+        ("ray: {gpus_per_worker: 2}", "for several on one trial set workers_per_trial"),
         ("ray: {offload: true}", "offload needs parallelism zero1"),
     ],
 )
 def test_values_that_do_not_fit(tmp_path: Path, line: str, part: str) -> None:
     base = SMALL if not line.startswith("data") else "name: a\nmodel: {path: m}\n"
     assert part in refused(tmp_path, base + line + "\n")
+
+
+def test_a_gpu_by_name_and_none_for_workers(tmp_path: Path) -> None:
+    text = "name: a\nmodel: {path: m, device: cuda}\ndata: {path: d}\nray: {gpus_per_worker: 0}\n"
+    assert "model.device is cuda, but ray.gpus_per_worker is 0" in refused(tmp_path, text)
+    assert load_study(study_file(tmp_path, text + "simulation: {}\n")).simulation is not None
 
 
 def test_user_ids_are_not_repeated_in_errors(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
         with pytest.raises(ClusterError, match=r"ray\.cpus_per_worker"):
             slots(a_study(cpus_per_worker=4096.0))
         with pytest.raises(ClusterError, match=r"ray\.gpus_per_worker"):
-            slots(a_study(gpus_per_worker=64.0))
+            slots(a_study(gpus_per_worker=1.0))
         worker = slots(a_study(gpus_per_worker=0.0))
         assert worker == Slots({"CPU": 1.0}, cpus)
         assert slots(a_study(gpus_per_worker=0.0, max_concurrent=1)).count == 1

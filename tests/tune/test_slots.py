@@ -33,8 +33,8 @@ class Cluster:
         self.now += seconds
 
 
-def study(**settings: object) -> Study:
-    raw = {"name": "s", "model": {"path": "m"}, "data": {"path": "d"}, "ray": settings}
+def study(device: str = "auto", **settings: object) -> Study:
+    raw = {"name": "s", "model": {"path": "m", "device": device}, "data": {"path": "d"}, "ray": settings}
     return Study.model_validate(raw)
 
 
@@ -131,13 +131,30 @@ def test_a_kind_of_gpu_that_is_not_there_is_named_with_those_that_are(
     assert "ray.accelerator_type or ray.custom_resources" in problem.remedy
 
 
+def test_a_gpu_by_name_is_not_replaced_by_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, {"CPU": 8.0}, 0.0)
+    cluster.asked.append([])
+    assert slots(study()).gpus == 0, "auto falls back"
+    with pytest.raises(ClusterError) as refused:
+        slots(study("cuda"))
+    problem = refused.value.problems[0]
+    assert str(problem).startswith("model.device: it is cuda, and no node has a GPU") and cluster.now == 0
+    assert "ray.wait_for_nodes" in problem.remedy and "auto or cpu" in problem.remedy
+
+
+def test_a_gpu_by_name_is_asked_of_an_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0)
+    assert slots(study("cuda", wait_for_nodes=600.0)).gpus == 1
+    assert cluster.asked[0] == [{"CPU": 1.0, "GPU": 1.0}]
+
+
 @pytest.mark.parametrize("name", ["GPU", "memory", "accelerator_type:H100", "node:10.0.0.1", ""])
 def test_resources_of_rays_own_have_settings_of_their_own(name: str) -> None:
     with pytest.raises(ValueError, match="Ray's own"):
         study(custom_resources={name: 1.0})
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.5, 16), (0.4, 16), (0.3, 24), (0.6, 8), (1.0, 8), (2.0, 4)])
+@pytest.mark.parametrize(("share", "count"), [(0.5, 16), (0.4, 16), (0.3, 24), (0.6, 8), (1.0, 8)])
 def test_parts_of_gpus_are_counted_gpu_by_gpu(
     monkeypatch: pytest.MonkeyPatch, share: float, count: int
 ) -> None:
