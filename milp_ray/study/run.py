@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.shared import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
-    from milp_ray.tune.slots import Slots
     from milp_ray.tune.trainable import TrialSpec
 
 
@@ -246,14 +245,9 @@ class Run:
     def _final(self, stopping: StopRequest) -> None:
         from milp_ray.tune.assignments import Event, FinalSpec
         from milp_ray.tune.final import run_final
-        from milp_ray.tune.slots import slots
 
         began = time.monotonic()
         placements = self._placements()
-
-        def room(together: int) -> Slots:
-            return slots(self.study, stopping, self.progress.say, together)
-
         todo = [alias for alias in placements if not self._tested(alias)]
         spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root)
         done = {
@@ -272,7 +266,7 @@ class Run:
             done[event.step] += 1
             self.progress.final_step(event.step, done[event.step], len(placements))
 
-        run_final(spec, room, stopping, listener)
+        run_final(spec, stopping, listener, self.progress.say)
         spec.look()
         self.outcome.seconds["final"] = time.monotonic() - began
 

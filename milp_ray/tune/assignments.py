@@ -2,19 +2,21 @@
 
 One actor stands between the driver and the groups of workers. Groups ask for the next job and tell how it
 ended. Ray Train starts all workers again when one is lost: what they held is handed out again then, and the
-loss is charged to the jobs of the lost ranks alone. No model and no text is here.
+loss is charged to the jobs of the lost ranks alone. A fault of a node or the storage, which may pass, counts
+as a start that came to nothing, and is charged to no job. No model and no text is here.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.errors import ClusterError, MilpRayError, from_plain
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
@@ -22,6 +24,7 @@ from milp_ray.tune.processes import Place
 from milp_ray.tune.shared import SharedUsers
 
 Step = Literal["train", "test"]
+_LONGEST_PAUSE = 8.0  # seconds before workers that were started again try again
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,23 @@ class Event:
     notes: tuple[str, ...] = ()
 
 
+class News(NamedTuple):
+    """What has happened since the last one: jobs that ended, and faults, for people, not told before.
+
+    ``fatal``: the error that ended all, as plain values.
+    """
+
+    events: list[Event]
+    faults: list[str]
+    fatal: dict[str, object] | None
+
+
 @dataclass
 class _Group:
     job: Job | None = None
     lost: bool = False
     worked: bool = False  # it had a job at all
+    faulty: bool = False  # its node or the storage is at fault, not its job
     places: dict[int, Place] = field(default_factory=dict)
 
 
@@ -87,7 +102,8 @@ class Assignments:
 
     Args:
         spec: of the final job.
-        retries: how often in a row a job is handed out again after its workers were lost.
+        retries: how often in a row a job is handed out again after its workers were lost, and workers are
+            started again that came to nothing.
     """
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:
@@ -100,7 +116,10 @@ class Assignments:
         self._size = 1  # ranks of a group
         self._up = False
         self._losses: Counter[Job] = Counter()  # since a job last got on
-        self._idle_losses = 0  # of ranks that held no job, since any job got on
+        self._idle_losses = 0  # starts that came to nothing, since any job got on
+        self._fault: MilpRayError | None = None  # the last one, since any job got on
+        self._faults: list[str] = []  # to be told
+        self._told: set[str] = set()
         self._reached: dict[Job, tuple[int, int]] = {}
         self._moved = 0
         self._events: list[Event] = []
@@ -111,10 +130,13 @@ class Assignments:
         """What the job works on; for ranks, which get it from here rather than from Ray Train's records."""
         return self._spec
 
-    def begin(self, size: int) -> None:
+    def begin(self, size: int) -> float:
         """Workers are being started, in groups of ``size`` ranks, and earlier ones are gone.
 
         There may be fewer groups than before: what any of the earlier ones held is handed out again.
+
+        Returns:
+            Seconds that they are to wait first: the longer, the more starts came to nothing.
         """
         held = [(group.job, group.lost) for _, group in sorted(self._groups.items(), reverse=True)]
         self._groups, self._size, self._up = {}, size, True
@@ -129,6 +151,7 @@ class Assignments:
                 self._waiting.append(job)
             else:
                 self._waiting.appendleft(job)
+        return min(2.0 ** (self._idle_losses - 1), _LONGEST_PAUSE) if self._idle_losses else 0.0
 
     def start(self, group: int, rank: int, place: Place) -> None:
         """A rank of a group is up."""
@@ -146,14 +169,14 @@ class Assignments:
         numbers = {rank // self._size for rank in ranks}
         for number, group in self._groups.items():
             group.lost = number in numbers
-        self._losses.update(group.job for group in self._groups.values() if group.lost and group.job)
-        self._idle_losses += not any(group.lost and group.worked for group in self._groups.values())
+        lost = [group for group in self._groups.values() if group.lost]
+        faulty = any(group.faulty for group in lost)
+        self._losses.update(group.job for group in lost if group.job and not group.faulty)
+        self._idle_losses += faulty or not any(group.worked for group in lost)
         if self._idle_losses > self._retries:
-            self._fatal = self._fatal or ClusterError(
-                f"workers of the final job died {self._idle_losses} times in a row before they took a user",
-                expected="workers that have room for the base model",
-                remedy="look into their logs in Ray's session folder; then resume",
-            )
+            self._end_all(self._fault or _died(self._idle_losses))
+        elif faulty:
+            self._tell_fault()
         return [place for group in self._groups.values() for place in group.places.values()]
 
     def next(self, group: int) -> Job | Literal["wait"] | None:
@@ -184,28 +207,47 @@ class Assignments:
             self._finish(found.job, reason, notes)
             found.job = None
 
-    def fail(self, error: Mapping[str, object]) -> None:
-        """An error after which no group can go on, as plain values."""
-        from milp_ray.errors import from_plain
+    def fail(self, group: int, error: Mapping[str, object]) -> None:
+        """What a rank of a group could not get over, as plain values.
 
-        self._fatal = self._fatal or from_plain(error)
+        An error that would come again ends all. One that may pass (see :class:`MilpRayError`) is kept as the
+        reason in case it comes too often: the rank is to end itself, and is charged to no job.
+        """
+        found = from_plain(error)
+        if found.exit_code == 2:
+            self._end_all(found)
+            return
+        self._groups[group].faulty = True
+        self._fault = _placed(found, self._groups[group].places.values())
 
-    def stop(self) -> None:
-        """Hand out nothing more; groups ask :meth:`stopping` on the way."""
+    def stop(self) -> bool:
+        """Hand out nothing more; groups ask :meth:`stopping` on the way. Whether any are up."""
         self._stopping = True
+        return self._up
 
     def stopping(self) -> bool:
         """Whether groups are to leave what they are at."""
         return self._stopping or self._fatal is not None
 
-    def news(self) -> tuple[list[Event], dict[str, object] | None]:
-        """What has ended since the last call, and the error that ended all, as plain values."""
-        events, self._events = self._events, []
-        return events, self._fatal.to_plain() if self._fatal is not None else None
+    def news(self) -> News:
+        """What has happened since the last call."""
+        news = News(self._events, self._faults, self._fatal.to_plain() if self._fatal is not None else None)
+        self._events, self._faults = [], []
+        return news
 
     def moved(self) -> int:
         """How often jobs have ended or got on so far."""
         return self._moved
+
+    def _tell_fault(self) -> None:
+        """Tell the last fault, unless the like of it, with other numbers in it, was told before."""
+        text = str(self._fault).splitlines()[0]
+        if (kind := re.sub(r"\d+", "", text)) not in self._told:
+            self._told.add(kind)
+            self._faults.append(text)
+
+    def _end_all(self, error: MilpRayError) -> None:
+        self._fatal = self._fatal or error
 
     def _busy(self) -> bool:
         return any(group.job is not None for group in self._groups.values())
@@ -228,7 +270,7 @@ class Assignments:
 
     def _got_on(self, job: Job) -> None:
         self._moved += 1
-        self._idle_losses = 0
+        self._idle_losses, self._fault = 0, None
         self._losses.pop(job, None)
 
     def _finish(self, job: Job, reason: str, notes: Sequence[str]) -> None:
@@ -246,3 +288,21 @@ class Assignments:
             for alias, other in zip(ring, others, strict=True)
             if not self._spec.score_file(alias).exists()
         ]
+
+
+def _died(times: int) -> ClusterError:
+    return ClusterError(
+        f"workers of the final job died {times} times in a row before they took a user",
+        expected="workers that have room for the base model",
+        remedy="look into their logs in Ray's session folder; then resume",
+    )
+
+
+def _placed(error: MilpRayError, places: Iterable[Place]) -> MilpRayError:
+    """An error of one of these processes, with its node, or its group's nodes, unless it names one."""
+    nodes = " or ".join(sorted({place.host for place in places if place.host}))
+    (problem,) = error.problems
+    if not nodes or "node" in problem.where or problem.fact.startswith("node "):
+        return error
+    where = f"node {nodes}, {problem.where}" if problem.where else f"node {nodes}"
+    return type(error)(problem.fact, where=where, expected=problem.expected, remedy=problem.remedy)

@@ -8,11 +8,12 @@ user that was half way goes on from its last state (:mod:`milp_ray.training.chec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec
-from milp_ray.tune.slots import Slots, on_device
+from milp_ray.tune.room import Room, free_room, swept
+from milp_ray.tune.slots import on_device, slots
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -31,55 +33,67 @@ Listener = Callable[[Event], None]
 
 
 def run_final(
-    spec: FinalSpec, slots: Callable[[int], Slots], stopping: Callable[[], bool], listener: Listener
+    spec: FinalSpec,
+    stopping: Callable[[], bool],
+    listener: Listener,
+    say: Callable[[str], object] = lambda text: None,
 ) -> None:
     """Train what is not trained, then test what is not tested.
 
     Args:
         spec: whose and which placements. Without a GPU for workers, its study is read as one on the CPU.
-        slots: what a worker takes, how many make a group, and how many of so many groups can be started
-            together now.
         stopping: polled; on True the groups leave what they are at, and finished users stay finished.
         listener: called as jobs end.
+        say: is told what is waited for, and faults after which the workers are started again.
 
     Raises:
-        ClusterError: workers cannot be had, or keep dying with no user getting on.
-        MilpRayError: the base cannot be loaded, or a memory or score could not be written.
+        ClusterError: the cluster could not hold a group of workers, or they keep dying, or a node keeps
+            failing, with no user getting on.
+        StorageError: a memory or score could not be written, again and again.
+        MilpRayError: the base cannot be loaded.
+        KeyboardInterrupt: ``stopping()`` while an autoscaler was waited for.
     """
-    open_users = _open(spec)
-    if not open_users:
+    study, users = spec.study, _open(spec)
+    if not users:
         return
     # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one group first.
-    worker = slots(open_users)
-    spec = dataclasses.replace(spec, study=on_device(spec.study, worker))
-    retries = spec.study.ray.max_failures
+    worker = slots(study, stopping, say, users)
+    spec = dataclasses.replace(spec, study=on_device(study, worker))
+    failures = 0
+    with _assigned(spec) as assignments:
+        while users:
+            room = free_room(worker, stopping, say, lambda: slots(study, stopping, say))
+            if room is None:
+                return
+            moved = ray.get(assignments.moved.remote())
+            with contextlib.closing(room), swept():
+                failure = _followed(_trainer(spec, room, assignments), assignments, stopping, listener, say)
+            if failure is None:
+                return
+            # Lost workers are Ray Train's to replace; that it gave up means that they no longer fit: a
+            # smaller or later start may.
+            if _found_no_room(failure):
+                say("others took the room that there was for the workers: looking again")
+            else:
+                failures = failures + 1 if ray.get(assignments.moved.remote()) == moved else 1
+            if failures > study.ray.max_failures:
+                raise _given_up(failures, failure)
+            spec.look()
+            if users := _open(spec):
+                worker = slots(study, stopping, say, users)
+
+
+@contextlib.contextmanager
+def _assigned(spec: FinalSpec) -> Iterator[Any]:
+    """The assignments, an actor on this node; gone at the end with what Ray Train wrote."""
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     assignments: Any = (
         ray.remote(Assignments)
         .options(num_cpus=0, scheduling_strategy=this_node, name=f"milp-ray final {spec.study.name}")
-        .remote(spec, retries)
+        .remote(spec, spec.study.ray.max_failures)
     )
     try:
-        failures = 0
-        while open_users:
-            moved = ray.get(assignments.moved.remote())
-            trainer = _trainer(spec, worker, assignments)
-            failure = _followed(trainer, assignments, stopping, listener)
-            if failure is None:
-                return
-            # Lost workers are Ray Train's to replace; that it gave up, for a minute, means that they no
-            # longer fit: a smaller or later start may.
-            failures = failures + 1 if ray.get(assignments.moved.remote()) == moved else 1
-            if failures > retries:
-                raise ClusterError(
-                    f"Ray Train gave up the final job {failures} times and no user got on in between "
-                    f"({type(failure).__name__})",
-                    expected="a cluster that keeps its nodes for a while",
-                    remedy="look into Ray Train's logs in Ray's session folder; then resume",
-                )
-            spec.look()
-            if open_users := _open(spec):
-                worker = slots(open_users)
+        yield assignments
     finally:
         ray.kill(assignments)
         shutil.rmtree(spec.root / _SCRATCH, ignore_errors=True)
@@ -92,10 +106,31 @@ def _open(spec: FinalSpec) -> int:
     return max(untrained, untested)
 
 
+def _found_no_room(failure: Exception) -> bool:
+    """Whether Ray Train waited for its workers' room in vain; its name for that is internal to it."""
+    return type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _given_up(times: int, failure: Exception) -> ClusterError:
+    return ClusterError(
+        f"Ray Train gave up the final job {times} times and no user got on in between "
+        f"({type(failure).__name__})",
+        expected="a cluster that keeps its nodes for a while",
+        remedy="look into Ray Train's logs in Ray's session folder; then resume",
+    )
+
+
 def _followed(
-    trainer: TorchTrainer, assignments: Any, stopping: Callable[[], bool], listener: Listener
+    trainer: TorchTrainer,
+    assignments: Any,
+    stopping: Callable[[], bool],
+    listener: Listener,
+    say: Callable[[str], object],
 ) -> Exception | None:
-    """Run it in a thread, and tell what happens; the error that Ray Train ended with, if any."""
+    """Run it in a thread, and tell what happens; the error that Ray Train ended with, if any.
+
+    Stopped while it waits for room, Ray Train is left to itself, since it looks up only once a minute.
+    """
     ended: list[Exception | None] = []
 
     def fit() -> None:
@@ -110,21 +145,24 @@ def _followed(
     told = False
     while True:
         over = not thread.is_alive()
-        events, fatal = ray.get(assignments.news.remote())
-        for event in events:
+        news = ray.get(assignments.news.remote())
+        for event in news.events:
             listener(event)
-        if fatal is not None:
-            raise from_plain(fatal)
+        for fault in news.faults:
+            say(f"{fault}; the workers are started again")
+        if news.fatal is not None:
+            raise from_plain(news.fatal)
         if over:
             return ended[0] if ended and not told else None
         if stopping() and not told:
             told = True
-            ray.get(assignments.stop.remote())
+            if not ray.get(assignments.stop.remote()):
+                return None
         thread.join(_POLL_SECONDS)
 
 
-def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
-    settings = spec.study.ray
+def _trainer(spec: FinalSpec, room: Room, assignments: Any) -> TorchTrainer:
+    settings, worker = spec.study.ray, room.worker
     # Read by Ray Train in this process; the seconds are passed on to its controller.
     # State tracking gives the dashboard its list of Train runs: an actor more, where there is a dashboard.
     if settings.dashboard or settings.address or "RAY_ADDRESS" in os.environ:
@@ -135,7 +173,7 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from milp_ray.tune.final_worker import EndRanks, FinalLoop, GroupsConfig
+    from milp_ray.tune.final_worker import EndRanks, FinalLoop, GroupsConfig, LetGo
 
     return TorchTrainer(
         FinalLoop(assignments, worker.cpus),
@@ -151,6 +189,6 @@ def _trainer(spec: FinalSpec, worker: Slots, assignments: Any) -> TorchTrainer:
             # How often a user is tried again, and when to give up, is the assignments' to say: with many
             # users, a worker is lost now and then.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-            callbacks=[EndRanks(assignments)],
+            callbacks=[EndRanks(assignments), LetGo(room.held)],
         ),
     )

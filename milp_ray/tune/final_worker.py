@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ import ray
 from ray.train import UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup
 
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.storage import at_hand, write_json
@@ -25,6 +27,7 @@ from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.dashboard import announce
 from milp_ray.tune.processes import end, free_address, here
 from milp_ray.tune.resident import resident_base
+from milp_ray.tune.room import let_go
 
 if TYPE_CHECKING:
     from milp_ray.training.checkpoint import State
@@ -64,8 +67,9 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
     """Tells every rank its seat. GPUs: each rank sees its own alone, as in the search."""
 
     def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
-        size = backend_config.size
-        ray.get(backend_config.assignments.begin.remote(size))
+        size, assignments = backend_config.size, backend_config.assignments
+        if not _paused(ray.get(assignments.begin.remote(size)), assignments):
+            return
         count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
         firsts = [worker_group.execute_single_async(group * size, free_address) for group in range(count)]
         addresses = ray.get(firsts)
@@ -78,6 +82,14 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
                 for rank in range(size)
             ]
         )
+
+
+def _paused(seconds: float, assignments: Any) -> bool:
+    """Whether the work is still wanted after so many seconds; where not, no rank gets a seat."""
+    end_of_pause = time.monotonic() + seconds
+    while not (over := bool(ray.get(assignments.stopping.remote()))) and time.monotonic() < end_of_pause:
+        time.sleep(_POLL_SECONDS / 4)
+    return not over
 
 
 def _sit(seat: Seat) -> None:
@@ -96,6 +108,20 @@ class EndRanks(UserCallback):  # type: ignore[misc]
             end(ray.get(self._assignments.lost.remote(list(worker_exceptions))))
 
 
+class LetGo(WorkerGroupCallback):  # type: ignore[misc]
+    """Lets room go that was held for Ray Train's workers, right before Ray Train asks for it.
+
+    It takes seconds to come so far, in which others who wait for room would get it.
+    """
+
+    def __init__(self, held: Sequence[PlacementGroup]) -> None:
+        self._held = held
+
+    def before_worker_group_start(self, worker_group_context: object) -> None:
+        """See Ray Train; here in its controller. What is gone already, when workers start again, stays so."""
+        let_go(self._held)
+
+
 @dataclass(frozen=True)
 class FinalLoop:
     """Ray Train's function for every worker. ``cpus``: of one."""
@@ -107,7 +133,8 @@ class FinalLoop:
         """Work until there is no job left.
 
         Raises:
-            RuntimeError: something unforeseen, told without its message, which might quote a user's text.
+            RuntimeError: the workers are to be started again: after what may pass (its reason is with the
+                assignments), or something unforeseen, told without its message, which might quote a text.
         """
         if not _SEATS:
             return
@@ -116,7 +143,9 @@ class FinalLoop:
         try:
             _Rank(seat, self.assignments, self.cpus).work()
         except MilpRayError as error:
-            ray.get(self.assignments.fail.remote(error.to_plain()))
+            ray.get(self.assignments.fail.remote(seat.group, error.to_plain()))
+            if error.exit_code != 2:
+                raise RuntimeError(place_of(error)) from None
         except _AloneOutOfMemory:
             raise RuntimeError("out of memory") from None
         except Exception as error:

@@ -22,15 +22,16 @@ _SECONDS = 5.0  # a node may be gone altogether
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process is: Ray's id of its node, and its process id there."""
+    """Where a process is: Ray's id of its node, its process id there, and, for people, the node's address."""
 
     node: str
     pid: int
+    host: str = ""
 
 
 def here() -> Place:
     """Of the calling process."""
-    return Place(ray.get_runtime_context().get_node_id(), os.getpid())
+    return Place(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
 
 
 def free_address() -> str:

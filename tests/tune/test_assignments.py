@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, StorageError, from_plain
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError, from_plain
 from milp_ray.memory.space import Placement
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec, Job
 from milp_ray.tune.processes import Place
@@ -32,7 +32,7 @@ def begin(assignments: Assignments, groups: int) -> None:
 
 
 def outcome(assignments: Assignments) -> list[tuple[str, str, str]]:
-    return [(event.step, event.alias, event.reason) for event in assignments.news()[0]]
+    return [(event.step, event.alias, event.reason) for event in assignments.news().events]
 
 
 def work_off(assignments: Assignments, group: int = 0) -> list[Job]:
@@ -56,7 +56,7 @@ def test_all_trainings_come_before_all_tests(tmp_path: Path) -> None:
     assert tests == [Job("test", "a", "b"), Job("test", "b", "c"), Job("test", "c", "a")]
     assert assignments.next(0) is None and assignments.next(1) is None
     assert [step for step, _, _ in outcome(assignments)] == ["train"] * 3 + ["test"] * 3
-    assert assignments.news() == ([], None)
+    assert assignments.news() == ([], [], None)
 
 
 def test_a_user_without_a_memory_is_not_tested(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_user_without_a_memory_is_not_tested(tmp_path: Path) -> None:
     assignments.next(0)
     assignments.end(0, "loss is not finite", ["a note"])
     assert work_off(assignments) == [Job("train", "b"), Job("test", "b", None)]
-    assert assignments.news()[0][0] == Event("train", "a", "loss is not finite", ("a note",))
+    assert assignments.news().events[0] == Event("train", "a", "loss is not finite", ("a note",))
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_workers_that_never_come_to_work_end_the_run(tmp_path: Path) -> None:
     assert not assignments.stopping()
     assignments.lost([1])
     assert assignments.stopping() and assignments.next(1) is None
-    fatal = assignments.news()[1]
+    fatal = assignments.news().fatal
     assert fatal is not None
     with pytest.raises(ClusterError, match="died 3 times in a row before they took a user"):
         raise from_plain(fatal)
@@ -210,9 +210,86 @@ def test_a_group_that_ends_its_user_and_itself_is_no_idle_loss(tmp_path: Path) -
 def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
     stopped, failed = made(tmp_path), made(tmp_path)
     stopped.stop()
-    failed.fail(StorageError("full", where="x").to_plain())
-    failed.fail(StorageError("a later one").to_plain())
+    failed.fail(0, ModelError("no such model", where="x").to_plain())
+    failed.fail(1, ModelError("a later one").to_plain())
     for assignments in (stopped, failed):
         assert assignments.stopping() and assignments.next(0) is None
-    fatal: Any = failed.news()[1]
-    assert "full" in str(from_plain(fatal)) and stopped.news()[1] is None
+    fatal: Any = failed.news().fatal
+    assert "no such model" in str(from_plain(fatal)) and stopped.news().fatal is None
+
+
+FULL = ClusterError("the base takes 13.00 GiB, and 2.00 are free", where="ray.gpus_per_worker")
+
+
+def faulty_start(assignments: Assignments, error: MilpRayError = FULL) -> float:
+    """A rank of group 1 meets a fault and ends itself; Ray Train starts all again: how long they wait."""
+    assignments.fail(1, error.to_plain())
+    assignments.lost([1])
+    pause = assignments.begin(1)
+    for group in range(2):
+        assignments.start(group, 0, Place("node", 1, f"10.0.0.{group}"))
+    return pause
+
+
+def test_a_fault_that_stays_ends_the_run_with_its_reason_and_its_node(tmp_path: Path) -> None:
+    assignments = made(tmp_path, retries=2)
+    begin(assignments, 2)
+    assert faulty_start(assignments) == 1
+    assert assignments.next(0) == Job("train", "a")  # others take users, and do not get on in that time
+    again = ClusterError("the base takes 13.00 GiB, and 1.99 are free", where="ray.gpus_per_worker")
+    assert faulty_start(assignments, again) == 2, "the pause grows"
+    assert not assignments.stopping()
+    faulty_start(assignments)
+    events, faults, fatal = assignments.news()
+    assert not events and len(faults) == 2 and assignments.stopping() and fatal is not None
+    error = from_plain(fatal)
+    assert isinstance(error, ClusterError) and error.exit_code == 1
+    assert str(error) == "node 10.0.0.1, ray.gpus_per_worker: the base takes 13.00 GiB, and 2.00 are free"
+
+
+def test_faults_are_told_once_each_and_forgotten_when_users_get_on(tmp_path: Path) -> None:
+    assignments = made(tmp_path, "abcdefgh", retries=1)
+    told: list[str] = []
+    for _ in range(4):
+        faulty_start(assignments, StorageError("no space left", where="/runs/.a.123.tmp"))
+        told += assignments.news().faults
+        assert isinstance(assignments.next(0), Job)
+        assignments.end(0, "")
+        assert faulty_start(assignments) == 1, "the first one again"
+        told += assignments.news().faults
+        assert isinstance(assignments.next(0), Job)
+        assignments.end(0, "")
+    assert not assignments.stopping()
+    assert [text.split(": ")[-1] for text in told[:3]] == [
+        "no space left",
+        FULL.problems[0].fact,
+        "no space left",
+    ]
+    assert told[0].startswith("/runs") and told[2].startswith("node 10.0.0.1, /runs") and len(told) == 3
+
+
+def test_a_fault_is_charged_to_no_user(tmp_path: Path) -> None:
+    """A memory that cannot be written is its storage's fault; others go first then."""
+    assignments = made(tmp_path, "abc", retries=1)
+    assert [assignments.next(0), assignments.next(1)] == [Job("train", "a"), Job("train", "b")]
+    faulty_start(assignments, StorageError("no space left", where="/runs"))
+    assert [assignments.next(0), assignments.next(1)] == [Job("train", "a"), Job("train", "c")]
+    assignments.end(1, "")
+    assert assignments.next(1) == Job("train", "b")
+    faulty_start(assignments, StorageError("no space left", where="/runs"))
+    assert [event.reason for event in assignments.news().events] == [""], "nobody is given up"
+
+
+def test_what_died_without_a_word_after_a_fault_ends_with_that_fault(tmp_path: Path) -> None:
+    assignments = made(tmp_path, retries=1)
+    faulty_start(assignments)
+    assignments.lost([0])
+    fatal: Any = assignments.news().fatal
+    assert FULL.problems[0].fact in str(from_plain(fatal))
+
+
+def test_a_stop_tells_whether_workers_are_up(tmp_path: Path) -> None:
+    spec = made(tmp_path).spec()
+    waiting, working, ended = Assignments(spec, 0), made(tmp_path), made(tmp_path)
+    ended.lost([0])
+    assert [each.stop() for each in (waiting, working, ended)] == [False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -88,19 +90,21 @@ class Final:
         self.spec = FinalSpec(study, {alias: ray.put(user) for alias in placements}, placements, root)
         self.events: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
+        self.said: list[str] = []
         self.stop = False
 
     def run(self) -> None:
         from milp_ray.tune.final import run_final
-        from milp_ray.tune.slots import slots
 
         def listener(event: Any) -> None:
             self.events.append((event.step, event.alias, event.reason))
             self.notes += event.notes
 
-        run_final(
-            self.spec, lambda groups: slots(self.spec.study, together=groups), lambda: self.stop, listener
-        )
+        run_final(self.spec, lambda: self.stop, listener, self.told)
+
+    def told(self, text: str) -> None:
+        """What people are told."""
+        self.said.append(text)
 
     def during(self, act: Callable[[], None]) -> None:
         """Run it while ``act`` happens in another thread."""
@@ -300,6 +304,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     import ray
 
     from milp_ray.tune import final as module
+    from milp_ray.tune.room import Room
     from milp_ray.tune.slots import Slots
 
     study = study_of(shallow_model, model={"device": "auto"}, ray={"max_failures": 1})
@@ -310,9 +315,9 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     class GivesUp:
         """Two groups of which the first trains a user and the second never ends; then one; then none."""
 
-        def __init__(self, spec: Any, worker: Slots, assignments: Any) -> None:
+        def __init__(self, spec: Any, room: Room, assignments: Any) -> None:
             assert spec.study.model.device == "cpu", "no worker has a GPU"
-            self._groups, self._served = worker.count, assignments
+            self._groups, self._served = room.worker.count, assignments
 
         def fit(self) -> None:
             served = self._served
@@ -326,13 +331,14 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
                 ray.get(served.end.remote(0, ""))
             raise RuntimeError("no room")
 
-    def slots(groups: int) -> Slots:
+    def slots(study: Study, stopping: object, say: object, groups: int) -> Slots:
         wanted.append(groups)
         return Slots({"CPU": 0.5}, max(0, 3 - len(wanted)))
 
+    monkeypatch.setattr(module, "slots", slots)
     monkeypatch.setattr(module, "_trainer", GivesUp)
     with pytest.raises(ClusterError, match="gave up the final job 2 times and no user got on in between"):
-        module.run_final(final.spec, slots, lambda: False, lambda event: trained.append(event.alias))
+        module.run_final(final.spec, lambda: False, lambda event: trained.append(event.alias))
     # The group that is no longer there had u2, which the next ones found.
     assert trained == ["u1", "u2"] and wanted == [3, 3, 3]
 
@@ -360,16 +366,146 @@ def test_stopped_in_the_middle_it_goes_on_later(
     assert close(memory(final, "u1"), alone(study, tiny_user, PLACED["u1"]), 0)
 
 
+@contextlib.contextmanager
+def somebody_else(free: int) -> Iterator[Callable[[], None]]:
+    """Another user's actor, which leaves so many of the cluster's CPUs free; a function that ends it."""
+    import ray
+
+    class Other:
+        def ready(self) -> None: ...
+
+    other = ray.remote(num_cpus=ray.cluster_resources()["CPU"] - free)(Other).remote()
+    ray.get(other.ready.remote())
+    try:
+        yield lambda: ray.kill(other)
+    finally:
+        ray.kill(other)
+
+
+def nothing_is_held() -> bool:
+    from ray.util import placement_group_table
+
+    return all(found["state"] == "REMOVED" for found in placement_group_table().values())
+
+
+def test_where_others_hold_a_part_of_the_cluster_fewer_groups_work(
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    final = Final(study_of(shallow_model), tiny_user, tmp_path)
+    most: list[int] = []
+
+    def act() -> None:
+        while len(final.events) < 6:
+            most.append(len(ranks()))
+            time.sleep(0.1)
+
+    with somebody_else(free=1):
+        final.during(act)
+    assert set(final.events) == done(3) and max(most) == 2
+    assert final.said[0].startswith("room for 2 of 3 groups of workers: others hold ")
+
+
+def test_where_others_come_first_it_waits_and_is_not_charged(
+    cluster: None,
+    shallow_model: Path,
+    tiny_user: UserSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others take the room between the look and Ray Train's asking; later they leave."""
+    from milp_ray.tune import final as module
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    look, others, looks = module.free_room, contextlib.ExitStack(), list[str]()
+
+    def taken(*arguments: Any) -> Any:
+        room = look(*arguments)
+        looks.append("taken" if not looks else "held")
+        if looks == ["taken"]:
+            room.close()
+            leave.append(others.enter_context(somebody_else(free=0)))
+        return room
+
+    leave: list[Callable[[], None]] = []
+    monkeypatch.setattr(module, "free_room", taken)
+    final = Final(study_of(shallow_model, ray={"max_failures": 0}), tiny_user, tmp_path, users=1)
+
+    def act() -> None:
+        wait_for(lambda: any(text.startswith("waiting for room: 0.5 CPUs") for text in final.said))
+        assert not ranks() and looks == ["taken"]
+        leave[0]()
+
+    with others:
+        final.during(act)
+    assert set(final.events) == done(1) and len(final.said) == 2
+    assert final.said[0].startswith("others took the room")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_stop_ends_waiting_for_room(
+    cluster: None,
+    shallow_model: Path,
+    tiny_user: UserSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool,
+) -> None:
+    """Ours, and also that of Ray Train (``asked``), which would look up after ten minutes."""
+    from ray.util import placement_group_table
+
+    from milp_ray.tune import final as module
+    from milp_ray.tune.slots import Slots
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    if asked:
+        room = SimpleNamespace(worker=Slots({"CPU": 0.5}, 1), held=[], close=lambda: None)
+        monkeypatch.setattr(module, "free_room", lambda *_: room)
+    final = Final(study_of(shallow_model), tiny_user, tmp_path, users=1)
+
+    def act() -> None:
+        def pending() -> bool:
+            return any(found["state"] == "PENDING" for found in placement_group_table().values())
+
+        wait_for(pending if asked else lambda: final.said)
+        final.stop = True
+
+    with somebody_else(free=0):
+        final.during(act)
+        assert not final.events and (asked or nothing_is_held())
+    wait_for(nothing_is_held)
+
+
+def test_a_fault_that_passes_does_not_end_the_job(
+    cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
+) -> None:
+    final = Final(study_of(shallow_model, ray={"max_failures": 1}), tiny_user, tmp_path, users=1)
+    (tmp_path / "run.json").unlink()  # a mount that comes late
+
+    def act() -> None:
+        wait_for(lambda: final.said)
+        (tmp_path / "run.json").touch()
+
+    final.during(act)
+    assert set(final.events) == done(1)
+    (said,) = final.said
+    assert "does not see the run folder" in said and "started again" in said
+
+
 def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
     cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Final(study_of(tmp_path / "nowhere"), tiny_user, tmp_path, users=1).run()
-    blind = Final(study_of(shallow_model), tiny_user, tmp_path / "elsewhere", users=1)
+    once = study_of(shallow_model, ray={"max_failures": 0})
+    blind = Final(once, tiny_user, tmp_path / "elsewhere", users=1)
     (tmp_path / "elsewhere" / "run.json").unlink()
     with pytest.raises(ClusterError, match="does not see the run folder"):
         blind.run()
     (tmp_path / "memories").write_text("a file in the way")
-    with pytest.raises(StorageError, match=r"a file stands where a folder is needed|Not a directory"):
-        Final(study_of(shallow_model), tiny_user, tmp_path, users=1).run()
+    full = Final(once, tiny_user, tmp_path, users=1)
+    with pytest.raises(
+        StorageError, match=r"a file stands where a folder is needed|Not a directory"
+    ) as ended:
+        full.run()
+    assert ended.value.problems[0].where.startswith("node 127.0.0.1, ") and not blind.said + full.said
     wait_for(lambda: not ranks())

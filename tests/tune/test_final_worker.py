@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from milp_ray.config.models import FinalSettings, RaySettings
 from milp_ray.data.records import UserSplit
+from milp_ray.errors import ClusterError, MilpRayError, ModelError
 from milp_ray.evaluation import compare
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel
@@ -83,7 +85,7 @@ def test_out_of_memory_in_a_test_is_of_that_user_alone(
     config = GroupsConfig(size=1, assignments=Handle(assignments))
     config.backend_cls().on_start(Workers(1), config)
     FinalLoop(Handle(assignments), 1.0)()
-    events, fatal = assignments.news()
+    events, _, fatal = assignments.news()
     assert fatal is None and base.attached is None
     assert [(event.step, event.alias, event.reason) for event in events] == [
         ("train", "u1", ""),
@@ -111,4 +113,40 @@ def test_lost_ranks_are_told_as_ray_train_counts_them(
     EndRanks(Handle(assignments)).after_exception(None, {2: RuntimeError("gone")})
     assert ended == [Place("node", rank) for rank in range(4)]
     config.backend_cls().on_start(Workers(2), config)
-    assert [event.alias for event in assignments.news()[0]] == ["u2"]
+    assert [event.alias for event in assignments.news().events] == ["u2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(ClusterError("a GPU is full"), True), (ModelError("no"), False)]
+)
+def test_after_a_fault_that_may_pass_a_rank_has_all_started_again(
+    assignments: Assignments, monkeypatch: pytest.MonkeyPatch, error: MilpRayError, again: bool
+) -> None:
+    def refuse(*_: object) -> BaseModel:
+        raise error
+
+    monkeypatch.setattr(final_worker, "resident_base", refuse)
+    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    config.backend_cls().on_start(Workers(1), config)
+    with pytest.raises(RuntimeError, match="Error at") if again else contextlib.nullcontext():
+        FinalLoop(Handle(assignments), 1.0)()
+    assert assignments.stopping() is not again
+
+
+def test_a_stop_ends_the_pause_before_the_next_start(
+    assignments: Assignments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            assignments.stop()
+
+    monkeypatch.setattr(final_worker.time, "sleep", sleep)
+    monkeypatch.setattr(final_worker.time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(assignments, "begin", lambda size: 4.0)
+    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    config.backend_cls().on_start(Workers(1), config)
+    assert len(slept) == 2 and not final_worker._SEATS, "nobody loads a base for nothing"
+    FinalLoop(Handle(assignments), 1.0)()
