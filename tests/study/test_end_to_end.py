@@ -1,22 +1,19 @@
-"""Whole processes: a study searched, killed, stopped, resumed, and everything it left looked into."""
+"""Whole processes: a study killed, stopped and resumed; one that ends well is in test_finished."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 import yaml
-from ax.api.client import Client
 
-from .conftest import CANARY, Start, call
+from .conftest import Start, call
 
 pytestmark = pytest.mark.slow
 
@@ -58,88 +55,25 @@ def kill_a_worker(process: subprocess.Popen[str], title: str) -> None:
     wait_for(killed, process)
 
 
-def holding(root: Path, needle: bytes) -> list[Path]:
-    """Files and folders below ``root`` whose name or content holds ``needle``."""
-    found = []
-    for folder, _, files in os.walk(root):  # skips what goes away
-        for path in (Path(folder), *(Path(folder) / name for name in files)):
-            try:
-                if needle in str(path.relative_to(root)).encode() or (
-                    path.is_file() and needle in path.read_bytes()
-                ):
-                    found.append(path)
-            except OSError:  # sockets, and files that went away meanwhile
-                continue
-    return found
-
-
-def test_the_whole_way_through_and_no_user_text_outside(study_file: Path, start: Start) -> None:
-    process = start("search", str(study_file), "ray.max_concurrent=2")
-    scratch: Path = start.scratch  # type: ignore[attr-defined]
-    leaked: set[Path] = set()
-    sessions: set[str] = set()
-    while process.poll() is None:
-        leaked.update(holding(scratch, CANARY.encode()))
-        sessions.update(p.name for p in scratch.glob("mr-*/r/session_*"))
-        time.sleep(2)  # all files are read each time, and they grow
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    run = study_file.parent / "runs" / "small"
-
-    assert sessions, "the session folder of Ray was never seen: the search for leaks looked at nothing"
-    assert not leaked and CANARY not in output and not holding(run, CANARY.encode())
-    assert not list(scratch.glob("mr-*")), "Ray's session folder outlived the run"
-
-    assert sorted(told(run)) == sorted((alias, i) for alias in events(run) for i in range(6))
-    assert len(events(run)) == 2
-    trials = pd.read_parquet(run / "tables" / "trials.parquet")
-    assert (trials.state == "done").sum() == 12 and (trials.state == "no memory").sum() == 2
-    scores = pd.read_csv(run / "tables" / "scores.csv")
-    assert sorted(scores.model) == ["base", "base", "other", "other", "own", "own"]
-    assert scores.loss.notna().all()
-    for alias in events(run):
-        assert (run / "plots" / f"front-{alias}.png").stat().st_size > 10_000
-        assert {"adapter_config.json", "adapter_model.safetensors"} <= {
-            p.name for p in (run / "memories" / alias).iterdir()
-        }
-        on_front = set(trials[(trials.user == alias) & trials.on_front].trial)
-        saved = {int(p.name[1:]) for p in (run / "adapters" / alias).iterdir()}
-        assert on_front == saved, "a trial on the front has no adapter, or one that was beaten has"
-        client = Client.load_from_json_file(str(run / "experiments" / f"{alias}.json"))
-        assert len(client.summarize()) == 6
-    assert (run / "plots" / "hypervolume.png").exists()
-    assert "own memory" in output and "chosen configurations" in output
-
-    code, output = call("search", str(study_file))
-    assert code == 2 and "milp-ray resume" in output
-    for words in (
-        ["fronts", str(run)],
-        ["show", str(run), next(iter(events(run)))],
-        ["show", str(run), "../../zanzibarcanary"],
-    ):
-        code, output = call(*words)
-        assert code == 0 and "front of u-" in output and CANARY not in output, output
-
-
 def test_a_killed_driver_loses_and_repeats_nothing(study_file: Path, start: Start) -> None:
     run = study_file.parent / "runs" / "small"
     process = start(
-        "search", str(study_file), "search.trials=8", "ray.max_concurrent=2", "final.automatic=false"
+        "search", str(study_file), "search.trials=7", "ray.max_concurrent=2", "final.automatic=false"
     )
     wait_for(lambda: len(told(run)) >= 5, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = told(run)
-    assert len(before) < 16, "the kill came too late to mean anything"
+    assert len(before) < 14, "the kill came too late to mean anything"
 
     resumed = start("resume", str(run))
     output = resumed.communicate()[0]
     assert resumed.returncode == 0, output
     after = told(run)
     assert after[: len(before)] == before or set(before) <= set(after)
-    assert sorted(after) == sorted((alias, i) for alias in events(run) for i in range(8))
+    assert sorted(after) == sorted((alias, i) for alias in events(run) for i in range(7))
     asked = [e for found in events(run).values() for e in found if e["event"] == "asked"]
-    assert sum(len(e["proposals"]) for e in asked) == 16  # type: ignore[arg-type]
+    assert sum(len(e["proposals"]) for e in asked) == 14  # type: ignore[arg-type]
     assert {path.name for path in (run / "tune").iterdir()} <= {"tune.log"}, "the killed one's scratch, too"
 
 
@@ -181,10 +115,9 @@ def test_a_killed_worker_of_either_stage_costs_a_retry_and_nothing_else(
     run = study_file.parent / "runs" / "small"
     words = [
         "search.trials=4",
-        "trial.epochs=20",
+        "trial.epochs=15",
         "search.surrogate=random",
         "ray.max_concurrent=2",
-        "final.epochs=40",
     ]
     process = start("search", str(study_file), *words)
     wait_for(lambda: len(told(run)) >= 2, process)

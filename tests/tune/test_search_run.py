@@ -147,6 +147,30 @@ def test_a_stopped_worker_of_a_trial_is_ended_and_costs_a_retry(make: Make, tmp_
     assert not any(process.is_running() and process.status() != "zombie" for process in stopped)
 
 
+def test_a_trial_whose_group_is_lost_more_often_than_may_be_has_failed(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    search = make(ray={"workers_per_trial": 2, "parallelism": "ddp", "max_failures": 0}, trial={"epochs": 40})
+    killed: list[psutil.Process] = []
+
+    def kill() -> None:
+        while not (found := workers("ray::Rank.slice")):
+            time.sleep(0.05)
+        found[0].kill()
+        killed.extend(found)
+
+    def after_the_first() -> None:  # which measures without a memory, and stands in no log
+        if not threads:
+            threads.append(threading.Thread(target=kill, daemon=True))
+            threads[0].start()
+
+    threads: list[threading.Thread] = []
+    hooks = Hooks(at_end=after_the_first)
+    engine = search.run(hooks)
+    (failure,) = engine.failures
+    assert killed and "a worker died" in failure.reason and hooks.reasons.count("") == TRIALS
+    assert len(engine.observations) == TRIALS - 1 and not hooks.lost
+
+
 def test_a_worker_that_is_stopped_between_two_trials_is_noticed_by_the_next(
     cluster: None, tmp_path: Path
 ) -> None:
