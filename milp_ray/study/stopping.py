@@ -7,6 +7,7 @@ started: Ray sets a handler of its own for SIGTERM.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def signals_interrupt() -> Iterator[None]:
         yield
         return
     interrupt = _Interrupt()
-    with _handled_by(interrupt):
+    with _handled_by(interrupt), _unsaid():
         yield
         interrupt.raise_again()
 
@@ -85,6 +86,22 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
             if isinstance(handler, _Interrupt):
                 handler.raise_again()
         yield request
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Of an interruption that Python drops it prints a traceback otherwise; it is not lost, see above."""
+    before = sys.unraisablehook
+
+    def say(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+
+    sys.unraisablehook = say
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

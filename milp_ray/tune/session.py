@@ -8,7 +8,9 @@ Ray reads several of these settings when it is first imported, so nothing above 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -34,6 +36,7 @@ _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
 _PREFIX, _OWNER = "mr-", "pid"
 _REMNANT_SECONDS = 600.0
+_LOOKS, _LOOK_SECONDS = 20, 0.1
 _LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
 
@@ -144,6 +147,10 @@ def _local(settings: RaySettings) -> Iterator[Session]:
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
     _sweep(Path(parent))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700; Ray opens its own folder to all
+    # Interrupted while it starts, Ray ends its processes when this one exits. What was registered before it
+    # comes after it.
+    remove = functools.partial(_remove, folder)
+    atexit.register(remove)
     owner = held(folder / _OWNER, str(os.getpid()))  # the number is for people
     token = folder / "token"
     token.touch(mode=0o600)
@@ -163,7 +170,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
     _set_environment(wanted)
     _refresh_if_imported()
     _quiet()
-    keep_logs = False
+    keep_logs, started = False, False
     try:
         import ray
 
@@ -182,6 +189,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
                 f"a local Ray could not be started: {_first_line(error)}",
                 remedy=f"look into {folder}/r/session_latest/logs, or give ray.address a running cluster",
             ) from None
+        started = True
         _check_loopback()
         yield Session("local", folder)
     finally:
@@ -190,6 +198,8 @@ def _local(settings: RaySettings) -> Iterator[Session]:
         _set_environment(saved)
         if not keep_logs:
             shutil.rmtree(folder, ignore_errors=True)
+        if keep_logs or started:
+            atexit.unregister(remove)
         owner.close()
 
 
@@ -199,6 +209,15 @@ def _sweep(parent: Path) -> None:
         with contextlib.suppress(OSError):
             if old.stat().st_uid == os.getuid() and (abandoned(old / _OWNER) or _is_remnant(old)):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove it for good: processes that are ending write into it for a moment."""
+    for _ in range(_LOOKS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _is_remnant(folder: Path) -> bool:

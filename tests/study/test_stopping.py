@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -49,6 +51,24 @@ def test_a_swallowed_interrupt_ends_the_run_before_it_begins(number: int) -> Non
         with stop_on_signals(lambda text: None):
             began = True
     assert not began
+
+
+def test_of_what_python_drops_only_interrupts_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: printed.append(dropped.exc_type))
+
+    def in_a_callback(what: Callable[[], object]) -> None:
+        thing = set[int]()
+        watch = weakref.ref(thing, lambda _: what())
+        del thing
+        assert watch() is None
+
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        in_a_callback(lambda: signal.raise_signal(signal.SIGTERM))
+        in_a_callback(lambda: 1 // 0)
+    assert printed == [ZeroDivisionError]
+    in_a_callback(lambda: 1 // 0)
+    assert printed == [ZeroDivisionError] * 2
 
 
 @pytest.mark.parametrize("number", SIGNALS)
