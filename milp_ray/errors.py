@@ -7,6 +7,7 @@ No error here ever carries a user's text or raw id: a position (line, offset, in
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"
+
+
+def alike(error: MilpRayError) -> tuple[str, str]:
+    """Equal for errors of one place that differ in numbers alone, such as how much memory was left."""
+    problem = error.problems[0]
+    return problem.where, re.sub(r"[\d.]+", "#", problem.fact)
 
 
 def from_plain(plain: Mapping[str, Any]) -> MilpRayError:

@@ -8,7 +8,6 @@ as a start that came to nothing, and is charged to no job. No model and no text 
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, from_plain
+from milp_ray.errors import ClusterError, MilpRayError, alike, from_plain
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
@@ -119,7 +118,7 @@ class Assignments:
         self._idle_losses = 0  # starts that came to nothing, since any job got on
         self._fault: MilpRayError | None = None  # the last one, since any job got on
         self._faults: list[str] = []  # to be told
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self._reached: dict[Job, tuple[int, int]] = {}
         self._moved = 0
         self._events: list[Event] = []
@@ -175,8 +174,8 @@ class Assignments:
         self._idle_losses += faulty or not any(group.worked for group in lost)
         if self._idle_losses > self._retries:
             self._end_all(self._fault or _died(self._idle_losses))
-        elif faulty:
-            self._tell_fault()
+        elif faulty and self._fault is not None:
+            self._tell(self._fault)
         return [place for group in self._groups.values() for place in group.places.values()]
 
     def next(self, group: int) -> Job | Literal["wait"] | None:
@@ -239,12 +238,11 @@ class Assignments:
         """How often jobs have ended or got on so far."""
         return self._moved
 
-    def _tell_fault(self) -> None:
-        """Tell the last fault, unless the like of it, with other numbers in it, was told before."""
-        text = str(self._fault).splitlines()[0]
-        if (kind := re.sub(r"\d+", "", text)) not in self._told:
+    def _tell(self, fault: MilpRayError) -> None:
+        """Tell people of a fault, unless the like of it was told before."""
+        if (kind := alike(fault)) not in self._told:
             self._told.add(kind)
-            self._faults.append(text)
+            self._faults.append(str(fault).splitlines()[0])
 
     def _end_all(self, error: MilpRayError) -> None:
         self._fatal = self._fatal or error

@@ -18,13 +18,12 @@ two seconds, then for twice as long each time, a minute at most.
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.errors import ClusterError, MilpRayError, alike
 from milp_ray.tune.queue import Ticket
 
 _MOST = 5
@@ -57,7 +56,7 @@ class Losses:
         self._counted = -1  # when the last unfit worker was counted, in that order
         self._pauses: list[float] = []  # when they end
         self._pause: Counter[str] = Counter()  # by node, how often
-        self._known: set[tuple[str, str]] = set()
+        self._known: set[tuple[str, ...]] = set()
 
     def given(self, ticket: Ticket) -> None:
         """A trial was handed out."""
@@ -89,7 +88,7 @@ class Losses:
             self._pause[node] += 1
         pause = min(_FIRST_PAUSE * 2.0 ** (self._pause[node] - 1), _LONGEST_PAUSE)
         self._pauses.append(self._clock() + pause)
-        fault = node, re.sub(r"[\d.]+", "#", error.problems[0].fact)  # how much is free differs every time
+        fault = node, *alike(error)
         new = fault not in self._known
         self._known.add(fault)
         return new
