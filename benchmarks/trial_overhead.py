@@ -97,36 +97,28 @@ def study_of(model: Path, method: str, trials: int) -> Study:
 
 
 def resident(study: Study, folder: Path) -> list[Ended]:
-    """The product's own Tune run, whose searcher also notes when trials end."""
+    """The product's own search, which tells when trials end."""
     import ray
 
     from milp_ray.memory.space import space_from
     from milp_ray.search import Engine, Objective
     from milp_ray.training.pretrained import load_architecture
-    from milp_ray.tune.queue import ProposalQueue, Ticket
-    from milp_ray.tune.search_run import _tuner
-    from milp_ray.tune.searcher import StudySearcher
-    from milp_ray.tune.slots import slots
+    from milp_ray.tune.queue import Ticket
+    from milp_ray.tune.search_run import run_search
     from milp_ray.tune.trainable import TrialSpec
 
     ends: list[Ended] = []
-    tickets: dict[str, Mapping[str, Any]] = {}
 
-    class Noting(StudySearcher):  # type: ignore[misc]
-        def suggest(self, trial_id: str) -> Any:
-            found = super().suggest(trial_id)
-            if isinstance(found, dict):
-                tickets[trial_id] = found
-            return found
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            ends.append(Ended(time.perf_counter(), tickets[trial_id], result or {}))
-            super().on_trial_complete(trial_id, result, error)
-
-    class Nobody:
+    class Noting:
         def trial_started(self, ticket: Ticket) -> None: ...
-        def trial_lost(self, ticket: Ticket) -> None: ...
-        def trial_ended(self, ticket: Ticket, values: Mapping[str, float] | None, reason: str) -> None: ...
+        def trial_lost(self, ticket: Ticket, charged: bool) -> None: ...
+
+        def trial_ended(
+            self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        ) -> None:
+            config = {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
+            result = {**cost, **values} if values is not None else {"reason": reason}
+            ends.append(Ended(time.perf_counter(), config, result))
 
     architecture = load_architecture(study.model)
     events = folder / "events"
@@ -141,15 +133,8 @@ def resident(study: Study, folder: Path) -> list[Ended]:
         trials=study.search.trials,
         log=events / f"{ALIAS}.jsonl",
     )
-    worker = slots(study)
-    engines = {ALIAS: engine}
-    queue = ProposalQueue(engines, trials=study.search.trials, batch=study.search.batch, workers=1)
-    searcher = Noting(engines, queue, study.objectives, lambda: False, Nobody())
     spec = TrialSpec(study, {ALIAS: ray.put(user())}, folder)
-    _tuner(spec, worker, searcher, lambda: False, "resident", folder / "tune").fit()
-    queue.stop()
-    if searcher.failure is not None:
-        raise searcher.failure
+    run_search(spec, {ALIAS: engine}, folder / "tune", lambda: False, (Noting(),))
     return ends
 
 
