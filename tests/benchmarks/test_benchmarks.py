@@ -126,6 +126,18 @@ def test_overhead_is_what_training_and_measuring_leave_of_the_wall_time() -> Non
     assert overhead.summary(rows)[1]["loss_difference"] == pytest.approx(1e-3)
 
 
+@pytest.mark.slow
+def test_the_resident_method_is_the_products_own_search(shallow_model: Path, tmp_path: Path) -> None:
+    from milp_ray.config.models import RaySettings
+    from milp_ray.tune.session import ray_session
+
+    overhead = importlib.import_module("trial_overhead")
+    with ray_session(RaySettings()):
+        ends = overhead.resident(overhead.study_of(shallow_model, "resident/1", 1), tmp_path)
+    rows = overhead.rows_of("resident/1", 0.0, ends)
+    assert len(rows) == 2 and rows[1]["placement"] and rows[1]["train"] > 0
+
+
 def test_a_strategy_is_as_slow_and_as_large_as_its_worst_rank() -> None:
     parallelism = importlib.import_module("parallelism")
     ranks = [
