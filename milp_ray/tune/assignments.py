@@ -19,11 +19,12 @@ from milp_ray.errors import ClusterError, MilpRayError, alike, from_plain
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
+from milp_ray.tune.losses import pause_after
 from milp_ray.tune.processes import Place
 from milp_ray.tune.shared import SharedUsers
 
 Step = Literal["train", "test"]
-_LONGEST_PAUSE = 8.0  # seconds before workers that were started again try again
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 8.0  # seconds before workers that were started again try again
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class _Group:
     job: Job | None = None
     lost: bool = False
     worked: bool = False  # it had a job at all
-    faulty: bool = False  # its node or the storage is at fault, not its job
+    fault: MilpRayError | None = None  # of its node or the storage, not of its job
     places: dict[int, Place] = field(default_factory=dict)
 
 
@@ -150,7 +151,7 @@ class Assignments:
                 self._waiting.append(job)
             else:
                 self._waiting.appendleft(job)
-        return min(2.0 ** (self._idle_losses - 1), _LONGEST_PAUSE) if self._idle_losses else 0.0
+        return pause_after(self._idle_losses, _FIRST_PAUSE, _LONGEST_PAUSE)
 
     def start(self, group: int, rank: int, place: Place) -> None:
         """A rank of a group is up."""
@@ -169,13 +170,14 @@ class Assignments:
         for number, group in self._groups.items():
             group.lost = number in numbers
         lost = [group for group in self._groups.values() if group.lost]
-        faulty = any(group.faulty for group in lost)
-        self._losses.update(group.job for group in lost if group.job and not group.faulty)
-        self._idle_losses += faulty or not any(group.worked for group in lost)
+        faults = [group.fault for group in lost if group.fault is not None]
+        self._fault = faults[-1] if faults else self._fault
+        self._losses.update(group.job for group in lost if group.job and group.fault is None)
+        self._idle_losses += bool(faults) or not any(group.worked for group in lost)
         if self._idle_losses > self._retries:
             self._end_all(self._fault or _died(self._idle_losses))
-        elif faulty and self._fault is not None:
-            self._tell(self._fault)
+        elif faults:
+            self._tell(faults[-1])
         return [place for group in self._groups.values() for place in group.places.values()]
 
     def next(self, group: int) -> Job | Literal["wait"] | None:
@@ -216,8 +218,7 @@ class Assignments:
         if found.exit_code == 2:
             self._end_all(found)
             return
-        self._groups[group].faulty = True
-        self._fault = _placed(found, self._groups[group].places.values())
+        self._groups[group].fault = _placed(found, self._groups[group].places.values())
 
     def stop(self) -> bool:
         """Hand out nothing more; groups ask :meth:`stopping` on the way. Whether any are up."""

@@ -30,6 +30,11 @@ _MOST = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
 
 
+def pause_after(times: int, first: float, longest: float) -> float:
+    """Seconds to wait after so many faults in a row: twice as long each time; none before the first."""
+    return min(first * 2.0 ** (times - 1), longest) if times else 0.0
+
+
 @dataclass(frozen=True)
 class _Loss:
     """One of a row: ``ticket`` of a trial past its retries, or ``error`` of an unfit worker."""
@@ -86,8 +91,7 @@ class Losses:
             self._counted = next(self._order)
             self._row.append(_Loss(error=error))
             self._pause[node] += 1
-        pause = min(_FIRST_PAUSE * 2.0 ** (self._pause[node] - 1), _LONGEST_PAUSE)
-        self._pauses.append(self._clock() + pause)
+        self._pauses.append(self._clock() + pause_after(self._pause[node], _FIRST_PAUSE, _LONGEST_PAUSE))
         fault = node, *alike(error)
         new = fault not in self._known
         self._known.add(fault)

@@ -102,21 +102,28 @@ def run_search(
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
     tuner = _tuner(spec, worker, searcher, ending, name, folder, say)
     try:
+        _fit(tuner, searcher, folder, name)
+    finally:
+        queue.stop()
+        queue.join(timeout=5)
+    if searcher.failure is not None:
+        raise searcher.failure
+    queue.raise_error()
+    return searcher.baselines_failed
+
+
+def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) -> None:
+    """Run Tune to its end, and leave nothing of it but its log."""
+    try:
         with _log_to(folder / "tune.log"):
             tuner.fit()
     except Exception as error:
         raise _explained(error, searcher, folder) from error
     finally:
-        queue.stop()
-        queue.join(timeout=5)
         # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
         shutil.rmtree(folder / name, ignore_errors=True)
         # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4 kB a trial.
         reset_log_once()
-    if searcher.failure is not None:
-        raise searcher.failure
-    queue.raise_error()
-    return searcher.baselines_failed
 
 
 def _tuner(

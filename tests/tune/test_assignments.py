@@ -288,6 +288,17 @@ def test_what_died_without_a_word_after_a_fault_ends_with_that_fault(tmp_path: P
     assert FULL.problems[0].fact in str(from_plain(fatal))
 
 
+def test_a_fault_is_known_though_another_user_gets_on_before_its_worker_has_ended(tmp_path: Path) -> None:
+    assignments = made(tmp_path, retries=0)
+    begin(assignments, 2)
+    assignments.next(0)
+    assignments.fail(1, FULL.to_plain())
+    assignments.end(0, "")
+    assignments.lost([1])
+    fatal: Any = assignments.news().fatal
+    assert FULL.problems[0].fact in str(from_plain(fatal))
+
+
 def test_a_stop_tells_whether_workers_are_up(tmp_path: Path) -> None:
     spec = made(tmp_path).spec()
     waiting, working, ended = Assignments(spec, 0), made(tmp_path), made(tmp_path)
