@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from ..processes import titled
 from .conftest import Start, call
 
 pytestmark = pytest.mark.slow
@@ -43,13 +45,10 @@ def kill_a_worker(process: subprocess.Popen[str], title: str) -> None:
     """Kill a worker of the run whose process title holds ``title``, as soon as there is one."""
 
     def killed() -> bool:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if any(title in word for word in child.cmdline()):
-                    child.kill()
-                    return True
-            except psutil.Error:  # it ended meanwhile
-                continue
+        for found in titled(title, process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                found.kill()
+                return True
         return False
 
     wait_for(killed, process)

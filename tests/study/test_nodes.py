@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ..processes import titled
 from .conftest import Start
 from .test_end_to_end import events, told, wait_for
 
@@ -39,15 +40,11 @@ class Nodes:
     def kill_one_with(self, title: str) -> bool:
         """Kill a node, not the head, that runs a process with this title; False if there is none."""
         for pid in self.raylets[1:]:
-            try:
-                children = psutil.Process(pid).children(recursive=True)
-                if any(title in " ".join(child.cmdline()) for child in children):
-                    os.kill(pid, signal.SIGKILL)
-                    self.raylets.remove(pid)
-                    reaped(pid)
-                    return True
-            except psutil.Error:  # it ended meanwhile
-                continue
+            if titled(title, pid):
+                os.kill(pid, signal.SIGKILL)
+                self.raylets.remove(pid)
+                reaped(pid)
+                return True
         return False
 
 

@@ -27,6 +27,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.session import ray_session
+from tests.processes import titled
 
 pytestmark = pytest.mark.slow
 
@@ -149,14 +150,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
 
 def ranks() -> list[psutil.Process]:
     """Ray Train's workers, the youngest last."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()) and process.status() != "zombie":
-                found.append(process)
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda process: process.create_time())
+    return sorted(titled("RayTrainWorker"), key=lambda process: process.create_time())
 
 
 def alone(study: Study, user: UserSplit, placement: Placement) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,16 +120,8 @@ def test_auto_asks_ray_and_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proposers.proposers_of(study_with(3)) == 3
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    from milp_ray.tune.session import ray_session
-
-    with ray_session(RaySettings()):
-        yield
-
-
 @pytest.mark.slow
-def test_actors_propose_the_same_and_are_replaced_when_killed(session: None) -> None:
+def test_actors_propose_the_same_and_are_replaced_when_killed(cluster: None) -> None:
     import ray
 
     from milp_ray.tune.proposers import Actors
@@ -145,7 +137,7 @@ def test_actors_propose_the_same_and_are_replaced_when_killed(session: None) -> 
 
 
 @pytest.mark.slow
-def test_where_no_actor_lives_the_driver_proposes(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_actor_lives_the_driver_proposes(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     from milp_ray.tune.proposers import Actors

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,14 @@ from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.tune import losses
 from milp_ray.tune.queue import Ticket
-from milp_ray.tune.session import ray_session
 from milp_ray.tune.simulated import SimulatedSpec
+from tests.processes import titled
 from tests.tune.test_simulated import spec_of as simulated_spec
 
 pytestmark = pytest.mark.slow
 
 TRIALS = 3
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with ray_session(RaySettings()):
-        yield
 
 
 class Hooks:
@@ -111,14 +104,11 @@ def make(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Pat
     return search
 
 
-def workers(title: str) -> list[psutil.Process]:
-    """Processes of this session's Ray that are, or do, what the title says."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+def soon(title: str) -> psutil.Process:
+    """A process of this session's Ray that is, or does, what the title says, as soon as there is one."""
+    while not (found := titled(title)):
+        time.sleep(0.05)
+    return found[0]
 
 
 def told(engine: Engine) -> bool:
@@ -133,11 +123,10 @@ def test_a_stopped_worker_of_a_trial_is_ended_and_costs_a_retry(make: Make, tmp_
     stopped: list[psutil.Process] = []
 
     def stop() -> None:
-        while not (found := workers("ray::MemoryTrial.train")):
-            time.sleep(0.05)
+        found = soon("ray::MemoryTrial.train")
         time.sleep(1.0)
-        found[0].send_signal(signal.SIGSTOP)
-        stopped.extend(found)
+        found.send_signal(signal.SIGSTOP)
+        stopped.append(found)
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
@@ -153,10 +142,8 @@ def test_a_trial_whose_group_is_lost_more_often_than_may_be_has_failed(make: Mak
     killed: list[psutil.Process] = []
 
     def kill() -> None:
-        while not (found := workers("ray::Rank.slice")):
-            time.sleep(0.05)
-        found[0].kill()
-        killed.extend(found)
+        killed.append(soon("ray::Rank.slice"))
+        killed[0].kill()
 
     def after_the_first() -> None:  # which measures without a memory, and stands in no log
         if not threads:
@@ -183,7 +170,7 @@ def test_a_worker_that_is_stopped_between_two_trials_is_noticed_by_the_next(
 
     def stop() -> None:
         if not stopped:
-            stopped.append(workers("ray::SimulatedTrial")[0].pid)
+            stopped.append(titled("ray::SimulatedTrial")[0].pid)
             os.kill(stopped[0], signal.SIGSTOP)
 
     hooks = Hooks(at_end=stop)
@@ -198,7 +185,7 @@ def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged
 
     def mount() -> None:
         deadline = time.monotonic() + 30
-        while workers("ray::MemoryTrial"):
+        while titled("ray::MemoryTrial"):
             assert time.monotonic() < deadline, "it is there still"
             time.sleep(0.1)
         (tmp_path / "run.json").touch()

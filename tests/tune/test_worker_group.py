@@ -13,22 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from milp_ray.config.models import RaySettings, Study
+from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
 from milp_ray.memory.space import Placement
 from milp_ray.tune.queue import BASELINE
-from milp_ray.tune.session import ray_session
 
 pytestmark = pytest.mark.slow
 
 PLACEMENT = Placement.from_key("0:4,1:8")
 Make = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with ray_session(RaySettings()):
-        yield
 
 
 def study_of(folder: Path, **changes: Any) -> Study:
