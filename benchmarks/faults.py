@@ -57,7 +57,8 @@ class Fault:
     """What is done to which process, in which stage.
 
     ``title`` is part of the process's title; "driver" and "node" stand for these. ``damage``: the newest
-    state of a training is changed as well. ``settings`` come after :data:`SETTINGS`.
+    state of a training is changed as well. ``settings`` come after :data:`SETTINGS`. ``check_ms``: how often
+    Ray looks whether its nodes live, if not as often as it comes with.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Fault:
     how: int = signal.SIGKILL
     damage: bool = False
     settings: tuple[str, ...] = ()
+    check_ms: int | None = None
 
 
 _ALONE = ("ray.workers_per_trial=1", "ray.parallelism=none")
@@ -76,11 +78,13 @@ FAULTS = (
     Fault("trainable-killed", title="GroupTrial"),
     Fault("driver-killed", title="driver"),
     Fault("node-killed", title="node"),
+    Fault("node-killed-looked-for-twice-a-second", title="node", check_ms=500),
     Fault("final-rank-killed", FINAL, "RayTrainWorker"),
     Fault("final-rank-hung", FINAL, "RayTrainWorker", signal.SIGSTOP),
     Fault("final-driver-killed", FINAL, "driver"),
     Fault("final-driver-killed-and-state-flipped", FINAL, "driver", damage=True),
     Fault("final-node-killed", FINAL, "node"),
+    Fault("final-node-killed-looked-for-twice-a-second", FINAL, "node", check_ms=500),
 )
 
 
@@ -143,16 +147,14 @@ class Run:
         return time.monotonic() - began
 
 
-def processes(title: str, below: list[int]) -> list[psutil.Process]:
-    """Descendants with this title."""
-    found: list[psutil.Process] = []
-    for pid in below:
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            found.extend(
-                child
-                for child in psutil.Process(pid).children(recursive=True)
-                if title in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE
-            )
+def titled(title: str, root: int) -> list[psutil.Process]:
+    """Descendants with this title: tests/processes.py's, which a script run from anywhere does not find."""
+    found = []
+    with contextlib.suppress(psutil.Error):  # it ended meanwhile
+        for child in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if title in " ".join(child.cmdline()):  # a zombie has none
+                    found.append(child)
     return found
 
 
@@ -168,12 +170,13 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
     title = {"node": "ray::Rank" if fault.stage == SEARCH else "RayTrainWorker"}.get(fault.title, fault.title)
     while True:
         if fault.title == "node":
-            at_work = [pid for pid in raylets[1:] if processes(title, [pid])]
+            at_work = [pid for pid in raylets[1:] if titled(title, pid)]
             if at_work:
-                doomed = processes(title, raylets) if fault.stage == FINAL else []
+                everywhere = [worker for pid in raylets for worker in titled(title, pid)]
+                doomed = everywhere if fault.stage == FINAL else []
                 os.kill(at_work[0], fault.how)
                 return doomed
-        elif found := processes(title, [process.pid]):
+        elif found := titled(title, process.pid):
             os.kill(found[-1].pid, fault.how)
             return []
         time.sleep(0.05)
@@ -202,7 +205,7 @@ def wait_for_end(doomed: list[psutil.Process]) -> None:
 def runs(process: psutil.Process) -> bool:
     """Whether it is neither gone nor a zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
@@ -215,16 +218,16 @@ def flip(run: Run) -> None:
 
 
 @contextmanager
-def nodes(wanted: bool) -> Iterator[tuple[str | None, list[int]]]:
-    """Four nodes of one CPU on this machine, or none: their head's address and the raylets' process ids."""
-    if not wanted:
+def nodes(fault: Fault) -> Iterator[tuple[str | None, list[int]]]:
+    """Four nodes of one CPU on this machine, where one is to die: their head's address, the raylets' ids."""
+    if fault.title != "node":
         yield None, []
         return
     folder = tempfile.mkdtemp(prefix="n", dir="/tmp")
     words = [sys.executable, "-m", "tests.study.nodes", folder, "1", "1", "1", "1"]
-    process = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
-    )
+    period = {} if fault.check_ms is None else {"RAY_health_check_period_ms": str(fault.check_ms)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, text=True, cwd=ROOT, env={**os.environ, **period}, **pipes)
     assert process.stdout is not None
     found = json.loads(process.stdout.readline())
     try:
@@ -255,7 +258,7 @@ def undisturbed(study: Path, settings: tuple[str, ...]) -> tuple[Run, dict[str, 
 
 def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> dict[str, object]:
     """One fault: what it cost."""
-    with nodes(fault.title == "node") as (address, raylets):
+    with nodes(fault) as (address, raylets):
         run = Run(study, fault.name, address)
         settings = (*SETTINGS, *fault.settings, "final.automatic=false")
         process = run.start("search", str(study), f"name={run.name}", *settings)
