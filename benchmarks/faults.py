@@ -78,13 +78,13 @@ FAULTS = (
     Fault("trainable-killed", title="GroupTrial"),
     Fault("driver-killed", title="driver"),
     Fault("node-killed", title="node"),
-    Fault("node-killed-looked-for-twice-a-second", title="node", check_ms=500),
+    Fault("node-killed-check-500-ms", title="node", check_ms=500),
     Fault("final-rank-killed", FINAL, "RayTrainWorker"),
     Fault("final-rank-hung", FINAL, "RayTrainWorker", signal.SIGSTOP),
     Fault("final-driver-killed", FINAL, "driver"),
     Fault("final-driver-killed-and-state-flipped", FINAL, "driver", damage=True),
     Fault("final-node-killed", FINAL, "node"),
-    Fault("final-node-killed-looked-for-twice-a-second", FINAL, "node", check_ms=500),
+    Fault("final-node-killed-check-500-ms", FINAL, "node", check_ms=500),
 )
 
 
@@ -226,8 +226,15 @@ def nodes(fault: Fault) -> Iterator[tuple[str | None, list[int]]]:
     folder = tempfile.mkdtemp(prefix="n", dir="/tmp")
     words = [sys.executable, "-m", "tests.study.nodes", folder, "1", "1", "1", "1"]
     period = {} if fault.check_ms is None else {"RAY_health_check_period_ms": str(fault.check_ms)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, text=True, cwd=ROOT, env={**os.environ, **period}, **pipes)
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **period},
+    )
     assert process.stdout is not None
     found = json.loads(process.stdout.readline())
     try:
