@@ -479,8 +479,8 @@ def main() -> None:
     for name in arguments.placements:
         rows += compare(base, plain, name, study, person, arguments)
         found = finish(rows, machine, peak, matmul)
-        for row in found[-2:]:
-            print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        for new in found[-2:]:
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in new.items()}, flush=True)
         write(found, path.with_suffix(".csv"))
         draw(found, path.with_suffix(".png"))
     made = [machine | row for row in responses(base, plain, study, person, arguments)]
@@ -495,10 +495,10 @@ def main() -> None:
             (f"at least {GOAL_RATIO:g} times the peer: {ratio:.2f}", ratio >= GOAL_RATIO),
         ):
             print(("met: " if met else "NOT met: ") + text)
-    for mine, other in zip(found[::2], found[1::2], strict=True):
-        gap = max(abs(mine[key] - other[key]) for key in ("train_loss", "validation_loss"))
-        if mine["tokens"] != other["tokens"] or (base.dtype == torch.float32 and gap > LIKE):
-            sys.exit(f"not the same work: losses of {mine['placement']} differ by {gap:g}")
+    for own, peer in zip(found[::2], found[1::2], strict=True):
+        gap = max(abs(own[key] - peer[key]) for key in ("train_loss", "validation_loss"))
+        if own["tokens"] != peer["tokens"] or (base.dtype == torch.float32 and gap > LIKE):
+            sys.exit(f"not the same work: losses of {own['placement']} differ by {gap:g}")
 
 
 if __name__ == "__main__":

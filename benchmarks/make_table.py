@@ -17,6 +17,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milp_ray.memory.space import MemorySpace, Placement
 
 HERE = Path(__file__).parent
 TABLE = HERE / "data" / "real_table.csv"
@@ -39,7 +43,7 @@ trial: {{epochs: 2, max_new_tokens: 20, eval_batch_size: 24}}
 """
 
 
-def space() -> object:
+def space() -> MemorySpace:
     """Six blocks: gates, n and r as ever, over blocks instead of layers."""
     from milp_ray.memory.space import MemorySpace
 
@@ -51,10 +55,10 @@ def placements() -> list[str]:
     from milp_ray.search.design import every_config
 
     blocks = space()
-    return ["", *sorted({blocks.placement(config).key for config in every_config(blocks)} - {""})]  # type: ignore[attr-defined]
+    return ["", *sorted({blocks.placement(config).key for config in every_config(blocks)} - {""})]
 
 
-def on_layers(key: str) -> object:
+def on_layers(key: str) -> Placement:
     """A placement of blocks as one of layers: block b is layers 2b and 2b + 1."""
     from milp_ray.memory.space import Placement
 
@@ -94,6 +98,7 @@ def main(share: str) -> None:
                 began = time.perf_counter()
                 with Trial(base, split, on_layers(key), study, phase="search", seed=repeat) as trial:
                     found = trial.run()
+                assert found is not None  # None is a trial that somebody stopped
                 row = (name, key, repeat, found.loss, found.rouge_l, found.trainable_params)
                 _append([*row, round(time.perf_counter() - began, 2)])
 

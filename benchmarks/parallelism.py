@@ -255,9 +255,11 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The table."""
-    write_rows(
-        rows, path, lambda key, value: f"{float(value):.2g}" if key == "loss_difference" else short(value)
-    )
+
+    def shown(key: str, value: Any) -> object:
+        return f"{value:.2g}" if key == "loss_difference" else short(value)
+
+    write_rows(rows, path, shown)
 
 
 def main() -> None:

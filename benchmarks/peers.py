@@ -28,7 +28,9 @@ class Problem(Protocol):
     """What is searched."""
 
     space: MemorySpace
-    no_memory: Values
+
+    @property
+    def no_memory(self) -> Values: ...
 
     def measure(self, placement: Placement) -> Values: ...
 

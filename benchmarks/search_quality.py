@@ -168,8 +168,14 @@ def _best(problem: str, seed: int) -> tuple[tuple[float, float], tuple[tuple[flo
     if isinstance(made, Measured):
         point = reference_point(best, floor, lowered=True)
         assert point is not None
-        floor = (float(point[0]), float(point[1]))
-    return floor, tuple(best)
+        floor = (point[0], point[1])
+    return pair(floor), tuple(pair(values) for values in best)
+
+
+def pair(values: Sequence[float]) -> tuple[float, float]:
+    """Two objectives' values as a pair."""
+    first, second = values
+    return float(first), float(second)
 
 
 def _best_front(problem: str, seed: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:

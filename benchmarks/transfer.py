@@ -19,7 +19,9 @@ import argparse
 import csv
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from milp_ray.search import Engine
 from milp_ray.search.objectives import gains
@@ -28,11 +30,21 @@ from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
 from milp_ray.search.transfer import DonorPool
 
 MODES = ("none", "again", "seeds", "prior")
+ADVISED: tuple[Literal["none", "seeds", "prior"], ...] = ("none", "seeds", "prior")  # all but again
 LEVEL = 0.95
 COLOURS = {"none": "#777777", "seeds": "#1b7837", "prior": "#762a83", "again": "#bbbbbb"}
+Row = dict[str, Any]
+Point = tuple[int, float, str, int, int, float]  # layers, kinship, mode, user, trial, part of cold's last
 
 
-def searched(args, layers, related, seed, mode, population=None):
+def searched(
+    args: argparse.Namespace,
+    layers: int,
+    related: float,
+    seed: int,
+    mode: str,
+    population: DonorPool | None = None,
+) -> tuple[SyntheticProblem, Engine]:
     """The problem, and the engine after all trials; continued if its log is there."""
     problem = SyntheticProblem(layers, seed=seed, related=related)
     engine = Engine(
@@ -55,26 +67,28 @@ def searched(args, layers, related, seed, mode, population=None):
             return problem, engine
 
 
-def curve_of(problem, engine):
+def curve_of(problem: SyntheticProblem, engine: Engine) -> list[float]:
     """Noise-free hypervolume after each trial."""
     points = [gains(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
     return hypervolume_curve(points, gains(OBJECTIVES, problem.no_memory))
 
 
-def reached(curve, level, trials):
+def reached(curve: Sequence[float], level: float, trials: int) -> int:
     """Trials until ``level``; one more than were made where it is not reached."""
     return next((index + 1 for index, value in enumerate(curve) if value >= level), trials + 1)
 
 
-def scenario(args, layers, related):
+def scenario(args: argparse.Namespace, layers: int, related: float) -> tuple[list[Row], list[Point]]:
     """Rows of one number of layers and one kinship, and the curves relative to cold's end."""
     first = [searched(args, layers, related, seed, "none")[1] for seed in range(1, args.donors + 1)]
-    advised = [mode for mode in MODES if mode != "again"]
-    populations = {mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in advised}
+    populations: dict[str, DonorPool] = {
+        mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in ADVISED
+    }
     for population in populations.values():
         for engine in first:
             population.add(engine)
-    rows, curves = [], []
+    rows: list[Row] = []
+    curves: list[Point] = []
     for seed in range(101, 101 + args.users):
         cold = None
         for mode in MODES:
@@ -103,7 +117,7 @@ def scenario(args, layers, related):
     return rows, curves
 
 
-def summary(rows, trials):
+def summary(rows: Sequence[Row], trials: int) -> None:
     """One line per scenario and mode."""
     for layers, related, mode in dict.fromkeys((r["layers"], r["related"], r["mode"]) for r in rows):
         part = [r for r in rows if (r["layers"], r["related"], r["mode"]) == (layers, related, mode)]
@@ -118,7 +132,7 @@ def summary(rows, trials):
         )
 
 
-def draw(curves, path):
+def draw(curves: Sequence[Point], path: Path) -> None:
     """Median curves, a panel per scenario."""
     import matplotlib
 
@@ -129,7 +143,7 @@ def draw(curves, path):
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         for mode in MODES:
-            steps = {}
+            steps: dict[int, list[float]] = {}
             for layers, related, of, _, n, value in curves:
                 if (layers, related, of) == (*panel, mode):
                     steps.setdefault(n, []).append(value)
@@ -144,7 +158,7 @@ def draw(curves, path):
     figure.savefig(path, dpi=130)
 
 
-def main():
+def main() -> None:
     """Run every scenario; results are written after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -166,7 +180,8 @@ def main():
     import torch
 
     torch.set_num_threads(1)
-    rows, curves = [], []
+    rows: list[Row] = []
+    curves: list[Point] = []
     args.out.mkdir(parents=True, exist_ok=True)
     for layers in args.layers:
         for related in args.related:
@@ -179,7 +194,7 @@ def main():
     summary(rows, args.trials)
 
 
-def write(path, names, rows):
+def write(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

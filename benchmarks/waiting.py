@@ -46,7 +46,8 @@ def measure(arguments: argparse.Namespace, proposers: int) -> Row:
         words = [f"simulation.seconds={arguments.seconds}", f"ray.proposers={proposers}"]
         command = [sys.executable, "-m", "milp_ray", "search", str(study), *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found = json.loads((folder / "runs" / "population" / "tables" / "search_metrics.json").read_text())
+        metrics = folder / "runs" / "population" / "tables" / "search_metrics.json"
+        found: Row = json.loads(metrics.read_text())
     settings: Row = {"cores": os.cpu_count(), "proposers": proposers, "trial_seconds": arguments.seconds}
     settings |= {"users": arguments.users, "trials": arguments.trials, "initial": arguments.initial}
     return settings | {"surrogate": arguments.surrogate} | found

@@ -36,6 +36,7 @@ from milp_ray.tune.watch import Watch
 from milp_ray.tune.worker_group import longest_step
 
 if TYPE_CHECKING:
+    from milp_ray.config.models import Study
     from milp_ray.search import Engine
 
 _GRACE_SECONDS = 5.0
@@ -100,7 +101,12 @@ def run_search(
         return stopping() or searcher.failure is not None or queue.failed
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
-    tuner = _tuner(spec, worker, searcher, ending, name, folder, say)
+    watch = Watch(_patience(study, _several(spec, worker)), say)
+    tuner = tune.Tuner(
+        _trainable(spec, worker),
+        tune_config=_tune_config(searcher, ending, worker.count),
+        run_config=_run_config(name, folder, ending, watch),
+    )
     try:
         _fit(tuner, searcher, folder, name)
     finally:
@@ -126,47 +132,58 @@ def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) ->
         reset_log_once()
 
 
-def _tuner(
-    spec: TrialSpec | SimulatedSpec,
-    worker: Slots,
-    searcher: StudySearcher,
-    ending: Callable[[], bool],
-    name: str,
-    folder: Path,
-    say: Callable[[str], object],
-) -> tune.Tuner:
-    """Tune as a study needs it: actors kept, no checkpoints, no metric of its own (ours are two)."""
-    several = worker.workers > 1 and isinstance(spec, TrialSpec)
-    trainable = SimulatedTrial if isinstance(spec, SimulatedSpec) else GroupTrial if several else MemoryTrial
-    patience = spec.study.ray.group_timeout + spec.study.trial.slice_seconds
-    # The trainable of a group takes nothing itself.
+def _several(spec: TrialSpec | SimulatedSpec, worker: Slots) -> bool:
+    """Whether a group of workers runs a trial; a simulated one needs none."""
+    return worker.workers > 1 and isinstance(spec, TrialSpec)
+
+
+def _trainable(spec: TrialSpec | SimulatedSpec, worker: Slots) -> type[tune.Trainable]:
+    """What runs trials, with the placement group that one of them takes."""
+    kept: type[tune.Trainable] = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
     bundle = dict(worker.resources)
-    bundles = [{}, *([bundle] * worker.workers)] if several else [bundle]
-    made = tune.with_resources(
-        tune.with_parameters(trainable, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
+    bundles = [bundle]
+    if _several(spec, worker):
+        kept, bundles = GroupTrial, [{}, *([bundle] * worker.workers)]  # itself it takes nothing
+    made: type[tune.Trainable] = tune.with_resources(
+        tune.with_parameters(kept, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
     )
-    made.__qualname__ = trainable.__name__  # the dashboard shows this one
-    return tune.Tuner(
-        made,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=KeepActors(ending),
-            num_samples=-1,
-            max_concurrent_trials=worker.count,
-            reuse_actors=True,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=0),  # the searcher runs lost trials again
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            verbose=0,
-            stop=_GiveUp(ending),
-            callbacks=[Watch(longest_step(patience) if several else patience, say)],
-        ),
+    made.__qualname__ = kept.__name__  # the dashboard shows this one
+    return made
+
+
+def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent: int) -> tune.TuneConfig:
+    """Actors are kept, and there is no metric of Tune's own: ours are two."""
+    return tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=KeepActors(ending),
+        num_samples=-1,
+        max_concurrent_trials=concurrent,
+        reuse_actors=True,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
     )
+
+
+def _run_config(name: str, folder: Path, ending: Callable[[], bool], watch: Watch) -> RunConfig:
+    """No checkpoints and no retries by Tune: the searcher runs lost trials again."""
+    return RunConfig(
+        name=name,
+        storage_path=str(folder),
+        failure_config=FailureConfig(max_failures=0),
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+        verbose=0,
+        stop=_GiveUp(ending),
+        callbacks=[watch],
+    )
+
+
+def _patience(study: Study, several: bool) -> float:
+    """Seconds without a sign of life after which Tune's actor counts as hung.
+
+    The actor of a group watches its ranks itself, and is silent while it does.
+    """
+    seconds = study.ray.group_timeout + study.trial.slice_seconds
+    return longest_step(seconds) if several else seconds
 
 
 class _GiveUp(tune.Stopper):  # type: ignore[misc]

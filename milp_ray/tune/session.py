@@ -141,17 +141,40 @@ def _is_loopback_only(address: str) -> bool:
     return bool(listening) and all(ip.is_loopback for ip in listening)
 
 
+@dataclass
+class _OwnFolder:
+    """The folder of a private Ray. ``started``: Ray ran, and ends with the session. ``keep``: for logs."""
+
+    path: Path
+    started: bool = False
+    keep: bool = False
+
+
 @contextlib.contextmanager
-def _local(settings: RaySettings) -> Iterator[Session]:
+def _own_folder() -> Iterator[_OwnFolder]:
+    """A new folder, which is removed in the end."""
     # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
     _sweep(Path(parent))
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700; Ray opens its own folder to all
+    own = _OwnFolder(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))  # 0700; Ray opens its own to all
     # Interrupted while it starts, Ray ends its processes when this one exits. What was registered before it
     # comes after it.
-    remove = functools.partial(_remove, folder)
+    remove = functools.partial(_remove, own.path)
     atexit.register(remove)
-    owner = held(folder / _OWNER, str(os.getpid()))  # the number is for people
+    owner = held(own.path / _OWNER, str(os.getpid()))  # the number is for people
+    try:
+        yield own
+    finally:
+        if not own.keep:
+            shutil.rmtree(own.path, ignore_errors=True)
+        if own.keep or own.started:
+            atexit.unregister(remove)
+        owner.close()
+
+
+@contextlib.contextmanager
+def _own_environment(folder: Path) -> Iterator[None]:
+    """What a private Ray and its processes read of the environment; as it was, in the end."""
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -168,39 +191,45 @@ def _local(settings: RaySettings) -> Iterator[Session]:
     }
     saved = {name: os.environ.get(name) for name in wanted}
     _set_environment(wanted)
-    _refresh_if_imported()
-    _quiet()
-    keep_logs, started = False, False
     try:
-        import ray
-
-        try:
-            ray.init(
-                address="local",
-                include_dashboard=settings.dashboard,
-                dashboard_host="127.0.0.1",
-                _temp_dir=str(folder / "r"),
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except Exception as error:
-            keep_logs = True
-            raise ClusterError(
-                f"a local Ray could not be started: {_first_line(error)}",
-                remedy=f"look into {folder}/r/session_latest/logs, or give ray.address a running cluster",
-            ) from None
-        started = True
-        _check_loopback()
-        yield Session("local", folder)
+        yield
     finally:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
         _set_environment(saved)
-        if not keep_logs:
-            shutil.rmtree(folder, ignore_errors=True)
-        if keep_logs or started:
-            atexit.unregister(remove)
-        owner.close()
+
+
+@contextlib.contextmanager
+def _local(settings: RaySettings) -> Iterator[Session]:
+    with _own_folder() as own, _own_environment(own.path):
+        _refresh_if_imported()
+        _quiet()
+        try:
+            _start(settings, own)
+            _check_loopback()
+            yield Session("local", own.path)
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+
+
+def _start(settings: RaySettings, own: _OwnFolder) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=str(own.path / "r"),
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:
+        own.keep = True
+        raise ClusterError(
+            f"a local Ray could not be started: {_first_line(error)}",
+            remedy=f"look into {own.path}/r/session_latest/logs, or give ray.address a running cluster",
+        ) from None
+    own.started = True
 
 
 def _sweep(parent: Path) -> None:
