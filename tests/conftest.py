@@ -22,6 +22,8 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 # Ray's workers are nice by 15: beside a test that computes they get next to nothing, and count as hung.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# No name is looked up on a model hub, for which Hugging Face's client would wait half a minute in vain.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from milp_ray.data.records import Sample, UserSplit  # noqa: E402
 

@@ -1,8 +1,14 @@
-"""Functions on several ranks, each a fresh process."""
+"""Functions on several ranks, each a process of its own, forked from one that has done the imports.
+
+They take five seconds of a processor, which most ranks would need for nothing else. The server of forks never
+computes, so it has no threads that a fork would lose.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -12,6 +18,8 @@ import torch
 
 from milp_ray.training.parallel.group import Meeting, Ranks
 
+PRELOADED = ["milp_ray.training.trial", "transformers.models.llama.modeling_llama"]
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -20,10 +28,13 @@ def free_port() -> int:
 
 
 def rank_main(
-    work: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple[Any, ...], results: Any
+    rank: int, size: int, port: int, environment: dict[str, str], called: bytes, results: Any
 ) -> None:
+    """``called``: the function and its arguments, some of which look at the environment as they are read."""
+    os.environ.update(environment)  # the server of forks has that of its own start
     torch.set_num_threads(1)
     try:
+        work, arguments = pickle.loads(called)
         group = Ranks(Meeting(f"127.0.0.1:{port}", rank, size, timeout=100), torch.device("cpu"))
         results.put((rank, work(group, *arguments), ""))
         group.close()
@@ -32,14 +43,12 @@ def rank_main(
 
 
 def on_ranks(work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
-    """What ``work(group, *arguments)`` returns on every rank, each a fresh process."""
-    context = multiprocessing.get_context("spawn")
+    """What ``work(group, *arguments)`` returns on every rank, each a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     results = context.Queue()
-    port = free_port()
-    processes = [
-        context.Process(target=rank_main, args=(work, rank, size, port, arguments, results))
-        for rank in range(size)
-    ]
+    common = free_port(), {**os.environ}, pickle.dumps((work, arguments)), results
+    processes = [context.Process(target=rank_main, args=(rank, size, *common)) for rank in range(size)]
     for process in processes:
         process.start()
     try:
