@@ -105,10 +105,11 @@ def test_a_simulated_study_killed_in_its_second_cohort_and_resumed(simulated: Pa
     assert not (run / "memories").exists() and not (run / "scores").exists()
 
 
-def test_a_share_of_the_trials_fails_and_nothing_of_them_is_kept_in_memory(
+def test_cohorts_of_which_a_share_of_the_trials_fails_learn_and_are_not_kept_in_memory(
     simulated: Path, start: Start
 ) -> None:
     words = ["simulation.failures=0.3", "simulation.seconds=0", "search.surrogate=random"]
+    words += ["simulation.related=0.9", "search.transfer=prior", "search.transfer_users=3"]
     output = finish(start("search", str(simulated), *words, program=("-c", WITH_MEMORY)), 3)
     assert "trials in memory: 0, texts of trials: 0" in output
     run = simulated.parent / "runs" / "dry"
@@ -116,6 +117,14 @@ def test_a_share_of_the_trials_fails_and_nothing_of_them_is_kept_in_memory(
     failed = trials[trials.state == "failed"]
     assert 3 < len(failed) < 25 and set(failed.reason) == {"simulated failure"}
     assert (trials.state == "done").sum() + len(failed) == USERS * TRIALS
+
+    assert "3 users learn from 3 that are done" in output and "1 users learn from 6 that" in output
+    found = events(run)
+    given = {alias for alias, log in found.items() if any(event["event"] == "transferred" for event in log)}
+    assert len(given) == USERS - 3, "the first cohort has nobody to learn from"
+    for alias in given:
+        kinds = [event["event"] for event in found[alias]]
+        assert kinds.index("reference") < kinds.index("transferred") < kinds.index("asked")
 
 
 def test_a_stop_is_obeyed_in_the_middle_of_a_long_simulated_trial(simulated: Path, start: Start) -> None:
@@ -131,19 +140,3 @@ def test_a_stop_is_obeyed_in_the_middle_of_a_long_simulated_trial(simulated: Pat
     process.send_signal(signal.SIGINT)
     finish(process, 130)
     assert time.monotonic() - began < 40 and not ended(run)
-
-
-def test_later_cohorts_learn_from_finished_users_and_the_first_runs_cold(
-    simulated: Path, start: Start
-) -> None:
-    words = ["simulation.seconds=0", "simulation.related=0.9", "search.surrogate=random"]
-    output = finish(
-        start("search", str(simulated), *words, "search.transfer=prior", "search.transfer_users=3"), 0
-    )
-    assert "3 users learn from 3 that are done" in output and "1 users learn from 6 that" in output
-    found = events(simulated.parent / "runs" / "dry")
-    given = {alias for alias, log in found.items() if any(event["event"] == "transferred" for event in log)}
-    assert len(given) == USERS - 3
-    for alias in given:
-        kinds = [event["event"] for event in found[alias]]
-        assert kinds.index("reference") < kinds.index("transferred") < kinds.index("asked")
