@@ -132,7 +132,7 @@ def test_groups_of_workers_on_several_nodes(
     make_nodes: Callable[..., Nodes],  # noqa: F811
 ) -> None:
     machine("cluster")
-    nodes = make_nodes(1, 1, 1)
+    nodes = make_nodes(1, 1)
     objects = objects_at(run)
     settings = [
         f"storage.path={run.rpartition('/')[0]}",
