@@ -2,7 +2,8 @@
 
 A Ray of its own listens on 127.0.0.1 only, asks for a token that exists for this run alone, reports no usage
 statistics, keeps its files in a private folder under the system's temporary one (sockets need short paths),
-and ends with the run. A cluster that was there before is left running, with its own security settings.
+and ends with the run; what its processes leave in their temporary folder, which is in there as well, goes
+with it. A cluster that was there before is left running, with its own security settings.
 Ray reads several of these settings when it is first imported, so nothing above this module imports Ray early.
 """
 
@@ -35,6 +36,7 @@ from milp_ray.tune.ray_token import token_source
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
 _PREFIX, _OWNER = "mr-", "pid"
+_SCRATCH = "t"  # short, for sockets
 _REMNANT_SECONDS = 600.0
 _LOOKS, _LOOK_SECONDS = 20, 0.1
 _LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -178,6 +180,8 @@ def _own_environment(folder: Path) -> Iterator[None]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
+    scratch = folder / _SCRATCH
+    scratch.mkdir()
     wanted: dict[str, str | None] = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -188,6 +192,8 @@ def _own_environment(folder: Path) -> Iterator[None]:
         _LOOPBACK_SWITCH: "0",
         # A process that Ray started must not find the address of another cluster.
         "RAY_ADDRESS": None,
+        # Ray ends its processes with SIGKILL, and its dashboard, for one, leaves a socket in a folder then.
+        "TMPDIR": str(scratch),
     }
     saved = {name: os.environ.get(name) for name in wanted}
     _set_environment(wanted)

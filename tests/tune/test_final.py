@@ -27,7 +27,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.session import ray_session
-from tests.processes import titled
+from tests.processes import titled, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -137,15 +137,6 @@ class Final:
 
 def done(users: int) -> set[tuple[str, str, str]]:
     return {(step, alias, "") for step in ("train", "test") for alias in list(PLACED)[:users]}
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come to pass")
 
 
 def ranks() -> list[psutil.Process]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +13,7 @@ from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.search import Engine, Objective, Plan
 from milp_ray.search.records import EngineSettings
 from milp_ray.tune.proposing import Preparation, Threads, is_free, needs_model
+from tests.processes import wait_for
 
 SPACE = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4, 8))
 
@@ -37,13 +36,6 @@ def plan_of(surrogate: str = "gp") -> Plan:
 
 def preparation() -> Preparation:
     return Preparation(SPACE, objectives(), EngineSettings(4, 2, "gp", {}, 8))
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
 
 
 def test_which_plans_are_worth_sending() -> None:

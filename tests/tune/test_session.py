@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
 from milp_ray.storage import held
 from milp_ray.tune.session import _sweep, ray_session
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +35,23 @@ def listening_addresses(pid: int) -> set[str]:
     return found
 
 
-def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder that nobody else uses; short, since Ray's sockets go below it."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, scratch: Path
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "somebody else's")
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
-    for _ in range(2):  # a second session in one process has a token of its own
-        with ray_session(RaySettings()) as session:
+    for dashboard in (False, True):  # a second session in one process has a token of its own
+        with ray_session(RaySettings(dashboard=dashboard)) as session:
             import ray
 
             assert os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ
@@ -46,7 +59,8 @@ def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(monkeypatch: 
             assert session.folder is not None and oct(session.folder.stat().st_mode & 0o777) == "0o700"
             seen = ray.get(ray.remote(lambda: os.environ.get("RAY_USAGE_STATS_ENABLED")).remote())
             assert seen == "0"
-        assert not session.folder.exists() and not ray.is_initialized()
+            assert not dashboard or wait_for(lambda: list(scratch.rglob("listener-*")))
+        assert not list(scratch.iterdir()) and not ray.is_initialized()
     assert {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")} == before
 
 
