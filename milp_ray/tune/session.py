@@ -180,8 +180,6 @@ def _own_environment(folder: Path) -> Iterator[None]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
-    scratch = folder / _SCRATCH
-    scratch.mkdir()
     wanted: dict[str, str | None] = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -192,9 +190,12 @@ def _own_environment(folder: Path) -> Iterator[None]:
         _LOOPBACK_SWITCH: "0",
         # A process that Ray started must not find the address of another cluster.
         "RAY_ADDRESS": None,
-        # Ray ends its processes with SIGKILL, and its dashboard, for one, leaves a socket in a folder then.
-        "TMPDIR": str(scratch),
     }
+    if folder.parent == Path(tempfile.gettempdir()):  # else the other one may have more room
+        # Ray ends its processes with SIGKILL, and its dashboard, for one, leaves a socket in a folder then.
+        scratch = folder / _SCRATCH
+        scratch.mkdir()
+        wanted["TMPDIR"] = str(scratch)
     saved = {name: os.environ.get(name) for name in wanted}
     _set_environment(wanted)
     try:
