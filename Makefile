@@ -40,7 +40,6 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks jobs
 
 format: install
 	$(BIN)/ruff check --fix .

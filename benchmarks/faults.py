@@ -172,8 +172,8 @@ def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> li
         if fault.title == "node":
             at_work = [pid for pid in raylets[1:] if titled(title, pid)]
             if at_work:
-                everywhere = [worker for pid in raylets for worker in titled(title, pid)]
-                doomed = everywhere if fault.stage == FINAL else []
+                ends = raylets if fault.stage == FINAL else []
+                doomed = [worker for pid in ends for worker in titled(title, pid)]
                 os.kill(at_work[0], fault.how)
                 return doomed
         elif found := titled(title, process.pid):

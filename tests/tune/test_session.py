@@ -60,7 +60,8 @@ def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(
             seen = ray.get(ray.remote(lambda: os.environ.get("RAY_USAGE_STATS_ENABLED")).remote())
             assert seen == "0"
             assert not dashboard or wait_for(lambda: list(scratch.rglob("listener-*")))
-        assert not list(scratch.iterdir()) and not ray.is_initialized()
+        assert not session.folder.exists() and not ray.is_initialized()
+        assert not list(scratch.iterdir())
     assert {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -117,7 +118,7 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
     from milp_ray.tune.worker_group import GroupFailed
 
     group = make_group(ray={"group_timeout": 12.0}, trial={"epochs": 2000})
-    for how, rank in ((signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
+    for how, rank in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
         group.start()
         pids = [place.pid for place in group._places]
         group.begin("u", 1, PLACEMENT)
