@@ -77,6 +77,11 @@ def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryCon
     return MemoryConfig(gates, num, rank)
 
 
+def has_parameters(space: MemorySpace) -> bool:
+    """Whether a space is one to Ax: a single configuration is none, though a study may measure it."""
+    return bool(_parameters(space))
+
+
 def new_client(
     name: str,
     space: MemorySpace,

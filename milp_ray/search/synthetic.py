@@ -172,7 +172,8 @@ def _weights(
         layers[layer] = rng.uniform(0.5, 1.5)
     for layer in order[strong : strong + harmful]:
         layers[layer] = -rng.uniform(0.2, 0.8)
-    chosen = [rng.sample(order[: 2 * strong], 2) for _ in range(strong)]
+    beside = order[: 2 * strong]  # a single layer has no other to interact with
+    chosen = [rng.sample(beside, 2) for _ in range(strong)] if len(beside) > 1 else []
     pairs = tuple((min(a, b), max(a, b), rng.uniform(-0.6, 0.9)) for a, b in chosen)
     return _Weights(tuple(layers), pairs, threshold, capacity, harm)
 

@@ -37,13 +37,15 @@ def record(folder: RunFolder, population: Population, architecture: Architecture
     trials, volumes = TableOf(), TableOf("user", "finished", "hypervolume")
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
+    if experiments:
+        from milp_ray.search.experiment import has_parameters
     for alias in population.aliases:
         if not folder.events(alias).exists():
             continue
         engine = population.engine(alias)
         trials.add(trial_rows(alias, engine, architecture))
         volumes.add(hypervolume_rows(alias, engine))
-        if experiments:
+        if experiments and has_parameters(engine.space):
             save_experiment(folder, alias, engine)
     table = trials.table()
     if table.empty:

@@ -191,7 +191,7 @@ def test_all_problems_of_a_file_and_of_a_line_are_reported(tmp_path: Path) -> No
 
 
 def test_many_problems_are_cut(tmp_path: Path) -> None:
-    problems = facts(write(tmp_path, *[b"}"] * 50))
+    problems = facts(write(tmp_path, user(), *[b"}"] * 50))
     assert len(problems) == 21
     assert problems[-1] == "and 30 more"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from pathlib import Path
@@ -103,6 +104,8 @@ def test_a_file_at_a_url_is_read_and_its_faults_are_named_by_it(s3: str) -> None
     place.put("users.jsonl", line)
     found = read_users(DataSettings(path=f"{s3}/data/users.jsonl"))
     assert len(found.users) == 1 and found.fingerprint == hashlib.sha256(line).hexdigest()
+    place.put("users.jsonl.gz", gzip.compress(line))
+    assert read_users(DataSettings(path=f"{s3}/data/users.jsonl.gz")) == found
     place.put("bad.jsonl", b"{\n")
     for name in ("bad.jsonl", "none.jsonl"):
         text = problem_of(f"{s3}/data/{name}")

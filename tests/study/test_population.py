@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config.models import DataSettings, ModelSettings, SearchSettings, Study
+from milp_ray.config.models import (
+    DataSettings,
+    MemorySettings,
+    ModelSettings,
+    SearchSettings,
+    Study,
+)
 from milp_ray.memory.architectures import architecture_of
 from milp_ray.memory.space import space_from
 from milp_ray.study.inputs import Inputs, Users
@@ -23,16 +29,22 @@ ALIASES = tuple(f"u-{letter * 13}" for letter in "abcde")
 
 
 def population_of(
-    root: Path, cohort: int | None = 2, trials: int = 3, **search: Any
+    root: Path,
+    cohort: int | None = 2,
+    trials: int = 3,
+    layers: int = 4,
+    memory: MemorySettings | None = None,
+    **search: Any,
 ) -> tuple[Population, RunFolder, Inputs]:
     config = SimpleNamespace(
-        model_type="llama", num_hidden_layers=4, hidden_size=128, intermediate_size=256,
+        model_type="llama", num_hidden_layers=layers, hidden_size=128, intermediate_size=256,
         vocab_size=99, max_position_embeddings=512,
     )  # fmt: skip
     study = Study(
         name="x",
         model=ModelSettings(path="x"),
         data=DataSettings(path="x"),
+        memory=memory or MemorySettings(),
         search=SearchSettings(trials=trials, initial=trials, surrogate="random", cohort=cohort, **search),
     )
     architecture = architecture_of(config)
@@ -104,3 +116,13 @@ def test_tables_hold_every_user_that_was_begun(tmp_path: Path) -> None:
     trials = read_table(folder.table("trials"))
     assert list(trials.user.unique()) == [ALIASES[0], ALIASES[3]] and len(trials) == 3 + 2 + 2
     assert len(read_table(folder.table("hypervolume"))) == 5 and len(read_table(folder.table("chosen"))) == 2
+
+
+def test_a_space_of_one_configuration_has_tables_and_no_experiment(tmp_path: Path) -> None:
+    smallest = MemorySettings(ranks=(8,), max_loras=1)
+    population, folder, inputs = population_of(tmp_path, trials=1, layers=1, memory=smallest)
+    for alias in ALIASES:
+        search(population, alias, 1)
+    record(folder, population, inputs.architecture)
+    assert len(read_table(folder.table("chosen"))) == len(ALIASES)
+    assert not (tmp_path / "experiments").exists()

@@ -3,8 +3,9 @@
 ``{"user_id", "profile"?: {name: text} | null, "history": [text, oldest first], "samples": [{"query",
 "response", "context"?, "n_hist"?, "src"?}]}``. ``src`` may hold anything and is ignored. Reading is streaming
 and strict; every problem of the file is reported at once, by line and byte offset and without any content.
-Blank lines are passed over. Whether a user has enough data is *not* decided here (see data/splits.py), except
-that a user without history or without samples is skipped and counted.
+Blank lines are passed over. A file that gzip packed is read as it is; one of another kind, or of which no
+line is a user record, is *one* problem. Whether a user has enough data is *not* decided here (see
+data/splits.py), except that a user without history or without samples is skipped and counted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from milp_ray.data.readers import ReadResult, register
+from milp_ray.data.readers.file_kinds import EXPECTED
 from milp_ray.data.readers.strict import Fault, Faults, Line, LineFile, check_text, kind_of, parse
 from milp_ray.data.records import Sample, UserRecord
+from milp_ray.errors import DataError, Problem
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
@@ -40,9 +43,15 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     users: list[UserRecord] = []
     skipped: Counter[str] = Counter()
     seen: dict[str, int] = {}
+    filled, records = 0, 0
+    first_fault = ""
     for line in file:
         found: list[Fault] = []
         user = _user_of(line, max_line_bytes, found)
+        filled += line.raw is None or bool(line.raw.strip())
+        records += user is not None
+        if found and not first_fault:
+            first_fault = f"line {line.number} (byte {line.offset + found[0].offset}): {found[0].fact}"
         if user is not None and user.user_id:
             first = seen.setdefault(user.user_id, line.number)
             if first != line.number:
@@ -56,6 +65,9 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
             skipped[reason] += 1
         else:
             users.append(user)
+    if filled > 1 and not records:
+        fact = f"none of its {filled} lines is a user record ({first_fault})"
+        raise DataError(str(path), [Problem("", fact, EXPECTED, "convert it: docs/data.md has the keys")])
     faults.raise_if_any()
     return ReadResult(tuple(users), dict(skipped), file.fingerprint)
 
@@ -91,6 +103,10 @@ def _user_of(line: Line, max_line_bytes: int, found: list[Fault]) -> UserRecord 
         return None
     if not isinstance(record, dict):
         found.append(Fault(f"the line is {kind_of(record)}", "an object with user_id, history and samples"))
+        return None
+    if record.keys().isdisjoint(_USER_KEYS):
+        expected = "an object with user_id, history and samples"
+        found.append(Fault("the object has none of a user record's keys", expected, "docs/data.md has them"))
         return None
     _check_keys(record, _USER_KEYS, ("user_id", "history", "samples"), "", found)
     fields = _Fields(record, "", found)

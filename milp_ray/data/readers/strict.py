@@ -1,24 +1,32 @@
 """Strict JSON and bounded file reading, shared by the readers.
 
 What Python's ``json`` accepts silently is refused: NaN and Infinity, duplicate keys, lone surrogates, nesting
-without bound. Lines end at ``\\n`` only: U+2028 inside a text splits nothing. Meaning is *not* checked here.
+without bound. Lines end at ``\\n`` only: U+2028 inside a text splits nothing. A file that gzip packed is
+unpacked on the way, whatever its name; one of another kind altogether is refused by its first bytes
+(:mod:`milp_ray.data.readers.file_kinds`). Meaning is *not* checked here.
 A :class:`Fault` says what is wrong in fixed words: nothing of the data is ever part of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import json
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
+from milp_ray.data.readers.file_kinds import EXPECTED, GZIP, HEAD_BYTES, kind_of_file
 from milp_ray.errors import DataError, Problem
 
 MAX_PROBLEMS_SHOWN = 20
 _CHUNK = 1 << 20
+# Text shrinks by gzip to a tenth or so; what unpacks to far more is no users' text, and could fill a disk.
+_EXPANSION, _UNPACKED_AT_LEAST = 100, 64 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -68,18 +76,15 @@ class Line:
 
 @dataclass(slots=True)
 class LineFile:
-    """Streams the lines of a regular file, and the SHA-256 of all bytes seen so far."""
+    """Streams the lines of a regular file, and the SHA-256 of all bytes seen so far (once unpacked)."""
 
     path: Path
     max_line_bytes: int
     _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __iter__(self) -> Iterator[Line]:
-        with open_regular(self.path) as file:
-            try:
-                yield from self._lines(file)
-            except OSError as error:
-                raise _unreadable(self.path, error) from None
+        with open_data(self.path) as file:
+            yield from self._lines(file)
 
     @property
     def fingerprint(self) -> str:
@@ -107,20 +112,77 @@ class LineFile:
 
 
 def read_whole(path: Path, max_bytes: int) -> tuple[bytes, str]:
-    """All bytes of a regular file (without a byte order mark) and the SHA-256 (hex) of the file.
+    """All bytes of a regular file (unpacked, without a byte order mark) and their SHA-256 (hex).
 
     Raises:
-        DataError: missing, not a file, unreadable, or larger than ``max_bytes``.
+        DataError: missing, not a file, unreadable, of another kind, or larger than ``max_bytes``.
     """
-    with open_regular(path) as file:
-        try:
-            raw = file.read(max_bytes + 1)
-        except OSError as error:
-            raise _unreadable(path, error) from None
+    with open_data(path, whole=True) as file:
+        raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         fact, remedy = f"is larger than {max_bytes} bytes", "split the file"
         raise DataError(str(path), [Problem("", fact, f"at most {max_bytes} bytes", remedy)])
     return raw.removeprefix(_BOM), hashlib.sha256(raw).hexdigest()
+
+
+@contextlib.contextmanager
+def open_data(path: Path, whole: bool = False) -> Iterator[BinaryIO]:
+    """A data file's bytes, unpacked if gzip packed it, for the length of a ``with`` block.
+
+    Args:
+        path: of a regular file.
+        whole: whether its format is one JSON value, not a value a line.
+
+    Raises:
+        DataError: see :func:`open_regular`; or it is a file of another kind, or is damaged.
+    """
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(open_regular(path))
+        inside = ""
+        try:
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            if head.startswith(GZIP):
+                file, inside = (
+                    opened.enter_context(_unpacking(file, path)),
+                    "is compressed (gzip), and inside ",
+                )
+                head = file.read(HEAD_BYTES)
+                file.seek(0)
+            if kind := kind_of_file(head, whole):
+                expected = "the JSON file of data.format" if whole else EXPECTED
+                raise DataError(str(path), [Problem("", f"{inside}{kind.fact}", expected, kind.remedy)])
+            yield file
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            remedy = "copy or download it again (gzip -t says whether it is whole)"
+            raise _not_usable(path, "is damaged or cut off (gzip)", remedy) from None
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+class _Unpacked(gzip.GzipFile):
+    """What gzip packed, up to a bound."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._path = path
+        self._most = max(_UNPACKED_AT_LEAST, _EXPANSION * path.stat().st_size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._bounded(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._bounded(super().readline(-1 if size is None else size))
+
+    def _bounded(self, raw: bytes) -> bytes:
+        if self.tell() > self._most:
+            fact = f"unpacks to more than {self._most} bytes, {_EXPANSION} times its size"
+            raise _not_usable(self._path, fact, "unpack it yourself, and name the file that comes out")
+        return raw
+
+
+def _unpacking(file: BinaryIO, path: Path) -> BinaryIO:
+    return cast("BinaryIO", _Unpacked(file, path))
 
 
 def open_regular(path: Path) -> BinaryIO:
