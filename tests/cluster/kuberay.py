@@ -93,6 +93,47 @@ def _name_faults(name: str) -> list[str]:
     return faults if _LABEL.fullmatch(name) else [*faults, f"name {name!r} is not a DNS-1035 label"]
 
 
+_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+def pod_security_faults(pods: dict[str, Json]) -> list[str]:
+    """What the namespace's Pod Security level ``restricted`` (Kubernetes 1.25 and newer) refuses."""
+    return [f"{name}: {fault}" for name, pod in pods.items() for fault in _pod_faults(pod["spec"])]
+
+
+def _pod_faults(pod: Json) -> list[str]:
+    own = pod.get("securityContext", {})
+    faults = [f"{key} is the node's" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    for volume in pod.get("volumes", []):
+        faults += [f"a volume of kind {kind}" for kind in set(volume) - {"name"} - _VOLUMES]
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        context = own | container.get("securityContext", {})
+        capabilities = context.get("capabilities", {})
+        wrong = {
+            "runAsNonRoot": context.get("runAsNonRoot") is not True,
+            "runAsUser": 0 in (own.get("runAsUser"), context.get("runAsUser")),
+            "seccompProfile": context.get("seccompProfile", {}).get("type")
+            not in ("RuntimeDefault", "Localhost"),
+            "allowPrivilegeEscalation": context.get("allowPrivilegeEscalation") is not False,
+            "privileged": bool(context.get("privileged")),
+            "capabilities.drop": "ALL" not in capabilities.get("drop", []),
+            "capabilities.add": not {*capabilities.get("add", [])} <= {"NET_BIND_SERVICE"},
+            "procMount": context.get("procMount", "Default") != "Default",
+            "hostPort": any(port.get("hostPort") for port in container.get("ports", [])),
+        }
+        faults += [f"{container['name']}: {key}" for key, is_wrong in wrong.items() if is_wrong]
+    return faults
+
+
 def _job_faults(spec: Json) -> list[str]:
     faults = []
     if "rayClusterSpec" not in spec and not spec.get("clusterSelector"):

@@ -27,6 +27,7 @@ SCHEMAS = {
     GITHUB: ("vendor.github-workflows", "custom.github-workflows-require-timeout"),
     GITLAB: ("vendor.gitlab-ci",),
 }
+MERGED = {"push", "schedule", "workflow_dispatch"}  # GitHub's events that only those with write access cause
 AWS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 Pipeline = dict[Any, Any]  # YAML reads GitHub's key `on` as True
 Change = Callable[[Pipeline], object]
@@ -103,8 +104,15 @@ def secrets_by_value(part: Any) -> list[str]:
     return own + [name for item in part.values() for name in secrets_by_value(item)]
 
 
+def gitlab_proposals(pipeline: Pipeline) -> list[str]:
+    """Proposals that would run where data is. the first two rules turn them away."""
+    away = [rule.get("if", "") for rule in pipeline["workflow"]["rules"][:2] if rule.get("when") == "never"]
+    wanted = ('$CI_PIPELINE_SOURCE == "merge_request_event"', '$CI_COMMIT_REF_PROTECTED != "true"')
+    return [f"a proposal runs where data is: no rule {rule}" for rule in wanted if rule not in away]
+
+
 def faults(path: Path, pipeline: Pipeline) -> list[str]:
-    """What a schema does not see: secrets by value, swallowed failures, no artifacts then, no night."""
+    """What a schema does not see: secrets by value, failures that nobody is told of, no night, proposals."""
     text = yaml.safe_dump(pipeline)
     found = [f"{name} is a secret by value" for name in secrets_by_value(pipeline)]
     if any("${{" in script for script in scripts(path, pipeline).values()):
@@ -115,6 +123,10 @@ def faults(path: Path, pipeline: Pipeline) -> list[str]:
         found += [] if pipeline[True].get("schedule") else ["no nightly resume"]
         found += [] if pipeline["permissions"] == {"contents": "read"} else ["rights that it does not need"]
         found += ["cancels"] if pipeline["concurrency"]["cancel-in-progress"] else []
+        found += [
+            f"a proposal runs where data is: {event}" for event in pipeline[True] if event not in MERGED
+        ]
+        found += [] if all("environment" in job for job in pipeline["jobs"].values()) else ["no environment"]
         last = github_steps(pipeline)[-2:]
         found += (
             [] if all(s.get("if") == "${{ !cancelled() }}" for s in last) else ["artifacts of success only"]
@@ -127,9 +139,7 @@ def faults(path: Path, pipeline: Pipeline) -> list[str]:
         found += [] if any('"schedule"' in rule for rule in rules) else ["no nightly resume"]
         found += [] if pipeline["search"]["artifacts"]["when"] == "always" else ["artifacts of success only"]
         found += ["cancels"] if pipeline["default"]["interruptible"] else []
-        proposals = [rule for rule in pipeline["workflow"]["rules"] if "merge_request" in rule["if"]]
-        if any("://" in rule.get("variables", pipeline["variables"])["STORAGE"] for rule in proposals):
-            found.append("a proposal, which has no protected keys, reads the bucket")
+        found += gitlab_proposals(pipeline)
         found += ["continues after an error"] if "allow_failure" in text else []
     return found
 
@@ -154,10 +164,15 @@ def test_promises(path: Path) -> None:
         (GITHUB, lambda p: p["concurrency"].update({"cancel-in-progress": True}), "cancels"),
         (GITHUB, lambda p: github_steps(p)[-1].pop("if"), "success only"),
         (GITHUB, lambda p: github_steps(p)[1].pop("env"), "Check the study: no keys"),
-        (GITLAB, lambda p: p["workflow"]["rules"][-1].pop("variables"), "protected keys"),
+        (GITHUB, lambda p: p[True].update(pull_request={}), "where data is: pull_request"),
+        (GITHUB, lambda p: p[True].update(pull_request_target={}), "where data is: pull_request_target"),
+        (GITHUB, lambda p: p["jobs"]["study"].pop("environment"), "no environment"),
+        (GITLAB, lambda p: p["workflow"]["rules"].pop(0), "merge_request_event"),
+        (GITLAB, lambda p: p["workflow"]["rules"].pop(1), "CI_COMMIT_REF_PROTECTED"),
+        (GITLAB, lambda p: p["workflow"]["rules"].insert(0, {"when": "always"}), "CI_COMMIT_REF_PROTECTED"),
         (GITLAB, lambda p: p["variables"].update(RAY_AUTH_TOKEN="abc"), "by value"),
         (GITLAB, lambda p: p["search"]["artifacts"].update(when="on_success"), "success only"),
-        (GITLAB, lambda p: p["workflow"]["rules"].pop(0), "nightly"),
+        (GITLAB, lambda p: p["workflow"]["rules"].pop(2), "nightly"),
         (GITLAB, lambda p: p["search"].update(allow_failure=True), "continues"),
     ],
 )
