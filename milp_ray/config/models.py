@@ -18,7 +18,7 @@ from milp_ray.storage import is_url, url_fault
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ObjectiveName = Literal["loss", "rouge_l", "trainable_params"]  # of objectives.OBJECTIVES
+ObjectiveName = Literal["loss", "rouge_l", "chrf", "trainable_params"]  # of objectives.OBJECTIVES
 Stage = Literal["inject", "instruct"]
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -88,6 +88,9 @@ class DataSettings(Settings):
     max_history: Positive | None = Field(None, description="newest history texts kept per user; null: all")
     max_samples: Positive | None = Field(None, description="newest samples kept per user; null: all")
     split: SplitSettings = SplitSettings()
+    text_rules: Literal[1, 2] = Field(
+        2, description="what words and leaks are; 1: in runs that older versions began (docs/data.md)"
+    )
 
     _is_usable = field_validator("path")(_usable_url)
 

@@ -34,6 +34,7 @@ class Declared:
 OBJECTIVES: Mapping[str, Declared] = {
     "loss": Declared("min", "validation loss (nats per token, lower is better)"),
     "rouge_l": Declared("max", "validation ROUGE-L F1 (higher is better)"),
+    "chrf": Declared("max", "validation chrF (higher is better)"),
     "trainable_params": Declared("min", "trainable parameters (fewer is better)", exact=True),
 }
 

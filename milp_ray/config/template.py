@@ -40,6 +40,7 @@ data:
     train: 0.7          # paper, section 3.4
     validation: 0.1
     test: 0.2
+  text_rules: 2         # what words and leaks are (docs/data.md); 1 in runs that older versions began
 
 prompts:
   style: plain          # chat takes the model's own chat template, for models that have one
@@ -59,7 +60,7 @@ memory:
     size: 16                      # a middle rank
     layers: null                  # all layers
 
-objectives: [loss, rouge_l]       # paper, section 2.2.2; add trainable_params to weigh size as well
+objectives: [loss, rouge_l]       # paper, section 2.2.2; chrf counts parts of words; trainable_params: size
 
 optimizer:                        # paper, section 3.4
   learning_rate: 5.0e-4
@@ -72,7 +73,7 @@ trial:
   stages: [inject]                # the paper measures the injected model; [inject, instruct] adds stage 2
   epochs: 3                       # passes over the history
   instruct_epochs: 1              # passes over the train samples, with [inject, instruct] only
-  max_new_tokens: 64              # longest response generated for ROUGE-L
+  max_new_tokens: 64              # longest response generated for ROUGE-L and chrF
   eval_batch_size: 16             # validation samples measured at once
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
   save_adapters: true             # those of the trials on a user's front; the final job trains its own

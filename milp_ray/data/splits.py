@@ -6,8 +6,9 @@ users give samples to a shared stage 2, held-out users give a history to stage 1
 
 What repeats is resolved on the training side, so that what is measured stays whole, and it is counted: a
 history text that holds the answer of a later held-out sample is removed; a train (or validation) sample that
-repeats a held-out (or test) one is dropped. :func:`check_no_leak` and :func:`check_population` then raise on
-anything left. Reading files is *not* covered (see readers/), nor paraphrases of answers.
+repeats a held-out (or test) one, query and answer, or holds its answer is dropped. :func:`check_no_leak` and
+:func:`check_population` then raise on anything left. Reading files is *not* covered (see readers/), nor
+paraphrases of answers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from milp_ray.config.models import DataSettings
 from milp_ray.data import timeline
 from milp_ray.data.leaks import Answers, check_no_leak, check_parts, repeated
 from milp_ray.data.records import Sample, UserRecord, UserSplit
+from milp_ray.data.words import NEWEST
 from milp_ray.errors import DataError, Problem
 from milp_ray.ids import alias_of, is_alias
 
@@ -38,6 +40,9 @@ __all__ = [
 NO_HISTORY_LEFT = "no history before the first held-out sample"
 NO_HISTORY = "no history before any sample"
 PART_EMPTY = "no sample left in one of the three parts"
+ALL_REPEATED = (
+    "every train or validation sample repeats a later one (query and answer, or its answer in a text)"
+)
 
 TEXTS_DROPPED = "history texts that hold a later answer"
 SAMPLES_DROPPED = "samples that repeat a later one"
@@ -140,9 +145,12 @@ def split_population(
     return _population(usable, part_of, settings, skipped)
 
 
-def check_population(population: PopulationSplit) -> None:
-    """Raise LeakError unless no user is in two parts and no training can see a held-out user's answer."""
-    check_parts(population.train, population.validation, population.test)
+def check_population(population: PopulationSplit, rules: int = NEWEST) -> None:
+    """Raise LeakError unless no user is in two parts and no training can see a held-out user's answer.
+
+    ``rules``: of words, see :func:`milp_ray.data.words.text_rules`.
+    """
+    check_parts(population.train, population.validation, population.test, rules)
 
 
 class _Unusable(Exception):  # noqa: N818  (an outcome that is counted)
@@ -189,16 +197,16 @@ def _split(record: UserRecord, alias: str, settings: DataSettings, dropped: Coun
         raise _Unusable(PART_EMPTY)
     first, second = timeline.cuts(samples, record.history, settings.split)
     test = samples[second:]
-    validation = _without_repeats(samples[first:second], test)
-    train = _without_repeats(samples[:first], validation + test)
+    validation = _without_repeats(samples[first:second], test, settings)
+    train = _without_repeats(samples[:first], validation + test, settings)
     if not (train and validation):
-        raise _Unusable(PART_EMPTY)
-    split, texts_dropped = _cut_history(record, alias, (train, validation, test), settings.max_history)
+        raise _Unusable(ALL_REPEATED if 0 < first < second else PART_EMPTY)
+    split, texts_dropped = _cut_history(record, alias, (train, validation, test), settings)
     if split.search_cut == 0:
         raise _Unusable(NO_HISTORY_LEFT)
     dropped.update(_counted(TEXTS_DROPPED, texts_dropped))
     dropped.update(_counted(SAMPLES_DROPPED, len(samples) - len(train) - len(validation) - len(test)))
-    check_no_leak(split)
+    check_no_leak(split, settings.text_rules)
     return split
 
 
@@ -210,7 +218,7 @@ def _population(
 ) -> PopulationSplit:
     dropped: Counter[str] = Counter()
     parts: dict[str, list[UserSplit]] = {"train": [], "validation": [], "test": []}
-    answers = Answers(())
+    answers = Answers((), settings.text_rules)
     # Test first, then what must not hold its answers.
     for part in ("test", "validation", "train"):
         for record, alias in usable:
@@ -221,13 +229,13 @@ def _population(
             except _Unusable as unusable:
                 skipped[unusable.reason] += 1
         held_out = [sample for user in parts["test"] + parts["validation"] for sample in _samples(user)]
-        answers = Answers(held_out)
+        answers = Answers(held_out, settings.text_rules)
         if not parts[part]:
             raise _too_few(settings, f"no {part} user can be used", "at least one", skipped)
     population = PopulationSplit(
         tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]), dict(skipped), dict(dropped)
     )
-    check_population(population)
+    check_population(population, settings.text_rules)
     return population
 
 
@@ -250,7 +258,7 @@ def _whole_user(
     if not kept:
         raise _Unusable(PART_EMPTY)
     chosen = tuple(kept if part == name else [] for name in ("train", "validation", "test"))
-    split, texts_dropped = _cut_history(record, alias, chosen, settings.max_history)
+    split, texts_dropped = _cut_history(record, alias, chosen, settings)
     if split.search_cut == 0:
         raise _Unusable(NO_HISTORY_LEFT)
     dropped.update(_counted(TEXTS_DROPPED, texts_dropped))
@@ -258,11 +266,12 @@ def _whole_user(
 
 
 def _cut_history(
-    record: UserRecord, alias: str, parts: Sequence[Sequence[Sample]], max_history: int | None
+    record: UserRecord, alias: str, parts: Sequence[Sequence[Sample]], settings: DataSettings
 ) -> tuple[UserSplit, int]:
     """The split, and how many history texts were removed because they hold a later answer."""
     held_out = [*parts[1], *parts[2]]
-    removed = Answers(held_out).before_due(record.history)
+    max_history = settings.max_history
+    removed = Answers(held_out, settings.text_rules).before_due(record.history)
     gone = set(removed)
     history = [text for i, text in enumerate(record.history) if i not in gone]
 
@@ -297,8 +306,10 @@ def _newest_samples(record: UserRecord, settings: DataSettings) -> list[Sample]:
     return samples if settings.max_samples is None else samples[-settings.max_samples :]
 
 
-def _without_repeats(earlier: Sequence[Sample], later: Sequence[Sample]) -> list[Sample]:
-    gone = set(repeated(earlier, later))
+def _without_repeats(
+    earlier: Sequence[Sample], later: Sequence[Sample], settings: DataSettings
+) -> list[Sample]:
+    gone = set(repeated(earlier, later, settings.text_rules))
     return [sample for i, sample in enumerate(earlier) if i not in gone]
 
 
@@ -317,6 +328,8 @@ def _too_few(settings: DataSettings, fact: str, expected: str, skipped: Mapping[
         if settings.split.regime == "per_user"
         else "take more users (data.users, data.path)"
     )
+    if ALL_REPEATED in skipped:
+        remedy = f"write samples down once; or {remedy}"
     return DataError(
         settings.path, [Problem("", f"{fact} ({reasons})" if reasons else fact, expected, remedy)]
     )

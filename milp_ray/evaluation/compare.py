@@ -13,7 +13,7 @@ from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
-from milp_ray.evaluation.metrics import persona_f1, rouge
+from milp_ray.evaluation.metrics import chrf, persona_f1, rouge
 from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import sample_examples
 from milp_ray.training.loop import Progress
@@ -27,6 +27,7 @@ class TestScores:
         loss: nats per response token.
         rouge_1: mean F1 in [0, 1].
         rouge_l: mean F1 in [0, 1].
+        chrf: mean chrF2 in [0, 1].
         persona_f1: in [0, 1], against the user's texts up to each sample.
     """
 
@@ -35,6 +36,7 @@ class TestScores:
     loss: float
     rouge_1: float
     rouge_l: float
+    chrf: float
     persona_f1: float
 
 
@@ -69,9 +71,13 @@ def evaluation(
         done += bool(responses)
         yield Progress("generate", done, batches)
     responses_in_order = [texts[index] for index in range(len(samples))]
-    overlap = rouge(responses_in_order, [sample.response for sample in samples])
+    rules = study.data.text_rules
+    given = [sample.response for sample in samples]
+    overlap = rouge(responses_in_order, given, rules)
     # A split resolves n_hist; without it, only what precedes the first test sample is surely no leak.
     cuts = [user.final_cut if sample.n_hist is None else sample.n_hist for sample in samples]
     histories = [user.history[:cut] for cut in cuts]
-    persona = persona_f1(responses_in_order, histories)
-    return TestScores(total.mean, overlap["rouge_1"], overlap["rouge_l"], persona)
+    persona = persona_f1(responses_in_order, histories, rules=rules)
+    return TestScores(
+        total.mean, overlap["rouge_1"], overlap["rouge_l"], chrf(responses_in_order, given), persona
+    )

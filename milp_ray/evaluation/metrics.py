@@ -1,17 +1,25 @@
-"""Text metrics of responses: ROUGE against the given ones, Persona-F1 against the user's history.
+"""Text metrics of responses: ROUGE and chrF against the given ones, Persona-F1 against the user's history.
 
-Everything is a share in [0, 1]; multiply by 100 where it is shown (the paper's tables do). ROUGE splits text
-into runs of a-z and 0-9 and so says nothing about other scripts. Win rates need a judge and are not covered.
+Everything is a share in [0, 1]; multiply by 100 where it is shown (the paper's tables do). What a word is, in
+any script, is :mod:`milp_ray.data.words`; on English text ROUGE is rouge_score's own. Win rates need a judge
+and are not covered.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+from milp_ray.data.words import NEWEST, text_rules
+
+#: What the final test gives of a model; the fields of :class:`milp_ray.evaluation.compare.TestScores`.
+SCORES = ("loss", "rouge_1", "rouge_l", "chrf", "persona_f1")
+
+_CHRF_ORDER = 6  # longest run of characters
+_CHRF_BETA = 2.0  # how much more recall counts than precision
 
 # Frozen: a change here changes every Persona-F1 ever reported.
 _STOP = """
@@ -24,26 +32,46 @@ were what when where which while who whom why will with would you your yours
 STOP_WORDS = frozenset(_STOP.split())
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def rouge(predictions: Sequence[str], references: Sequence[str], rules: int = NEWEST) -> dict[str, float]:
     """Mean ROUGE-1 and ROUGE-L F1 (`rouge_score`, no stemming): ``{"rouge_1": …, "rouge_l": …}`` in [0, 1].
 
     An empty prediction or reference scores 0; with no pairs at all both are NaN.
+
+    Args:
+        predictions: one a reference.
+        references: what should have been said.
+        rules: of words, see :func:`milp_ray.data.words.text_rules`.
 
     Raises:
         ValueError: different numbers of predictions and references.
     """
     pairs = list(zip(references, predictions, strict=True))
-    scores = [_scorer().score(reference, prediction) for reference, prediction in pairs]
+    scores = [_scorer(rules).score(reference, prediction) for reference, prediction in pairs]
     return {
         "rouge_1": _mean([float(score["rouge1"].fmeasure) for score in scores]),
         "rouge_l": _mean([float(score["rougeL"].fmeasure) for score in scores]),
     }
 
 
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Mean chrF2 of a prediction (sacrebleu's `sentence_chrf`, as a share of 1), of texts in NFC form.
+
+    An F-score of runs of 1 to 6 characters, blanks left out, case kept: no notion of a word is needed, and
+    parts of a word count. NaN with no pairs at all.
+
+    Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+
+    Raises:
+        ValueError: different numbers of predictions and references.
+    """
+    return _mean([_sentence_chrf(*pair) for pair in zip(predictions, references, strict=True)])
+
+
 def persona_f1(
     responses: Sequence[str],
     histories: Sequence[Sequence[str]],
     stop_words: Collection[str] = STOP_WORDS,
+    rules: int = NEWEST,
 ) -> float:
     """Mean Persona-F1 in [0, 1]: how much a response shares with what its user wrote before.
 
@@ -55,6 +83,7 @@ def persona_f1(
         responses: one a sample.
         histories: for each of them the user's texts up to that sample.
         stop_words: lower case.
+        rules: of words, see :func:`milp_ray.data.words.text_rules`.
 
     Returns:
         NaN when there are no responses.
@@ -67,24 +96,55 @@ def persona_f1(
     for response, history in zip(responses, histories, strict=True):
         for text in history:
             if text not in known:
-                known[text] = _words(text, stop_words)
+                known[text] = _words(text, stop_words, rules)
         written = frozenset().union(*(known[text] for text in history))
-        said = _words(response, stop_words)
+        said = _words(response, stop_words, rules)
         shared = len(written & said)
         values.append(2 * shared / (len(said) + len(written)) if shared else 0.0)
     return _mean(values)
 
 
-def _words(text: str, stop_words: Collection[str]) -> frozenset[str]:
-    words = (word.replace("’", "'") for word in _WORD.findall(text.lower()))
-    return frozenset(word for word in words if word not in stop_words)
+def _words(text: str, stop_words: Collection[str], rules: int) -> frozenset[str]:
+    return frozenset(word for word in text_rules(rules).persona(text) if word not in stop_words)
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(rules: int) -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # imports nltk: a second that importers need not pay
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False, tokenizer=_Tokenizer(rules))
+
+
+class _Tokenizer:
+    """Words for rouge_score."""
+
+    def __init__(self, rules: int) -> None:
+        self._words = text_rules(rules).rouge
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return list(self._words(text))
+
+
+def _sentence_chrf(prediction: str, reference: str) -> float:
+    said, given = ("".join(unicodedata.normalize("NFC", text).split()) for text in (prediction, reference))
+    # Orders that one of the texts is too short for do not count.
+    orders = range(1, min(_CHRF_ORDER, len(said), len(given)) + 1)
+    if not orders:
+        return 0.0
+    precision = recall = 0.0
+    for order in orders:
+        one, other = _runs(said, order), _runs(given, order)
+        shared = (one & other).total()
+        precision += shared / one.total() / len(orders)
+        recall += shared / other.total() / len(orders)
+    weight = _CHRF_BETA**2
+    total = weight * precision + recall
+    return (1 + weight) * precision * recall / total if total else 0.0
+
+
+def _runs(text: str, length: int) -> Counter[str]:
+    return Counter(text[at : at + length] for at in range(len(text) - length + 1))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.errors import RunFolderError
+from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.space import Placement
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
 _MOST_USERS = 50  # in the closing tables; means are those of all
-_PERCENT = ("rouge_1", "rouge_l", "persona_f1")
+_PERCENT = tuple(name for name in SCORES if name != "loss")
 
 
 def closing_view(outcome: Outcome) -> RenderableType:
@@ -171,9 +172,11 @@ def _front(rows: pd.DataFrame, chosen: pd.DataFrame, alias: str, folder: RunFold
 
 
 def _scores(scores: pd.DataFrame) -> Table:
-    table = _table("test scores (ROUGE and Persona-F1 × 100)")
+    table = _table("test scores (ROUGE, chrF and Persona-F1 × 100)")
     for name in ("user", "model", "samples", "loss", *_PERCENT):
         table.add_column(name, justify="left" if name in ("user", "model") else "right", no_wrap=True)
+    # Runs of earlier versions lack some scores.
+    scores = scores.reindex(columns=["user", "model", "samples", *SCORES])
     for alias in scores.user.unique()[:_MOST_USERS]:
         rows = scores[scores.user == alias].set_index("model")
         for model in [m for m in MODELS if m in rows.index]:
@@ -183,7 +186,7 @@ def _scores(scores: pd.DataFrame) -> Table:
                 alias if model == "base" else "", _MODEL_NAMES[model], str(int(row["samples"])), *values
             )
     if scores.user.nunique() > 1:
-        means = scores.groupby("model")[["loss", *_PERCENT]].mean()
+        means = scores.groupby("model")[list(SCORES)].mean()
         for index, model in enumerate(m for m in MODELS if m in means.index):
             values = [_cell(name, means.loc[model, name]) for name in ("loss", *_PERCENT)]
             table.add_row("mean over users" if index == 0 else "", _MODEL_NAMES[model], "", *values)

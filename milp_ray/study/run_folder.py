@@ -57,7 +57,9 @@ from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
 from milp_ray.training.fingerprint import COMMIT
 
-FORMAT = 1
+FORMAT = 2  # 2: texts are taken apart by the second rules (data.text_rules)
+# What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
+_AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
 _READERS = Part(FIRST, {"tables": "*"})
 _DRIVERS = Part(
@@ -163,14 +165,14 @@ class RunFolder:
         with reading(root):
             meta = json.loads((root / "run.json").read_text(encoding="utf-8"))
             key = (root / "alias.key").read_bytes()
-        if meta.get("format") != FORMAT or len(key) != KEY_BYTES:
+        if meta.get("format") not in _AS_BEGUN or len(key) != KEY_BYTES:
             raise RunFolderError(
                 f"the run folder has format {meta.get('format')}, or its alias.key is damaged",
                 where=str(path),
-                expected=f"format {FORMAT}",
+                expected=f"format {min(_AS_BEGUN)} to {FORMAT}",
                 remedy="open it with the version of milp_ray in run.json",
             )
-        return cls(root, load_study(root / "study.yaml"), key, meta)
+        return cls(root, load_study(root / "study.yaml", _AS_BEGUN[meta["format"]]), key, meta)
 
     @classmethod
     def of(cls, study: Study) -> RunFolder | None:
@@ -219,6 +221,9 @@ class RunFolder:
 
     def differences(self, study: Study) -> list[Problem]:
         """Where a resolved study is another than the run's; see :func:`milp_ray.study.origin.differences`."""
+        if self.meta["format"] == 1:  # of which the study's author need not know
+            rules = {"text_rules": self.study.data.text_rules}
+            study = study.model_copy(update={"data": study.data.model_copy(update=rules)})
         return differences(self.study, without_ids(study, self.key))
 
     def events(self, alias: str) -> Path:

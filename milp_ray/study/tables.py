@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.storage import reading, write_whole
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _PART_ROWS = 10_000
 MODELS = ("base", "own", "other")
-SCORES = ("loss", "rouge_1", "rouge_l", "persona_f1")
 
 
 def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[dict[str, object]]:

@@ -24,7 +24,7 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.errors import TrialFailed
 from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
-from milp_ray.evaluation.metrics import rouge
+from milp_ray.evaluation.metrics import chrf, rouge
 from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel
@@ -43,8 +43,9 @@ class Measurement:
 
     Attributes:
         loss: validation loss, nats per response token.
-        rouge_l: mean ROUGE-L F1 of greedy responses, in [0, 1]; NaN when the study's objectives do not name
-            it, as nothing is generated then, and on other ranks than 0.
+        rouge_l: mean ROUGE-L F1 of greedy responses, in [0, 1]; NaN when the study's objectives name no
+            metric of texts, as nothing is generated then, and on other ranks than 0.
+        chrf: mean chrF2 of the same, likewise.
         trainable_params: exact number of trained parameters.
         train_seconds: spent in both stages.
         eval_seconds: spent measuring.
@@ -54,6 +55,7 @@ class Measurement:
 
     loss: float
     rouge_l: float
+    chrf: float
     trainable_params: int
     train_seconds: float
     eval_seconds: float
@@ -293,7 +295,7 @@ class Trial:
             yield Progress("loss", done, batches)
         if not math.isfinite(self._loss.mean):
             raise TrialFailed("loss is not finite in the measurement")
-        if "rouge_l" in self.study.objectives:
+        if not {"rouge_l", "chrf"}.isdisjoint(self.study.objectives):
             longest = self.study.trial.max_new_tokens
             prompts = self.base.tokens.get(
                 ("prompts", self.study.prompts, longest, samples),
@@ -307,12 +309,15 @@ class Trial:
 
     def _measurement(self) -> Measurement:
         responses = [self._responses[index] for index in sorted(self._responses)]
-        overlap = float("nan")
+        overlap = characters = float("nan")
         if responses and self.base.parallel.group.rank == 0:
-            overlap = rouge(responses, [sample.response for sample in self.user.validation])["rouge_l"]
+            given = [sample.response for sample in self.user.validation]
+            overlap = rouge(responses, given, self.study.data.text_rules)["rouge_l"]
+            characters = chrf(responses, given)
         return Measurement(
             self._loss.mean,
             overlap,
+            characters,
             self.trainable_params,
             self._seconds["train"],
             self._seconds["eval"],

@@ -243,6 +243,7 @@ class _Rank:
         """Once with no memory, the own memory and another user's; values that are not finite become null."""
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
+        from milp_ray.evaluation.metrics import SCORES
         from milp_ray.training.base import loaded
         from milp_ray.training.limits import infeasible
 
@@ -252,7 +253,7 @@ class _Rank:
 
         def scores() -> dict[str, float | None]:
             found = self._checked(evaluation(self._base, user, prompts, study, user.test))
-            values = {name: getattr(found, name) for name in ("loss", "rouge_1", "rouge_l", "persona_f1")}
+            values = {name: getattr(found, name) for name in SCORES}
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
         with infeasible("out of memory in the test"):

@@ -168,6 +168,7 @@ class Slices:
             "reason": "",
             "loss": measured.loss,
             "rouge_l": measured.rouge_l,
+            "chrf": measured.chrf,
             "trainable_params": measured.trainable_params,
             "train_seconds": measured.train_seconds,
             "eval_seconds": measured.eval_seconds,

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.data.leaks import Answers, answer_of, check_no_leak, check_parts, repeated, words_of
+from milp_ray.data.leaks import Answers, answer_of, check_no_leak, check_parts, repeated
 from milp_ray.data.records import Sample, UserSplit
+from milp_ray.data.words import words_of
 from milp_ray.errors import LeakError
 
 LONG = "The old lighthouse keeper sold seven green boats."
@@ -52,8 +54,8 @@ LEAKS = {
     "a short exchange in train and test": replace(
         CLEAN, train=(Sample("hi", "yo", n_hist=0),), test=(Sample("Hi ", "yo", n_hist=6),)
     ),
-    "a train sample with the query of a test sample": replace(
-        CLEAN, train=(replace(TEST, response="other"),)
+    "the same exchange in another Unicode form": replace(
+        CLEAN, train=(Sample("für", "nu\u0308n"),), test=(Sample("fu\u0308r", "nün", n_hist=6),)
     ),
     "a train sample with a test answer in its context": replace(
         CLEAN, train=(replace(CLEAN.train[0], context=TEST.response),)
@@ -78,8 +80,9 @@ def test_leaks_raise_without_text(split: UserSplit) -> None:
         with_text(7, TEST.response),  # after everything
         replace(with_text(0, "thank you"), test=(Sample("what", "Thank you", n_hist=6),)),
         replace(CLEAN, train=(Sample("Go on", "a b"),), test=(Sample("go on", "c d", n_hist=6),)),
+        replace(CLEAN, train=(replace(TEST, response="other"),)),
     ],
-    ids=["validation answer before test", "late text", "short answer", "short query"],
+    ids=["validation answer before test", "late text", "short answer", "short query", "same query"],
 )
 def test_what_is_no_leak_passes(split: UserSplit) -> None:
     check_no_leak(split)
@@ -111,6 +114,25 @@ def test_repeated_finds_places() -> None:
     late = [Sample("Hi", "yo"), Sample(LONG, "other"), Sample("v", LONG.lower())]
     assert repeated(early, late) == [0, 2, 3]
     assert repeated(early, []) == []
+    assert repeated([Sample(LONG, "z"), Sample(LONG, "z", context="c")], [Sample(LONG, "y")]) == []
+
+
+def test_by_the_first_rules_a_long_query_that_comes_again_is_a_leak() -> None:
+    early = [Sample(LONG, "z"), Sample(LONG, "z", context="c"), Sample("hi", "z")]
+    late = [Sample(LONG, "y"), Sample("hi", "y")]
+    assert (repeated(early, late, rules=1), repeated(early, late)) == ([0], [])
+    split = replace(CLEAN, train=(replace(TEST, response="other"),))
+    check_no_leak(split)
+    with pytest.raises(LeakError, match="1 train samples repeat"):
+        check_no_leak(split, rules=1)
+
+
+def test_answers_are_found_in_other_forms_and_in_scripts_without_spaces() -> None:
+    answer = "ฉันดื่มชาทุกเช้าก่อนไปทำงาน"
+    assert Answers([Sample("q", answer, n_hist=1)]).inside(f"เมื่อวานเขาบอกว่า{answer}แล้วก็ไป")
+    german = "Über große Dörfer fährt ein müder Bäcker"
+    apart = unicodedata.normalize("NFD", f"Er sagt: {german.upper()}!")
+    assert Answers([Sample("q", german, n_hist=1)]).inside(apart)
 
 
 def one(alias: str, part: str, *samples: Sample) -> UserSplit:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ SKIPPED = {
     splits.NO_HISTORY_LEFT: UserRecord(
         "zoe", ("x",), tuple(replace(sample, n_hist=0) for sample in person("zoe").samples)
     ),
-    splits.PART_EMPTY: UserRecord("zoe", ("x",), (Sample("hi", "yo", n_hist=1),) * 12),
+    splits.ALL_REPEATED: UserRecord("zoe", ("x",), (Sample("hi", "yo", n_hist=1),) * 12),
 }
 
 
@@ -91,7 +92,8 @@ def test_unusable_users_are_skipped_and_counted(reason: str, user: UserRecord) -
     with pytest.raises(DataError, match="no user can be used") as caught:
         split_users([user], KEY, PER_USER)
     assert reason in str(caught.value)
-    assert "remedy: lower data.min_samples" in str(caught.value)
+    assert "lower data.min_samples" in str(caught.value)
+    assert ("write samples down once" in str(caught.value)) == (reason == splits.ALL_REPEATED)
     assert "by_user" not in str(caught.value), "which a study is refused for"
 
 
@@ -114,6 +116,33 @@ def test_a_train_sample_that_repeats_a_test_sample_is_dropped_and_counted() -> N
     assert result.dropped == {splits.SAMPLES_DROPPED: 1}
     assert len(split.train) == 13
     assert split.test == user.samples[16:]
+
+
+QUERIES = {
+    "one, long": lambda i: "Write the next message as this person would",
+    "three": lambda i: f"Write the next message number {i % 3} as this person",
+    "half": lambda i: "Write the next message as this person would" if i % 2 else f"What of number {i} then?",
+    "short": lambda i: "next",
+}
+
+
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_samples_that_ask_the_same_are_all_kept(query: Callable[[int], str]) -> None:
+    user = person("ann", 20)
+    asked = replace(user, samples=tuple(replace(s, query=query(i)) for i, s in enumerate(user.samples)))
+    result = split_users([asked], KEY, PER_USER)
+    (split,) = result.users
+    assert (len(split.train), len(split.validation), len(split.test)) == (14, 2, 4)
+    assert not result.skipped and not result.dropped
+
+
+def test_a_run_of_the_first_rules_drops_what_it_dropped() -> None:
+    user = person("ann", 20)
+    samples = tuple(replace(s, query=QUERIES["half"](i)) for i, s in enumerate(user.samples))
+    first = PER_USER.model_copy(update={"text_rules": 1})
+    split = split_user(replace(user, samples=samples), "u-a", first)
+    assert (len(split.train), len(split.validation), len(split.test)) == (7, 1, 4)
+    check_no_leak(split, rules=1)
 
 
 @st.composite

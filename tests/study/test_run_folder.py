@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import secrets
@@ -48,6 +49,21 @@ def test_create_then_open(tmp_path: Path) -> None:
     assert oct((again.root / "alias.key").stat().st_mode & 0o777) == "0o600"
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     assert load_study(again.root / "study.yaml") == made.study
+
+
+def test_a_run_of_the_first_format_goes_on_by_its_rules_of_texts(tmp_path: Path) -> None:
+    made = RunFolder.create(a_study(tmp_path), "f")
+    frozen = made.root / "study.yaml"
+    assert "text_rules: 2" in frozen.read_text()
+    frozen.write_text(frozen.read_text().replace("  text_rules: 2\n", ""))
+    meta = json.loads((made.root / "run.json").read_text())
+    write_json(made.root / "run.json", meta | {"format": 1})
+    assert RunFolder.open(made.root).study.data.text_rules == 1
+    again = RunFolder.of(a_study(tmp_path))  # whose author knows of no rules: no difference
+    assert again is not None and again.study.data.text_rules == 1
+    write_json(made.root / "run.json", meta | {"format": 99})
+    with pytest.raises(RunFolderError, match="format 99"):
+        RunFolder.open(made.root)
 
 
 def test_a_hub_model_stays_at_its_commit(tmp_path: Path) -> None:
