@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,15 @@ def alike(error: MilpRayError) -> tuple[str, str]:
 
 def from_plain(plain: Mapping[str, Any]) -> MilpRayError:
     """The error that :meth:`MilpRayError.to_plain` described."""
-    kinds = {
-        kind.__name__: kind for kind in (*MilpRayError.__subclasses__(), *ProblemsError.__subclasses__())
-    }
+    kinds = {kind.__name__: kind for kind in _kinds(MilpRayError)}
     problems = tuple(Problem(*values) for values in plain["problems"])
     return _rebuild(kinds.get(str(plain["kind"]), MilpRayError), problems, str(plain["text"]))
+
+
+def _kinds(kind: type[MilpRayError]) -> Iterator[type[MilpRayError]]:
+    for found in kind.__subclasses__():
+        yield found
+        yield from _kinds(found)
 
 
 def _rebuild(kind: type[MilpRayError], problems: tuple[Problem, ...], text: str) -> MilpRayError:

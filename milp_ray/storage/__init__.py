@@ -17,11 +17,14 @@ from milp_ray.storage.files import (
 from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.objects import local_copy
+from milp_ray.storage.session import SESSION, Session, next_session, publish_for
 from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
+    "SESSION",
     "Part",
+    "Session",
     "Twin",
     "abandoned",
     "at_hand",
@@ -36,6 +39,8 @@ __all__ = [
     "local_copy",
     "look",
     "names_in",
+    "next_session",
+    "publish_for",
     "put_file",
     "reading",
     "remove_file",

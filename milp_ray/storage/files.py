@@ -21,6 +21,7 @@ from pathlib import Path
 
 from milp_ray.errors import StorageError
 from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.session import check_session
 from milp_ray.storage.twin import Part, Twin, twin_of
 
 
@@ -37,6 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             write(draft)
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
+            check_session(path)
             if (twin := twin_of(path)) is not None:
                 twin.put(path, draft.read_bytes())
             draft.replace(path)
@@ -75,6 +77,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
         draft.mkdir(parents=True)
         try:
             write(draft)
+            check_session(path)
             if path.exists():  # a rename cannot replace a filled folder
                 old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 path.rename(old)
@@ -101,9 +104,11 @@ def _upload(twin: Twin, path: Path, write: Callable[[Path], object], last: str) 
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     before = {found.name[len(name) + 1 :] for found in twin.objects.found(name)}
+    check_session(path)
     if last in before:
         twin.objects.delete(f"{name}/{last}")
     for file in sorted(contents, key=lambda file: file == last):
+        check_session(path)
         twin.put(path / file, contents[file])
     for file in before - contents.keys() - {last}:
         twin.objects.delete(f"{name}/{file}")
@@ -118,14 +123,13 @@ def remove_folder(path: Path, *, last: str = "") -> None:
 
     Raises:
         StorageError: it could not be deleted.
+        RunBusyError: see :func:`~milp_ray.storage.session.check_session`.
     """
+    check_session(path)
     if (twin := twin_of(path)) is not None:
-        if path == twin.root:
-            twin.objects.delete_folder()
-        else:
-            if last:
-                twin.objects.delete(twin.name(path / last))
-            twin.objects.delete_folder(twin.name(path))
+        if last:
+            twin.objects.delete(twin.name(path / last))
+        twin.objects.delete_folder(twin.name(path))
     with writing(path), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
@@ -135,7 +139,9 @@ def remove_file(path: Path) -> None:
 
     Raises:
         StorageError: it could not be deleted.
+        RunBusyError: see :func:`~milp_ray.storage.session.check_session`.
     """
+    check_session(path)
     if (twin := twin_of(path)) is not None:
         twin.objects.delete(twin.name(path))
     with writing(path):
@@ -176,6 +182,7 @@ def put_file(path: Path, content: bytes) -> None:
 
     For use inside :func:`writing`.
     """
+    check_session(path)
     if (twin := twin_of(path)) is not None:
         twin.put(path, content)
     else:

@@ -55,6 +55,14 @@ class Pusher:
         self._thread.join()
         self.check()
 
+    def drop(self) -> None:
+        """End, and push nothing more but what is under way."""
+        with self._changed:
+            self._marked.clear()
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
     def _work(self) -> None:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="push") as pool:
             while paths := self._next():

@@ -222,6 +222,28 @@ class Twin:
             else:
                 self._end(None)
 
+    def remove(self, last: tuple[str, ...]) -> None:
+        """Delete the run at the URL, but for the lease. For its driver, which writes nothing of it any more.
+
+        Args:
+            last: names that go after all others, in this order.
+
+        Raises:
+            RunFolderError, StorageError: it is not this process's any more, or could not be deleted.
+        """
+        if self._lease is None:
+            raise RuntimeError("only the driver of a run removes it")
+        if self._pusher is not None:
+            self._pusher.drop()
+            self._pusher = None
+        names = [each for each in (found.name for found in self.objects.found()) if not _is_lease(each)]
+        for name in sorted(names, key=lambda name: (name in last and last.index(name) + 1, name)):
+            self._lease.confirm()
+            self.objects.delete(name)
+        with writing(self.root):
+            shutil.rmtree(self.root)
+            self.root.mkdir()
+
     def growing(self) -> Pusher | None:
         """Who pushes logs that grow; None where this process is no driver."""
         if self._pusher is not None:
@@ -339,7 +361,11 @@ def _base() -> Path:
 
 def _is_plain(name: str) -> bool:
     """Whether an object's name, which anybody may have chosen, stays below the folder."""
-    return not name.startswith(f"{LEASES}/") and all(_PART.fullmatch(part) for part in name.split("/"))
+    return not _is_lease(name) and all(_PART.fullmatch(part) for part in name.split("/"))
+
+
+def _is_lease(name: str) -> bool:
+    return name.startswith(f"{LEASES}/")
 
 
 def _check_private(base: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, Problem, RunFolderError, StudyError
+from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
 from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
@@ -29,7 +29,7 @@ def start(study: Study, console: Console) -> Outcome:
     Raises:
         MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left half-made.
     """
-    return _begin(*_made(resolved(study)), console)
+    return _work(*_made(resolved(study)), console)
 
 
 def _made(study: Study) -> tuple[RunFolder, Inputs]:
@@ -39,16 +39,6 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     key = new_key()
     inputs = load_inputs(study, key)
     return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base), inputs
-
-
-def _begin(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
-    try:
-        return _work(folder, inputs, console)
-    except ClusterError as error:
-        if folder.untouched():  # no trial was ever asked for: nothing to resume, and the name stays free
-            folder.remove()
-            error.__notes__ = []
-        raise
 
 
 def start_or_resume(study: Study, console: Console) -> Outcome:
@@ -69,7 +59,7 @@ def start_or_resume(study: Study, console: Console) -> Outcome:
             if folder is None:
                 raise
         else:
-            return _begin(*made, console)
+            return _work(*made, console)
     return _work(folder, _inputs_of(folder), console)
 
 
@@ -185,8 +175,18 @@ def _at_work(folder: RunFolder, console: Console) -> Iterator[None]:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:  # a bug's traceback ends with it, too
-            error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
+            if not _left_nothing(folder, error):
+                error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
             raise
+
+
+def _left_nothing(folder: RunFolder, error: BaseException) -> bool:
+    """Whether a new run went, as no cluster could be had for it: there is nothing to resume."""
+    if not isinstance(error, ClusterError):
+        return False
+    with contextlib.suppress(MilpRayError):  # it is another driver's by now, or the storage fails
+        return folder.remove_unused()
+    return False
 
 
 def experiment(path: Path | str, user: str) -> Path:

@@ -204,6 +204,11 @@ class Run:
             for name in names_in(saved) - kept:
                 remove_folder(saved / name)
 
+    @property
+    def _session(self) -> str:
+        """The id of this driver's session, which workers publish for; "" where nobody holds the run."""
+        return self.folder.session.id if self.folder.session is not None else ""
+
     def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
         """What these users' trials share. Their texts are in the object store for as long as it lives."""
         from milp_ray.tune.simulated import SimulatedSpec
@@ -212,7 +217,7 @@ class Run:
         if self.study.simulation is not None:
             numbers = {alias: index for index, alias in enumerate(self.population.aliases)}
             return SimulatedSpec(self.study, self.inputs.architecture, numbers)
-        return TrialSpec(self.study, self._share(aliases), self.folder.root)
+        return TrialSpec(self.study, self._share(aliases), self.folder.root, self._session)
 
     def _share(self, aliases: Sequence[str]) -> SharedUsers:
         from milp_ray.tune.shared import share_users
@@ -249,7 +254,7 @@ class Run:
         began = time.monotonic()
         placements = self._placements()
         todo = [alias for alias in placements if not self._tested(alias)]
-        spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root)
+        spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root, self._session)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.scores(alias).exists() for alias in placements),

@@ -4,6 +4,7 @@
       study.yaml         the frozen study: paths absolute, user ids replaced by aliases
       run.json           format, fingerprints of data and base model, versions of the packages
       alias.key          the key of this run's aliases, readable by its owner only
+      session.json       which driver's session it is in, or was in last
       events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
       adapters/<alias>/t0007/   adapters of trials on the front, PEFT layout
       memories/<alias>/  the final adapter of a user (PEFT layout)
@@ -37,20 +38,24 @@ from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
 from milp_ray.storage import (
+    SESSION,
     Part,
+    Session,
     Twin,
     has_credentials,
     is_url,
+    next_session,
     reading,
-    remove_folder,
     shown,
     sweep_drafts,
     sync_folder,
     twin_at,
     twin_of,
     url_fault,
+    write_json,
     writing,
 )
+from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
 from milp_ray.study.origin import differences, packages, without_ids
@@ -75,6 +80,7 @@ class RunFolder:
         root: the folder; of a run at a URL this process's twin.
         place: its path or URL, for people and commands.
         study, key, meta: what it holds of these.
+        session: of the driver that holds it, which is this process; None outside :meth:`lock`.
     """
 
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
@@ -83,6 +89,8 @@ class RunFolder:
         self.study = study
         self.key = key
         self.meta = meta
+        self.session: Session | None = None
+        self._is_new = False
 
     @classmethod
     def create(
@@ -118,7 +126,7 @@ class RunFolder:
             "run.json": json.dumps(meta, indent=1).encode(),
         }
         if is_url(place):
-            return cls(_create_at(twin_at(place), first), frozen, key, meta).pinned()
+            return cls(_create_at(twin_at(place), first), frozen, key, meta)._made()
         root = Path(place)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +144,11 @@ class RunFolder:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     refuse_existing(place)
                 raise
-        return cls(root, frozen, key, meta).pinned()
+        return cls(root, frozen, key, meta)._made()
+
+    def _made(self) -> RunFolder:
+        self._is_new = True
+        return self.pinned()
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -268,17 +280,41 @@ class RunFolder:
             remedy="list the aliases with: milp-ray fronts RUN",
         )
 
-    def untouched(self) -> bool:
-        """Whether no event log holds more than its first line."""
-        with reading(self.root):
-            return all(log.read_bytes().count(b"\n") <= 1 for log in (self.root / "events").glob("*.jsonl"))
+    def remove_unused(self) -> bool:
+        """Delete the whole run if this process made it and no trial was ever asked for; whether it did.
 
-    def remove(self) -> None:
-        """Delete the whole folder."""
-        twin = twin_of(self.root)
-        remove_folder(self.root, last="run.json")
-        if twin is not None:
-            twin.close()
+        For its driver, inside :meth:`lock`: what another driver has worked on is never deleted.
+
+        Raises:
+            RunBusyError: the run is not this process's any more.
+            StorageError: it could not be read or deleted.
+        """
+        if self.session is None:
+            raise RuntimeError("only the driver of a run removes it")
+        if not self._is_new or self.session.number != 1 or not self._unused():
+            return False
+        if (twin := twin_of(self.root)) is not None:
+            twin.remove(last=_MAKES_A_RUN)
+            return True
+        with writing(self.root):
+            # At once, so that nobody finds a part of it; what a crash leaves goes with the next of the name.
+            gone = self.root.with_name(f".{self.root.name}-{self.session.id}{_REMOVED}")
+            self.root.rename(gone)
+            shutil.rmtree(gone)
+        return True
+
+    def _unused(self) -> bool:
+        """Whether there is nothing but what creation and a search without any trial write. At a URL what is
+        there counts, and what this process has still to push."""
+        with reading(self.root):
+            logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / "events").glob("*.jsonl")}
+            if (twin := twin_of(self.root)) is None:
+                names = {path.name for path in self.root.iterdir()}
+            else:
+                found = [each.name for each in twin.objects.found()]
+                names = {name.partition("/")[0] for name in found}
+                logs |= {name: twin.objects.get(name) for name in found if name.startswith("events/")}
+        return names <= _OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())
 
     def _keep_tune_log(self, twin: Twin) -> None:
         """Tune's own errors, which a person may be told to look into, go to the URL as well."""
@@ -294,18 +330,21 @@ class RunFolder:
         What a killed driver left half-made is removed first.
 
         At a URL it is a lease (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held.
+        A session of the run begins, so that workers of an earlier driver publish nothing more.
 
         Raises:
-            RunBusyError: another driver holds it.
+            RunBusyError: another driver holds it, or removed it.
             StorageError: the URL cannot be read or, at the end, not be written.
         """
         if (twin := twin_of(self.root)) is not None:
             with twin.driving(_DRIVERS):
                 try:
-                    yield
+                    with self._in_session():
+                        yield
                 finally:
                     self._keep_tune_log(twin)
             return
+        self._check_same()
         with writing(self.root):
             file = (self.root / "lock").open("a+b")
         with file:
@@ -319,21 +358,50 @@ class RunFolder:
                     remedy="wait for it, or stop it with Ctrl-C, then resume",
                 ) from None
             self._sweep()
+            with self._in_session():
+                yield
+
+    @contextmanager
+    def _in_session(self) -> Iterator[None]:
+        """A session of the run, which is held."""
+        self._check_same()
+        self.session = next_session(self.root)
+        write_json(self.root / SESSION, self.session.to_plain())
+        try:
             yield
+        finally:
+            self.session = None
+
+    def _check_same(self) -> None:
+        """Make sure that what is there is still this run: a key is new in every one."""
+        with reading(self.root):
+            key = self.root / "alias.key"
+            if (self.root / "run.json").exists() and key.exists() and key.read_bytes() == self.key:
+                return
+        raise RunBusyError(
+            "the run was removed meanwhile, or replaced by another of its name",
+            where=self.place,
+            expected="the run that this process made or opened",
+            remedy=f"search again; where there is a run now, it goes on with: milp-ray resume {self.place}",
+        )
 
     def _sweep(self) -> None:
         """Remove what drivers that were killed, and their workers, left half-made."""
         for scratch in (*self.tune.glob("search-*"), self.root / "train"):
             shutil.rmtree(scratch, ignore_errors=True)
         with reading(self.root):
-            folders = [path for kind in _WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
+            folders = [self.root]
+            folders += [path for kind in _WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
         for folder in folders:
             sweep_drafts(folder)
 
 
 # Below which files and folders are written whole, by way of drafts.
 _WRITTEN_WHOLE = ("adapters/u-*", "memories", "scores", "experiments", "tables", "plots")
-_DRAFT = ".draft"
+_DRAFT, _REMOVED = ".draft", ".removed"
+# What is deleted last of a run, in this order: without run.json the others are nobody's.
+_MAKES_A_RUN = ("run.json", "alias.key", "study.yaml")
+_OF_UNUSED = {*FIRST, SESSION, LEASES, "lock", "events", "tune", "train"}
 _HEADER = (
     "# The frozen study of this run: every value spelled out, user ids replaced by aliases.\n"
     "# It is read by `milp-ray resume`; changing it has no good effect. To search anew, copy your own study\n"
@@ -351,7 +419,10 @@ def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _sweep_creations(root: Path) -> None:
-    """Remove drafts of a run of this name whose making was killed: folders with nothing but first files."""
+    """Remove what is left of runs of this name whose making, or removal, was killed: drafts that hold nothing
+    but first files, and all that was removed."""
+    for gone in root.parent.glob(f".{root.name}-*{_REMOVED}"):
+        shutil.rmtree(gone, ignore_errors=True)
     for draft in root.parent.glob(f".{root.name}-*{_DRAFT}"):
         with contextlib.suppress(OSError):
             if not is_young(draft) and {path.name for path in draft.iterdir()} <= {*FIRST, "lock"}:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, alike, from_plain
+from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, alike, from_plain
 from milp_ray.ids import child
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
@@ -29,12 +29,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 8.0  # seconds before workers that were star
 
 @dataclass(frozen=True)
 class FinalSpec:
-    """What the final job works on. ``placements`` are the chosen ones, by alias."""
+    """What the final job works on. ``placements`` are the chosen ones, by alias; ``session``: the id of the
+    driver's session that its workers publish for."""
 
     study: Study
     users: SharedUsers
     placements: Mapping[str, Placement]
     root: Path
+    session: str = ""
 
     def memory(self, alias: str) -> Path:
         """Where a user's memory is, or will be."""
@@ -211,11 +213,12 @@ class Assignments:
     def fail(self, group: int, error: Mapping[str, object]) -> None:
         """What a rank of a group could not get over, as plain values.
 
-        An error that would come again ends all. One that may pass (see :class:`MilpRayError`) is kept as the
-        reason in case it comes too often: the rank is to end itself, and is charged to no job.
+        An error that would come again ends all, and so does a driver that took the run over. One that may
+        pass (see :class:`MilpRayError`) is kept as the reason in case it comes too often: the rank is to end
+        itself, and is charged to no job.
         """
         found = from_plain(error)
-        if found.exit_code == 2:
+        if found.exit_code == 2 or isinstance(found, RunBusyError):
             self._end_all(found)
             return
         self._groups[group].fault = _placed(found, self._groups[group].places.values())

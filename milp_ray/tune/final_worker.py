@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
-from milp_ray.storage import at_hand, write_json
+from milp_ray.storage import at_hand, publish_for, write_json
 from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.dashboard import announce
 from milp_ray.tune.processes import end, free_address, here
@@ -162,6 +162,7 @@ class _Rank:
     def __init__(self, seat: Seat, assignments: Any, cpus: float) -> None:
         self._seat, self._assignments = seat, assignments
         self._spec: FinalSpec = ray.get(assignments.spec.remote())
+        publish_for(self._spec.root, self._spec.session)
         meeting = None
         if seat.size > 1:
             from milp_ray.training.parallel.group import Meeting

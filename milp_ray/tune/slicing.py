@@ -17,7 +17,7 @@ from milp_ray.config.objectives import gains_of
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import child, trial_label, trial_name
 from milp_ray.memory.space import Placement
-from milp_ray.storage import at_hand
+from milp_ray.storage import at_hand, publish_for
 from milp_ray.tune.dashboard import announce
 from milp_ray.tune.queue import BASELINE
 
@@ -83,6 +83,7 @@ class Slices:
 
     def __init__(self, spec: TrialSpec, base: BaseModel) -> None:
         self._spec, self._base = spec, base
+        publish_for(spec.root, spec.session)
         self._trial: Trial | None = None
         self._steps: Generator[Progress, None, None] | None = None
 

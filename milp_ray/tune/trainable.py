@@ -28,12 +28,14 @@ class TrialSpec:
     """What every trial of a study shares. Sent once per worker, by way of the object store.
 
     ``users`` maps aliases to object references: texts travel in memory to the workers that need them, and
-    stand in no config, name or file of Ray's. ``root`` is the run folder.
+    stand in no config, name or file of Ray's. ``root`` is the run folder, ``session`` the id of the driver's
+    session that its workers publish for.
     """
 
     study: Study
     users: SharedUsers
     root: Path
+    session: str = ""
 
     @property
     def events(self) -> Path:

@@ -263,7 +263,7 @@ def test_a_job_that_begins_beside_another_of_its_study(
         driver.start_or_resume(study, console)
     assert made[0].key == run_folder.RunFolder.open(made[0].root).key, "it goes on with the other's run"
 
-    made[0].remove()
+    shutil.rmtree(made[0].root)
     made.clear()
 
     def held(*words: object) -> Inputs:
@@ -280,7 +280,7 @@ def test_a_job_that_begins_beside_another_of_its_study(
     assert caught.value.exit_code == 1
     holding[0].__exit__(None, None, None)
 
-    made[0].remove()
+    shutil.rmtree(made[0].root)
     made.clear()
     overrides.append("seed=9")
     monkeypatch.setattr(driver, "load_inputs", slow)

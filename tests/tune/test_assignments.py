@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError, from_plain
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, RunBusyError, StorageError, from_plain
 from milp_ray.memory.space import Placement
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec, Job
 from milp_ray.tune.processes import Place
@@ -297,6 +297,14 @@ def test_a_fault_is_known_though_another_user_gets_on_before_its_worker_has_ende
     assignments.lost([1])
     fatal: Any = assignments.news().fatal
     assert FULL.problems[0].fact in str(from_plain(fatal))
+
+
+def test_a_run_that_another_driver_took_over_ends_at_once(tmp_path: Path) -> None:
+    some = made(tmp_path)
+    some.next(0)
+    some.fail(0, RunBusyError("another milp-ray took over this run").to_plain())
+    fatal = some.news().fatal
+    assert fatal is not None and isinstance(from_plain(fatal), RunBusyError) and some.next(0) is None
 
 
 def test_a_stop_tells_whether_workers_are_up(tmp_path: Path) -> None:
