@@ -8,6 +8,7 @@ No error here ever carries a user's text or raw id: a position (line, offset, in
 from __future__ import annotations
 
 import re
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,15 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"
+
+
+def own_words(error: BaseException, most: int = 300) -> str:
+    """The message of a library's own error on one line, cut at a word's end after ``most`` characters.
+
+    For errors that cannot quote a user's text alone: those of loading a model, of packages, of a cluster.
+    """
+    words = textwrap.shorten(str(error), most, placeholder=" …")
+    return words or type(error).__name__
 
 
 def alike(error: MilpRayError) -> tuple[str, str]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,20 +18,17 @@ from rich.text import Text
 
 from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
-from milp_ray.data.prompts import Prompts
-from milp_ray.errors import MilpRayError, Problem, ProblemsError, StorageError, StudyError
+from milp_ray.errors import MilpRayError, StorageError
 from milp_ray.ids import new_key
 from milp_ray.search.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.storage import is_url, look, names_in, reading
 from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
 from milp_ray.study.place import place_of, refuse_existing
+from milp_ray.study.preflight import attempt, preflight, together
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.training.estimate import estimate, trainable_range
-from milp_ray.training.pretrained import load_config, load_tokenizer
-from milp_ray.training.verify import verify_modules
-
-T = TypeVar("T")
+from milp_ray.training.pretrained import load_config
 
 
 def check_study(study: Study) -> RenderableType:
@@ -46,48 +42,21 @@ def check_study(study: Study) -> RenderableType:
     """
     study = resolved(study)
     found: list[MilpRayError] = []
-    _attempt(lambda: check_surrogate(study.search.surrogate), found)
-    run = _attempt(lambda: _storage(study), found)
+    attempt(lambda: check_surrogate(study.search.surrogate), found)
+    run = attempt(lambda: _storage(study), found)
     key, data, base = new_key(), None, None
     if run is not None:
         key, data, base = run.key, run.fingerprint, run.base
         study = study.model_copy(update={"model": run.study.model})  # a hub model as the run has it
-    structure = _attempt(lambda: load_space(study), found)
-    users = _attempt(lambda: load_users(study, key, data), found)
-    if structure is not None and study.simulation is None:  # a simulated study needs config.json only
-        architecture = structure[0]
-        _attempt(lambda: load_base_fingerprint(study, base), found)
-        _attempt(lambda: verify_modules(study.model, architecture), found)
-        tokenizer = _attempt(lambda: load_tokenizer(study.model), found)
-        if users is not None and tokenizer is not None:
-            _attempt(lambda: _prompts(study, users, tokenizer), found)
-    progress = _attempt(lambda: _progress(run, users), found) if run and users else None
+    structure = attempt(lambda: load_space(study), found)
+    users = attempt(lambda: load_users(study, key, data), found)
+    if structure is not None:
+        attempt(lambda: load_base_fingerprint(study, base), found)
+        found += preflight(study, structure[0], users)
+    progress = attempt(lambda: _progress(run, users), found) if run and users else None
     if found or structure is None or users is None:
-        raise _together(study, found)
+        raise together(study, found)
     return _description(study, Inputs(users, *structure), progress or "")
-
-
-def _attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
-    """The step's result, or None and its error added to the others."""
-    try:
-        return step()
-    except MilpRayError as error:
-        found.append(error)
-        return None
-
-
-def _together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
-    """One error that tells all of them, in their order."""
-    problems = [
-        Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
-        for error in found
-        for title in [error.title if isinstance(error, ProblemsError) else ""]
-        for p in error.problems
-    ]
-    result = StudyError(f"study {study.name}", problems)
-    # Who checks before submitting tries again after 1: only where no error would be there again.
-    result.exit_code = max(error.exit_code for error in found)
-    return result
 
 
 def _storage(study: Study) -> RunFolder | None:
@@ -120,13 +89,6 @@ def _progress(run: RunFolder, users: Users) -> str:
         scores = names_in(run.root / "scores")
     tested = sum(run.scores(alias).name in scores for alias in users.splits)
     return f"{text}, {tested} of {len(users.splits)} users tested"
-
-
-def _prompts(study: Study, users: Users, tokenizer: Any) -> None:
-    """A sample of every user can be put into the study's prompts."""
-    prompts = Prompts(study.prompts)
-    for user in users.splits.values():
-        prompts.encode_sample(tokenizer, user.validation[0])
 
 
 def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:

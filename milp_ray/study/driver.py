@@ -17,6 +17,7 @@ from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.origin import changed_packages
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.population import Population
+from milp_ray.study.preflight import preflight, together
 from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder
@@ -38,6 +39,8 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     check_surrogate(study.search.surrogate)
     key = new_key()
     inputs = load_inputs(study, key)
+    if found := preflight(study, inputs.architecture, inputs.users):
+        raise together(study, found)
     return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base), inputs
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, masking_utils
+from transformers import masking_utils
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
@@ -26,8 +26,10 @@ from milp_ray.training.batches import TokenCache
 from milp_ray.training.fused import adapt, fuse
 from milp_ray.training.parallel.sharding import ALONE, Parallel, Root, place
 from milp_ray.training.parallel.streaming import Weights, streamed, weights_of
-from milp_ray.training.pretrained import load_config, load_tokenizer, no_progress_bar, source
-from milp_ray.training.refusals import fitting, readable
+from milp_ray.training.pretrained import check_vocabulary, load_config, load_tokenizer
+from milp_ray.training.refusals import fitting
+from milp_ray.training.requirements import check_requirements
+from milp_ray.training.weights import from_pretrained
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FIND_PACKED = "find_packed_sequence_indices"
@@ -138,25 +140,21 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
 
     Raises:
-        ModelError: no usable configuration or tokenizer (:mod:`milp_ray.training.pretrained`); no weights or
-            weights of another model; more tokens than the model has; no GPU where one was asked for, or one
-            that the base is larger than.
+        ModelError: no usable configuration or tokenizer (:mod:`milp_ray.training.pretrained`), or something
+            else missing (:mod:`milp_ray.training.requirements`); no weights or weights of another model; more
+            tokens than the model has; no GPU where one was asked for, or one that the base is larger than.
         StorageError: the storage of the files does not answer.
         ClusterError: the device or the host has no room left for the base.
     """
     config = load_config(settings)
+    check_requirements(settings, config)
     architecture = architecture_of(config)
     device = device_of(settings)
     dtype = _dtype(settings, device)
     tokenizer = load_tokenizer(settings)
+    check_vocabulary(tokenizer, architecture)
     model, weights = _load_model(settings, config, dtype, parallel.sharded)
     eos = tokenizer.eos_token_id
-    if len(tokenizer) > architecture.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {architecture.vocab_size}",
-            where="model.path",
-            remedy="use the tokenizer that the model was trained with",
-        )
     model.requires_grad_(False)
     model.eval()
     pad = tokenizer.pad_token_id
@@ -200,26 +198,10 @@ def _load_model(
     """The model on the host and None; or, where it is to be divided and its files allow that, on the meta
     device, and where its weights lie."""
     if divided and streamed(settings, config):
-        model = _from_pretrained(settings, config, dtype, device_map="meta")
+        model = from_pretrained(settings, config, dtype, device_map="meta")
         if weights := weights_of(model, settings):
             return model, weights
-    return _from_pretrained(settings, config, dtype), None
-
-
-def _from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **more: Any) -> Any:
-    with readable(settings.path), no_progress_bar():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            settings.path, config=config, dtype=dtype, output_loading_info=True, **more, **source(settings)
-        )
-    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
-    if absent:  # transformers would fill these with random numbers and only warn
-        raise ModelError(
-            f"the weights at {settings.path!r} lack {len(absent)} tensors, such as {absent[0]!r}",
-            where="model.path",
-            expected="weights of the architecture in config.json",
-            remedy="fetch the model again, or correct model.path",
-        )
-    return model
+    return from_pretrained(settings, config, dtype), None
 
 
 def _stop_ids(model: Any, eos: int) -> frozenset[int]:

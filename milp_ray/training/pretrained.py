@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from milp_ray.config.models import ModelSettings, Study
-from milp_ray.errors import ModelError
+from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.refusals import check_passing
+from milp_ray.training.requirements import load_fault, missing_sentencepiece
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -78,8 +79,8 @@ def load_config(settings: ModelSettings) -> Any:
         config = AutoConfig.from_pretrained(settings.path, **source(settings))
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
         check_passing(error)
-        raise ModelError(
-            f"no usable model configuration at {settings.path!r} ({type(error).__name__})",
+        raise load_fault(error, "the configuration") or ModelError(
+            f"no usable configuration at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
             where="model.path",
             expected="a folder with config.json, weights and tokenizer, or a hub name that can be reached",
             remedy="correct model.path; relative paths start from the working directory",
@@ -93,18 +94,23 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of a study's base model.
 
     Raises:
-        ModelError: none that can be used, or one without an end-of-text token.
+        ModelError: none that can be used, one that needs a package that is missing or code of its repository,
+            or one without an end-of-text token.
         StorageError: its storage does not answer.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **source(settings))
     except Exception as error:  # as many kinds as there are tokenizer backends
         check_passing(error)
-        raise ModelError(
-            f"no usable tokenizer at {settings.path!r} ({type(error).__name__})",
-            where="model.path",
-            expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
-            remedy="copy the tokenizer files of the model into its folder",
+        raise (
+            missing_sentencepiece(settings)
+            or load_fault(error, "the tokenizer")
+            or ModelError(
+                f"no usable tokenizer at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
+                where="model.path",
+                expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
+                remedy="copy the tokenizer files of the model into its folder",
+            )
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -113,6 +119,21 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             remedy="set eos_token in the model's tokenizer_config.json",
         )
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, architecture: Architecture) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        ModelError: the tokenizer has more.
+    """
+    if len(tokenizer) > architecture.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {architecture.vocab_size}",
+            where="model.path",
+            expected="a token's number below the embedding's size, for every token",
+            remedy="use the tokenizer that the model was trained with",
+        )
 
 
 def source(settings: ModelSettings) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError, own_words, place_of
 from milp_ray.training.limits import GIB, is_out_of_memory
 from milp_ray.training.parallel.sharding import ALONE, Parallel
+from milp_ray.training.requirements import load_fault
 
 # What an OSError says of the files themselves; all others are the storage's, and may pass.
 _FILES_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
@@ -49,7 +50,7 @@ def readable(path: str) -> Iterator[None]:
     """What fails inside, where the weights of the model at ``path`` are read, is said as what it is.
 
     Raises:
-        ModelError: they are not the model's, damaged, or not there.
+        ModelError: they are not the model's, damaged, or not there; or a package that they need is not.
         StorageError, ClusterError: see :func:`check_passing`.
     """
     try:
@@ -58,10 +59,10 @@ def readable(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
         check_passing(error)
-        raise ModelError(
-            f"the weights at {path!r} cannot be loaded ({type(error).__name__})",
+        raise load_fault(error, "the base model") or ModelError(
+            f"the base model at {path!r} cannot be loaded ({place_of(error)}: {own_words(error)})",
             where="model.path",
-            expected="model.safetensors (or its shards) of the architecture in config.json",
+            expected="a config.json that transformers knows, and weights of its architecture",
             remedy="fetch the model again, or correct model.path",
         ) from error
 

@@ -1,28 +1,50 @@
-"""Hold the facts that are assumed of an architecture against the model that transformers would build.
+"""Hold the facts that are assumed of an architecture, and the weights' files, against the model itself.
 
-Without weights: the modules are made on PyTorch's meta device; their
-configuration is :mod:`milp_ray.training.pretrained`'s.
+Without reading weights: the model is made on PyTorch's meta device, and of the files the headers are read;
+their configuration is :mod:`milp_ray.training.pretrained`'s.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
-from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.training.pretrained import load_config
+from milp_ray.training.refusals import readable
+from milp_ray.training.weights import at_hand, from_pretrained
 
 
-def verify_modules(settings: ModelSettings, architecture: Architecture) -> None:
+def verify_base(settings: ModelSettings) -> None:
+    """Check that the files hold the model's tensors, and that it has the modules that placements name.
+
+    The weights of a hub model that are not in the cache are not fetched for it.
+
+    Raises:
+        ModelError: something is missing, with its name, or has another shape; or transformers cannot build
+            the model.
+        StorageError, ClusterError: see :func:`milp_ray.training.refusals.check_passing`.
+    """
+    config = load_config(settings)
+    # What is quantised holds other tensors than the model that placements are counted on.
+    if getattr(config, "quantization_config", None) is None and at_hand(settings):
+        model = from_pretrained(settings, config, torch.float32, device_map="meta")
+    else:
+        with readable(settings.path), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    verify_modules(model, architecture_of(config))
+
+
+def verify_modules(model: Any, architecture: Architecture) -> None:
     """Check that every module a placement can name exists and has the widths the counts assume.
 
     Raises:
         ModelError: one does not, with its name.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(settings))
     there = dict(model.named_modules())
     for layer in range(architecture.num_layers):
         for expected in architecture.modules(layer):

@@ -9,22 +9,19 @@ loaded whole, then divided.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.memory.modules import put
 from milp_ray.training.refusals import readable
-
-_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from milp_ray.training.weights import weight_files
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def weights_of(model: Any, settings: ModelSettings) -> Weights | None:
     if getattr(model, "_weight_conversions", True) or getattr(model, "_hf_peft_config_loaded", False):
         return None
     with readable(settings.path):
-        files = _files(settings)
+        files = weight_files(settings)
         found: dict[str, tuple[Path, str]] = {}
         known = model.state_dict().keys()
         for file in files:
@@ -123,26 +120,6 @@ def weights_of(model: Any, settings: ModelSettings) -> Weights | None:
     _make_buffers(model, weights)
     _tie(model, weights)
     return weights
-
-
-def _files(settings: ModelSettings) -> list[Path]:
-    """The model's safetensors files, which ``from_pretrained`` has fetched; none where it took others."""
-    if one := _file(settings, _ONE):
-        return [one]
-    index = _file(settings, _INDEX)
-    if index is None:
-        return []
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [_file(settings, shard) for shard in shards]
-    return [file for file in files if file is not None]
-
-
-def _file(settings: ModelSettings, name: str) -> Path | None:
-    folder = Path(settings.path)
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    cached = try_to_load_from_cache(settings.path, name, revision=settings.revision)
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _name_of(key: str, prefix: str, known: Any) -> str:
