@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import growing, storage_error, sync_folder
+from milp_ray.storage import ensure_held, growing, storage_error, sync_folder
 
 Event = Mapping[str, object]
 
@@ -63,6 +63,7 @@ class EventLog:
         self.events.append(event)
 
     def _open(self, path: Path) -> None:
+        ensure_held(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()

@@ -14,6 +14,7 @@ from milp_ray.storage.files import (
     write_json,
     write_whole,
 )
+from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.objects import local_copy
@@ -30,6 +31,7 @@ __all__ = [
     "at_hand",
     "can_read",
     "close_twins",
+    "ensure_held",
     "get_file",
     "growing",
     "has_credentials",

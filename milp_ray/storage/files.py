@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from milp_ray.errors import StorageError
+from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import write_synced, writing
 from milp_ray.storage.session import check_session
 from milp_ray.storage.twin import Part, Twin, twin_of
@@ -228,8 +229,10 @@ def growing(path: Path) -> Iterator[None]:
     """Around the writing of an event log's next line: it is pushed within a second.
 
     Raises:
-        StorageError, RunFolderError: earlier lines could not be pushed; nothing should be written then.
+        StorageError, RunFolderError: earlier lines could not be pushed, or the run is another driver's by
+            now; nothing should be written then.
     """
+    ensure_held(path)
     twin = twin_of(path)
     pusher = None if twin is None else twin.growing()
     yield

@@ -1,10 +1,16 @@
-"""Who works on a run at a URL: one process at a time, by a lease that it renews while it lives.
+"""Who works on a run: one process at a time, by a lease that it renews while it lives.
 
 Asks nothing of a store but that a list shows what was put before (S3, Google Cloud Storage and file systems
-do): everyone who wants the run puts an object of its own and then lists. Of two at once at least one sees the
-other and takes its object back, so that never two go on. The object is put again every few seconds; one that
-is silent for two minutes is that of a holder who is gone, and one of this machine whose process has ended is
-known to be so at once.
+do): everyone who wants the run puts an object of its own (``lease/by-ID``) and then lists. Of two at once at
+least one sees the other and takes its object back, so that never two go on. Who has the run puts its object
+again every few seconds. An id is claimed once and never again, so that a late delete meets nobody else.
+
+No two clocks are compared. Whoever wants a run that is held watches the holder's heartbeats, and takes over
+when none came for ``stale`` seconds *by its own boot clock*. The holder writes only for ``stale / 3`` seconds
+after it began its last renewal, by the boot clock or the wall clock, whichever went further: a renewal that
+was under way, and a put of up to ``stale / 3`` seconds, are over before anybody takes over. One that is later
+than that, since its machine was suspended, say, claims the run anew, and has it only if nobody had it since:
+``lease/last`` names who took it last.
 """
 
 from __future__ import annotations
@@ -12,58 +18,26 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import math
 import random
 import secrets
-import socket
 import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import psutil
+from typing import Self
 
 from milp_ray.errors import MilpRayError, RunBusyError, StorageError
+from milp_ray.storage.clock import CLOCK, Clock, Instant
 from milp_ray.storage.objects import Objects
+from milp_ray.storage.owner import Owner, Process
 from milp_ray.storage.urls import joined
 
 FOLDER = "lease"
-_KEYS = {"host", "machine", "pid", "started", "beat", "written"}
+_CLAIM = f"{FOLDER}/by-"
+_LAST = f"{FOLDER}/last"
 _READS = 10
+_CLAIMS = 5
+_NEVER = Instant(-math.inf, -math.inf)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Holder:
-    """What a lease says: an id, where its process is, and when it was put last.
-
-    ``beat`` counts how often it was put. ``seen``: seconds since 1970, by the store's clock where it has one.
-    """
-
-    id: str
-    host: str
-    machine: str
-    pid: int
-    started: float
-    beat: int
-    seen: float
-
-    @property
-    def here(self) -> bool:
-        """Whether it is a process of this machine (and of this container)."""
-        return self.machine == _machine()
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is known to be gone; False for another machine's, of which nothing is known."""
-        if not self.here:
-            return False
-        try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1)
-        except psutil.Error:
-            return True
 
 
 class Lease:
@@ -73,6 +47,10 @@ class Lease:
         objects: of the run.
         beat: seconds between two renewals.
         stale: seconds of silence after which a holder counts as gone.
+        clock: of this machine.
+        process: who holds it; None: this process.
+        kernel_lock: this process also has a lock that any other holder on this machine would have.
+        background: renew it in a thread; else the caller does, by :meth:`heartbeat`.
 
     Raises:
         RunBusyError: on entry, another holder is alive. One of another machine is watched until it shows a
@@ -80,14 +58,29 @@ class Lease:
         StorageError: on entry, the store cannot be used.
     """
 
-    def __init__(self, objects: Objects, *, beat: float = 15.0, stale: float = 120.0) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        *,
+        beat: float = 15.0,
+        stale: float = 120.0,
+        clock: Clock = CLOCK,
+        process: Process | None = None,
+        kernel_lock: bool = False,
+        background: bool = True,
+    ) -> None:
         self._objects = objects
-        self._every, self._stale = beat, stale
-        self._id = secrets.token_hex(8)
-        self._started = psutil.Process().create_time()
-        self._beats = 0
-        self._confirmed = 0.0
-        self._beside: frozenset[str] = frozenset()
+        self._every, self._stale, self._valid = beat, stale, stale / 3
+        self._clock = clock
+        self._process = process or Process.this()
+        self._kernel_lock, self._background = kernel_lock, background
+        self._session = secrets.token_hex(8)
+        self._id = ""
+        self._mine: set[str] = set()  # all ids that were ever claimed: a late put may bring one back
+        self._there: set[str] = set()  # those that were not given back
+        self._heartbeats = 0
+        self._confirmed = _NEVER
+        self._doubt = -math.inf  # boot clock
         self._lost = False
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -96,75 +89,172 @@ class Lease:
         try:
             self._take()
         except BaseException:  # Ctrl-C while it waits, say
-            with contextlib.suppress(MilpRayError):
-                self._objects.delete(self._name(self._id))
+            self._give_back()
             raise
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        if self._background:
+            threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._linger()
         self._ended.set()
         with self._lock:
-            if not self._lost:
-                try:
-                    self._objects.delete(self._name(self._id))
-                except MilpRayError as failure:  # it goes stale by itself
-                    _log.warning("a lease could not be given back: %s", failure.problems[0].fact)
+            self._give_back()
 
-    def hold(self) -> None:
+    def _linger(self) -> None:
+        """What had no answer must not land in a run that somebody else has taken meanwhile."""
+        left = self._valid - (self._clock.boot() - self._doubt)
+        if left > 1 and not self._lost:
+            _log.warning("the storage left writes unanswered; the run is given back in %.0f s", left)
+        while left > 0 and not self._lost:
+            self._clock.sleep(min(left, self._every))
+            if not self._background:
+                with contextlib.suppress(MilpRayError):
+                    self.heartbeat()
+            left = self._valid - (self._clock.boot() - self._doubt)
+
+    def ensure_held(self) -> None:
         """Make sure that the run is still this process's; to be called before anything of it is written.
+
+        Costs nothing while the last renewal is young. After a suspension it is renewed first.
 
         Raises:
             RunBusyError: another process took it over.
-            StorageError: the store does not answer, and has not for so long that another might have.
+            StorageError: the store does not answer, or not in time.
         """
-        if time.monotonic() - self._confirmed > self._stale / 2:
-            self._beat()
-        if self._lost:
-            raise RunBusyError(
-                "another milp-ray took over this run, as this one gave no sign of life",
-                where=self._objects.url,
-                expected=f"a renewal of the lease within {self._stale:.0f} s",
-                remedy="nothing was written since; let the other one work, or stop it and resume",
-            )
+        for _ in range(_CLAIMS):
+            if self._lost:
+                raise RunBusyError(
+                    "another milp-ray took over this run, as this one gave no sign of life",
+                    where=self._objects.url,
+                    expected=f"a renewal of the lease within {self._valid:.0f} s",
+                    remedy="nothing was written since; let the other one work, or stop it and resume",
+                )
+            if not self._ran_out():
+                return
+            if not self.heartbeat():
+                self._clock.sleep(random.uniform(0.05, 0.5))
+        raise self._too_late()
 
     def confirm(self) -> None:
-        """As :meth:`hold`, but asks the store now: before anything is deleted that others may have written.
+        """As :meth:`ensure_held`, but asks the store now: before anything is deleted that others may have
+        written.
 
         Raises:
-            RunBusyError, StorageError: see :meth:`hold`.
+            RunBusyError, StorageError: see :meth:`ensure_held`.
         """
-        self._beat()
-        self.hold()
+        self.heartbeat()
+        self.ensure_held()
+
+    def note_doubt(self) -> None:
+        """An attempt to write had no answer, and may be done in a while: the run is given back later."""
+        self._doubt = self._clock.boot()
+
+    def heartbeat(self) -> bool:
+        """Renew it; whether that is done. Once it has run out, it is claimed anew.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        with self._lock:
+            if self._ended.is_set() or self._lost:
+                return False
+            began = self._clock.now()
+            if self._ran_out():
+                if self._claimed(began):
+                    return True
+            elif f"{_CLAIM}{self._id}" not in self._claims():
+                self._confirmed = _NEVER  # somebody took this process for gone
+            elif self._last() == self._session:
+                self._put(self._id)
+                self._confirmed = began
+                return True
+            self._lost = self._last() != self._session
+            return False
+
+    def _ran_out(self) -> bool:
+        return self._clock.at_most(self._confirmed) > self._valid
 
     def _take(self) -> None:
-        ahead = self._clock_ahead()
-        watched: dict[str, int] = {}
+        watched: dict[str, tuple[int, float]] = {}
         while True:
+            began = self._clock.now()
             others = self._others()
+            if not others and self._claimed(began, first=True):
+                return
             if not others:
-                self._put()
-                if not self._others():
-                    return
-                self._objects.delete(self._name(self._id))
-                time.sleep(random.uniform(0.05, 0.5))  # both step back; chance says who comes first
-                continue
+                self._clock.sleep(random.uniform(0.05, 0.5))  # both step back; chance says who comes first
             for other in others:
-                silent = time.time() + ahead - other.seen
-                if other.ended or silent > self._stale:
-                    self._objects.delete(self._name(other.id))
-                elif other.here or watched.setdefault(other.id, other.beat) != other.beat:
-                    raise self._held(other, silent)
-                else:
-                    left = self._stale - silent
-                    _log.warning("%s holds the run; waiting %.0f s for a sign of life", other.host, left)
-                    self._ended.wait(min(max(left, 0.1), self._every / 3))
+                if other.id not in watched:
+                    watched[other.id] = (other.heartbeat, self._clock.boot())
+                self._wait_for(other, *watched[other.id], began)
 
-    def _held(self, other: Holder, silent: float) -> RunBusyError:
+    def _wait_for(self, other: Owner, heartbeat: int, since: float, began: Instant) -> None:
+        """Take another's claim away if it is gone, refuse if it is alive, else wait a little.
+
+        Args:
+            other: as it was after ``began``.
+            heartbeat: what it was at first.
+            since: boot clock when it was that.
+            began: before this look: later may be much later.
+        """
+        silent = began.boot - since
+        if self._is_gone(other):
+            self._objects.delete(f"{_CLAIM}{other.id}")
+        elif heartbeat != other.heartbeat:
+            raise self._held(other, 0.0)
+        elif silent > self._stale:
+            self._objects.delete(f"{_CLAIM}{other.id}")
+        elif self._is_beside(other):
+            raise self._held(other, self._clock.wall() - other.written)
+        else:
+            if silent <= 0:
+                host, seconds = other.process.host, self._stale
+                _log.warning("%s holds the run; waiting up to %.0f s for a sign of life", host, seconds)
+            self._clock.sleep(min(max(self._stale - silent, 0.1), self._every / 3))
+
+    def _claimed(self, began: Instant, *, first: bool = False) -> bool:
+        """Put an object under a new id, and look whether nobody else has; step back if so.
+
+        Args:
+            began: before anything of this was done.
+            first: nobody needs to have had it in between, as nothing of the run is known yet.
+        """
+        id = secrets.token_hex(8)
+        self._mine.add(id)
+        self._there.add(id)
+        self._put(id)
+        rivals = self._claims() - {f"{_CLAIM}{mine}" for mine in self._mine}
+        if rivals or not (first or self._last() == self._session):
+            self._give_back(id)
+            return False
+        if first:
+            self._objects.put(_LAST, json.dumps({"session": self._session}).encode())
+            if self._clock.at_most(began) > self._valid:  # another may have had it before that put
+                raise self._too_late()
+        self._id, self._confirmed = id, began
+        for old in self._there - {id}:
+            self._give_back(old)
+        return True
+
+    def _is_gone(self, other: Owner) -> bool:
+        """Whether a holder is known to have ended."""
+        if self._kernel_lock and other.process.boot == self._process.boot:
+            return True
+        return self._process.has_ended(other)
+
+    def _is_beside(self, other: Owner) -> bool:
+        """Whether a holder lives on this machine, whose wall clock is its own, and was active lately."""
+        return (
+            other.process.machine == self._process.machine
+            and self._clock.wall() - other.written < self._stale
+        )
+
+    def _held(self, other: Owner, silent: float) -> RunBusyError:
         return RunBusyError(
-            f"another milp-ray is working on this run: process {other.pid} on {other.host}, "
+            f"another milp-ray is working on this run: process {other.process.pid} on {other.process.host}, "
             f"last sign of life {max(silent, 0):.0f} s ago",
             where=self._objects.url,
             expected="one driver per run",
@@ -172,92 +262,66 @@ class Lease:
             f"after {self._stale:.0f} s without a sign of life",
         )
 
-    def _clock_ahead(self) -> float:
-        """Seconds by which the store's clock is ahead of this machine's; 0 if it keeps no times."""
-        name = f"{FOLDER}/clock-{self._id}"
-        self._objects.put(name, b"{}")
-        now = time.time()
-        times = [found.mtime for found in self._objects.found(FOLDER) if found.name == name]
-        self._objects.delete(name)
-        return times[0] - now if times and times[0] is not None else 0.0
+    def _claims(self) -> set[str]:
+        """Names of the objects of all who have the run or want it."""
+        return {found.name for found in self._objects.found(FOLDER) if found.name.startswith(_CLAIM)}
 
-    def _others(self) -> list[Holder]:
-        return [holder for holder in self._holders() if holder.id != self._id]
+    def _others(self) -> list[Owner]:
+        others = (self._owner(name) for name in sorted(self._claims()))
+        return [other for other in others if other is not None and other.id not in self._mine]
 
-    def _holders(self) -> list[Holder]:
-        result = []
-        for found in self._objects.found(FOLDER):
-            name = found.name.removeprefix(f"{FOLDER}/")
-            if not name.startswith("by-"):
-                continue
-            values = self._read(found.name)
-            if values is None:  # given back meanwhile
-                continue
-            written = values.pop("written")
-            seen = written if found.mtime is None else found.mtime
-            result.append(Holder(id=name.removeprefix("by-"), seen=seen, **values))
-        return result
-
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _owner(self, name: str) -> Owner | None:
+        """Who put an object; None if it is gone."""
         for _ in range(_READS):
             try:
-                values = json.loads(self._objects.get(name))
-                if isinstance(values, dict) and values.keys() == _KEYS:
-                    return values
+                return Owner.of(name.removeprefix(_CLAIM), self._objects.get(name))
             except FileNotFoundError:
                 return None
             except ValueError:
-                pass
-            time.sleep(0.1)  # some stores show an object before all of it is there
-        raise StorageError(
+                self._clock.sleep(0.1)  # some stores show an object before all of it is there
+        raise self._damaged(name)
+
+    def _last(self) -> str | None:
+        """The session that took the run last; None where nobody ever did."""
+        for _ in range(_READS):
+            try:
+                return str(json.loads(self._objects.get(_LAST))["session"])
+            except FileNotFoundError:
+                return None
+            except (ValueError, KeyError, TypeError):
+                self._clock.sleep(0.1)
+        raise self._damaged(_LAST)
+
+    def _damaged(self, name: str) -> StorageError:
+        return StorageError(
             "a lease is damaged",
             where=joined(self._objects.url, name),
-            expected="what milp-ray wrote there",
+            expected="what this version of milp-ray writes there",
             remedy="make sure that no milp-ray works on the run, then delete it",
         )
 
-    @staticmethod
-    def _name(holder: str) -> str:
-        return f"{FOLDER}/by-{holder}"
+    def _too_late(self) -> StorageError:
+        return StorageError(
+            "the lease of the run could not be had in time",
+            where=self._objects.url,
+            expected=f"a store that answers within {self._valid:.0f} s, and nobody else who wants the run",
+            remedy="nothing was written since; resume when the storage is well",
+        )
 
-    def _put(self) -> None:
-        self._beats += 1
-        values = {
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "started": self._started,
-            "beat": self._beats,
-            "written": time.time(),
-        }
-        self._objects.put(self._name(self._id), json.dumps(values).encode())
-        self._confirmed = time.monotonic()
+    def _put(self, id: str) -> None:
+        self._heartbeats += 1
+        owner = Owner(id, self._process, self._heartbeats, self._clock.wall())
+        self._objects.put(f"{_CLAIM}{id}", owner.content())
+
+    def _give_back(self, id: str | None = None) -> None:
+        for each in sorted(self._there) if id is None else [id]:
+            try:
+                self._objects.delete(f"{_CLAIM}{each}")
+                self._there.discard(each)
+            except MilpRayError as failure:  # it goes stale by itself
+                _log.warning("a lease could not be given back: %s", failure.problems[0].fact)
 
     def _renew(self) -> None:
         while not self._ended.wait(self._every) and not self._lost:
-            try:
-                self._beat()
-            except MilpRayError as error:  # hold() tells, should it last
-                _log.debug("%s", error)
-
-    def _beat(self) -> None:
-        with self._lock:
-            if self._ended.is_set() or self._lost:
-                return
-            holders = {holder.id for holder in self._holders()}
-            # Somebody who wants the run shows for a moment; who stays has it.
-            beside, before = frozenset(holders - {self._id}), self._beside
-            self._beside = beside
-            if self._id not in holders or beside & before:
-                self._lost = True
-                return
-            self._put()
-
-
-def _machine() -> str:
-    """What tells processes that see each other's ids from all others: host, boot, namespace of ids."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+            with contextlib.suppress(MilpRayError):  # ensure_held() tells, should it last
+                self.heartbeat()

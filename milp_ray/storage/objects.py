@@ -8,6 +8,9 @@ a :class:`~milp_ray.errors.StorageError`. Not here: what the names mean, and who
 
 from __future__ import annotations
 
+import copy
+import errno
+import os
 import re
 import tempfile
 import time
@@ -15,9 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from milp_ray.errors import StorageError
+from milp_ray.storage.local import storage_error
 from milp_ray.storage.urls import NATIVE, joined, url_fault
 
 T = TypeVar("T")
@@ -27,6 +31,8 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _PART_BYTES = 8 * 2**20
 # Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
 _STORES = ("s3", "gcs", "abfs", "memory")
+# What no further try on a file system helps with.
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _REMEDIES = {
     "NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket (does not exist|'[^']*' not found)": (
         "make the bucket first, or correct the URL"
@@ -49,6 +55,16 @@ class Found:
     mtime: float | None
 
 
+class Guard(Protocol):
+    """Who says whether objects may be written: a lease."""
+
+    def ensure_held(self) -> None:
+        """Raises :class:`~milp_ray.errors.MilpRayError` where they may not."""
+
+    def note_doubt(self) -> None:
+        """An attempt to write had no answer: it may be done, or still be done in a while."""
+
+
 class Objects:
     """All objects below a folder of a file system.
 
@@ -57,13 +73,33 @@ class Objects:
         root: the folder's path in it.
         url: for people.
         pauses: seconds before each further try of what failed.
+        sleep: waits that long.
     """
 
-    def __init__(self, filesystem: Any, root: str, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(
+        self,
+        filesystem: Any,
+        root: str,
+        url: str,
+        pauses: tuple[float, ...] = PAUSES,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.url = url
         self._fs = filesystem
         self._root = root.rstrip("/")
         self._pauses = pauses
+        self._sleep = sleep
+        self._guard: Guard | None = None
+
+    def guarded(self, guard: Guard) -> Objects:
+        """The same objects, where every attempt to put or delete asks first; what it raises ends them.
+
+        So nothing that was tried for long lands in a run that is another's by now.
+        """
+        result = copy.copy(self)
+        result._guard = guard
+        return result
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object, whole or not at all; one that is there is replaced.
@@ -76,9 +112,11 @@ class Objects:
         draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
 
         def write() -> None:
+            self._ask()
             with self._fs.open_output_stream(draft) as stream:
                 stream.write(content)
             if not whole:
+                self._ask()
                 self._fs.move(draft, path)
 
         def write_below() -> None:
@@ -90,7 +128,7 @@ class Objects:
                 self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
                 write()
 
-        self._tried(name, write_below)
+        self._written(name, write_below)
 
     def get(self, name: str) -> bytes:
         """An object's content.
@@ -146,24 +184,26 @@ class Objects:
         """Delete an object; none is no error."""
 
         def remove() -> None:
+            self._ask()
             try:
                 self._fs.delete_file(self._path(name))
             except FileNotFoundError:
                 return
 
-        self._tried(name, remove)
+        self._written(name, remove)
 
     def delete_folder(self, folder: str = "") -> None:
         """Delete all objects below a folder; none is no error."""
 
         def remove() -> None:
+            self._ask()
             try:
                 self._fs.delete_dir(self._path(folder) if folder else self._root)
             except FileNotFoundError:  # Google's, when all is gone and the folder itself never was
                 return
 
         if self._listed(folder):  # stores differ in what they say to none
-            self._tried(folder, remove)
+            self._written(folder, remove)
 
     def _listed(self, folder: str) -> list[Any]:
         from pyarrow import fs
@@ -172,8 +212,26 @@ class Objects:
         selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
         return self._tried(folder, lambda: list(self._fs.get_file_info(selector)))
 
+    def _ask(self) -> None:
+        """To be called right before anything changes in the store."""
+        if self._guard is not None:
+            self._guard.ensure_held()
+
     def _path(self, name: str) -> str:
         return joined(self._root, name)
+
+    def _written(self, name: str, act: Callable[[], None]) -> None:
+        def doubted() -> None:
+            try:
+                act()
+            except (OSError, ArrowException) as error:
+                if self._guard is not None and not _remedy(error):
+                    self._guard.note_doubt()
+                raise
+
+        from pyarrow import ArrowException
+
+        self._tried(name, doubted)
 
     def _tried(self, name: str, act: Callable[[], T]) -> T:
         from pyarrow import ArrowException
@@ -185,9 +243,13 @@ class Objects:
                 raise
             except (OSError, ArrowException) as error:
                 remedy = _remedy(error)
-                if pause is None or remedy:
+                if self._fs.type_name == "local" and isinstance(error, OSError) and error.errno:
+                    if pause is None or error.errno in _LASTING:
+                        plain = OSError(error.errno, os.strerror(error.errno))
+                        raise storage_error(plain, Path(joined(self.url, name))) from None
+                elif pause is None or remedy:
                     raise _refused(error, joined(self.url, name), remedy) from None
-            time.sleep(pause)
+            self._sleep(pause)
         raise AssertionError("unreachable")
 
 

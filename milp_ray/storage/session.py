@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.errors import RunBusyError, StorageError
+from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import storage_error
 from milp_ray.storage.twin import shown, twin_of
 
@@ -57,9 +58,11 @@ def check_session(path: Path) -> None:
     """To be called right before something becomes visible in a run, or goes.
 
     Raises:
-        RunBusyError: the run is in another session than the one that this process works for.
+        RunBusyError: the run is in another session than the one that this process works for, or was this
+            process's own and is not any more.
         StorageError: that cannot be found out.
     """
+    ensure_held(path)
     for root, mine in _mine.items():
         if not path.is_relative_to(root):
             continue

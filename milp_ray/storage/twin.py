@@ -126,8 +126,6 @@ class Twin:
         Raises:
             StorageError, RunFolderError: it could not be written, or is not this process's to write any more.
         """
-        if self._lease is not None:
-            self._lease.hold()
         self.objects.put(self.name(path), content)
 
     def refresh(self, part: Part) -> None:
@@ -211,16 +209,27 @@ class Twin:
                     (self.root / _EVENTS).rename(left)
                 (self.folder / _DRIVER).touch()
             self.refresh(part)
-            self._lease, self._pusher = held, Pusher(self._push_log)
-            try:
-                self._continue(left)
-                self._take_over()
-                yield
-            except BaseException as error:
-                self._end(error)
-                raise
-            else:
-                self._end(None)
+            self._lease = held
+            with self._written_under(held):
+                self._pusher = Pusher(self._push_log)
+                try:
+                    self._continue(left)
+                    self._take_over()
+                    yield
+                except BaseException as error:
+                    self._end(error)
+                    raise
+                else:
+                    self._end(None)
+
+    @contextmanager
+    def _written_under(self, lease: Lease) -> Iterator[None]:
+        """Whatever puts or deletes objects meanwhile, in whatever attempt, asks the lease first."""
+        plain, self.objects = self.objects, self.objects.guarded(lease)
+        try:
+            yield
+        finally:
+            self.objects = plain
 
     def remove(self, last: tuple[str, ...]) -> None:
         """Delete the run at the URL, but for the lease. For its driver, which writes nothing of it any more.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -55,6 +54,7 @@ from milp_ray.storage import (
     write_json,
     writing,
 )
+from milp_ray.storage.folder_lock import confirm_held, folder_lock
 from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
@@ -296,6 +296,7 @@ class RunFolder:
         if (twin := twin_of(self.root)) is not None:
             twin.remove(last=_MAKES_A_RUN)
             return True
+        confirm_held(self.root)
         with writing(self.root):
             # At once, so that nobody finds a part of it; what a crash leaves goes with the next of the name.
             gone = self.root.with_name(f".{self.root.name}-{self.session.id}{_REMOVED}")
@@ -325,12 +326,11 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this driver. The lock ends with the process, however that ends.
+        """Hold the run for this driver, and remove what a killed one left half-made.
 
-        What a killed driver left half-made is removed first.
-
-        At a URL it is a lease (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held.
-        A session of the run begins, so that workers of an earlier driver publish nothing more.
+        In a folder it is a lock and a lease (:mod:`milp_ray.storage.folder_lock`), at a URL a lease alone
+        (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held. A session of the run
+        begins, so that workers of an earlier driver publish nothing more.
 
         Raises:
             RunBusyError: another driver holds it, or removed it.
@@ -345,18 +345,7 @@ class RunFolder:
                     self._keep_tune_log(twin)
             return
         self._check_same()
-        with writing(self.root):
-            file = (self.root / "lock").open("a+b")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunBusyError(
-                    "another milp-ray is working on this run",
-                    where=self.place,
-                    expected="one driver per run folder",
-                    remedy="wait for it, or stop it with Ctrl-C, then resume",
-                ) from None
+        with folder_lock(self.root):
             self._sweep()
             with self._in_session():
                 yield
@@ -432,10 +421,10 @@ def _sweep_creations(root: Path) -> None:
 def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
     """Put a run's first files at a URL, ``run.json`` last, so that it is there whole or not at all."""
     twin.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
-    with Lease(twin.objects):
+    with Lease(twin.objects) as lease:
         refuse_existing(twin.url)
         for name in FIRST:
-            twin.objects.put(name, first[name])
+            twin.objects.guarded(lease).put(name, first[name])
     with writing(twin.root):
         _write_first(twin.root, first)
     return twin.root

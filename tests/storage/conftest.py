@@ -59,6 +59,7 @@ class Failing:
         self.left = 0
         self.calls = 0
         self.matching = ""
+        self.on_failure: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> object:
         found = getattr(self.inner, name)
@@ -70,6 +71,7 @@ class Failing:
                 self.calls += 1
                 if self.error is not None and self.left:
                     self.left -= 1
+                    self.on_failure()
                     raise self.error
             return found(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import threading
 import time
@@ -10,20 +11,26 @@ from collections.abc import Callable
 import pytest
 
 from milp_ray.errors import RunFolderError, StorageError
-from milp_ray.storage import lease as lease_module
+from milp_ray.storage.clock import Clock
 from milp_ray.storage.lease import FOLDER, Lease
 from milp_ray.storage.objects import Objects, objects_at
+from milp_ray.storage.owner import Owner, Process
 from tests.storage.conftest import Failing
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes this process look like one of another machine from now on."""
-    return lambda name: monkeypatch.setattr(lease_module, "_machine", lambda: name)
+
+    def become(name: str) -> None:
+        process = Process(name, f"boot of {name}", f"{name} boot pids", 1, 0.0)
+        monkeypatch.setattr(Process, "this", classmethod(lambda cls: process))
+
+    return become
 
 
 def leases(objects: Objects) -> list[str]:
-    return [found.name for found in objects.found(FOLDER)]
+    return [found.name for found in objects.found(FOLDER) if "/by-" in found.name]
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> None:
@@ -56,10 +63,10 @@ def test_one_that_is_silent_is_taken_over_and_notices(
         with Lease(objects, beat=1000, stale=3) as second:
             time.sleep(1.6)  # half of stale: it makes sure before it writes
             with pytest.raises(RunFolderError, match="took over"):
-                first.hold()
-            second.hold()
+                first.ensure_held()
+            second.ensure_held()
             with pytest.raises(RunFolderError, match="took over"):
-                first.hold()
+                first.ensure_held()
     assert leases(objects) == []
 
 
@@ -69,12 +76,12 @@ def test_one_that_cannot_reach_the_store_for_long_does_not_write(
     with Lease(objects, beat=1000, stale=0.4) as held:
         between = failing(objects)
         between.error, between.left = OSError("AWS Error NETWORK_CONNECTION"), 99
-        held.hold()  # it is not that long
+        held.ensure_held()  # it is not that long
         time.sleep(0.3)
         with pytest.raises(StorageError):
-            held.hold()
+            held.ensure_held()
         between.error = None
-        held.hold()
+        held.ensure_held()
 
 
 def test_of_many_at_once_one_has_it(objects: Objects, elsewhere: Callable[[str], None]) -> None:
@@ -122,6 +129,105 @@ def test_one_that_was_killed_on_this_machine_is_known_to_be_gone_at_once(s3: str
         assert time.monotonic() - began < 10
 
 
+class Jumping(Clock):
+    """Clocks that are set ahead by hand."""
+
+    def __init__(self) -> None:
+        self.boot_ahead = self.wall_ahead = 0.0
+
+    def boot(self) -> float:
+        return super().boot() + self.boot_ahead
+
+    def wall(self) -> float:
+        return super().wall() + self.wall_ahead
+
+
+def there_and_here() -> tuple[Process, Process]:
+    return Process("there", "b1", "there pids", 1, 0.0), Process("here", "b2", "here pids", 1, 0.0)
+
+
+@pytest.mark.parametrize("jump", ["boot_ahead", "wall_ahead"])
+def test_after_a_suspension_the_run_is_claimed_anew_before_anything_is_written(
+    objects: Objects, jump: str
+) -> None:
+    clock = Jumping()
+    with Lease(objects, beat=1000, clock=clock) as lease:
+        before = leases(objects)
+        lease.ensure_held()
+        assert leases(objects) == before, "nothing is asked while the last renewal is young"
+        setattr(clock, jump, 41.0)
+        lease.ensure_held()
+        assert len(leases(objects)) == 1 and leases(objects) != before
+    assert leases(objects) == []
+
+
+def test_one_that_slept_through_another_drivers_whole_work_has_lost_the_run(objects: Objects) -> None:
+    clock = Jumping()
+    there, here = there_and_here()
+    with Lease(objects, beat=1000, clock=clock, process=there) as lease:
+        objects.delete(leases(objects)[0])  # as who takes a silent one over does
+        with Lease(objects, process=here):
+            pass
+        clock.boot_ahead = 3600.0
+        with pytest.raises(RunFolderError, match="took over"):
+            lease.ensure_held()
+
+
+def test_a_clock_that_is_ahead_takes_no_living_run(objects: Objects) -> None:
+    there, here = there_and_here()
+    ahead = Jumping()
+    ahead.wall_ahead = 7200.0
+    working = pytest.raises(RunFolderError, match="process 1 on there")
+    with Lease(objects, beat=0.2, stale=30, process=there), working:
+        Lease(objects, beat=0.3, stale=30, clock=ahead, process=here).__enter__()
+
+
+def test_a_watcher_that_was_suspended_looks_again_before_it_takes_over(objects: Objects) -> None:
+    there, here = there_and_here()
+
+    class Suspended(Jumping):
+        """It is suspended while it waits for the first time; the other one goes on meanwhile."""
+
+        def sleep(self, seconds: float) -> None:
+            if not self.boot_ahead:
+                self.boot_ahead = 3600.0
+                other.heartbeat()
+
+    working = pytest.raises(RunFolderError, match="process 1 on there")
+    with Lease(objects, beat=1000, process=there) as other, working:
+        Lease(objects, clock=Suspended(), process=here).__enter__()
+
+
+def test_every_attempt_to_write_asks_the_lease(
+    objects: Objects, failing: Callable[[Objects], Failing]
+) -> None:
+    with Lease(objects, stale=3) as lease:
+        between = failing(objects)
+        between.error, between.left, between.matching = OSError("no answer"), 1, "table"
+        between.on_failure = lambda: setattr(lease, "_lost", True)
+        with pytest.raises(RunFolderError, match="took over"):
+            objects.guarded(lease).put("table", b"1")
+        for write in (
+            lambda: objects.guarded(lease).delete("table"),
+            lambda: objects.guarded(lease).delete_folder(),
+        ):
+            with pytest.raises(RunFolderError, match="took over"):
+                write()
+    assert not objects.exists("table")
+
+
+def test_a_run_with_an_unanswered_write_is_given_back_later(
+    objects: Objects, failing: Callable[[Objects], Failing]
+) -> None:
+    with Lease(objects, stale=6) as lease:
+        between = failing(objects)
+        between.error, between.left, between.matching = OSError("no answer"), 9, "table"
+        with pytest.raises(StorageError):
+            objects.guarded(lease).put("table", b"1")
+        doubted = time.monotonic()
+    assert time.monotonic() - doubted > 1.9
+
+
 def test_a_damaged_lease_is_said(objects: Objects) -> None:
     objects.put(f"{FOLDER}/by-x", b"{")
     with pytest.raises(StorageError, match="a lease is damaged"):
@@ -129,4 +235,7 @@ def test_a_damaged_lease_is_said(objects: Objects) -> None:
 
 
 def test_a_lease_names_no_person() -> None:
-    assert {"host", "machine", "pid", "started", "beat", "written"} == lease_module._KEYS
+    said = json.loads(Owner("x", Process.this(), 1, 0.0).content())
+    assert said.keys() == {
+        "format", "host", "boot", "machine", "pid", "started", "heartbeat", "written",
+    }  # fmt: skip

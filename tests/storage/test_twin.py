@@ -217,7 +217,8 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
 ) -> None:
     twin = twin_at(url)
     between = failing(twin.objects)
-    with pytest.raises(StorageError, match="QUOTA"), twin.driving(EVERY):
+    lease = Lease(twin.objects, stale=3)
+    with pytest.raises(StorageError, match="QUOTA"), twin.driving(EVERY, lease=lease):
         log = EventLog(twin.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
@@ -315,7 +316,7 @@ def test_a_user_who_was_forgotten_meanwhile_does_not_come_back(s3: str) -> None:
 
 def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Twin) -> None:
     twin = twin_at(url)
-    lost = Lease(twin.objects, beat=1000, stale=0.2)
+    lost = Lease(twin.objects, beat=1000, stale=3)
     with pytest.raises(RunFolderError, match="took over"), twin.driving(EVERY, lease=lost):
         log = EventLog(twin.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
@@ -323,7 +324,7 @@ def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machin
         for found in twin.objects.found("lease"):
             twin.objects.delete(found.name)  # as somebody does who thinks that it is gone
         with other_machine.driving(EVERY):
-            time.sleep(0.2)
+            time.sleep(1.1)  # its last renewal is too old now
             log.append({"event": "told"})
             eventually(lambda: twin._pusher is not None and twin._pusher._error is not None)
             with pytest.raises(RunFolderError):

@@ -174,13 +174,13 @@ def test_what_killed_drivers_left_goes_with_the_next_one(
     folder.memory("u-a").rename(folder.memory("u-a").with_name(".u-a.41.old"))
     before = sorted(folder.root.iterdir())
     with folder.lock():
-        assert {path for path in folder.root.rglob("*") if path.is_file()} == {
+        there = {path for path in folder.root.rglob("*") if path.is_file()}
+        assert {path for path in there if path.parent != folder.root / "lease"} == {
             *kept,
             *(folder.root / name for name in ("study.yaml", "alias.key", "run.json", "session.json", "lock")),
         }  # fmt: skip
-    assert sorted([*before, folder.root / "session.json"]) == sorted(
-        [*folder.root.iterdir(), folder.root / "train"]
-    )
+    made = [folder.root / "session.json", folder.root / "lease"]
+    assert sorted([*before, *made]) == sorted([*folder.root.iterdir(), folder.root / "train"])
 
 
 def test_a_creation_that_was_killed_leaves_its_draft_until_the_next(
@@ -258,7 +258,7 @@ def test_a_run_at_a_url_is_opened_on_another_machine(
 ) -> None:
     made = RunFolder.create(at(url, users=("alice@example.org",)), "f" * 64)
     assert made.place == f"{url}/s" == place_of(made.study) and is_run(made.place)
-    assert names_at(f"{url}/s") == ["alias.key", "run.json", "study.yaml"]
+    assert names_at(f"{url}/s") == ["alias.key", "lease/last", "run.json", "study.yaml"]
     assert not any(b"alice" in objects_at(f"{url}/s").get(name) for name in names_at(f"{url}/s"))
     on_another_machine()
     again = RunFolder.open(f"{url}/s/")
