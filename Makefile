@@ -1,6 +1,8 @@
-# Everything runs from .venv, which the targets make when it is missing or when its inputs change.
+# Everything runs from .venv, which the targets make when it is missing or when its inputs change. Another Python
+# gets another environment: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
@@ -9,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: demo test test-quick install lint format bench clean
+.PHONY: demo test test-quick test-lowest audit lock install lint format bench clean
 
 demo: install
 	$(BIN)/milp-ray demo
@@ -22,19 +24,51 @@ test-quick: install
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt constraints-stores.txt constraints-triton.txt
+# Packages come by hash, with three exceptions. torch has one version and other files for CPUs and for CUDA; what it
+# requires, setuptools, wheel and ninja come with it, since deepspeed's build looks for all of them.
+$(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock triton.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_ray needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# torch first: deepspeed's build looks for it, and other packages then take this version.
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja torch
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,deepspeed]'
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check -q
 	# Object stores for the tests, servers in an environment of their own: moto's botocore needs an older
 	# python-dateutil.
 	test -x $(VENV)/stores/bin/python || $(BIN)/python -m venv $(VENV)/stores
-	$(VENV)/stores/bin/python -m pip install -q -r constraints-stores.txt
+	$(VENV)/stores/bin/python -m pip install -q --no-deps --require-hashes -r stores.lock
 	# Beside the environment: torch for CPUs does without it, and so does everything that looks for it.
-	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/triton -r constraints-triton.txt
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --upgrade --target $(VENV)/triton -r triton.lock
 	touch $(STAMP)
+
+# The quick tests with the lowest versions that setup.cfg allows, in an environment of their own: a bound that is too
+# low is found here. torch is then the lowest one's build for CUDA (several GB), also where there is no GPU.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" --ignore tests/cluster
+
+$(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q -c constraints-lowest.txt setuptools wheel ninja torch
+	$(LOWEST)/bin/python -m pip install -q --no-deps --no-build-isolation -r constraints-lowest.txt
+	$(LOWEST)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pip check -q
+	touch $@
+
+# Published vulnerabilities of what is locked; without a network, of a file: make audit OSV=all.zip (osv.dev, PyPI).
+audit: install
+ifdef OSV
+	$(BIN)/python .ci/audit.py $(OSV) constraints.txt constraints-stores.txt constraints-triton.txt
+else
+	$(BIN)/uv tool run pip-audit@2.10.1 --strict --disable-pip --no-deps -r constraints.txt
+endif
+
+# After a change of constraints*.txt or of the bounds in setup.cfg: the hashes, and the lowest versions.
+UV = $(BIN)/uv pip compile -q --no-header --no-annotate --python-version 3.11 --index-strategy unsafe-best-match
+lock:
+	grep -v '^torch==' constraints.txt | $(UV) --no-deps --generate-hashes -o requirements.lock -
+	$(UV) --no-deps --generate-hashes -o stores.lock constraints-stores.txt
+	$(UV) --no-deps --generate-hashes -o triton.lock constraints-triton.txt
+	$(BIN)/python .ci/lowest.py | $(UV) --resolution lowest-direct -o constraints-lowest.txt -
 
 lint: install
 	$(BIN)/ruff check .
@@ -50,4 +84,4 @@ bench: install
 	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) .venv-3.13 .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
