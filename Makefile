@@ -63,7 +63,7 @@ else
 endif
 
 # After a change of constraints*.txt or of the bounds in setup.cfg: the hashes, and the lowest versions.
-UV = $(BIN)/uv pip compile -q --no-header --no-annotate --python-version 3.11 --index-strategy unsafe-best-match
+UV = $(BIN)/uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --index-strategy unsafe-best-match
 lock:
 	grep -v '^torch==' constraints.txt | $(UV) --no-deps --generate-hashes -o requirements.lock -
 	$(UV) --no-deps --generate-hashes -o stores.lock constraints-stores.txt
