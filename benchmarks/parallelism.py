@@ -141,11 +141,12 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any, most: in
     import torch
 
     from milp_ray.training.base import load_base
-    from milp_ray.training.parallel.group import SOLO, Meeting, Ranks
+    from milp_ray.training.parallel.group import SOLO, Ranks
+    from milp_ray.training.parallel.rendezvous import Rendezvous
     from milp_ray.training.parallel.sharding import Parallel, held
 
     torch.set_num_threads(1)
-    meeting = Meeting(f"127.0.0.1:{port}", rank, size, timeout=300)
+    meeting = Rendezvous(f"127.0.0.1:{port}", rank, size, timeout=300)
     group = Ranks(meeting, torch.device("cpu")) if size > 1 else SOLO
     found: Row = {}
     if strategy == PEER:

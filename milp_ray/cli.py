@@ -5,6 +5,7 @@ How errors are printed and what the exit codes mean is :mod:`milp_ray.terminal`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -75,10 +76,13 @@ def check(study: StudyFile, overrides: Overrides = None) -> None:
 @_reported
 def search(study: StudyFile, overrides: Overrides = None) -> int:
     """Search every user's memory, train the chosen ones, test them once."""
-    from milp_ray.config.loading import load_study
+    from milp_ray.config.loading import check_no_ids, load_study
     from milp_ray.study.driver import start
 
-    return closing(start(load_study(study, overrides or []), out))
+    loaded = load_study(study, overrides or [])
+    if (loaded.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        check_no_ids(overrides or [])
+    return closing(start(loaded, out))
 
 
 @app.command()
@@ -184,23 +188,27 @@ def submit(
     working_dir: Annotated[
         Path | None, typer.Option(help="What travels, and what paths are relative to; else here.")
     ] = None,
-    include: Annotated[list[str] | None, typer.Option(help="A further file that travels.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="A further file or folder that travels.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; no secrets.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job, and end with its exit code.")] = True,
     again: Annotated[bool, typer.Option("--again", help="Even if the same job is done.")] = False,
 ) -> int:
     """Submit a job to a Ray cluster and follow it; the same job is never submitted twice at a time."""
     from milp_ray.jobs import client, connection, package
+    from milp_ray.study.stopping import signals_interrupt
 
     variables = client.environment_of(env or [])
     packed = package.pack(
         job, study, overrides or [], root=working_dir, include=include or [], environment=variables
     )
-    connected = connection.connect(address, connection.token_of(token_file), insecure=insecure)
-    for warning in packed.warnings:
-        err.print(warning, markup=False)
-    sent = client.submit(connected, packed, again=again)
-    return client.report(connected, sent, lambda text: err.print(text, markup=False), write if wait else None)
+    with signals_interrupt():  # copies of what travels are removed whatever ends this
+        connected = connection.connect(address, connection.token_of(token_file), insecure=insecure)
+        for warning in packed.warnings:
+            err.print(warning, markup=False)
+        sent = client.submit(connected, packed, again=again)
+        return client.report(
+            connected, sent, lambda text: err.print(text, markup=False), write if wait else None
+        )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,4 +33,28 @@ def titled(title: str, root: int | None = None) -> list[psutil.Process]:
                 found.append(process)
         except psutil.Error:  # it ended meanwhile
             continue
+    return found
+
+
+def titles(root: int) -> set[str]:
+    """What a process's living descendants call themselves."""
+    found = set()
+    for process in titled("", root):
+        with contextlib.suppress(psutil.Error):
+            found.add(" ".join(process.cmdline()))
+    return found
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """The addresses at which a process and its descendants listen."""
+    found: set[str] = set()
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return found
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add(connection.laddr.ip.removeprefix("::ffff:"))
     return found

@@ -28,6 +28,7 @@ from pathlib import Path
 from processes import HOST, State, answers, end, launch
 
 from milp_ray.errors import ClusterError, MilpRayError, StorageError
+from milp_ray.storage import check_own
 
 _START_SECONDS = 120.0
 # Paths of Ray's sockets must stay under 107 characters, of which a session's own part takes about 62.
@@ -47,6 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.folder = given.folder.absolute()
     commands = {"start": start, "node": node, "env": env, "status": status, "stop": stop}
     try:
+        _check_own(given.folder)
         return commands[given.command](given)
     except MilpRayError as error:
         _say(f"error: {error}")
@@ -84,6 +86,7 @@ def start(given: argparse.Namespace) -> int:
     for flag in ("port", "dashboard_port", "metrics_port"):
         _check_free(getattr(given, flag), f"--{flag.replace('_', '-')}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(folder)  # somebody may have made it meanwhile
     token = _token(folder, given.token_file)
     sessions = _sessions(folder)
     log = folder / "head.log"
@@ -182,6 +185,20 @@ def stop(given: argparse.Namespace) -> int:
     return 0
 
 
+def _check_own(folder: Path) -> None:
+    """A folder that is there already says which processes are ended and what a shell runs: nobody else may
+    have made it, or write in it."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if fault := check_own(folder, "the head's folder"):
+        raise StorageError(
+            fault,
+            where=str(folder),
+            expected="a folder of yours that nobody else may write in, or none yet",
+            remedy="name another folder, in your home for instance (~/.milp-ray/head)",
+        )
+
+
 def _running(folder: Path) -> State:
     state = State.read(folder)
     if state is None or not state.head.is_alive():
@@ -228,7 +245,8 @@ def _token(folder: Path, given: Path | None) -> Path:
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(32), encoding="ascii")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        found = path.stat()
+        mode = stat.S_IMODE(found.st_mode)
         content = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
         raise StorageError(
@@ -237,6 +255,13 @@ def _token(folder: Path, given: Path | None) -> Path:
             expected="a text file with one token",
             remedy="make one: (umask 077; openssl rand -hex 32 > FILE)",
         ) from None
+    if found.st_uid not in (os.getuid(), 0):
+        raise StorageError(
+            "the token's file is another user's, who knows the token",
+            where=str(path),
+            expected="a token in a file of yours",
+            remedy="make one: (umask 077; openssl rand -hex 32 > FILE)",
+        )
     if not content or mode & 0o077:
         raise StorageError(
             f"the token's file {'is empty' if not content else f'can be read by others (mode {mode:04o})'}",
@@ -253,8 +278,9 @@ def _sessions(folder: Path) -> Path:
     Where FOLDER's path is too long for sockets below it, ``ray`` is a link to a short one under /tmp.
     """
     private = folder / "ray"
-    if not private.is_dir():
-        private.unlink(missing_ok=True)  # a link to what /tmp no longer has
+    # A link leads to /tmp, which may have lost that folder, and have got another user's of its name since.
+    if not private.is_dir() or check_own(private.resolve(), "it"):
+        private.unlink(missing_ok=True)
         if len(str(private / "r")) <= _LONGEST_FOLDER:
             private.mkdir(mode=0o700)
         else:

@@ -184,6 +184,35 @@ def _validate(tree: Tree, source: str) -> Study:
     return study
 
 
+def check_no_ids(overrides: Sequence[str]) -> None:
+    """For command lines that reach a cluster, where whoever may submit jobs can read them.
+
+    Ray keeps them, the one of a driver too, in its job table; the dashboard and `ps` show them. How many
+    users is no secret; which ones is.
+
+    Raises:
+        StudyError: an override names users by their ids, which it does not repeat.
+    """
+    for text in overrides:
+        key, _, value = text.partition("=")
+        parsed = yamltree.parse(value).value
+        if key == "data":
+            users = parsed.get("users") if isinstance(parsed, dict) else None
+        elif key == "data.users" or key.startswith("data.users."):
+            users = parsed
+        else:
+            continue
+        if users is None or (isinstance(users, int) and key.count(".") < 2):
+            continue
+        problem = Problem(
+            "override data.users",
+            "a command line can be read on the cluster and in its dashboard, and user ids must not be",
+            "user ids in the study file only",
+            "write data.users into the study file",
+        )
+        raise StudyError("command line", [problem])
+
+
 def looks_secret(text: str) -> bool:
     """Whether a text holds something of the shape of a well-known kind of key."""
     return _SECRET.search(text) is not None

@@ -340,6 +340,10 @@ class StorageSettings(Settings):
     """Where run folders are made."""
 
     path: str = Field("runs", min_length=1, description="folder or URL; the run is <path>/<study name>")
+    readable_by: Literal["owner", "group"] = Field(
+        "owner",
+        description="who may read a new run's folder; group: its group, too, except alias.key",
+    )
 
     _is_usable = field_validator("path")(_usable_url)
 

@@ -24,7 +24,7 @@ from milp_ray.config.loading import looks_secret
 from milp_ray.errors import ClusterError
 from milp_ray.jobs.connection import JobError, answering
 from milp_ray.jobs.package import Package
-from milp_ray.storage import has_credentials, is_url
+from milp_ray.storage import Scratch, has_credentials, is_url, writing
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -69,13 +69,15 @@ def submit(client: JobSubmissionClient, package: Package, *, again: bool = False
         if last is not None and state_of(last) == "SUCCEEDED" and not again:
             return Submitted(str(last.submission_id), "done")
         name = f"{prefix}-{max(attempts, default=0) + 1}"
-        with tempfile.TemporaryDirectory(prefix="milp-job-") as folder:
-            package.copy_to(Path(folder))
+        with writing(Path(tempfile.gettempdir())):
+            scratch = Scratch("milp-job-")
+        with scratch:
+            package.copy_to(scratch.room)
             try:
                 client.submit_job(
                     entrypoint=package.entrypoint,
                     submission_id=name,
-                    runtime_env={"working_dir": folder, "env_vars": dict(package.environment)},
+                    runtime_env={"working_dir": str(scratch.room), "env_vars": dict(package.environment)},
                     metadata=_metadata(package),
                 )
             except RuntimeError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from milp_ray.errors import StudyError
-from milp_ray.jobs.package import BUILT_IN, storage_problem
+from milp_ray.jobs.package import BUILT_IN, IDS_TRAVEL, storage_problem
 from milp_ray.storage import is_url
 from milp_ray.terminal import closing, err, leave, out, reported
 
@@ -58,10 +58,13 @@ def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None)
 
     @reported
     def job() -> int:
-        from milp_ray.config.loading import load_study
+        from milp_ray.config.loading import check_no_ids, load_study
 
+        check_no_ids(words[1:])
         study = load_study(words[0], words[1:])
         check_paths(study, Path.cwd())
+        if isinstance(study.data.users, tuple) and _package_of(Path.cwd()):
+            err.print(IDS_TRAVEL, markup=False)
         return closing(work(study, out))
 
     leave(job())
@@ -77,9 +80,14 @@ def check_paths(study: Study, folder: Path) -> None:
     Raises:
         StudyError: ``storage.path`` is inside.
     """
-    package = next((part for part in (folder, *folder.parents) if part.name.startswith(_PACKAGE)), None)
+    package = _package_of(folder)
     path = study.storage.path
     if package is None or is_url(path):
         return
     if (folder / Path(path).expanduser()).resolve().is_relative_to(package.resolve()):
         raise StudyError("the study of a job", [storage_problem(path)])
+
+
+def _package_of(folder: Path) -> Path | None:
+    """The folder that travelled with a job and holds ``folder``; None if it did not travel."""
+    return next((part for part in (folder, *folder.parents) if part.name.startswith(_PACKAGE)), None)

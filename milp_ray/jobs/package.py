@@ -15,23 +15,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from milp_ray.config import yamltree
-from milp_ray.config.loading import load_study, study_files
+from milp_ray.config.loading import check_no_ids, load_study, study_files
 from milp_ray.config.models import Study
-from milp_ray.errors import MilpRayError, Problem, StudyError
+from milp_ray.errors import Problem, StudyError
+from milp_ray.jobs.included import Included, SubmissionError, below, included, refuse_secret
 from milp_ray.storage import is_url
 
 MAX_BYTES = 20 << 20
 BUILT_IN = ("search", "final")  # jobs without a script, see milp_ray.jobs.entry
 _DIGEST_LENGTH = 10
+_SHOWN = 5
+IDS_TRAVEL = (
+    "data.users names users by their ids in a study file that travels with the job: it will lie in Ray's "
+    "files on the cluster, where every other job can read it (data.users can also be a number, or null: all)"
+)
 _TEXTS_TRAVEL = (
     "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other "
     "job can read them"
 )
-
-
-class SubmissionError(MilpRayError):
-    """What is to be submitted cannot travel: a file is missing, outside the folder, or too large."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def pack(
         study: file, below ``root``.
         overrides: ``section.key=value``.
         root: the working folder, which relative paths are relative to; None: the current one.
-        include: further files or folders below ``root``.
+        include: further files or folders below ``root``; see :mod:`milp_ray.jobs.included`.
         environment: variables of the job.
 
     Raises:
@@ -89,26 +90,38 @@ def pack(
     root = (root or Path.cwd()).resolve()
     if not root.is_dir():
         raise SubmissionError("no such folder", where=f"--working-dir {root}", expected="a folder")
-    _check_private(overrides)
+    check_no_ids(overrides)
     loaded = load_study(root / study, overrides)
     chain = [
         _inside(file, root, "the study, and files that it extends") for file in study_files(root / study)
     ]
     built_in = job in BUILT_IN and not (root / job).is_file()
     script = [] if built_in else [_script(job, root)]
-    extra = {file for name in include for file in _included(name, root)}
-    code = (
-        list(_below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
-    )
-    files = tuple(sorted({*chain, *script, *extra, *code}))
+    extra = [_included(name, root) for name in include]
+    code = list(below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
+    files = tuple(sorted({*chain, *script, *code, *(file for found in extra for file in found.files)}))
     _check_size(files, root)
     _check_paths(loaded, root, files)
     command = ["python", "-m", "milp_ray.jobs", job] if built_in else ["python", str(script[0])]
     entrypoint = shlex.join([*command, str(chain[0]), *overrides])
     environment = environment or {}
-    warnings = (_TEXTS_TRAVEL,) if _is_relative(loaded.data.path) else ()
     digest = _digest(files, root, entrypoint, environment)
+    warnings = tuple(_warnings(loaded, files, root, extra))
     return Package(root, loaded, files, entrypoint, environment, digest, warnings)
+
+
+def _warnings(study: Study, files: Sequence[Path], root: Path, extra: Sequence[Included]) -> Iterator[str]:
+    """What of users travels, and what stays here though it is below what was to travel."""
+    data = study.data.path
+    if not is_url(data) and any((root / Path(data).expanduser()).resolve() == root / file for file in files):
+        yield _TEXTS_TRAVEL
+    if isinstance(study.data.users, tuple):
+        yield IDS_TRAVEL
+    left_out = {path: reason for found in extra for path, reason in found.left_out.items()}
+    if left_out:
+        shown = [f"{path} ({reason})" for path, reason in list(left_out.items())[:_SHOWN]]
+        more = len(left_out) - len(shown)
+        yield f"does not travel: {', '.join(shown)}{f' and {more} more' if more else ''}"
 
 
 def _script(job: str, root: Path) -> Path:
@@ -116,15 +129,15 @@ def _script(job: str, root: Path) -> Path:
     script = _inside(Path(job), root, f"a script, or {names} for a job without one")
     if not (root / script).is_file():
         raise SubmissionError("is a folder", where=job, expected=f"a script, or {names}")
+    refuse_secret(root / script, job)
     return script
 
 
-def _included(name: str, root: Path) -> list[Path]:
-    found = list(_below(_inside(Path(name), root, "a file or folder to include"), root))
-    if not found:
-        raise SubmissionError(
-            "nothing in it can travel", where=f"--include {name}", expected="files; links are left out"
-        )
+def _included(name: str, root: Path) -> Included:
+    found = included(_inside(Path(name), root, "a file or folder to include"), root)
+    if not found.files:
+        expected = "files; links, dot files, runs and what looks like a secret are left out"
+        raise SubmissionError("nothing in it can travel", where=f"--include {name}", expected=expected)
     return found
 
 
@@ -143,34 +156,6 @@ def _inside(path: Path, root: Path, expected: str) -> Path:
             remedy="submit from a folder above it, or name that one with --working-dir",
         )
     return whole.relative_to(root)
-
-
-def _below(path: Path, root: Path, pattern: str = "*") -> Iterator[Path]:
-    """The files of a folder, or the file itself; no symbolic links, which may lead anywhere."""
-    whole = root / path
-    found = [whole] if whole.is_file() else sorted(whole.rglob(pattern))
-    for file in found:
-        if file.is_file() and not file.is_symlink() and "__pycache__" not in file.parts:
-            yield file.relative_to(root)
-
-
-def _check_private(overrides: Sequence[str]) -> None:
-    """A job's command can be read in the dashboard; raw user ids must not be."""
-    for text in overrides:
-        key, _, value = text.partition("=")
-        parsed = yamltree.parse(value).value if key == "data" else None
-        if (
-            key == "data.users"
-            or key.startswith("data.users.")
-            or (isinstance(parsed, dict) and "users" in parsed)
-        ):
-            problem = Problem(
-                "override data.users",
-                "a job's command can be read in the dashboard, and user ids must not be",
-                "user ids in the study file only",
-                "write data.users into the study file",
-            )
-            raise StudyError("command line", [problem])
 
 
 def _check_size(files: Sequence[Path], root: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import ensure_held, growing, storage_error, sync_folder
+from milp_ray.storage import ensure_held, follow, growing, make_folder, storage_error, sync_folder
 
 Event = Mapping[str, object]
 
@@ -65,7 +65,7 @@ class EventLog:
     def _open(self, path: Path) -> None:
         ensure_held(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             new = not path.exists()
             with path.open("ab+") as file:
                 file.seek(0)
@@ -80,6 +80,7 @@ class EventLog:
                         f"its {len(data) - len(kept)} bytes were removed (line {len(self.events) + 1})"
                     )
             if new:
+                follow(path)
                 sync_folder(path.parent)
         except OSError as error:
             raise storage_error(error, path) from error

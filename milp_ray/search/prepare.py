@@ -9,10 +9,12 @@ caches.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import platform
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,11 +22,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from milp_ray.errors import StorageError
 from milp_ray.search.engine import Engine
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
 from milp_ray.search.surrogates.saas import Saas
-from milp_ray.storage import writing
+from milp_ray.storage import check_own, writing
 
+_WHAT = "the folder of compiled programs"
 _EXTENSION = "logei_fused_ext"  # the name BoTorch gives it
 
 
@@ -81,19 +85,53 @@ def use_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     Call it in every process that proposes, before its first proposal. A setting of ``TORCH_EXTENSIONS_DIR``
     or ``JAX_COMPILATION_CACHE_DIR`` that is there already stands.
 
+    Compiled programs are run by whoever finds them, so the folder must hold no other user's.
+
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or others can put programs into it.
     """
     root = Path(folder or os.environ.get("MILP_RAY_CACHE") or _user_cache())
-    place = root.expanduser().absolute() / _machine()
-    with writing(place):
-        (place / "jax").mkdir(parents=True, exist_ok=True)
-        (place / "torch").mkdir(exist_ok=True)
+    root = root.expanduser().resolve()
+    place = root / _machine()
+    _make_private(root, place)
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(place / "torch"))
     from milp_ray.search.surrogates import nuts
 
     nuts.keep_compiled(place / "jax")
     return place
+
+
+def _make_private(root: Path, place: Path) -> None:
+    """Make the cache's folders, which only their owner can write in."""
+    with writing(place):
+        for folder in (root, place, place / "jax", place / "torch"):
+            folder.mkdir(mode=0o700, parents=folder == root, exist_ok=True)
+        fault = check_own(root, _WHAT)
+        if root.stat().st_mode & stat.S_ISVTX and root.stat().st_uid in (0, os.getuid()):
+            fault = ""  # as /tmp is: nobody can take another's folder away
+        elif fault and root.stat().st_uid == os.getuid():
+            root.chmod(stat.S_IMODE(root.stat().st_mode) & ~0o022)
+            fault = ""
+        if not fault and not (fault := _foreign(place)):
+            # Made by an earlier version under a lenient umask, but nobody has put anything there.
+            place.chmod(0o700)
+    if fault:
+        raise StorageError(
+            fault,
+            where=str(place),
+            expected="a folder that you alone write in: what is compiled there is run",
+            remedy="remove it, or set MILP_RAY_CACHE to a folder of yours",
+        )
+
+
+def _foreign(place: Path) -> str:
+    """Whether another user made, or put anything into, a folder, as a fault; empty where nobody did."""
+    owners = {place.lstat().st_uid}
+    for above, folders, files in os.walk(place):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):  # another process of ours put a program in place
+                owners.add((Path(above) / name).lstat().st_uid)
+    return "" if owners <= {os.getuid(), 0} else f"{_WHAT} holds another user's files"
 
 
 def _compile(engine: Engine, trials: int | None) -> tuple[int, ...]:

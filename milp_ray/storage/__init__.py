@@ -17,21 +17,28 @@ from milp_ray.storage.files import (
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
+from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
 from milp_ray.storage.objects import local_copy
+from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import SESSION, Session, next_session, publish_for
 from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
+    "GROUP",
+    "OWNER",
     "SESSION",
     "Part",
+    "Scratch",
     "Session",
     "Twin",
     "abandoned",
     "at_hand",
     "can_read",
+    "check_own",
     "close_twins",
     "ensure_held",
+    "follow",
     "get_file",
     "growing",
     "has_credentials",
@@ -40,10 +47,12 @@ __all__ = [
     "joined",
     "local_copy",
     "look",
+    "make_folder",
     "names_in",
     "next_session",
     "publish_for",
     "put_file",
+    "readers_of",
     "reading",
     "remove_file",
     "remove_folder",

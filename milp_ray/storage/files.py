@@ -22,6 +22,7 @@ from pathlib import Path
 from milp_ray.errors import StorageError
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.modes import follow, make_folder
 from milp_ray.storage.session import check_session
 from milp_ray.storage.twin import Part, Twin, twin_of
 
@@ -34,9 +35,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             write(draft)
+            follow(draft)
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             check_session(path)
@@ -75,10 +77,11 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        make_folder(draft)
         try:
             write(draft)
             check_session(path)
+            follow(draft)
             if path.exists():  # a rename cannot replace a filled folder
                 old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 path.rename(old)
@@ -188,6 +191,7 @@ def put_file(path: Path, content: bytes) -> None:
         twin.put(path, content)
     else:
         write_synced(path, content)
+        follow(path)
 
 
 def get_file(path: Path) -> bytes:

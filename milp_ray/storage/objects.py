@@ -8,6 +8,7 @@ a :class:`~milp_ray.errors.StorageError`. Not here: what the names mean, and who
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -21,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from milp_ray.errors import StorageError
-from milp_ray.storage.local import storage_error
+from milp_ray.storage.local import storage_error, writing
 from milp_ray.storage.urls import NATIVE, joined, url_fault
 
 T = TypeVar("T")
@@ -144,22 +145,26 @@ class Objects:
 
         return self._tried(name, read)
 
-    def download(self, name: str, target: Path) -> None:
-        """Write an object's content to a file, part by part; the file is not made where there is none.
+    def download(self, name: str, target: Path) -> bool:
+        """Write an object's content to a file, part by part.
+
+        Returns:
+            Whether there is one; the file is as it was where there is none.
 
         Raises:
             StorageError: it could not be read.
         """
 
-        def copy() -> None:
+        def copy() -> bool:
             try:
                 with self._fs.open_input_stream(self._path(name)) as stream, target.open("wb") as file:
                     while part := stream.read(_PART_BYTES):
                         file.write(part)
             except FileNotFoundError:
-                return
+                return False
+            return True
 
-        self._tried(name, copy)
+        return self._tried(name, copy)
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of this very name."""
@@ -283,14 +288,18 @@ def objects_at(url: str) -> Objects:
 def local_copy(url: str) -> Iterator[Path]:
     """A private copy of a file at a URL, for the length of a ``with`` block; absent if there is none.
 
+    The copy has no name in any folder, only one below ``/proc`` for this process: whatever ends the process
+    takes it along, and nobody else comes upon it.
+
     Raises:
         StorageError: the URL cannot be used or read.
     """
     folder, _, name = url.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="milp-ray-") as room:
-        copy = Path(room) / name
-        objects_at(folder).download(name, copy)
-        yield copy
+    with contextlib.ExitStack() as stack:
+        with writing(Path(tempfile.gettempdir())):
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="milp-ray-"))
+        copy = Path(f"/proc/self/fd/{file.fileno()}")
+        yield copy if objects_at(folder).download(name, copy) else copy.with_name("absent")
 
 
 def _remedy(error: BaseException) -> str:

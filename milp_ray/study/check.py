@@ -23,6 +23,7 @@ from milp_ray.ids import new_key
 from milp_ray.search.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.storage import is_url, look, names_in, reading
+from milp_ray.study.exposure import exposures
 from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.preflight import attempt, preflight, together
@@ -119,6 +120,7 @@ def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
         ("run folder", place_of(study)),
+        *(("note", text) for text in exposures(study)),
         *([("run", f"is there; a job, or milp-ray resume, goes on with it: {progress}")] if progress else []),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from milp_ray.errors import RunFolderError
-from milp_ray.storage import at_hand, names_in, write_folder
+from milp_ray.storage import OWNER, at_hand, names_in, write_folder
 from milp_ray.study.run_folder import RunFolder
 
 
@@ -46,6 +46,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
         ]
 
     def write(draft: Path) -> None:
+        draft.chmod(OWNER)  # memories and tables are about users: whoever fetched them decides who else reads
         for kind in kinds:
             with at_hand(folder.root / kind) as copy:
                 if copy.is_dir():

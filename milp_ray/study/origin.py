@@ -14,6 +14,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import Problem
 from milp_ray.ids import alias_of, is_alias
 
+_MAY_DIFFER = ("data.path", "storage.readable_by")  # where the data lies; who may read the folder
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
 
@@ -42,8 +43,8 @@ def changed_packages(meta: Mapping[str, object]) -> str:
 def differences(mine: Study, theirs: Study) -> list[Problem]:
     """Where a resolved study is another than the run's, user ids replaced by aliases in both.
 
-    Where a run is worked on (``ray``) and where its data lies may differ: that it is the same data, its
-    fingerprint says. Values are not repeated where they may name users.
+    Where a run is worked on (``ray``), where its data lies and who may read the folder may differ: that it is
+    the same data, its fingerprint says. Values are not repeated where they may name users.
     """
     before, now = (dict(_leaves(one.model_dump(mode="json"))) for one in (mine, theirs))
     return [
@@ -56,7 +57,7 @@ def differences(mine: Study, theirs: Study) -> list[Problem]:
             "put it back, or give the study another name",
         )
         for path in sorted(before.keys() | now.keys())
-        if before.get(path) != now.get(path) and not path.startswith("ray.") and path != "data.path"
+        if before.get(path) != now.get(path) and not path.startswith("ray.") and path not in _MAY_DIFFER
     ]
 
 

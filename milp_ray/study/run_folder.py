@@ -37,10 +37,12 @@ from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
 from milp_ray.storage import (
+    GROUP,
     SESSION,
     Part,
     Session,
     Twin,
+    follow,
     has_credentials,
     is_url,
     next_session,
@@ -135,7 +137,11 @@ class RunFolder:
             try:
                 _write_first(draft, first)
                 (draft / "lock").touch()
-                draft.chmod(0o755)
+                if study.storage.readable_by == "group":
+                    draft.chmod(GROUP)  # else as it is made: for its owner alone
+                for file in draft.iterdir():
+                    if file.name != "alias.key":
+                        follow(file)
                 sync_folder(draft)
                 draft.rename(root)  # fails if somebody made a filled folder there meanwhile
                 sync_folder(root.parent)

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import get_file, names_in, put_file, remove_folder, twin_of, writing
+from milp_ray.storage import get_file, make_folder, names_in, put_file, remove_folder, twin_of, writing
 from milp_ray.training.parallel.group import Group
 
 _KEPT = 2
@@ -214,7 +214,7 @@ def _digest(meta: Mapping[str, object]) -> str:
 
 def _fresh(draft: Path) -> None:
     _discard(draft)
-    draft.mkdir(parents=True)
+    make_folder(draft)
 
 
 def _discard(folder: Path) -> None:

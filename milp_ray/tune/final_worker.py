@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,7 +25,7 @@ from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.storage import at_hand, publish_for, write_json
 from milp_ray.tune.assignments import FinalSpec, Job
 from milp_ray.tune.dashboard import announce
-from milp_ray.tune.processes import end, free_address, here
+from milp_ray.tune.processes import end, here, host_rendezvous, on_one_node
 from milp_ray.tune.resident import resident_base
 from milp_ray.tune.room import let_go
 
@@ -39,7 +39,7 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Seat:
-    """A process's place among the ranks: its group, its rank in it, and where the group meets."""
+    """A process's place among the ranks: its group, its rank in it, and where the group meets, if it must."""
 
     group: int
     rank: int
@@ -71,8 +71,7 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
         if not _paused(ray.get(assignments.begin.remote(size)), assignments):
             return
         count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
-        firsts = [worker_group.execute_single_async(group * size, free_address) for group in range(count)]
-        addresses = ray.get(firsts)
+        addresses = self._addresses(worker_group, size, count) if size > 1 else [""] * count
         ray.get(
             [
                 worker_group.execute_single_async(
@@ -82,6 +81,19 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
                 for rank in range(size)
             ]
         )
+
+    @staticmethod
+    def _addresses(worker_group: Any, size: int, count: int) -> list[str]:
+        """Where each group meets: what its first rank opened."""
+        ranks = range(count * size)
+        places = ray.get([worker_group.execute_single_async(rank, here) for rank in ranks])
+        opened = [
+            worker_group.execute_single_async(
+                first, host_rendezvous, on_one_node(places[first : first + size])
+            )
+            for first in ranks[::size]
+        ]
+        return list(ray.get(opened))
 
 
 def _paused(seconds: float, assignments: Any) -> bool:
@@ -165,10 +177,10 @@ class _Rank:
         publish_for(self._spec.root, self._spec.session)
         meeting = None
         if seat.size > 1:
-            from milp_ray.training.parallel.group import Meeting
+            from milp_ray.training.parallel.rendezvous import Rendezvous
 
             patience = self._spec.study.ray.group_timeout
-            meeting = Meeting(seat.address, seat.rank, seat.size, patience)
+            meeting = Rendezvous(seat.address, seat.rank, seat.size, patience)
         self._base = resident_base(self._spec.study, self._spec.root, cpus, meeting)
         self._group: Group = self._base.parallel.group
         self._asked = time.monotonic()
@@ -197,9 +209,10 @@ class _Rank:
         """The group's next job, the same on all ranks."""
         while True:
             asked = self._assignments.next.remote(self._seat.group) if self._seat.rank == 0 else None
-            job = self._group.gather(ray.get(asked) if asked is not None else None)[0]
-            if not isinstance(job, str):
-                return job
+            answer: Job | str | None = ray.get(asked) if asked is not None else None
+            plain = self._group.gather(asdict(answer) if isinstance(answer, Job) else answer)[0]
+            if not isinstance(plain, str):
+                return None if plain is None else Job(**plain)
             time.sleep(_POLL_SECONDS / 2)
 
     def _train(self, alias: str) -> list[str]:

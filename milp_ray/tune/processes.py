@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,12 +33,19 @@ def here() -> Place:
     return Place(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
 
 
-def free_address() -> str:
-    """Host and port on which the calling process could be met right now, at an address other nodes reach."""
-    host = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+def host_rendezvous(one_machine: bool) -> str:
+    """Open what a group's ranks meet at, of which the calling process is to be the first; its address.
+
+    ``one_machine``: whether all ranks are on this node.
+    """
+    from milp_ray.training.parallel.rendezvous import open_rendezvous
+
+    return open_rendezvous(ray.util.get_node_ip_address(), one_machine=one_machine)
+
+
+def on_one_node(places: Iterable[Place]) -> bool:
+    """Whether processes are all on the same node."""
+    return len({place.node for place in places}) == 1
 
 
 def end(places: Iterable[Place]) -> None:

@@ -24,7 +24,7 @@ from milp_ray.tune.shared import check_sees
 
 if TYPE_CHECKING:
     from milp_ray.training.base import BaseModel
-    from milp_ray.training.parallel.group import Meeting
+    from milp_ray.training.parallel.rendezvous import Rendezvous
 
 LOADING_SECONDS = 3600.0  # that a base may take, and that ranks wait for each other: files may be far away
 
@@ -55,7 +55,7 @@ def _watched(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def resident_base(study: Study, root: Path, cpus: float, meeting: Meeting | None = None) -> BaseModel:
+def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | None = None) -> BaseModel:
     """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
 
     Args:

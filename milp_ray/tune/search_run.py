@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from ray.util.debug import reset_log_once
 
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
-from milp_ray.storage import shown, storage_error
+from milp_ray.storage import follow, make_folder, shown, storage_error
 from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer
@@ -121,6 +122,7 @@ def run_search(
 def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) -> None:
     """Run Tune to its end, and leave nothing of it but its log."""
     try:
+        make_folder(folder)  # Ray would open it to everybody
         with _log_to(folder / "tune.log"):
             tuner.fit()
     except Exception as error:
@@ -233,6 +235,11 @@ class _QuietFile(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, delay=True, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        follow(Path(self.baseFilename))
+        return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
         """Nothing: what matters is told by the driver itself."""

@@ -32,6 +32,7 @@ from milp_ray.config.models import RaySettings
 from milp_ray.errors import ClusterError
 from milp_ray.storage import abandoned, held
 from milp_ray.tune.ray_token import token_source
+from milp_ray.tune.uv_hook import switch_off_uv_hook
 
 _REACH_SECONDS = 10.0
 _LONGEST_PARENT = 28
@@ -75,6 +76,7 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
             expected="host:port of the head, or auto on a machine of the cluster",
             remedy="submit the run as a job (milp-ray submit), or unset RAY_ADDRESS for a private Ray",
         )
+    switch_off_uv_hook()
     with _foreign(address) if address else _local(settings) as session:
         yield session
 

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from milp_ray.errors import MilpRayError, place_of
 from milp_ray.memory.space import Placement
-from milp_ray.tune.processes import Place, end, free_address, here
+from milp_ray.tune.processes import Place, end, here, host_rendezvous, on_one_node
 from milp_ray.tune.resident import LOADING_SECONDS, resident_base
 from milp_ray.tune.slicing import Slices, Unfit, WorkerBroke
 
@@ -55,12 +55,16 @@ class Rank:
     def __repr__(self) -> str:
         return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard
 
-    def place(self) -> tuple[Place, str]:
-        """Its process, and an address at which rank 0 could be met. Imports what :meth:`join` needs, so that
-        ranks then come together at about the same time."""
+    def place(self) -> Place:
+        """Its process. Imports what :meth:`join` needs, so that ranks then come together at about the same
+        time."""
         import milp_ray.training.trial  # noqa: F401
 
-        return here(), free_address()
+        return here()
+
+    def host(self, one_machine: bool) -> str:
+        """Open what the ranks meet at; its address. For rank 0."""
+        return host_rendezvous(one_machine)
 
     def join(self, address: str, rank: int, size: int) -> None:
         """Meet the others and load the base.
@@ -68,11 +72,11 @@ class Rank:
         Raises:
             Unfit: something keeps this worker from it, and so the others.
         """
-        from milp_ray.training.parallel.group import Meeting
+        from milp_ray.training.parallel.rendezvous import Rendezvous
 
         study = self._spec.study
         try:
-            meeting = Meeting(address, rank, size, study.ray.group_timeout)
+            meeting = Rendezvous(address, rank, size, study.ray.group_timeout)
             base = resident_base(study, self._spec.root, self._cpus, meeting)
         except MilpRayError as error:
             raise Unfit(error, ray.util.get_node_ip_address()) from None
@@ -154,9 +158,9 @@ class WorkerGroup:
             for index, bundle in enumerate(self._bundles)
         ]
         with self._failing():
-            found = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
-            self._places = [place for place, _ in found]
-            address, size = found[0][1], len(self._ranks)
+            self._places = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
+            opened = [self._ranks[0].host.remote(on_one_node(self._places))]
+            (address,), size = self._all(opened, "opened where they meet"), len(self._ranks)
             self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
                 "loaded the base model",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -65,6 +66,38 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> 
         done = head_sh("start", tmp_path / "new", f"--port={free_ports(1)[0]}", f"--dashboard-port={port}")
     assert done.returncode == 2 and f"port {port}" in done.stderr and "--dashboard-port" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["start", "node", "env", "status", "stop"])
+def test_a_folder_that_others_can_write_in_is_not_trusted(tmp_path: Path, command: str) -> None:
+    """Its head.json says which processes are ended, and what a shell that takes the environment runs."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    done = head_sh(command, tmp_path / "shared")
+    assert done.returncode == 2 and "others may write" in done.stderr and "remedy" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    done = head_sh(command, tmp_path / "link")
+    assert done.returncode == 2 and "is no folder of its own" in done.stderr
+    assert not list((tmp_path / "shared").iterdir()) and not list((tmp_path / "mine").iterdir())
+
+
+def test_rays_files_never_go_into_a_folder_that_took_the_place_of_ours(
+    processes: object, tmp_path: Path
+) -> None:
+    import head
+
+    folder = tmp_path / ("long-" * 10)
+    folder.mkdir()
+    first = head._sessions(folder)
+    assert first.parent.stat().st_mode & 0o077 == 0
+    first.parent.chmod(0o777)  # as if it had been removed, and made anew by somebody
+    second = head._sessions(folder)
+    try:
+        assert second.parent != first.parent and second.parent.stat().st_mode & 0o077 == 0
+    finally:
+        for made in (first.parent, second.parent):
+            made.rmdir()
 
 
 @pytest.mark.parametrize(
@@ -163,3 +196,14 @@ def family_of(folder: Path) -> list[psutil.Process]:
     state = json.loads((folder / "head.json").read_text(encoding="utf-8"))
     roots = [psutil.Process(process["pid"]) for process in (state["head"], *state["nodes"])]
     return [*roots, *(child for root in roots for child in root.children(recursive=True))]
+
+
+def test_no_page_has_a_shell_run_a_file_of_a_shared_folder() -> None:
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *CLUSTER.rglob("*.md"), *CLUSTER.rglob("*.sh")]
+    found = [
+        f"{page.name}: {line.strip()}"
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"(^|[;&|`\s])(\.|source|bash|sh)\s+/(var/)?tmp/|head\.sh \w+ /tmp/", line)
+    ]
+    assert not found

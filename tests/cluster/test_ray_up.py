@@ -51,6 +51,14 @@ def faults(config: Config) -> list[str]:
         token = re.search(r"RAY_AUTH_TOKEN_PATH=(\S+)", text)
         if token and token[1].rstrip(";") not in full["file_mounts"]:
             found.append(f"{role}: {token[1]} is not copied to it")
+        if full["provider"]["type"] == "local":  # a machine that others use, too
+            folder = re.search(r'RAY_TMPDIR="(\S+)/r"', text)
+            setup = "\n".join(full["setup_commands"])
+            if folder is None or not all(
+                f'{test} "{folder[1]}"' in setup
+                for test in ("mkdir -m 700", "test -O", "test ! -L", "chmod 700")
+            ):
+                found.append(f"{role}: everybody can enter Ray's folder")
     head = " ".join(full["head_start_ray_commands"])
     if "--num-cpus=0" not in head:
         found.append("head: takes trials")
@@ -129,3 +137,14 @@ def test_our_own_rules_refuse(change: Callable[[Config], object], fault: str) ->
     config = load(CLUSTER / "ray-up" / "aws.yaml")
     change(config)
     assert any(fault in text for text in faults(config))
+
+
+def test_on_machines_that_others_use_rays_folder_is_private() -> None:
+    config = load(CLUSTER / "ray-up" / "on-prem.yaml")
+    config["setup_commands"].pop()
+    assert "head: everybody can enter Ray's folder" in faults(config)
+    config = load(CLUSTER / "ray-up" / "on-prem.yaml")
+    config["worker_start_ray_commands"] = [
+        command.replace("RAY_TMPDIR=", "OTHER=") for command in config["worker_start_ray_commands"]
+    ]
+    assert "worker: everybody can enter Ray's folder" in faults(config)

@@ -156,6 +156,8 @@ def ended(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Batches to end after the test, with the steps that they left behind, as Slurm would."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
+    for made in Path("/tmp").glob("mr-4242-*"):
+        shutil.rmtree(made, ignore_errors=True)
     home = str(tmp_path / "s")
     for member in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -171,6 +173,7 @@ def test_the_batch_ends_as_the_job_does(
     tmp_path: Path, ended: list[subprocess.Popen[str]], name: str, ray: str, code: int
 ) -> None:
     auth = '[ "$RAY_AUTH_MODE$RAY_AUTH_TOKEN" = token ] && [ -s "$RAY_AUTH_TOKEN_PATH" ]'
+    auth += ' && [ "$(stat -c %a "${RAY_TMPDIR%/r}")" = 700 ]'
     job = f"{auth} && exit {code}; exit 77"
     process = play(tmp_path, name, ray, job)
     ended.append(process)
@@ -218,6 +221,24 @@ def test_record_keeps_the_exit_code(tmp_path: Path, code: int) -> None:
     assert not (tmp_path / "code.pid").exists()
 
 
+@pytest.mark.parametrize("planted", ["open", "link", "absent"])
+def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, planted: str) -> None:
+    private = tmp_path / "private"
+    if planted == "open":
+        private.mkdir()
+        private.chmod(0o755)
+    elif planted == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        private.symlink_to(tmp_path / "elsewhere")
+    environment = os.environ | {"RAY_PRIVATE": str(private)}
+    done = run(SLURM / "private.sh", "echo", "began", env=environment)
+    if planted == "absent":
+        assert done.stdout == "began\n" and stat.S_IMODE(private.stat().st_mode) == 0o700
+        assert run(SLURM / "private.sh", "echo", "again", env=environment).stdout == "again\n"
+    else:
+        assert done.returncode == 1 and not done.stdout and "remedy" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str]], study_file: Path) -> None:
     study = yaml.safe_load(study_file.read_text())
@@ -241,7 +262,11 @@ def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str
     try:
         # Not until its output ends: the head, which Slurm would end with the job, still holds that.
         process.wait(timeout=240)
+        (private,) = Path("/tmp").glob(f"mr-{os.getpid()}-*")
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (private, private / "r")]
     finally:
-        shutil.rmtree(f"/tmp/mr-{os.getpid()}", ignore_errors=True)
+        for made in Path("/tmp").glob(f"mr-{os.getpid()}-*"):
+            shutil.rmtree(made, ignore_errors=True)
     assert process.returncode == 0
+    assert modes == [0o700, 0o777], "Ray opens its own folder, so nobody may come so far"
     assert (study_file.parent / "runs/small/run.json").is_file()

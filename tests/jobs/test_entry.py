@@ -54,7 +54,25 @@ def test_exit_codes_of_wrong_use(job: str, tmp_path: Path) -> None:
     wrong = run(script, "study.yaml", "trial.epochs=0", cwd=tmp_path)
     assert wrong.returncode == 2 and "problems" in wrong.stderr, wrong.stderr
     assert "Traceback" not in wrong.stderr
+    named = run(script, "study.yaml", "data.users=[jane]", cwd=tmp_path)
+    assert named.returncode == 2 and "command line" in named.stderr and "jane" not in named.stderr
     study.write_text(STUDY.replace("PATH", "runs"))
     missing = run(script, "study.yaml", cwd=tmp_path)
     assert missing.returncode == 2 and "Traceback" not in missing.stderr, missing.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "local"])
+def test_ids_stay_out_of_the_command_line_of_a_driver_on_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], address: str
+) -> None:
+    """Ray lists a driver's command line with its jobs."""
+    from milp_ray.cli import app
+
+    (tmp_path / "study.yaml").write_text(STUDY.replace("PATH", str(tmp_path / "runs")))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SystemExit) as ended:
+        app(["search", str(tmp_path / "study.yaml"), "data.users=[jane]"])
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "jane" not in said
+    assert ("command line: 1 problem" in said) is (address != "local")

@@ -150,6 +150,73 @@ def test_includes_that_bring_nothing(root: Path, name: str) -> None:
         pack("jobs/search.py", Path("jobs/search.yaml"), include=[name])
 
 
+SECRETS = {
+    ".env": "A=1",
+    ".git/config": "x",
+    "keys/deploy.pem": "x",
+    "keys/id_ed25519": "x",
+    "keys/notes.txt": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "hf_token": "x",
+    "aws_credentials.json": "{}",
+    "old/run.json": "{}",
+    "old/study.yaml": "name: old",
+    "old/memories/u-1/adapter_model.safetensors": "x",
+    "code.py": "KEY = 'AKIAABCDEFGHIJKLMNOP'",
+}
+PLAIN = {
+    "tokenizer.py": "x",
+    "tokens.md": "x",
+    "secretary.txt": "x",
+    "keyboard.py": "x",
+    "deep/notes.txt": "x",
+}
+
+
+@pytest.mark.parametrize("folder", [".", "extra"])
+def test_what_looks_secret_stays_here_and_it_is_said(root: Path, folder: str) -> None:
+    for name, content in (SECRETS | PLAIN).items():
+        file = root / folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    found = pack("jobs/search.py", Path("jobs/search.yaml"), include=[folder])
+    travelling = {
+        (root / file).relative_to(root / folder).as_posix()
+        for file in found.files
+        if (root / file).is_relative_to(root / folder)
+    }
+    assert not travelling & SECRETS.keys() and PLAIN.keys() <= travelling
+    (said,) = found.warnings
+    assert said.startswith("does not travel: ") and ".env (a dot file)" in said and "more" in said
+    assert "AKIA" not in said
+
+
+@pytest.mark.parametrize("name", ["keys/deploy.pem", "keys/notes.txt", ".env"])
+def test_a_secret_that_is_named_is_refused(root: Path, name: str) -> None:
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text(SECRETS[name])
+    with pytest.raises(SubmissionError, match=r"secret|key") as refused:
+        pack("jobs/search.py", Path("jobs/search.yaml"), include=[name])
+    assert refused.value.exit_code == 2 and "BEGIN" not in str(refused.value)
+    (root / "jobs/search.py").write_text("TOKEN = 'hf_" + "a" * 34 + "'")
+    with pytest.raises(SubmissionError, match="holds something like a key"):
+        pack("jobs/search.py", Path("jobs/search.yaml"))
+
+
+def test_texts_that_travel_unasked_are_told(root: Path) -> None:
+    absolute = [f"data.path={root / 'users.jsonl'}"]
+    (said,) = pack("jobs/search.py", Path("jobs/search.yaml"), absolute, include=["."]).warnings
+    assert "texts will lie in Ray's files" in said
+
+
+def test_ids_in_a_study_file_that_travels_are_told_and_not_repeated(root: Path) -> None:
+    listed = STUDY.replace("users.jsonl}", "users.jsonl, users: [jane.doe@example.org]}")
+    (root / "jobs/search.yaml").write_text(listed)
+    (said,) = pack("jobs/search.py", Path("jobs/final.yaml")).warnings
+    assert "data.users" in said and "jane" not in said
+    (root / "jobs/search.yaml").write_text(STUDY.replace("users.jsonl}", "users.jsonl, users: 3}"))
+    assert not pack("jobs/search.py", Path("jobs/search.yaml")).warnings
+
+
 def test_links_do_not_travel(root: Path) -> None:
     (root / "runs/link").symlink_to("/etc/passwd")
     assert "runs/link" not in names(pack("jobs/search.py", Path("jobs/search.yaml"), include=["runs"]))
@@ -168,4 +235,5 @@ def test_user_ids_stay_out_of_the_command(root: Path, override: str) -> None:
     with pytest.raises(StudyError) as caught:
         pack("jobs/search.py", Path("jobs/search.yaml"), [override])
     assert "jane" not in str(caught.value)
+    pack("jobs/search.py", Path("jobs/search.yaml"), ["data.users=2"])
     pack("jobs/search.py", Path("jobs/search.yaml"), ["data={path: /shared/users.jsonl}"])

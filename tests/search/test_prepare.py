@@ -106,3 +106,28 @@ def test_an_unwritable_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="remedy"):
         prepare(tmp_path / "file")
+
+
+def test_only_their_owner_writes_where_compiled_programs_are(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    lenient = use_cache(tmp_path / "cache")
+    for folder in (lenient, lenient.parent):
+        folder.chmod(0o777)  # as an earlier version may have made them
+    again = use_cache(tmp_path / "cache")
+    assert again == lenient
+    assert not any(folder.stat().st_mode & 0o022 for folder in (again, again.parent))
+    tmp_path.chmod(0o1777)
+    assert use_cache(tmp_path).parent == tmp_path, "a folder of one's own in a shared one, as /tmp is"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize("planted", ["", "jax/program", "torch/logei_fused_ext/logei_fused_ext.so", ".."])
+def test_another_users_compiled_programs_are_refused(tmp_path: Path, planted: str) -> None:
+    place = use_cache(tmp_path / "cache")
+    (place / "torch/logei_fused_ext").mkdir()
+    for name in ("jax/program", "torch/logei_fused_ext/logei_fused_ext.so"):
+        (place / name).touch()
+    os.chown((place / planted).resolve(), 12345, -1)
+    with pytest.raises(StorageError, match="another user's") as refused:
+        use_cache(tmp_path / "cache")
+    assert "MILP_RAY_CACHE" in str(refused.value)

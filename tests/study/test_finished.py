@@ -17,6 +17,7 @@ from ax.api.client import Client
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.training.base import load_base, loaded
+from tests.processes import listening_addresses, titles
 
 from .conftest import CANARY, Start, call, starting, write_study
 from .test_end_to_end import events, told
@@ -58,6 +59,8 @@ class Finished:
     output: str
     sessions: frozenset[str]
     leaked: frozenset[Path]
+    shown: frozenset[str]
+    heard: frozenset[str]
     left: tuple[Path, ...]
 
     @property
@@ -71,22 +74,30 @@ def finished(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> F
     study = write_study(tmp_path_factory.mktemp("finished"), shallow_model)
     leaked: set[Path] = set()
     sessions: set[str] = set()
+    shown: set[str] = set()
+    heard: set[str] = set()
     with starting() as start:
         process = start("search", str(study), "name=one", *QUICK, "ray.max_concurrent=2")
         scratch: Path = start.scratch  # type: ignore[attr-defined]
         while process.poll() is None:
             leaked.update(holding(scratch, CANARY.encode()))
             sessions.update(p.name for p in scratch.glob("mr-*/r/session_*"))
+            shown.update(titles(process.pid))
+            heard.update(listening_addresses(process.pid))
             time.sleep(1)  # all files are read each time, and they grow
         output = process.communicate()[0]
         assert process.returncode == 0, output
         left = tuple(scratch.glob("mr-*"))
-    return Finished(study, output, frozenset(sessions), frozenset(leaked), left)
+    seen = (frozenset(sessions), frozenset(leaked), frozenset(shown), frozenset(heard))
+    return Finished(study, output, *seen, left)
 
 
 def test_no_user_text_is_outside_and_nothing_of_ray_is_left(finished: Finished) -> None:
     assert finished.sessions, "the session folder of Ray was never seen: the search for leaks saw nothing"
     assert not finished.leaked and not finished.left
+    assert any("RayTrainWorker" in title for title in finished.shown)
+    assert not any(CANARY in title for title in finished.shown)
+    assert finished.heard and finished.heard <= {"127.0.0.1", "::1"}
     assert CANARY not in finished.output and not holding(finished.runs / "one", CANARY.encode())
 
 
@@ -112,6 +123,12 @@ def test_everything_is_there_at_the_end(finished: Finished) -> None:
     assert (run / "plots" / "hypervolume.png").exists()
     assert "own memory" in finished.output and "chosen configurations" in finished.output
     assert "2 of 2 have a memory" in finished.output
+
+
+def test_nobody_else_can_read_a_run(finished: Finished) -> None:
+    run = finished.runs / "one"
+    opened = [path for path in (run, *run.rglob("*")) if path.stat().st_mode & 0o077]
+    assert not opened
 
 
 def test_it_is_looked_at_without_ray_and_not_begun_again(finished: Finished) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,34 @@ def test_a_run_of_the_first_format_goes_on_by_its_rules_of_texts(tmp_path: Path)
     write_json(made.root / "run.json", meta | {"format": 99})
     with pytest.raises(RunFolderError, match="format 99"):
         RunFolder.open(made.root)
+
+
+@pytest.mark.parametrize(
+    ("readable_by", "folder", "file"), [("owner", 0o700, 0o600), ("group", 0o2750, 0o640)]
+)
+def test_a_new_run_is_for_its_owner_or_its_group_alone(
+    tmp_path: Path, readable_by: str, folder: int, file: int
+) -> None:
+    tmp_path.chmod(0o755)
+    study = a_study(tmp_path)
+    storage = study.storage.model_copy(update={"readable_by": readable_by})
+    made = RunFolder.create(study.model_copy(update={"storage": storage}), "f")
+    EventLog(made.events("u-" + "a" * 13)).append({"event": "x"})
+    write_folder(made.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
+    write_json(made.scores("u-" + "a" * 13), {})
+    for path in (made.root, *made.root.rglob("*")):
+        wanted = 0o600 if path.name == "alias.key" else folder if path.is_dir() else file
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+    assert RunFolder.of(study) is not None, "who may read it is no part of a study"
+
+
+def test_a_run_that_was_opened_to_others_goes_on_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    run = RunFolder.create(a_study(tmp_path), "f")
+    run.root.chmod(0o755)  # as earlier versions made it
+    write_folder(run.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
+    memory = run.memory("u-" + "a" * 13)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (memory, memory / "weights")] == [0o755, 0o644]
 
 
 def test_a_hub_model_stays_at_its_commit(tmp_path: Path) -> None:

@@ -9,33 +9,28 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from milp_ray.training.parallel.group import Meeting, Ranks
+from milp_ray.training.parallel.group import Ranks
+from milp_ray.training.parallel.rendezvous import Rendezvous
 
 PRELOADED = ["milp_ray.training.trial", "transformers.models.llama.modeling_llama"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def rank_main(
-    rank: int, size: int, port: int, environment: dict[str, str], called: bytes, results: Any
+    rank: int, size: int, address: str, environment: dict[str, str], called: bytes, results: Any
 ) -> None:
     """``called``: the function and its arguments, some of which look at the environment as they are read."""
     os.environ.update(environment)  # the server of forks has that of its own start
     torch.set_num_threads(1)
     try:
         work, arguments = pickle.loads(called)
-        group = Ranks(Meeting(f"127.0.0.1:{port}", rank, size, timeout=100), torch.device("cpu"))
+        group = Ranks(Rendezvous(address, rank, size, timeout=100), torch.device("cpu"))
         results.put((rank, work(group, *arguments), ""))
         group.close()
     except BaseException:
@@ -47,17 +42,19 @@ def on_ranks(work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[A
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results = context.Queue()
-    common = free_port(), {**os.environ}, pickle.dumps((work, arguments)), results
-    processes = [context.Process(target=rank_main, args=(rank, size, *common)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    try:
-        found = {rank: (value, error) for rank, value, error in (results.get(timeout=300) for _ in processes)}
-    finally:
+    with tempfile.TemporaryDirectory() as meeting:
+        common = f"{meeting}/store", {**os.environ}, pickle.dumps((work, arguments)), results
+        processes = [context.Process(target=rank_main, args=(rank, size, *common)) for rank in range(size)]
         for process in processes:
-            process.join(20)
-            if process.is_alive():
-                process.kill()
+            process.start()
+        try:
+            answers = (results.get(timeout=300) for _ in processes)
+            found = {rank: (value, error) for rank, value, error in answers}
+        finally:
+            for process in processes:
+                process.join(20)
+                if process.is_alive():
+                    process.kill()
     for rank in range(size):
         assert not found[rank][1], found[rank][1]
     return [found[rank][0] for rank in range(size)]

@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings, OptimizerSettings, Study, TrialSettings
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import UserSplit
+from milp_ray.errors import MilpRayError, RunBusyError
 from milp_ray.evaluation.measure import response_loss
 from milp_ray.memory.space import Placement
 from milp_ray.training.base import BaseModel, device_of, load_base, loaded
-from milp_ray.training.parallel.group import Group, Meeting, Ranks
+from milp_ray.training.parallel.group import Group, Ranks
+from milp_ray.training.parallel.rendezvous import Rendezvous
 from milp_ray.training.parallel.sharding import Parallel, Root, held
 from milp_ray.training.trial import Trial, TrialStopped
 from tests.training.common import changed
@@ -202,7 +204,38 @@ def test_ranks_wait_longer_for_each_other_while_they_are_patient() -> None:
     assert on_ranks(late, 1.0)[0] == "gave up"
 
 
-def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch) -> None:
+def controlling(group: Group) -> list[Any]:
+    """What ranks tell each other, where nothing that PyTorch unpickles may be used."""
+
+    def unpickled(*_: object) -> None:
+        raise AssertionError("a message was unpickled")
+
+    for module in (dist, dist.distributed_c10d):
+        for name in ("all_gather_object", "broadcast_object_list", "_tensor_to_object"):
+            if hasattr(module, name):
+                setattr(module, name, unpickled)
+
+    def write() -> None:
+        if group.rank == 1:
+            raise RunBusyError("taken over", where="here", remedy="wait")
+
+    try:
+        group.together(write)
+        failure = None
+    except MilpRayError as error:
+        failure = error
+    items = [None, {"é": [1, 2.5, "x" * 1000]}] if group.rank else ["", {"a": None}]
+    return [[group.gather(item) for item in items], type(failure).__name__, str(failure)]
+
+
+def test_what_ranks_tell_each_other_is_never_unpickled() -> None:
+    zero, one = on_ranks(controlling)
+    assert zero == one
+    assert zero[0] == [["", None], [{"a": None}, {"é": [1, 2.5, "x" * 1000]}]]
+    assert zero[1:] == ["RunBusyError", "here: taken over\n    remedy: wait"]
+
+
+def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     """PyTorch binds a process group to no device without a number."""
     given: dict[str, Any] = {}
     chosen: list[torch.device] = []
@@ -211,7 +244,7 @@ def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(dist, "init_process_group", lambda *words, **more: given.update(more))
     monkeypatch.setattr(dist, "new_group", lambda **more: None)
-    Ranks(Meeting("127.0.0.1:1", 0, 2), device_of(ModelSettings(path="x")))
+    Ranks(Rendezvous(str(tmp_path / "store"), 0, 2), device_of(ModelSettings(path="x")))
     assert given["device_id"] == torch.device("cuda", 0) and chosen == [given["device_id"]]
 
 

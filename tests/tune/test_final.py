@@ -27,7 +27,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.session import ray_session
-from tests.processes import titled, wait_for
+from tests.processes import listening_addresses, titled, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -198,8 +198,16 @@ def test_a_group_of_two_makes_them_too_and_plain_peft_loads_them(
     two = {"workers_per_trial": 2, "parallelism": "zero3", "max_concurrent": 1}
     study = study_of(shallow_model, ray=two, memory={"dropout": 0.0})
     final = Final(study, tiny_user, tmp_path, users=2)
-    final.run()
+    heard: set[str] = set()
+
+    def listened() -> bool:
+        if (tmp_path / "memories").exists():  # both ranks are at work, on the second user
+            heard.update(listening_addresses(os.getpid()))
+        return bool(heard)
+
+    final.during(lambda: wait_for(listened))
     assert set(final.events) == done(2)
+    assert heard <= {"127.0.0.1", "::1"}, "a door to the network"
     single = Final(study_of(shallow_model, memory={"dropout": 0.0}), tiny_user, tmp_path / "single", 2)
     single.run()
     for alias in ("u1", "u2"):

@@ -60,7 +60,7 @@ def assignments(
     )
     monkeypatch.setattr(final_worker.ray, "get", lambda found: found)
     monkeypatch.setattr(final_worker, "here", lambda: Place("node", 1))
-    monkeypatch.setattr(final_worker, "free_address", lambda: "127.0.0.1:1")
+    monkeypatch.setattr(final_worker, "host_rendezvous", lambda one_node: f"127.0.0.1:{int(one_node)}")
     monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
     monkeypatch.setattr(final_worker, "_SEATS", [])
     return Assignments(FinalSpec(study, dict.fromkeys(PLACED, tiny_user), PLACED, tmp_path), 0)  # type: ignore[arg-type]

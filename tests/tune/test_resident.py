@@ -17,7 +17,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, ModelError
 from milp_ray.training import base as base_module
 from milp_ray.training.parallel import group as group_module
-from milp_ray.training.parallel.group import Meeting
+from milp_ray.training.parallel.rendezvous import Rendezvous
 from milp_ray.tune import resident
 from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.slicing import Unfit
@@ -48,7 +48,7 @@ def test_a_rank_that_lost_the_others_is_no_fault_of_the_cluster_yet(
     """Whoever started it replaces the lost one; an error of our own would end the whole run."""
     monkeypatch.setattr(group_module, "Ranks", fails)
     with pytest.raises(RuntimeError, match="closed by peer"):
-        resident.resident_base(study(), here, 1, Meeting("192.0.2.99:1", 0, 2))
+        resident.resident_base(study(), here, 1, Rendezvous("192.0.2.99:1", 0, 2))
     monkeypatch.setattr(base_module, "load_base", fails)
     with pytest.raises(ClusterError, match="could not be set up: RuntimeError at"):
         resident.resident_base(study(), here, 1)

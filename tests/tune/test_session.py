@@ -20,19 +20,9 @@ from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
 from milp_ray.storage import held
 from milp_ray.tune.session import _sweep, ray_session
-from tests.processes import wait_for
+from tests.processes import listening_addresses, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def listening_addresses(pid: int) -> set[str]:
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    found = set()
-    for process in processes:
-        for connection in process.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                found.add(connection.laddr.ip.removeprefix("::ffff:"))
-    return found
 
 
 @pytest.fixture
@@ -141,6 +131,46 @@ def test_a_dashboards_address_is_refused(address: str) -> None:
         pass
 
 
+def as_uv_run(
+    command: list[str], folder: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A command run in a folder by what Ray takes for `uv run`, which it knows by its name."""
+    (folder / "run").write_text("import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))")
+    return subprocess.run(
+        ["uv", "run", *command],
+        executable=sys.executable,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+HOOKED = """
+import sys
+if sys.argv[1] == "early":
+    import ray
+if sys.argv[2] == "off":
+    from milp_ray.tune.uv_hook import switch_off_uv_hook
+    switch_off_uv_hook()
+from ray._private.worker import _maybe_modify_runtime_env
+print(sorted(_maybe_modify_runtime_env({}, False)))
+"""
+
+
+@pytest.mark.parametrize("imported", ["early", "late"])
+def test_a_driver_of_uv_run_sends_no_folder_to_the_cluster(tmp_path: Path, imported: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    def sent(switch: str) -> str:
+        command = [sys.executable, "-c", HOOKED, imported, switch]
+        return as_uv_run(command, tmp_path, environment).stdout.strip()
+
+    assert sent("off") == "[]"
+    assert imported == "late" or sent("on") == "['py_executable', 'working_dir']", "Ray's hook is another now"
+
+
 JOIN = """
 import sys
 from milp_ray.config.models import RaySettings
@@ -178,9 +208,11 @@ def test_a_head_that_listens_on_loopback_only_is_joined_and_left_running(tmp_pat
         time.sleep(2)
         join = [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"]
         environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-        done = subprocess.run(join, env=environment, capture_output=True, text=True, timeout=90)
+        (tmp_path / "users.jsonl").write_text("CANARY")
+        done = as_uv_run(join, tmp_path, environment)
         assert "joined 42" in done.stdout, done.stdout + done.stderr
         assert head.poll() is None
+        assert not list(folder.rglob("users.jsonl")), "the working folder travelled"
     finally:
         processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         for process in processes:

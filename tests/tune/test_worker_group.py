@@ -17,6 +17,7 @@ from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
 from milp_ray.memory.space import Placement
 from milp_ray.tune.queue import BASELINE
+from tests.processes import listening_addresses
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
         assert found["loss"] == pytest.approx(alone.loss, abs=1e-4)
         assert found["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
         assert found["train_tokens"] == alone.train_tokens
+    assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
     assert [place.pid for place in group._places] == pids
     group.kill()
     assert gone(pids)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from milp_ray.errors import MilpRayError
+from milp_ray.errors import MilpRayError, from_plain
+from milp_ray.training.parallel.rendezvous import Rendezvous, store_at
 
 Item = TypeVar("Item")
 
@@ -49,7 +50,11 @@ class Group:
         return flag
 
     def gather(self, item: Item) -> list[Item]:
-        """Every rank's item, by rank."""
+        """Every rank's item, by rank.
+
+        Items are JSON values, of lists and not tuples: PyTorch's own way for objects unpickles what it gets,
+        which runs whatever code somebody on the network put there.
+        """
         return [item]
 
     def together(self, work: Callable[[], object]) -> None:
@@ -58,14 +63,19 @@ class Group:
         Raises:
             MilpRayError: of this or another rank, the lowest one's, on all of them.
         """
-        failure = None
+        failure: MilpRayError | None = None
         try:
             work()
         except MilpRayError as error:
             failure = error
-        failures = [error for error in self.gather(failure) if error is not None]
+        if self.size == 1:
+            if failure is not None:
+                raise failure
+            return
+        plain = self.gather(None if failure is None else failure.to_plain())
+        failures = [error for error in plain if error is not None]
         if failures:
-            raise failures[0]
+            raise from_plain(failures[0])
 
     @contextlib.contextmanager
     def patient(self, seconds: float) -> Iterator[None]:
@@ -74,22 +84,6 @@ class Group:
 
 
 SOLO = Group()
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where ranks find each other.
-
-    Attributes:
-        address: host and port where rank 0 listens.
-        rank, size: see :class:`Group`.
-        timeout: seconds after which a rank that others wait for counts as hung.
-    """
-
-    address: str
-    rank: int
-    size: int
-    timeout: float = 120.0
 
 
 class Ranks(Group):
@@ -105,7 +99,7 @@ class Ranks(Group):
         torch.distributed.DistError: not all came in time.
     """
 
-    def __init__(self, meeting: Meeting, device: torch.device) -> None:
+    def __init__(self, meeting: Rendezvous, device: torch.device) -> None:
         self.rank, self.size, self.device = meeting.rank, meeting.size, device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # who asks for no device, FSDP's mesh say, must get this one
@@ -114,7 +108,7 @@ class Ranks(Group):
         options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{meeting.address}",
+            store=store_at(meeting),
             rank=meeting.rank,
             world_size=meeting.size,
             timeout=patience,
@@ -138,9 +132,15 @@ class Ranks(Group):
 
     def gather(self, item: Item) -> list[Item]:
         """See :class:`Group`."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item, group=self._control)
-        return found
+        content = torch.frombuffer(bytearray(json.dumps(item).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(content)]), group=self._control)
+        counts = [int(length) for length in lengths]
+        padded = torch.zeros(max(counts), dtype=torch.uint8)
+        padded[: len(content)] = content
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self._control)
+        return [json.loads(part[:count].numpy().tobytes()) for part, count in zip(parts, counts, strict=True)]
 
     @contextlib.contextmanager
     def patient(self, seconds: float) -> Iterator[None]:

@@ -1,0 +1,40 @@
+"""`check` says who else can read users' texts and memories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from milp_ray.study import exposure
+from milp_ray.study.exposure import exposures
+from milp_ray.study.run_folder import RunFolder
+
+from .test_run_folder import a_study
+
+
+def test_what_others_can_read_is_told_with_the_remedy(tmp_path: Path) -> None:
+    data = tmp_path / "users.jsonl"
+    data.write_text("x")
+    data.chmod(0o644)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(tmp_path.parents[1]):
+            folder.chmod(0o755)
+    study = a_study(tmp_path, path=str(data))
+    (told,) = exposures(study)
+    assert told == f"everybody on this machine can read the users' data: chmod go= {data}"
+    data.chmod(0o600)
+    run = RunFolder.create(study, "f")
+    assert not exposures(study)
+    run.root.chmod(0o755)
+    (told,) = exposures(study)
+    assert "the run's memories and tables" in told and told.endswith(f"chmod -R go= {run.root}")
+
+
+def test_what_a_group_was_given_is_no_exposure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = a_study(tmp_path, path="s3://bucket/users.jsonl")
+    RunFolder.create(study, "f")
+    monkeypatch.setattr(exposure, "readers_of", lambda path: "the group lab")
+    assert len(exposures(study)) == 1
+    storage = study.storage.model_copy(update={"readable_by": "group"})
+    assert not exposures(study.model_copy(update={"storage": storage}))
