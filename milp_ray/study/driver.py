@@ -14,7 +14,7 @@ from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError,
 from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.inputs import Inputs, load_inputs
-from milp_ray.study.origin import changed_packages
+from milp_ray.study.origin import changed_packages, fewer_trials
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.population import Population
 from milp_ray.study.preflight import preflight, together
@@ -22,6 +22,8 @@ from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import signals_interrupt
+
+_GROWING = ("search.trials",)  # what of a study may be more when its run is gone on with
 
 
 def start(study: Study, console: Console) -> Outcome:
@@ -45,7 +47,8 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
 
 
 def start_or_resume(study: Study, console: Console) -> Outcome:
-    """A run of a study: begun where there is none, gone on with where there is one. What a job does.
+    """A run of a study: begun where there is none, gone on with where there is one, also with more trials.
+    What a job does.
 
     Raises:
         StudyError: the run is of another study; every value that differs is named.
@@ -97,13 +100,14 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
     Args:
         path: the run folder, or its URL.
         console: where progress goes.
-        overrides: ``ray.key=value`` only: where a run is worked on may change, what it is may not.
+        overrides: ``ray.key=value``: where a run is worked on may change, what it is may not; and a larger
+            ``search.trials``, with which a search, finished or not, goes on.
 
     Raises:
-        StudyError: another override.
+        StudyError: another override, or a smaller number of trials.
         MilpRayError: as :func:`start`, or there is no run, or its data or base model has changed.
     """
-    folder = _opened(path, overrides, "resume")
+    folder = _opened(path, overrides, "resume", _GROWING)
     return _work(folder, _inputs_of(folder), console)
 
 
@@ -142,24 +146,32 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
         return run.work()
 
 
-def _opened(path: Path | str, overrides: Sequence[str], command: str) -> RunFolder:
+def _opened(
+    path: Path | str, overrides: Sequence[str], command: str, growing: tuple[str, ...] = ()
+) -> RunFolder:
+    """A run with overrides of ``ray.*`` and of what may grow."""
     folder = RunFolder.open(path)
     if overrides:
-        _only_ray(overrides, command)
-        folder.study = load_study(folder.root / "study.yaml", overrides)
+        _check_overrides(overrides, command, growing)
+        changed = load_study(folder.root / "study.yaml", overrides)
+        if fewer := fewer_trials(folder.study, changed):
+            raise StudyError(command, fewer)
+        folder.study = folder.study.model_copy(update={"ray": changed.ray})
+        folder.with_trials(changed.search.trials)
     return folder
 
 
-def _only_ray(overrides: Sequence[str], command: str) -> None:
+def _check_overrides(overrides: Sequence[str], command: str, growing: tuple[str, ...]) -> None:
+    expected = "ray.<key>=<value>" + "".join(f", or a larger {key}" for key in growing)
     problems = [
         Problem(
-            f"override {text.partition('=')[0]}",
+            f"override {key}",
             "a run keeps its study",
-            "ray.<key>=<value>",
+            expected,
             "start a new run under another name for other settings",
         )
-        for text in overrides
-        if not text.startswith("ray.")
+        for key in (text.partition("=")[0] for text in overrides)
+        if not key.startswith("ray.") and key not in growing
     ]
     if problems:
         raise StudyError(command, problems)
@@ -173,6 +185,7 @@ def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
 @contextlib.contextmanager
 def _at_work(folder: RunFolder, console: Console) -> Iterator[None]:
     with folder.lock(), signals_interrupt():
+        folder.keep_trials()
         if changed := changed_packages(folder.meta):
             console.print(f"note: the run was begun with {changed}: results may differ", soft_wrap=True)
         try:

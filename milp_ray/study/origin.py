@@ -15,6 +15,7 @@ from milp_ray.errors import Problem
 from milp_ray.ids import alias_of, is_alias
 
 _MAY_DIFFER = ("data.path", "storage.readable_by")  # where the data lies; who may read the folder
+_TRIALS = "search.trials"
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
 
@@ -44,10 +45,13 @@ def differences(mine: Study, theirs: Study) -> list[Problem]:
     """Where a resolved study is another than the run's, user ids replaced by aliases in both.
 
     Where a run is worked on (``ray``), where its data lies and who may read the folder may differ: that it is
-    the same data, its fingerprint says. Values are not repeated where they may name users.
+    the same data, its fingerprint says. So may the number of trials, which can grow. Values are not repeated
+    where they may name users.
     """
     before, now = (dict(_leaves(one.model_dump(mode="json"))) for one in (mine, theirs))
-    return [
+    fewer = fewer_trials(mine, theirs)
+    now[_TRIALS] = before[_TRIALS]
+    return fewer + [
         Problem(
             path,
             "differs from the run's"
@@ -58,6 +62,17 @@ def differences(mine: Study, theirs: Study) -> list[Problem]:
         )
         for path in sorted(before.keys() | now.keys())
         if before.get(path) != now.get(path) and not path.startswith("ray.") and path not in _MAY_DIFFER
+    ]
+
+
+def fewer_trials(mine: Study, theirs: Study) -> list[Problem]:
+    """The problem that a run's budget would shrink; none where it stays or grows."""
+    before, now = mine.search.trials, theirs.search.trials
+    if now >= before:
+        return []
+    fact = f"is {now}, and the run was given {before}: what was measured cannot be taken back"
+    return [
+        Problem(_TRIALS, fact, f"{before} or more", "leave it out, or start a new run under another name")
     ]
 
 

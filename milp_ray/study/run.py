@@ -23,6 +23,7 @@ from milp_ray.ids import trial_label
 from milp_ray.storage import names_in, remove_folder, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
+from milp_ray.study.outdated import outdated
 from milp_ray.study.population import Population
 from milp_ray.study.progress import StudyProgress
 from milp_ray.study.record import record
@@ -253,6 +254,7 @@ class Run:
 
         began = time.monotonic()
         placements = self._placements()
+        self._drop_outdated(placements)
         todo = [alias for alias in placements if not self._tested(alias)]
         spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root, self._session)
         done = {
@@ -275,6 +277,14 @@ class Run:
         spec.look()
         self.outcome.seconds["final"] = time.monotonic() - began
 
+    def _drop_outdated(self, placements: Mapping[str, Placement]) -> None:
+        """Delete memories and scores of an earlier choice, which a run that got more trials may hold."""
+        found = outdated(self.folder, self.inputs.architecture, placements)
+        if found.memories:
+            count = len(found.memories)
+            self.progress.say(f"{count} users have another choice than before; their memories are made again")
+        found.remove(self.folder)
+
     def _placements(self) -> dict[str, Placement]:
         """The chosen placements of the users whose search is over."""
         chosen = self.population.chosen()
@@ -288,8 +298,11 @@ class Run:
     def _complete(self) -> bool:
         if self._search_wanted and not self._searched():
             return False
-        return not self._final_wanted or all(
-            self.folder.scores(alias).exists() for alias in self._placements()
+        if not self._final_wanted:
+            return True
+        placements = self._placements()
+        return all(self.folder.scores(alias).exists() for alias in placements) and not (
+            outdated(self.folder, self.inputs.architecture, placements).scores
         )
 
     def _tested(self, alias: str) -> bool:

@@ -54,6 +54,7 @@ from milp_ray.storage import (
     twin_of,
     url_fault,
     write_json,
+    write_whole,
     writing,
 )
 from milp_ray.storage.folder_lock import confirm_held, folder_lock
@@ -210,7 +211,33 @@ class RunFolder:
             raise StudyError(f"the run {place} is of another study", problems)
         data = folder.study.data.model_copy(update={"path": study.data.path})
         folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
-        return folder.pinned()
+        return folder.with_trials(study.search.trials).pinned()
+
+    def with_trials(self, trials: int) -> RunFolder:
+        """Itself, with as many trials a user if these are more; :meth:`keep_trials` writes them down."""
+        if trials > self.study.search.trials:
+            search = self.study.search.model_copy(update={"trials": trials})
+            self.study = self.study.model_copy(update={"search": search})
+        return self
+
+    def keep_trials(self) -> None:
+        """Write the number of trials into the frozen study, where it has grown; by who holds the lock.
+
+        Nothing else of the study changes. Where another driver wrote more meanwhile, these count.
+
+        Raises:
+            StorageError: it cannot be written; the study is as it was.
+        """
+        frozen = self._frozen()
+        self.with_trials(frozen.search.trials)
+        if frozen.search.trials < self.study.search.trials:
+            search = frozen.search.model_copy(update={"trials": self.study.search.trials})
+            text = _HEADER + dump_study(frozen.model_copy(update={"search": search}))
+            write_whole(self.root / "study.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
+
+    def _frozen(self) -> Study:
+        """The study as it lies in the folder."""
+        return load_study(self.root / "study.yaml", _AS_BEGUN[int(str(self.meta["format"]))])
 
     def pinned(self) -> RunFolder:
         """Itself, with the hub model's revision being the commit that the run was begun with.

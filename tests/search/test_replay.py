@@ -8,7 +8,7 @@ import pytest
 
 from milp_ray.search import Engine
 from milp_ray.search.local_search import LocalSearch
-from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, TINY_SAAS, measure, small_space
+from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, TINY_SAAS, measure, run, small_space
 
 TRIALS = 9
 
@@ -77,3 +77,24 @@ def test_another_seed_searches_elsewhere() -> None:
     one = Engine(small_space(), LOSS_AND_ROUGE, initial=4, surrogate="random", seed=1)
     two = Engine(small_space(), LOSS_AND_ROUGE, initial=4, surrogate="random", seed=2)
     assert [p.placement for p in one.ask(8)] != [p.placement for p in two.ask(8)]
+
+
+@pytest.mark.parametrize("surrogate", ["random", "gp"])
+@pytest.mark.parametrize("first", [3, 5])
+def test_a_search_that_is_given_more_trials_is_one_that_had_them(
+    tmp_path: Path, surrogate: str, first: int
+) -> None:
+    """Proposed one by one; where several come from one fit, those after the break are of a later one."""
+
+    def searched(log: Path | None, trials: int) -> Engine:
+        engine = Engine(
+            small_space(), LOSS_AND_ROUGE, initial=4, surrogate=surrogate, seed=5, trials=trials, log=log
+        )
+        run(engine, trials)
+        assert "limit" in engine.finished
+        return engine
+
+    log = tmp_path / "u.jsonl"
+    few = searched(log, first)
+    more, whole = searched(log, 8), searched(None, 8)
+    assert more.proposals[:first] == few.proposals and more.observations == whole.observations

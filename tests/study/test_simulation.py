@@ -15,7 +15,7 @@ import yaml
 from .conftest import Start, user_line
 
 pytestmark = pytest.mark.slow
-USERS, TRIALS = 7, 6
+USERS, TRIALS, MORE = 7, 6, 7
 # What a thousand users would add up: see benchmarks/population.py.
 WITH_MEMORY = """
 import gc, sys
@@ -78,7 +78,9 @@ def finish(process: subprocess.Popen[str], code: int) -> str:
     return output
 
 
-def test_a_simulated_study_killed_in_its_second_cohort_and_resumed(simulated: Path, start: Start) -> None:
+def test_a_simulated_study_killed_in_its_second_cohort_and_resumed_with_more_trials(
+    simulated: Path, start: Start
+) -> None:
     run = simulated.parent / "runs" / "dry"
     assert "the study is fine" in finish(start("check", str(simulated), "simulation.seconds=0.1"), 0)
     process = start("search", str(simulated), "simulation.seconds=0.1", "ray.proposers=1")
@@ -91,13 +93,13 @@ def test_a_simulated_study_killed_in_its_second_cohort_and_resumed(simulated: Pa
     before = ended(run)
     assert len(before) < USERS * TRIALS and len(events(run)) <= 6, "the third cohort had begun already"
 
-    output = finish(start("resume", str(run)), 0)
+    output = finish(start("resume", str(run), f"search.trials={MORE}"), 0)
     after = ended(run)
-    assert sorted(after) == sorted((alias, number) for alias in events(run) for number in range(TRIALS))
+    assert sorted(after) == sorted((alias, number) for alias in events(run) for number in range(MORE))
     assert len(events(run)) == USERS
     assert "no final stage" in output and "workers waited for a proposal" in output
     trials = pd.read_parquet(run / "tables" / "trials.parquet")
-    assert (trials.state == "done").sum() == USERS * TRIALS
+    assert (trials.state == "done").sum() == USERS * MORE
     assert (trials.state == "no memory").sum() == USERS
     assert trials.loss[trials.state == "no memory"].nunique() == 1
     metrics = json.loads((run / "tables" / "search_metrics.json").read_text())
