@@ -114,6 +114,11 @@ class Engine:
         if reference is not None:
             self.set_reference(reference)
 
+    @property
+    def log_size(self) -> int:
+        """Bytes of the event log's file so far; 0 where it is kept in memory."""
+        return self._events.size
+
     def ask(self, k: int | None = None) -> list[Proposal]:
         """``k`` new proposals (default: ``batch``), or fewer, maybe none: :attr:`finished` then says why.
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import ensure_held, follow, growing, make_folder, storage_error, sync_folder
+from milp_ray.storage import (
+    check_log,
+    ensure_held,
+    follow,
+    growing,
+    make_folder,
+    storage_error,
+    sync_folder,
+)
 
 Event = Mapping[str, object]
 
@@ -48,6 +56,11 @@ class EventLog:
         if self.path is not None:
             self._open(self.path)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 in memory."""
+        return self._size
+
     def append(self, event: Event) -> None:
         """Write an event to the disk, then remember it.
 
@@ -64,6 +77,7 @@ class EventLog:
 
     def _open(self, path: Path) -> None:
         ensure_held(path)
+        check_log(path)
         try:
             make_folder(path.parent)
             new = not path.exists()
@@ -90,6 +104,8 @@ class EventLog:
         # Opened for every event: a study of a thousand users would otherwise hold a thousand open files.
         try:
             handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError as error:
+            raise log_is_lost(path) from error
         except OSError as error:
             raise storage_error(error, path) from error
         try:
@@ -122,6 +138,16 @@ class EventLog:
         with path.open("rb") as file:
             file.seek(self._size)
             return b"\n" not in file.read(size - self._size)
+
+
+def log_is_lost(path: Path) -> StorageError:
+    """The error for a log that this process has written or read, and that is not there any more."""
+    return StorageError(
+        "the event log is gone, or shorter than it was",
+        where=str(path),
+        expected="what milp-ray wrote there, for as long as a driver works on the run",
+        remedy="restore it from a backup, then resume; without it this user's search begins anew",
+    )
 
 
 def told_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float]]]:

@@ -3,6 +3,8 @@
 from milp_ray.storage.files import (
     at_hand,
     can_read,
+    check_log,
+    check_whole,
     get_file,
     growing,
     look,
@@ -19,9 +21,10 @@ from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
 from milp_ray.storage.objects import local_copy
+from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import SESSION, Session, next_session, publish_for
-from milp_ray.storage.twin import Part, Twin, close_twins, shown, twin_at, twin_of
+from milp_ray.storage.twin import Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
@@ -35,7 +38,9 @@ __all__ = [
     "abandoned",
     "at_hand",
     "can_read",
+    "check_log",
     "check_own",
+    "check_whole",
     "close_twins",
     "ensure_held",
     "follow",

@@ -23,8 +23,9 @@ from milp_ray.errors import StorageError
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import write_synced, writing
 from milp_ray.storage.modes import follow, make_folder
+from milp_ray.storage.part import Part
 from milp_ray.storage.session import check_session
-from milp_ray.storage.twin import Part, Twin, twin_of
+from milp_ray.storage.twin import Twin, twin_of
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,6 +35,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: nothing of the new file is left behind then.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if (twin := twin_of(path)) is not None:
+        twin.check_own()
     with writing(path):
         make_folder(path.parent)
         try:
@@ -42,9 +45,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             check_session(path)
-            if (twin := twin_of(path)) is not None:
+            if twin is not None:
                 twin.put(path, draft.read_bytes())
             draft.replace(path)
+            if twin is not None:
+                twin.contents.add(twin.name(path), path.stat().st_size)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
@@ -100,6 +105,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
 
 def _upload(twin: Twin, path: Path, write: Callable[[Path], object], last: str) -> None:
     name = twin.name(path)
+    twin.check_own()
     with writing(path):
         draft = Path(tempfile.mkdtemp(dir=twin.folder))
         try:
@@ -134,6 +140,7 @@ def remove_folder(path: Path, *, last: str = "") -> None:
         if last:
             twin.objects.delete(twin.name(path / last))
         twin.objects.delete_folder(twin.name(path))
+        twin.contents.drop(twin.name(path))
     with writing(path), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
@@ -148,8 +155,20 @@ def remove_file(path: Path) -> None:
     check_session(path)
     if (twin := twin_of(path)) is not None:
         twin.objects.delete(twin.name(path))
+        twin.contents.drop(twin.name(path))
     with writing(path):
         path.unlink(missing_ok=True)
+
+
+def check_whole(root: Path) -> None:
+    """Make sure that nobody else has removed anything of this process's copy of a run at a URL, before what
+    is missing there is taken for what has not happened yet. Does nothing for a run in a folder.
+
+    Raises:
+        StorageError: somebody has.
+    """
+    if (twin := twin_of(root)) is not None:
+        twin.check()
 
 
 @contextmanager
@@ -226,6 +245,20 @@ def names_in(folder: Path) -> set[str]:
     with contextlib.suppress(FileNotFoundError):
         return {path.name for path in folder.iterdir()}
     return set()
+
+
+def check_log(path: Path) -> None:
+    """Make sure that a log holds what this process has got or brought of it, before it is opened.
+
+    Raises:
+        StorageError: somebody removed or cut it; or see :func:`check_whole`.
+    """
+    if (twin := twin_of(path)) is not None:
+        twin.check_own()
+        with contextlib.suppress(FileNotFoundError):
+            twin.contents.check_log(twin.name(path), path.read_bytes())
+            return
+        twin.contents.check_log(twin.name(path), b"")
 
 
 @contextmanager

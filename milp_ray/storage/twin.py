@@ -19,18 +19,18 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 
 from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.storage.contents import Contents
 from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import abandoned, held, write_synced, writing
 from milp_ray.storage.objects import Found, Objects, objects_at
+from milp_ray.storage.part import Part
 from milp_ray.storage.pusher import Pusher
 from milp_ray.storage.urls import joined
 
@@ -59,26 +59,6 @@ def _path_at(url: str, name: str) -> Path:
     return root / name if name else root
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a process needs of a run, so that the rest need not even be listed.
-
-    Attributes:
-        files: by name.
-        folders: folder -> which of the files below it, a pattern as for ``fnmatch``.
-    """
-
-    files: tuple[str, ...] = ()
-    folders: Mapping[str, str] = field(default_factory=dict)
-
-    def has(self, name: str) -> bool:
-        """Whether an object of this name belongs to it."""
-        return name in self.files or any(
-            name.startswith(f"{folder}/") and fnmatchcase(name[len(folder) + 1 :], pattern)
-            for folder, pattern in self.folders.items()
-        )
-
-
 class Twin:
     """See the module. Made by :func:`twin_at`.
 
@@ -86,6 +66,7 @@ class Twin:
         url: of the run.
         root: the folder that is read and written in place of it.
         objects: at the URL.
+        contents: what is known to be in the folder.
     """
 
     def __init__(self, url: str, objects: Objects, base: Path | None = None) -> None:
@@ -104,6 +85,7 @@ class Twin:
             self._owned = held(self.folder / _OWNED)
             self.root: Path = TwinPath(self.folder / _RUN)
             self.root.mkdir()
+        self.contents = Contents(self.root)
 
     def name(self, path: Path) -> str:
         """The name of a path's object.
@@ -126,6 +108,7 @@ class Twin:
         Raises:
             StorageError, RunFolderError: it could not be written, or is not this process's to write any more.
         """
+        self.check_own()
         self.objects.put(self.name(path), content)
 
     def refresh(self, part: Part) -> None:
@@ -136,10 +119,30 @@ class Twin:
             for path in sorted(self.root.rglob("*")):
                 if path.is_file() and part.has("/".join(path.relative_to(self.root).parts)):
                     path.unlink(missing_ok=True)
+                    self.contents.drop("/".join(path.relative_to(self.root).parts))
         self.pull(part)
 
+    def check(self) -> None:
+        """Make sure that nobody else has removed anything of the folder.
+
+        Raises:
+            StorageError: somebody has.
+        """
+        self.check_own()
+        self.contents.check()
+
+    def check_own(self) -> None:
+        """As :meth:`check`, but of the folder as a whole only, which costs nothing."""
+        if not self._owned.is_there:
+            raise self.contents.gone()
+
     def pull(self, part: Part) -> None:
-        """Get what is not in the twin yet of a part of the run."""
+        """Get what is not in the twin yet of a part of the run.
+
+        Raises:
+            StorageError: the URL cannot be read; or see :meth:`check`.
+        """
+        self.check()
         there = [Found(name, 0, None) for name in part.files]
         for folder in part.folders:
             there += [found for found in self.objects.found(folder) if part.has(found.name)]
@@ -163,11 +166,16 @@ class Twin:
             if found.mtime is not None:  # what is newer there is newer here
                 os.utime(draft, (found.mtime, found.mtime))
             draft.replace(path)
+        if found.name.startswith(f"{_EVENTS}/"):
+            self.contents.add_log(found.name, content)
+        else:
+            self.contents.add(found.name, len(content))
 
     @contextmanager
     def at_hand(self, path: Path) -> Iterator[Path]:
         """A copy of a file or folder as it is at the URL now, under the same name; absent if it is there."""
         name = self.name(path)
+        self.check_own()
         with writing(self.folder):
             room = Path(tempfile.mkdtemp(dir=self.folder))
         try:
@@ -207,6 +215,7 @@ class Twin:
             with writing(self.folder):
                 if (self.root / _EVENTS).exists():
                     (self.root / _EVENTS).rename(left)
+                    self.contents.drop(_EVENTS)
                 (self.folder / _DRIVER).touch()
             self.refresh(part)
             self._lease = held
@@ -215,7 +224,8 @@ class Twin:
                 try:
                     self._continue(left)
                     self._take_over()
-                    yield
+                    with self.contents.in_use():
+                        yield
                 except BaseException as error:
                     self._end(error)
                     raise
@@ -252,9 +262,12 @@ class Twin:
         with writing(self.root):
             shutil.rmtree(self.root)
             self.root.mkdir()
+        for name in names:
+            self.contents.drop(name)
 
     def growing(self) -> Pusher | None:
         """Who pushes logs that grow; None where this process is no driver."""
+        self.check_own()
         if self._pusher is not None:
             self._pusher.check()
         return self._pusher
@@ -287,8 +300,11 @@ class Twin:
 
     def _push_log(self, path: Path) -> None:
         content = _content(path)  # of which a line may be half written at this moment
+        content, name = content[: content.rfind(b"\n") + 1], self.name(path)
+        self.contents.check_log(name, content)
         if content:
-            self.put(path, content[: content.rfind(b"\n") + 1])
+            self.put(path, content)
+            self.contents.add_log(name, content)
 
     def _take_over(self) -> None:
         """Take what a killed driver of this machine had not pushed."""

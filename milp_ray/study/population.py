@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from milp_ray.search import Engine, Observation
+from milp_ray.search.events import log_is_lost
 from milp_ray.study.choose import choose
 from milp_ray.study.inputs import Inputs, engine_for, objectives_of
 from milp_ray.study.run_folder import RunFolder
@@ -57,6 +58,7 @@ class Population:
         self._index = {alias: index for index, alias in enumerate(inputs.users.splits)}
         self._open: dict[str, Engine] = {}
         self._summaries: dict[str, Summary] = {}
+        self._sizes: dict[str, int] = {}  # of event logs, in bytes, as far as they were seen
         self.aliases = tuple(self._index)
         search = folder.study.search
         self.cold = self.aliases[: search.transfer_users] if search.transfer != "none" else ()
@@ -67,8 +69,23 @@ class Population:
         """A user's engine: the one at work, or one replayed from the event log."""
         if alias in self._open:
             return self._open[alias]
+        self.begun(alias)
         study = self._folder.study
-        return engine_for(study, self._inputs, self._index[alias], self._folder.events(alias))
+        engine = engine_for(study, self._inputs, self._index[alias], self._folder.events(alias))
+        self._sizes[alias] = engine.log_size
+        return engine
+
+    def begun(self, alias: str) -> bool:
+        """Whether a user's search has begun.
+
+        Raises:
+            StorageError: it had, and its event log is gone or shorter than it was: it would begin anew.
+        """
+        log = self._folder.events(alias)
+        size = log.stat().st_size if log.exists() else 0
+        if size < self._sizes.get(alias, 0):
+            raise log_is_lost(log)
+        return log.exists()
 
     def engines(self) -> Iterator[tuple[str, Engine]]:
         """Every user's engine, one after the other; keep none that you need not."""
@@ -84,6 +101,7 @@ class Population:
         finally:
             for alias, engine in self._open.items():
                 self._summaries[alias] = self._summary_of(engine)
+                self._sizes[alias] = engine.log_size
             self._open.clear()  # in place: the caller's name for it must keep no engine alive
 
     def cohorts(self) -> list[tuple[str, ...]]:
@@ -99,7 +117,7 @@ class Population:
     def summary(self, alias: str) -> Summary:
         """As of the last time that the user's engine was at work."""
         if alias not in self._summaries:
-            begun = self._folder.events(alias).exists()
+            begun = self.begun(alias)
             self._summaries[alias] = self._summary_of(self.engine(alias)) if begun else Summary()
         return self._summaries[alias]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.architectures import Architecture
+from milp_ray.storage import check_whole
 from milp_ray.study.population import Population
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import (
@@ -32,15 +33,16 @@ def record(folder: RunFolder, population: Population, architecture: Architecture
     """Write all tables; nothing while no trial was ever asked for.
 
     Raises:
-        StorageError: a table cannot be written.
+        StorageError: a table cannot be written, or what it is made from is gone: then none is.
     """
+    check_whole(folder.root)
     trials, volumes = TableOf(), TableOf("user", "finished", "hypervolume")
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
     if experiments:
         from milp_ray.search.experiment import has_parameters
     for alias in population.aliases:
-        if not folder.events(alias).exists():
+        if not population.begun(alias):
             continue
         engine = population.engine(alias)
         trials.add(trial_rows(alias, engine, architecture))

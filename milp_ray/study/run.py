@@ -20,7 +20,7 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.ids import trial_label
-from milp_ray.storage import names_in, remove_folder, shown, write_json
+from milp_ray.storage import check_whole, names_in, remove_folder, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
@@ -166,6 +166,7 @@ class Run:
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
+                    check_whole(self.folder.root)
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
@@ -253,6 +254,7 @@ class Run:
         from milp_ray.tune.final import run_final
 
         began = time.monotonic()
+        check_whole(self.folder.root)
         placements = self._placements()
         self._drop_outdated(placements)
         todo = [alias for alias in placements if not self._tested(alias)]

@@ -22,7 +22,7 @@ from milp_ray.storage import (
     write_folder,
     write_json,
 )
-from milp_ray.storage.twin import Part
+from milp_ray.storage.part import Part
 
 
 @pytest.fixture(params=("folder", "memory"))

@@ -32,7 +32,8 @@ from milp_ray.storage import (
 from milp_ray.storage import twin as twin_module
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.objects import Objects, objects_at
-from milp_ray.storage.twin import Part, Twin
+from milp_ray.storage.part import Part
+from milp_ray.storage.twin import Twin
 from tests.storage.conftest import Failing
 
 EVERY = Part(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
@@ -250,11 +251,11 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
 _KILLED = """
 import os, signal, sys
 from milp_ray.search.events import EventLog
-from milp_ray.storage import twin, twin_at
+from milp_ray.storage import Part, twin, twin_at
 pusher = twin.Pusher
 twin.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test
 here = twin_at(sys.argv[1])
-with here.driving(twin.Part(("alias.key",), {"events": "*"})):
+with here.driving(Part(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
     log.append({"event": "told", "id": 0})
     here._pusher.close()

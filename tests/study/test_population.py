@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from milp_ray.config.models import (
     SearchSettings,
     Study,
 )
+from milp_ray.errors import StorageError
 from milp_ray.memory.architectures import architecture_of
 from milp_ray.memory.space import space_from
 from milp_ray.study.inputs import Inputs, Users
@@ -94,6 +96,35 @@ def test_summaries_come_from_the_event_logs(tmp_path: Path) -> None:
         assert first.chosen is not None and dict(first.reference or {}) == {"loss": 2.5, "rouge_l": 0.1}
         assert second.done == 2 and not second.over and not seen.finished(ALIASES[1])
         assert set(seen.chosen()) == set(ALIASES[:2])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-40])])
+def test_a_log_that_is_gone_or_cut_is_no_search_that_has_not_begun(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    population, folder, inputs = population_of(tmp_path)
+    for alias in ALIASES[:2]:
+        search(population, alias, 3)
+    record(folder, population, inputs.architecture)
+    before = read_table(folder.table("trials"))
+    log = folder.events(ALIASES[0])
+    harm(log)
+    left = log.read_bytes() if log.exists() else None
+    with pytest.raises(StorageError, match="event log is gone, or shorter"):
+        population.engine(ALIASES[0])
+    with pytest.raises(StorageError, match="event log is gone, or shorter"):
+        record(folder, population, inputs.architecture)
+    assert read_table(folder.table("trials")).equals(before)
+    assert (log.read_bytes() if log.exists() else None) == left
+
+
+def test_a_log_that_vanishes_under_an_engine_is_said(tmp_path: Path) -> None:
+    population, folder, _ = population_of(tmp_path)
+    with population.opened(ALIASES[:1]) as engines:
+        folder.events(ALIASES[0]).unlink()
+        with pytest.raises(StorageError, match="event log is gone"):
+            engines[ALIASES[0]].ask(1)
+    assert not folder.events(ALIASES[0]).exists()
 
 
 def test_engines_live_as_long_as_they_are_at_work(tmp_path: Path) -> None:
