@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from milp_ray.errors import SpaceError, StorageError
+from milp_ray.memory.adapter_notes import NOTE, check_content, note_of
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.modules import put
 from milp_ray.memory.space import Placement
@@ -168,7 +169,15 @@ def detach(model: nn.Module, attached: Attached) -> None:
     _restore(model, attached.originals)
 
 
-def save_adapter(attached: Attached, folder: Path, base: str, revision: str | None = None) -> None:
+def save_adapter(
+    attached: Attached,
+    folder: Path,
+    base: str,
+    revision: str | None = None,
+    *,
+    placement: str = "",
+    user: str = "",
+) -> None:
     """Write the adapter in PEFT's layout, all of it or nothing; one that is there already is replaced.
 
     Args:
@@ -176,6 +185,7 @@ def save_adapter(attached: Attached, folder: Path, base: str, revision: str | No
         folder: where; its parent is made when missing.
         base: ``base_model_name_or_path`` for the configuration, as the study names it.
         revision: of a hub model.
+        placement, user: its key, and the alias whose memory it is: for the note beside it; "": no note.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -186,6 +196,8 @@ def save_adapter(attached: Attached, folder: Path, base: str, revision: str | No
     def write(draft: Path) -> None:
         write_synced(draft / WEIGHTS, weights)
         write_synced(draft / CONFIG, config)
+        if placement:
+            write_synced(draft / NOTE, note_of(draft, placement, user))
 
     write_folder(folder, write, last=CONFIG)
 
@@ -195,8 +207,10 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
     Raises:
         StorageError: a file is missing or damaged, or it is not a LoRA adapter.
+        RunFolderError: its files are not those that its note was written for.
     """
     try:
+        check_content(folder)
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if values["peft_type"] != "LORA":
             raise ValueError("not a LoRA adapter")
@@ -217,6 +231,7 @@ def attach_saved(model: nn.Module, folder: Path) -> Attached:
 
     Raises:
         StorageError: the files are damaged, or do not belong to a model of this shape.
+        RunFolderError: they do not belong together.
     """
     config, weights = read_adapter(folder)
     names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights}

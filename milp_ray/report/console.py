@@ -16,7 +16,9 @@ from rich.text import Text
 from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
+from milp_ray.memory.adapter_notes import NOTE, check_note
 from milp_ray.memory.space import Placement
+from milp_ray.storage import look
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
 
@@ -96,7 +98,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     """One user: front, all trials, test scores.
 
     Raises:
-        RunFolderError: the run has no such user.
+        RunFolderError: the run has no such user, or its memory is not the one that was chosen.
     """
     trials, chosen = _tables(folder)
     alias = folder.alias(user)
@@ -110,6 +112,9 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
         table.add_column(name, overflow="fold", no_wrap=name not in ("placement", "reason"))
     for _, row in rows.iterrows():
         table.add_row(*("" if row[name] == -1 else _cell(name, row[name]) for name in shown))
+    look(folder.memory(alias), NOTE)
+    for placement in chosen[chosen.user == alias].placement:
+        check_note(folder.memory(alias), placement=placement, user=alias)
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
     if _has(folder, "scores"):
         scores = read_table(folder.table("scores"))

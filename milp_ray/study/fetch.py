@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from milp_ray.errors import RunFolderError
-from milp_ray.storage import OWNER, at_hand, names_in, write_folder
+from milp_ray.memory.adapter_notes import check_content
+from milp_ray.storage import OWNER, at_hand, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
 
 
@@ -19,7 +20,8 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
         memories: the users' adapters as well.
 
     Raises:
-        RunFolderError: there is no run, it has no tables yet, or something is at ``target``.
+        RunFolderError: there is no run, it has no tables yet, something is at ``target``, or an adapter is
+            not the one that it says it is.
         StorageError: the run cannot be read, or the folder not be written.
     """
     folder = RunFolder.open(run)
@@ -50,6 +52,9 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
         for kind in kinds:
             with at_hand(folder.root / kind) as copy:
                 if copy.is_dir():
+                    if kind.startswith("memories/"):
+                        with reading(copy):
+                            check_content(copy, user=copy.name)
                     # Hidden: drafts of processes that were killed.
                     shutil.copytree(copy, draft / kind, ignore=shutil.ignore_patterns(".*"))
 

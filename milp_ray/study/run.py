@@ -20,6 +20,7 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.ids import trial_label
+from milp_ray.memory.adapter_notes import check_note
 from milp_ray.storage import check_whole, names_in, remove_folder, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
@@ -108,9 +109,11 @@ class Run:
         """Do what is missing, then write the tables of whatever is finished.
 
         Raises:
+            RunFolderError: a memory is not the one that was chosen.
             ClusterError: Ray cannot be had, or gave up.
             StorageError: something cannot be written.
         """
+        self._check_memories()
         if not self._complete():
             try:
                 with ray_session(self.study.ray), stop_on_signals(self.progress.say) as stopping:
@@ -306,6 +309,16 @@ class Run:
         return all(self.folder.scores(alias).exists() for alias in placements) and not (
             outdated(self.folder, self.inputs.architecture, placements).scores
         )
+
+    def _check_memories(self) -> None:
+        """Make sure that the memories that are there are of the chosen placements, before anything is done.
+
+        Raises:
+            RunFolderError: one is not.
+        """
+        if self._final_wanted:
+            for alias, placement in self._placements().items():
+                check_note(self.folder.memory(alias), placement=placement.key, user=alias)
 
     def _tested(self, alias: str) -> bool:
         return self._has_memory(alias) and self.folder.scores(alias).exists()

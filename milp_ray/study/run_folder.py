@@ -72,7 +72,7 @@ _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 _READERS = Part(FIRST, {"tables": "*"})
 _DRIVERS = Part(
     FIRST,
-    {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/adapter_config.json"},
+    {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/*.json"},
 )
 
 

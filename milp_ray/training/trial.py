@@ -189,7 +189,14 @@ class Trial:
         """
         if self._state != "done" or self.base.attached is None or not self._holds_base:
             raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
-        save_adapter(self.base.attached, folder, self.study.model.path, self.study.model.revision)
+        save_adapter(
+            self.base.attached,
+            folder,
+            self.study.model.path,
+            self.study.model.revision,
+            placement=self.placement.key,
+            user=self.user.alias,
+        )
 
     def checkpoint(self) -> None:
         """Keep the state of the training that is under way, if any; on all ranks after the same step.

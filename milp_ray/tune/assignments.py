@@ -52,7 +52,7 @@ class FinalSpec:
 
     def look(self) -> None:
         """See what other processes have written (matters for a run at a URL)."""
-        look(self.root / "memories", "*/adapter_config.json")
+        look(self.root / "memories", "*/*.json")
         look(self.root / "scores", "*.json")
 
     def has_memory(self, alias: str) -> bool:

@@ -258,6 +258,7 @@ class _Rank:
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
         from milp_ray.evaluation.metrics import SCORES
+        from milp_ray.memory.adapter_notes import check_note
         from milp_ray.training.base import loaded
         from milp_ray.training.limits import infeasible
 
@@ -274,8 +275,11 @@ class _Rank:
             table = {"base": scores()}
             for model, owner in (("own", alias), ("other", job.other)):
                 if owner is not None:
-                    with at_hand(self._spec.memory(owner)) as memory, loaded(self._base, memory):
-                        table[model] = scores()
+                    placement = self._spec.placements[owner].key
+                    with at_hand(self._spec.memory(owner)) as memory:
+                        check_note(memory, placement=placement, user=owner)
+                        with loaded(self._base, memory):
+                            table[model] = scores()
         found = {
             "samples": len(user.test),
             "placement": self._spec.placements[alias].key,

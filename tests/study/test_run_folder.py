@@ -17,6 +17,7 @@ from rich.console import Console
 from milp_ray.config import Study
 from milp_ray.config.loading import load_study
 from milp_ray.errors import RunFolderError, StorageError, StudyError
+from milp_ray.memory.adapter_notes import note_of
 from milp_ray.search.events import EventLog
 from milp_ray.storage import close_twins, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
@@ -252,6 +253,15 @@ def test_another_study_is_told_from_the_runs_own(tmp_path: Path) -> None:
     assert "is 9, and was 0" in found["seed"].fact and "eve" not in str(found["data.users"])
 
 
+def a_memory_of(user: str) -> Callable[[Path], None]:
+    def write(draft: Path) -> None:
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (draft / name).write_bytes(b"{}")
+        (draft / "memory.json").write_bytes(note_of(draft, "0:4", user))
+
+    return write
+
+
 # At a URL.
 
 
@@ -384,6 +394,12 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     assert fetch(folder.place, tmp_path / "all", memories=True) == 3
     assert (tmp_path / "all" / "memories" / "u-a" / "adapter_config.json").exists()
     assert not list((tmp_path / "all").rglob("*.key"))
+
+    memory = RunFolder.open(folder.place).memory("u-a")
+    write_folder(memory, a_memory_of("u-b"), last="adapter_config.json")
+    with pytest.raises(RunFolderError, match="it is of user u-b"):
+        fetch(folder.place, tmp_path / "mixed", memories=True)
+    assert not (tmp_path / "mixed").exists()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
