@@ -22,7 +22,7 @@ prepare() {
   rm -f "$SCRATCH/exit-code" # of an earlier try: a requeued job has the same id
   trap 'rm -rf "$SCRATCH"' EXIT
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SCRATCH/token"
-  export RAY_USAGE_STATS_ENABLED=0 RAY_TRAIN_ENABLE_STATE_TRACKING=1
+  export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_TRAIN_ENABLE_STATE_TRACKING=1
   export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nodes rarely reach the hub
   export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds; Ray's own 30 are few for a cold file system
   # On each node; short, since Ray's sockets go below it. Ray opens its own folder to everybody, so that is below a

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from milp_ray.errors import StorageError
 from milp_ray.storage.local import storage_error, writing
+from milp_ray.storage.modes import follow, make_folder
 from milp_ray.storage.urls import NATIVE, joined, url_fault
 
 T = TypeVar("T")
@@ -110,12 +111,15 @@ class Objects:
         """
         path = self._path(name)
         whole = self._fs.type_name.removeprefix("py::fsspec+") in _STORES
+        local = self._fs.type_name == "local"
         draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
 
         def write() -> None:
             self._ask()
             with self._fs.open_output_stream(draft) as stream:
                 stream.write(content)
+            if local:
+                follow(Path(draft))
             if not whole:
                 self._ask()
                 self._fs.move(draft, path)
@@ -126,7 +130,10 @@ class Objects:
             except FileNotFoundError:
                 if whole:
                     raise OSError("the bucket does not exist") from None
-                self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
+                if local:
+                    make_folder(Path(draft).parent)
+                else:
+                    self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
                 write()
 
         self._written(name, write_below)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..processes import titled
+from ..processes import listening_addresses, titled
 from .conftest import Start
 from .test_end_to_end import events, told, wait_for
 
@@ -108,8 +108,12 @@ def test_nodes_die_under_the_search_and_under_the_final_job(
     process = start("search", str(study_file), *settings)
     wait_for(lambda: len(told(run)) >= 2, process)
     before = told(run)
+    heard = listening_addresses(os.getpid())
+    assert heard <= {"127.0.0.1", "::1"}, "ranks of several nodes meet at a door to the network"
     wait_for(lambda: nodes.kill_one_with("ray::Rank"), process)
     wait_for(lambda: list(run.glob("checkpoints/*/00*")), process)
+    heard = listening_addresses(os.getpid())
+    assert heard <= {"127.0.0.1", "::1"}, "ranks of several nodes meet at a door to the network"
     wait_for(lambda: nodes.kill_one_with("RayTrainWorker"), process)
     output = process.communicate()[0]
     assert process.returncode == 0, output

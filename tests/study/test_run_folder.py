@@ -82,9 +82,10 @@ def test_a_new_run_is_for_its_owner_or_its_group_alone(
     EventLog(made.events("u-" + "a" * 13)).append({"event": "x"})
     write_folder(made.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
     write_json(made.scores("u-" + "a" * 13), {})
-    for path in (made.root, *made.root.rglob("*")):
-        wanted = 0o600 if path.name == "alias.key" else folder if path.is_dir() else file
-        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+    with made.lock():
+        for path in (made.root, *made.root.rglob("*")):
+            wanted = 0o600 if path.name == "alias.key" else folder if path.is_dir() else file
+            assert stat.S_IMODE(path.stat().st_mode) == wanted, path
     assert RunFolder.of(study) is not None, "who may read it is no part of a study"
 
 
@@ -414,4 +415,7 @@ def test_a_run_in_a_folder_is_fetched_alike(tmp_path: Path) -> None:
     folder = RunFolder.create(a_study(tmp_path), "f")
     write_json(folder.table("trials.json"), {})
     (folder.root / "tables" / ".trials.json.1.tmp").write_text("half")
+    tmp_path.chmod(0o755)
     assert fetch(folder.root, tmp_path / "copies") == 1
+    copies = [tmp_path / "copies", *(tmp_path / "copies").rglob("*")]
+    assert not any(path.stat().st_mode & 0o077 for path in copies), "for whoever fetched them alone"
