@@ -23,7 +23,7 @@ from ray.util.debug import reset_log_once
 
 from milp_ray.errors import ClusterError, place_of
 from milp_ray.ids import trial_name
-from milp_ray.storage import follow, make_folder, shown, storage_error
+from milp_ray.storage import follow, make_folder, shown, storage_error, writing
 from milp_ray.tune.group_trial import GroupTrial
 from milp_ray.tune.metrics import Meter
 from milp_ray.tune.proposing import Proposer
@@ -102,6 +102,8 @@ def run_search(
         return stopping() or searcher.failure is not None or queue.failed
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
+    with writing(folder):
+        make_folder(folder)  # Tune would open it to everybody
     watch = Watch(_patience(study, _several(spec, worker)), say)
     tuner = tune.Tuner(
         _trainable(spec, worker),
@@ -122,7 +124,6 @@ def run_search(
 def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) -> None:
     """Run Tune to its end, and leave nothing of it but its log."""
     try:
-        make_folder(folder)  # Ray would open it to everybody
         with _log_to(folder / "tune.log"):
             tuner.fit()
     except Exception as error:
