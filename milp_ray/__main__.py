@@ -1,6 +1,11 @@
-"""``python -m milp_ray``."""
+"""``python -m milp_ray``: the command, without the folder that Python put first in its import path."""
 
-from milp_ray.cli import main
+import os
+
+from milp_ray.tune.import_path import forget
 
 if __name__ == "__main__":
+    forget(os.curdir)
+    from milp_ray.cli import main
+
     main()

@@ -8,12 +8,13 @@ No error here ever carries a user's text or raw id: a position (line, offset, in
 from __future__ import annotations
 
 import re
-import textwrap
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")  # of a terminal; Ray puts them into messages
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,19 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
-def own_words(error: BaseException, most: int = 300) -> str:
-    """The message of a library's own error on one line, cut at a word's end after ``most`` characters.
+def own_words(error: BaseException | str, most: int = 600) -> str:
+    """A library's own message on one line; of a very long one its begin and end, cut between words.
 
-    For errors that cannot quote a user's text alone: those of loading a model, of packages, of a cluster.
+    For errors that cannot quote a user's text alone: those of loading a model, of packages, of a cluster. A
+    message without words is its type.
     """
-    words = textwrap.shorten(str(error), most, placeholder=" …")
-    return words or type(error).__name__
+    text = " ".join(_COLOURS.sub("", str(error)).split())
+    if not text:
+        return "" if isinstance(error, str) else type(error).__name__
+    if len(text) <= most:
+        return text
+    head, tail = text[: most // 2].rsplit(" ", 1)[0], text[-most // 2 :].split(" ", 1)[-1]
+    return f"{head} … {tail}"
 
 
 def alike(error: MilpRayError) -> tuple[str, str]:
@@ -155,6 +162,12 @@ class ClusterError(MilpRayError):
     """Ray cannot be reached, or the cluster cannot give what the study asks."""
 
     exit_code = 1
+
+
+class ClusterMismatchError(ClusterError):
+    """The cluster and this process do not fit together, however often they try."""
+
+    exit_code = 2
 
 
 class TrialFailed(Exception):  # noqa: N818  (it names an outcome, not a mistake of the user)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_ray.config.loading import looks_secret
-from milp_ray.errors import ClusterError
+from milp_ray.errors import ClusterError, own_words
 from milp_ray.jobs.connection import JobError, answering
 from milp_ray.jobs.package import Package
 from milp_ray.storage import Scratch, has_credentials, is_url, writing
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 STOPPED = 130
 _POLL_SECONDS = 1.0
 _LOST_SECONDS = 120.0
+_REPEATED = "last available logs"
 _FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|PRIVATE|API_?KEY"
@@ -115,6 +116,8 @@ def report(
         stop.add_note(f"the job goes on; stop it with: milp-ray stop {sent.id}")
         raise
     code = exit_code(ended)
+    if state_of(ended) == "FAILED" and ended.driver_exit_code is None:
+        say(f"the job's command never ran to its end: {reason_of(ended)}")
     say(f"{sent.id}: {state_of(ended)}, exit code {code}")
     return code
 
@@ -243,6 +246,12 @@ def environment_of(words: Sequence[str]) -> dict[str, str]:
             )
         found[name] = value
     return found
+
+
+def reason_of(job: JobDetails) -> str:
+    """What the cluster says of how a job ended, without the job's own output, which it repeats."""
+    message = (getattr(job, "message", None) or "").partition(_REPEATED)[0].rstrip().rstrip(",")
+    return own_words(message)
 
 
 def state_of(job: JobDetails) -> str:

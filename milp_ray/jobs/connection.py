@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.errors import ClusterError, MilpRayError, own_words
+from milp_ray.jobs.proxies import go_direct, in_the_way
 from milp_ray.tune.ray_token import token_source
 
 if TYPE_CHECKING:
@@ -89,9 +90,24 @@ def connect(address: str | None, token: str | None, *, insecure: bool = False) -
         "_private.runtime_env.packaging",
     ):
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+    go_direct(found)
     headers = {"Authorization": f"Bearer {token}"} if token else None
     with answering(found), _address_of_ours(found):
-        return JobSubmissionClient(found, headers=headers)
+        return _speaking(lambda: JobSubmissionClient(found, headers=headers))
+
+
+def _speaking(begin: Callable[[], JobSubmissionClient]) -> JobSubmissionClient:
+    """The client, unless what answers says something that Ray's dashboard does not."""
+    import requests
+
+    try:
+        return begin()
+    except requests.exceptions.JSONDecodeError:
+        raise RuntimeError("it answers in words that are not of Ray's dashboard") from None
+    except requests.exceptions.RequestException:
+        raise
+    except (KeyError, TypeError, ValueError):
+        raise RuntimeError("it answers in words that are not of Ray's dashboard") from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -126,24 +142,41 @@ def answering(address: str) -> Iterator[None]:
 
     try:
         yield
-    except AuthenticationError:
-        raise ClusterError(
-            "the cluster refuses the token",
-            where=address,
-            expected="the token that the cluster was started with",
-            remedy="check --token-file, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
-        ) from None
+    except AuthenticationError as error:
+        raise _refused(address, error.message) from None
     except (ConnectionError, requests.exceptions.RequestException) as error:
-        raise ClusterError(
-            f"the cluster does not answer ({type(error).__name__})",
-            where=address,
-            expected="the dashboard of a running Ray head",
-            remedy="check --address or RAY_ADDRESS, and that this machine may reach it",
-        ) from None
+        raise _no_answer(address, f"the cluster does not answer ({_kind(error)})") from None
     except RuntimeError as error:
-        raise ClusterError(
-            f"the cluster refused: {str(error)[:300]}",
-            where=address,
-            expected="the dashboard of a Ray head",
-            remedy="check --address or RAY_ADDRESS: is this Ray's dashboard?",
-        ) from None
+        raise _no_answer(address, f"the cluster refused: {own_words(error)}") from None
+
+
+def _kind(error: Exception) -> str:
+    """A failed request's kind, with the status that it was answered with, if any."""
+    if "SOCKS" in str(error):  # the proxy's protocol takes a package more
+        return own_words(error)
+    response = getattr(error, "response", None)
+    status = f", HTTP {response.status_code}" if response is not None else ""
+    return f"{type(error).__name__}{status}"
+
+
+def _refused(address: str, message: str) -> ClusterError:
+    """The error for an answer of 401 or 403, which need not be Ray's."""
+    answer = message.partition("\n\n")[0]  # behind it, Ray's client explains what it takes any of them for
+    if "authentication token" not in answer:
+        status = 401 if answer.startswith("Authentication required") else 403
+        return _no_answer(address, f"the request is refused with HTTP {status}, not in Ray's words")
+    return ClusterError(
+        "the cluster refuses the token",
+        where=address,
+        expected="the token that the cluster was started with",
+        remedy="check --token-file, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+    )
+
+
+def _no_answer(address: str, fact: str) -> ClusterError:
+    remedy = "check --address or RAY_ADDRESS, and that this machine may reach it"
+    if (proxy := in_the_way(address)) is not None:
+        host = urlsplit(address).hostname
+        fact = f"{fact}; the request went through the proxy of {proxy}"
+        remedy = f"put {host} into no_proxy if it can be reached without the proxy; else {remedy}"
+    return ClusterError(fact, where=address, expected="the dashboard of a running Ray head", remedy=remedy)

@@ -7,6 +7,7 @@ these functions; without them the same is ``python -m milp_ray.jobs search study
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from milp_ray.errors import StudyError
 from milp_ray.jobs.package import BUILT_IN, IDS_TRAVEL, storage_problem
 from milp_ray.storage import is_url
 from milp_ray.terminal import closing, err, leave, out, reported
+from milp_ray.tune.import_path import forget
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +52,8 @@ JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = dict(zip(BUILT_IN, (searc
 
 def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None) -> NoReturn:
     words = sys.argv[1:] if words is None else words
+    if Path(sys.path[0] or os.curdir).resolve() != Path.cwd():
+        forget(os.curdir)  # the folder that travels with the job is no script's: see import_path
     if not words or words[0] in ("-h", "--help") or words[0].startswith("-"):
         name = Path(sys.argv[0]).name
         name = f"python -m milp_ray.jobs {sys.argv[1]}" if name == "__main__.py" else name

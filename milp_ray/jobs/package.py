@@ -11,8 +11,10 @@ import hashlib
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from milp_ray.config.loading import check_no_ids, load_study, study_files
@@ -25,6 +27,12 @@ MAX_BYTES = 20 << 20
 BUILT_IN = ("search", "final")  # jobs without a script, see milp_ray.jobs.entry
 _DIGEST_LENGTH = 10
 _SHOWN = 5
+_OWN_NAMES = (
+    "milp_ray",
+    "jobs",
+    "test",
+    "tests",
+)  # a checkout's; tests, which others install, nobody imports
 IDS_TRAVEL = (
     "data.users names users by their ids in a study file that travels with the job: it will lie in Ray's "
     "files on the cluster, where every other job can read it (data.users can also be a number, or null: all)"
@@ -100,6 +108,7 @@ def pack(
     extra = [_included(name, root) for name in include]
     code = list(below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
     files = tuple(sorted({*chain, *script, *code, *(file for found in extra for file in found.files)}))
+    _check_modules(files, root)
     _check_size(files, root)
     _check_paths(loaded, root, files)
     command = ["python", "-m", "milp_ray.jobs", job] if built_in else ["python", str(script[0])]
@@ -156,6 +165,31 @@ def _inside(path: Path, root: Path, expected: str) -> Path:
             remedy="submit from a folder above it, or name that one with --working-dir",
         )
     return whole.relative_to(root)
+
+
+def _check_modules(files: Sequence[Path], root: Path) -> None:
+    """Ray puts the folder in front of its workers' import path, before it imports anything itself.
+
+    Raises:
+        SubmissionError: a module in it is called as one of Python's or of an installed package.
+    """
+    elsewhere = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != root]
+    shadows = {}
+    for file in files:
+        package = len(file.parts) == 2 and file.name == "__init__.py"
+        name = file.parts[0] if package else file.stem
+        if name in _OWN_NAMES or not (package or (len(file.parts) == 1 and file.suffix == ".py")):
+            continue
+        spec = PathFinder.find_spec(name, elsewhere)
+        if name in sys.stdlib_module_names or (spec is not None and spec.origin is not None):
+            shadows[file] = name
+    if shadows:
+        raise SubmissionError(
+            f"{', '.join(map(str, shadows))} would stand for what Python or a package calls so",
+            where=str(root),
+            expected="modules with names of their own",
+            remedy="rename them, or leave them out",
+        )
 
 
 def _check_size(files: Sequence[Path], root: Path) -> None:

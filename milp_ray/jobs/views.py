@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from milp_ray.jobs.client import state_of
+from milp_ray.jobs.client import reason_of, state_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -47,7 +47,7 @@ def job_view(job: JobDetails) -> Text:
         **dict(sorted((job.metadata or {}).items())),
         "began": _time(job.start_time),
         "took": _took(job),
-        "message": (job.message or "").splitlines()[0] if job.message else "",
+        "message": reason_of(job),
     }
     return Text("\n".join(f"{name}: {value}" for name, value in facts.items() if value))
 

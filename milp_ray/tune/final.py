@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -162,17 +161,7 @@ def _followed(
 
 
 def _trainer(spec: FinalSpec, room: Room, assignments: Any) -> TorchTrainer:
-    settings, worker = spec.study.ray, room.worker
-    # Read by Ray Train in this process; the seconds are passed on to its controller.
-    # State tracking gives the dashboard its list of Train runs: an actor more, where there is a dashboard.
-    foreign = settings.address or "RAY_ADDRESS" in os.environ
-    if settings.dashboard or foreign:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    if not foreign:  # nobody takes nodes away from a Ray of our own: an actor less
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.group_timeout:g}")
+    worker = room.worker
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -9,39 +9,41 @@ Ray reads several of these settings when it is first imported, so nothing above 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import ipaddress
 import logging
 import os
+import re
 import secrets
-import shutil
-import socket
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import psutil
-
 from milp_ray.config.models import RaySettings
-from milp_ray.errors import ClusterError
-from milp_ray.storage import abandoned, held
+from milp_ray.errors import ClusterError, ClusterMismatchError, own_words
+from milp_ray.tune.address import (
+    AUTH_HINT,
+    Address,
+    ask,
+    check_head,
+    check_reachable,
+    is_loopback_only,
+    local_heads,
+    only_head,
+    parsed,
+    wanted_address,
+)
+from milp_ray.tune.environment import EVERYWHERE, LAUNCHERS, PRIVATE, Variable, environment, train_rows
+from milp_ray.tune.import_path import job_config, runtime_env
+from milp_ray.tune.own_folder import OwnFolder, own_folder
 from milp_ray.tune.ray_token import token_source
 from milp_ray.tune.uv_hook import switch_off_uv_hook
 
-_REACH_SECONDS = 10.0
-_LONGEST_PARENT = 28
-_PREFIX, _OWNER = "mr-", "pid"
-_SCRATCH = "t"  # short, for sockets
-_REMNANT_SECONDS = 600.0
-_LOOKS, _LOOK_SECONDS = 20, 0.1
 _LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-_AUTH_HINT = "set RAY_AUTH_MODE (token or disabled) and RAY_AUTH_TOKEN_PATH to what the cluster uses"
+_ON_LOOPBACK = Variable(_LOOPBACK_SWITCH, "0", "Ray would look for the head at the machine's outer address")
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
 @dataclass(frozen=True)
@@ -59,52 +61,73 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
     Raises:
         ClusterError: the named cluster cannot be reached, or the local Ray cannot be started.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS") or None
-    if address == "local":
-        address = None
-    if address and address.startswith("ray://"):
-        raise ClusterError(
-            "Ray's client protocol (ray://) keeps the driver's state on the other side",
-            where=f"ray.address {address}",
-            expected="host:port of the head, or auto on a machine of the cluster",
-            remedy="run milp-ray on the cluster itself, for instance by ray job submit",
-        )
-    if address and address.startswith(("http://", "https://")):
-        raise ClusterError(
-            "that is the address of a dashboard, to which jobs are submitted",
-            where=f"ray.address / RAY_ADDRESS {address}",
-            expected="host:port of the head, or auto on a machine of the cluster",
-            remedy="submit the run as a job (milp-ray submit), or unset RAY_ADDRESS for a private Ray",
-        )
-    switch_off_uv_hook()
-    with _foreign(address) if address else _local(settings) as session:
-        yield session
+    address = wanted_address(settings.address)
+    with environment((*EVERYWHERE, *LAUNCHERS, *train_rows(settings, foreign=address is not None))):
+        _check_train()
+        switch_off_uv_hook()
+        _quiet()
+        with _foreign(address) if address else _local(settings) as session:
+            yield session
 
 
 @contextlib.contextmanager
 def _foreign(address: str) -> Iterator[Session]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Left unset, Ray decides by itself, and a driver and a head can decide differently.
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
-    _quiet()
-    _check_reachable(address)
-    if _is_loopback_only(address):
-        _set_environment({_LOOPBACK_SWITCH: "0"})
-        _refresh_if_imported()
+    mode = Variable("RAY_AUTH_MODE", "token" if _has_token() else "disabled", "see above", yields=True)
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(environment([mode]))
+        heads = local_heads() if address == "auto" else [parsed(address)]
+        if address != "auto":
+            check_reachable(heads[0])
+        try:
+            _refresh_if_imported()
+            with _connecting(address):
+                head = only_head(heads, ask) if address == "auto" else heads[0]
+                check_head(head, ask)
+                if is_loopback_only(head):
+                    kept.enter_context(environment([_ON_LOOPBACK]))
+                _refresh_if_imported()
+                _join(head)
+            yield Session(str(head), None)
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+
+
+def _join(head: Address) -> None:
     import ray
 
+    ray.init(
+        address=str(head),
+        job_config=job_config(),
+        runtime_env=runtime_env(),
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+@contextlib.contextmanager
+def _connecting(address: str) -> Iterator[None]:
+    """Turn what Ray says on the way to a cluster into :class:`ClusterError`."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        yield
+    except ClusterError:
+        raise
     except Exception as error:
+        text = str(error)
+        versions = _VERSIONS.findall(text)
+        if "Version mismatch" in text and len(versions) == 2:
+            (theirs, ours) = (f"Ray {ray} and Python {python}" for ray, python in versions)
+            raise ClusterMismatchError(
+                f"the cluster at {address} has {theirs}, this driver {ours}",
+                expected="the same versions of Ray and Python in the cluster and here",
+                remedy="install the cluster's versions here, or submit the run as a job (milp-ray submit)",
+            ) from None
         raise ClusterError(
-            f"cannot connect to Ray at {address}: {_first_line(error)}",
+            f"cannot connect to Ray at {address}: {own_words(error)}",
             expected="a running Ray cluster of the same Ray and Python version",
-            remedy=f"check ray.address / RAY_ADDRESS; {_AUTH_HINT}",
+            remedy=f"check ray.address / RAY_ADDRESS; {AUTH_HINT}",
         ) from None
-    try:
-        yield Session(address, None)
-    finally:
-        ray.shutdown()
 
 
 def _has_token() -> bool:
@@ -113,104 +136,10 @@ def _has_token() -> bool:
     return found.is_file() if isinstance(found, Path) else found is not None
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself waits for minutes for an address where nothing listens."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():
-        return  # "auto" and the like: Ray says at once whether there is one
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"nothing answers at {address}: {error}",
-            expected="the address of a running Ray head, host:port",
-            remedy="check ray.address / RAY_ADDRESS, and that this machine may reach it",
-        ) from None
-
-
-def _is_loopback_only(address: str) -> bool:
-    """Whether the head at ``address`` is on this machine and listens on loopback alone.
-
-    Ray turns 127.0.0.1 into the machine's outer address, where such a head cannot be found, unless it is told
-    to stay on loopback as well.
-    """
-    host, _, port = address.rpartition(":")
-    if host not in ("127.0.0.1", "localhost") or not port.isdecimal():
-        return False
-    listening = {
-        ipaddress.ip_address(found.laddr.ip.removeprefix("::ffff:"))
-        for found in psutil.net_connections(kind="tcp")
-        if found.status == psutil.CONN_LISTEN and found.laddr.port == int(port)
-    }
-    return bool(listening) and all(ip.is_loopback for ip in listening)
-
-
-@dataclass
-class _OwnFolder:
-    """The folder of a private Ray. ``started``: Ray ran, and ends with the session. ``keep``: for logs."""
-
-    path: Path
-    started: bool = False
-    keep: bool = False
-
-
-@contextlib.contextmanager
-def _own_folder() -> Iterator[_OwnFolder]:
-    """A new folder, which is removed in the end."""
-    # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
-    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _LONGEST_PARENT else "/tmp"
-    _sweep(Path(parent))
-    own = _OwnFolder(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))  # 0700; Ray opens its own to all
-    # Interrupted while it starts, Ray ends its processes when this one exits. What was registered before it
-    # comes after it.
-    remove = functools.partial(_remove, own.path)
-    atexit.register(remove)
-    owner = held(own.path / _OWNER, str(os.getpid()))  # the number is for people
-    try:
-        yield own
-    finally:
-        if not own.keep:
-            shutil.rmtree(own.path, ignore_errors=True)
-        if own.keep or own.started:
-            atexit.unregister(remove)
-        owner.close()
-
-
-@contextlib.contextmanager
-def _own_environment(folder: Path) -> Iterator[None]:
-    """What a private Ray and its processes read of the environment; as it was, in the end."""
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32), encoding="ascii")
-    wanted: dict[str, str | None] = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_AUTH_TOKEN": None,  # it would win over the path
-        # Despite its name this is Ray's only switch that keeps every server of a session on the loopback
-        # interface; an explicit node address of 127.0.0.1 is replaced by the machine's outer one.
-        _LOOPBACK_SWITCH: "0",
-        # A process that Ray started must not find the address of another cluster.
-        "RAY_ADDRESS": None,
-    }
-    if folder.parent == Path(tempfile.gettempdir()):  # else the other one may have more room
-        # Ray ends its processes with SIGKILL, and its dashboard, for one, leaves a socket in a folder then.
-        scratch = folder / _SCRATCH
-        scratch.mkdir()
-        wanted["TMPDIR"] = str(scratch)
-    saved = {name: os.environ.get(name) for name in wanted}
-    _set_environment(wanted)
-    try:
-        yield
-    finally:
-        _set_environment(saved)
-
-
 @contextlib.contextmanager
 def _local(settings: RaySettings) -> Iterator[Session]:
-    with _own_folder() as own, _own_environment(own.path):
+    with own_folder() as own, environment((*PRIVATE, *_own_variables(own))):
         _refresh_if_imported()
-        _quiet()
         try:
             _start(settings, own)
             _check_loopback()
@@ -220,12 +149,27 @@ def _local(settings: RaySettings) -> Iterator[Session]:
                 sys.modules["ray"].shutdown()
 
 
-def _start(settings: RaySettings, own: _OwnFolder) -> None:
+def _own_variables(own: OwnFolder) -> list[Variable]:
+    """Those that name something of this session's own: its token, its processes' temporary folder."""
+    token = own.path / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    rows = [
+        Variable("RAY_AUTH_MODE", "token", "anybody on this machine could run code in the session"),
+        Variable("RAY_AUTH_TOKEN_PATH", str(token), "a token that exists for this session alone"),
+    ]
+    if scratch := own.scratch():
+        rows.append(Variable("TMPDIR", str(scratch), "Ray's processes would leave sockets behind"))
+    return rows
+
+
+def _start(settings: RaySettings, own: OwnFolder) -> None:
     import ray
 
     try:
         ray.init(
             address="local",
+            job_config=job_config(),
             include_dashboard=settings.dashboard,
             dashboard_host="127.0.0.1",
             _temp_dir=str(own.path / "r"),
@@ -235,41 +179,22 @@ def _start(settings: RaySettings, own: _OwnFolder) -> None:
     except Exception as error:
         own.keep = True
         raise ClusterError(
-            f"a local Ray could not be started: {_first_line(error)}",
+            f"a local Ray could not be started: {own_words(error)}",
             remedy=f"look into {own.path}/r/session_latest/logs, or give ray.address a running cluster",
         ) from None
     own.started = True
 
 
-def _sweep(parent: Path) -> None:
-    """Remove what killed runs of this user left behind: their Ray is gone with them."""
-    for old in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if old.stat().st_uid == os.getuid() and (abandoned(old / _OWNER) or _is_remnant(old)):
-                shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove it for good: processes that are ending write into it for a moment."""
-    for _ in range(_LOOKS):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(_LOOK_SECONDS)
-
-
-def _is_remnant(folder: Path) -> bool:
-    """Whether a process of Ray that was ending wrote into a session's folder after that had been removed."""
-    old = time.time() - folder.stat().st_mtime > _REMNANT_SECONDS
-    return old and [path.name for path in folder.iterdir()] == ["r"]
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def _check_train() -> None:
+    """Ray Train decides when it is first imported which version it is, and a notebook may have done that."""
+    train = sys.modules.get("ray.train")
+    if train is not None and not hasattr(train, "UserCallback"):
+        raise ClusterMismatchError(
+            "this process has imported Ray Train's first version",
+            where="RAY_TRAIN_V2_ENABLED",
+            expected="Ray Train's second version, its default",
+            remedy="unset RAY_TRAIN_V2_ENABLED, and restart the process",
+        )
 
 
 def _refresh_if_imported() -> None:
@@ -281,7 +206,10 @@ def _refresh_if_imported() -> None:
     if "ray" not in sys.modules:
         return
     raylet, constants = import_module("ray._raylet"), import_module("ray._private.ray_constants")
-    constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+    switch = os.environ.get(_LOOPBACK_SWITCH)
+    constants.ENABLE_RAY_CLUSTER = (  # type: ignore[attr-defined]
+        switch in ("1", "true") if switch is not None else sys.platform not in ("win32", "darwin")
+    )
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
@@ -298,18 +226,6 @@ def _check_loopback() -> None:
 
 
 def _quiet() -> None:
-    """Ray Tune's own output off: the driver prints its progress itself, without trial tables."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # The event logs are the truth; Tune's snapshot is only for its own `tune.ExperimentAnalysis`.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    """Of Ray's own output errors only: the driver prints its progress itself, without trial tables."""
     for name in ("ray", "ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

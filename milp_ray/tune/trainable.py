@@ -18,6 +18,7 @@ from ray import tune
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError
 from milp_ray.memory.space import Placement
+from milp_ray.tune.environment import forget_launchers
 from milp_ray.tune.resident import resident_base
 from milp_ray.tune.shared import SharedUsers
 from milp_ray.tune.slicing import Slices, Unfit
@@ -58,6 +59,7 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         """Load the base; called once per actor."""
         self._study = spec.study.name
         self._unfit: Unfit | None = None
+        forget_launchers()
         # Told by the first step: an error now would have Tune take the trial for what failed.
         try:
             base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)

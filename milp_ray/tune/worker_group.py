@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from milp_ray.errors import MilpRayError, place_of
 from milp_ray.memory.space import Placement
+from milp_ray.tune.environment import forget_launchers
 from milp_ray.tune.processes import Place, end, here, host_rendezvous, on_one_node
 from milp_ray.tune.resident import LOADING_SECONDS, resident_base
 from milp_ray.tune.slicing import Slices, Unfit, WorkerBroke
@@ -51,6 +52,7 @@ class Rank:
         self._spec = spec
         self._cpus = cpus
         self._slices: Slices | None = None
+        forget_launchers()
 
     def __repr__(self) -> str:
         return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard

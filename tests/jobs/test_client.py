@@ -317,3 +317,19 @@ def test_ids_are_whole_on_a_narrow_terminal() -> None:
     text = io.StringIO()
     Console(file=text, width=80).print(jobs_view(list(cluster.jobs.values())))
     assert name in text.getvalue()
+
+
+def test_a_job_whose_command_never_ran_says_why_and_repeats_no_output() -> None:
+    cluster, said = Cluster(), list[str]()
+    cluster.put("j", "FAILED")
+    message = "The actor died: \x1b[36mray::Job\x1b[39m\n  File x\nImportError: yaml of the folder, "
+    cluster.jobs["j"].message = message + "last available logs (truncated):\nthe job's own words"
+
+    async def nothing(job: str) -> AsyncIterator[str]:
+        for text in ():
+            yield text
+
+    cluster.tail_job_logs = nothing  # type: ignore[method-assign]
+    cluster.get_job_logs = lambda job: ""  # type: ignore[attr-defined]
+    assert client.report(cluster, client.Submitted("j", "running"), said.append, str) == 1  # type: ignore[arg-type]
+    assert said[1].endswith("ran to its end: The actor died: ray::Job File x ImportError: yaml of the folder")

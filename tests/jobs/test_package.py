@@ -237,3 +237,20 @@ def test_user_ids_stay_out_of_the_command(root: Path, override: str) -> None:
     assert "jane" not in str(caught.value)
     pack("jobs/search.py", Path("jobs/search.yaml"), ["data.users=2"])
     pack("jobs/search.py", Path("jobs/search.yaml"), ["data={path: /shared/users.jsonl}"])
+
+
+def test_a_module_that_would_stand_for_an_installed_one_is_refused(root: Path) -> None:
+    (root / "jobs" / "peft.py").write_text("")  # no module of that name
+    (root / "own.py").write_text("")
+    (root / "tests").mkdir()
+    (root / "tests" / "__init__.py").write_text("")
+    pack("jobs/search.py", Path("jobs/search.yaml"), include=["."])
+    (root / "peft.py").write_text("")
+    (root / "queue.py").write_text("")
+    (root / "pyarrow").mkdir()
+    (root / "pyarrow" / "__init__.py").write_text("")
+    pack("jobs/search.py", Path("jobs/search.yaml"))
+    with pytest.raises(SubmissionError) as caught:
+        pack("jobs/search.py", Path("jobs/search.yaml"), include=["."])
+    assert "peft.py, pyarrow/__init__.py, queue.py would stand for" in str(caught.value)
+    assert caught.value.exit_code == 2

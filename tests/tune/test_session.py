@@ -19,7 +19,8 @@ import pytest
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
 from milp_ray.storage import held
-from milp_ray.tune.session import _sweep, ray_session
+from milp_ray.tune.own_folder import sweep
+from milp_ray.tune.session import _connecting, ray_session
 from tests.processes import listening_addresses, wait_for
 
 pytestmark = pytest.mark.slow
@@ -35,11 +36,15 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, scratch: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch: Path
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "somebody else's")
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    # What a shell can have left, each of which breaks a run, and the folder that the command is called in.
+    monkeypatch.setenv("TUNE_RESULT_DIR", "/nowhere")
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
     for dashboard in (False, True):  # a second session in one process has a token of its own
         with ray_session(RaySettings(dashboard=dashboard)) as session:
             import ray
@@ -47,12 +52,14 @@ def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(
             assert os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ
             assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}
             assert session.folder is not None and oct(session.folder.stat().st_mode & 0o777) == "0o700"
-            seen = ray.get(ray.remote(lambda: os.environ.get("RAY_USAGE_STATS_ENABLED")).remote())
-            assert seen == "0"
+            seen, path = ray.get(ray.remote(lambda: (dict(os.environ), sys.path)).remote())
+            assert seen["RAY_USAGE_STATS_ENABLED"] == "0" and seen.get("LOCAL_RANK") in (None, "0")
+            assert "TUNE_RESULT_DIR" not in os.environ and os.environ["RAY_TRAIN_V2_ENABLED"] == "1"
+            assert str(tmp_path) not in path and "" not in path
             assert not dashboard or wait_for(lambda: list(scratch.rglob("listener-*")))
         assert not session.folder.exists() and not ray.is_initialized()
         assert not list(scratch.iterdir())
-    assert {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")} == before
+    assert {name: os.environ.get(name) for name in before} == before
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
@@ -76,7 +83,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_pat
     )  # which was another process's in its container
     # In another container: its process id says nothing here.
     with held(tmp_path / "mr-alive" / "pid", str(dead.pid)):
-        _sweep(tmp_path)
+        sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-begins", "mr-foreign"]
 
 
@@ -171,14 +178,44 @@ def test_a_driver_of_uv_run_sends_no_folder_to_the_cluster(tmp_path: Path, impor
     assert imported == "late" or sent("on") == "['py_executable', 'working_dir']", "Ray's hook is another now"
 
 
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.59.0
+    Python: 3.11.7
+This process on node 127.0.0.1:7123 was started with:
+    Ray: 2.60.0
+    Python: 3.12.1
+"""
+
+
+def test_both_sides_of_a_version_mismatch_are_named() -> None:
+    with pytest.raises(ClusterError) as caught, _connecting("h:1"):
+        raise RuntimeError(MISMATCH)
+    text = str(caught.value)
+    assert "h:1 has Ray 2.59.0 and Python 3.11.7, this driver Ray 2.60.0 and Python 3.12.1" in text
+    assert caught.value.exit_code == 2 and "milp-ray submit" in text
+
+
+def test_rays_reason_is_told_whole() -> None:
+    with pytest.raises(ClusterError) as caught, _connecting("h:1"):
+        raise RuntimeError("Failed to set up runtime environment.\nThe actor:\n  no such file x")
+    assert "Failed to set up runtime environment. The actor: no such file x" in str(caught.value)
+    assert caught.value.exit_code == 1
+    with pytest.raises(ClusterError) as caught, _connecting("h:1"):
+        raise RuntimeError(" ".join(f"line{n}" for n in range(2000)))
+    assert "line0 " in str(caught.value) and "line1999" in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
 JOIN = """
-import sys
+import os, sys
+sys.path.remove("")  # as the command does; the folder holds a module that Ray's workers would import
 from milp_ray.config.models import RaySettings
 from milp_ray.storage import held
-from milp_ray.tune.session import ray_session
+from milp_ray.tune.session import _connecting, ray_session
 with ray_session(RaySettings(address=sys.argv[1])):
     import ray
-    print("joined", ray.get(ray.remote(lambda: 6 * 7).remote()))
+    path = ray.get(ray.remote(lambda: sys.path).remote())
+    print("joined", os.getcwd() in path)
 """
 
 
@@ -187,8 +224,10 @@ def test_a_head_that_listens_on_loopback_only_is_joined_and_left_running(tmp_pat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))
+    (tmp_path / "token").write_text("ab" * 32)
     environment = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",  # what tells it from other heads of this machine, for `auto`
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -206,11 +245,13 @@ def test_a_head_that_listens_on_loopback_only_is_joined_and_left_running(tmp_pat
             assert head.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
         time.sleep(2)
-        join = [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"]
         environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
         (tmp_path / "users.jsonl").write_text("CANARY")
-        done = as_uv_run(join, tmp_path, environment)
-        assert "joined 42" in done.stdout, done.stdout + done.stderr
+        (tmp_path / "msgpack.py").write_text("raise ImportError('of the folder')")
+        for address in (f"127.0.0.1:{port}", "auto"):
+            join = [sys.executable, "-c", JOIN, address]
+            done = as_uv_run(join, tmp_path, environment)
+            assert "joined False" in done.stdout, done.stdout + done.stderr
         assert head.poll() is None
         assert not list(folder.rglob("users.jsonl")), "the working folder travelled"
     finally:
