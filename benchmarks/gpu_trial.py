@@ -240,12 +240,13 @@ def responses(
     config = lora_config(
         placement_of(base.architecture.num_layers, *PLACEMENTS["16 LoRAs"]), base.architecture
     )
-    prompts = encode_prompts(base, person.validation, Prompts(study.prompts), longest)
+    chat = Prompts(study.prompts)
+    prompts = encode_prompts(base, person.validation, chat, longest)
     base.attach(config)
     model = get_peft_model(plain.model, config)
 
     def mine() -> None:
-        for _ in generations(base, prompts, longest, size):
+        for _ in generations(base, prompts, chat, longest, size):
             pass
 
     def theirs() -> None:

@@ -7,6 +7,7 @@ Reading YAML is :mod:`milp_ray.config.loading`; the commented file that `milp-ra
 
 from __future__ import annotations
 
+import datetime
 import re
 import string
 from typing import Annotated, Literal, Self
@@ -103,6 +104,14 @@ class PromptSettings(Settings):
     instruction: str = "User: {query}\nResponse: {response}"
     context: str = Field("{query}\n{context}", description="how a sample's context joins its query")
     max_length: Annotated[int, Field(ge=16)] = Field(512, description="tokens; longer texts are cut")
+    thinking: Literal["template", "off"] = Field(
+        "template", description="chat: thinking as the template has it by default, or switched off"
+    )
+    date: Annotated[datetime.date | None, Field(strict=False)] = Field(
+        None, description="chat: what a template that reads the clock gets; null: the day the run begins"
+    )
+    # How texts become tokens, of which a run keeps the number (run.json); nothing that a study says.
+    encoding: Literal[1, 2] = Field(2, exclude=True, repr=False)
 
     @field_validator("history", "instruction", "context")
     @classmethod

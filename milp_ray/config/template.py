@@ -48,6 +48,8 @@ prompts:
   instruction: "User: {query}\\nResponse: {response}"   # stage 2: the loss is taken on the response only
   context: "{query}\\n{context}"                        # how a sample's further text joins its query
   max_length: 512       # tokens; longer texts keep their newest part
+  thinking: template    # chat: as the template has it by default; off where responses come without thinking
+  date: null            # chat: for templates that write the date; null takes the day on which the run begins
 
 memory:
   factors: num+size+layer         # what is searched; leave one out and it stays at its default below

@@ -3,17 +3,23 @@
 Every sequence is at most ``max_length`` tokens, starts with the tokenizer's BOS if it has one and ends with
 its EOS. User text never becomes a control token: "</s>" written by a user is encoded as plain characters.
 
+With ``style: chat`` queries and responses stand in the model's own chat template, token for token as
+``apply_chat_template`` gives them, and end with the template's end of turn
+(:mod:`milp_ray.data.chat_template`). Only where a user spells a control token is it otherwise: what stands
+between two of the template's own is encoded with the spelling as plain characters. History texts, which are
+no turns of a chat, keep the plain phrase.
+
 Cutting, where a text is too long:
 
 - a history text keeps its last tokens (the newest);
 - a prompt gets at most ``max_length - max_length // 2`` tokens, whatever the response: so the prompt that is
   trained on is the one that is generated from, and half of the length is left to generate into. A plain
-  prompt keeps its last tokens, a chat prompt the last tokens of the query inside the whole template;
+  prompt keeps its last tokens. Of a chat's query so many characters go from its beginning that the template
+  with the rest fits: it is what a server makes of that rest;
 - a response gets what the prompt leaves (at least ``max_length // 2``) and keeps its first tokens. A response
-  that was cut has no EOS: it does not end there.
+  that was cut has no end token: it does not end there.
 
-With ``style: chat`` queries and responses stand in the model's own chat template; history texts, which are no
-turns of a chat, keep the plain phrase. Padding, labels and batches are *not* made here.
+Padding, labels and batches are *not* made here.
 """
 
 from __future__ import annotations
@@ -23,6 +29,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milp_ray.config.models import PromptSettings
+from milp_ray.data.chat_template import ChatTemplate, Turns, midnight, no_room, template_source, today
+from milp_ray.data.control_tokens import ControlTokens
+from milp_ray.data.first_encoding import FirstChat
 from milp_ray.data.records import Sample
 from milp_ray.errors import ModelError
 
@@ -30,8 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RESPONSE = "{response}"
-# Stand-ins for the two texts while a chat template is rendered; no template trims or changes them.
-_QUERY_MARK, _RESPONSE_MARK = "milpQuery7f3a", "milpResponse7f3a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +52,12 @@ class EncodedSample:
         return f"EncodedSample(tokens={len(self.input_ids)}, prompt_length={self.prompt_length})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Chat:
-    """A chat template rendered once: what stands before the query, between it and the response, and after."""
-
-    before: list[int]
-    between: list[int]
-    after: list[int]
-
-
 class Prompts:
     """Texts of users to the texts and tokens that a model reads."""
 
     def __init__(self, settings: PromptSettings) -> None:
         self.settings = settings
-        self._chat: tuple[PreTrainedTokenizerBase, _Chat] | None = None
+        self._made: _OfTokenizer | None = None
 
     def history(self, text: str) -> str:
         """A history text in its phrase, for stage 1."""
@@ -78,7 +76,7 @@ class Prompts:
     def encode_history(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """BOS, the last tokens of the phrase that fit, EOS."""
         bos, eos = _ends(tokenizer)
-        ids = _plain(tokenizer, self.history(text))
+        ids = _plain(tokenizer, self.history(text), self._of(tokenizer).control)
         return [*bos, *_last(ids, self.settings.max_length - len(bos) - 1), eos]
 
     def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[int]:
@@ -87,118 +85,151 @@ class Prompts:
         return encoded.input_ids[: encoded.prompt_length]
 
     def encode_sample(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> EncodedSample:
-        """Prompt and response with EOS, cut as the module's docstring says.
+        """Prompt and response with its end token, cut as the module's docstring says.
 
         Raises:
             ModelError: the tokenizer has no EOS, or (style chat) no usable chat template.
         """
-        if self.settings.style == "chat":
-            prompt, response = self._encode_chat(tokenizer, sample)
-        else:
+        if self.settings.style == "plain":
             prompt, response = self._encode_plain(tokenizer, sample)
+        elif (first := self._of(tokenizer).first) is not None:
+            prompt, response = first.encode(
+                self.query(sample), sample.response, self._prompt_room(), self.settings.max_length
+            )
+        else:
+            prompt, response = self._encode_chat(tokenizer, sample)
         room = self.settings.max_length - len(prompt)
         return EncodedSample(prompt + response[:room], len(prompt))
+
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+        """The tokens that responses are trained to end with: they end a generated one, too.
+
+        Raises:
+            ModelError: as :meth:`encode_sample`.
+        """
+        _, eos = _ends(tokenizer)
+        chat = self.chat(tokenizer)
+        return frozenset({chat.control.id_of(chat.end) if chat is not None and chat.end else eos})
+
+    def response_text(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+        """A generated response without control tokens, thinking and surrounding white space."""
+        chat = self.chat(tokenizer)
+        if chat is None or not chat.adds:
+            return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        answer = chat.answer(str(tokenizer.decode(ids, skip_special_tokens=False)))
+        return chat.control.without(answer).strip()
+
+    def notes(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What whoever trains and serves with these prompts should know, a sentence each.
+
+        Raises:
+            ModelError: as :meth:`encode_sample`.
+        """
+        chat = self.chat(tokenizer)
+        if chat is None:
+            return []
+        found = [f"responses end with {chat.end or tokenizer.eos_token}"]
+        if not chat.end:
+            found[0] += ": the chat template ends a turn with no control token"
+        if chat.reads_clock:
+            found.append(
+                f"the chat template writes the date: in the whole run {self.settings.date or today()} (UTC); "
+                "each memory's PROMPT.md says how to serve it so; prompts.date sets another"
+            )
+        if chat.may_think:
+            found.append(
+                "the chat template leaves it to the model to think first: responses are trained and measured "
+                "without; with prompts.thinking: off the prompt ends thinking, and servers must do so, too"
+            )
+        if chat.closing or chat.kwargs:
+            how = "the memory's own template" if chat.closing else f"chat_template_kwargs {chat.kwargs}"
+            found.append(f"thinking is off: a server must be given {how} (each memory's PROMPT.md)")
+        return found
+
+    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+        """The chat template that texts are put in; None for the plain style, and runs of the first encoding.
+
+        Raises:
+            ModelError: the tokenizer has no usable chat template.
+        """
+        return self._of(tokenizer).chat
+
+    def _of(self, tokenizer: PreTrainedTokenizerBase) -> _OfTokenizer:
+        if self._made is None or self._made.tokenizer is not tokenizer:
+            self._made = _of_tokenizer(tokenizer, self.settings)
+        return self._made
 
     def _encode_plain(
         self, tokenizer: PreTrainedTokenizerBase, sample: Sample
     ) -> tuple[list[int], list[int]]:
         bos, eos = _ends(tokenizer)
+        control = self._of(tokenizer).control
         text = self.prompt(sample)
         # "Response: hello" is tokenized with the space on the side of the word: so is what a model generates.
         head = text.rstrip(" ")
-        prompt = _plain(tokenizer, head)
+        prompt = _plain(tokenizer, head, control)
         tail = text[len(head) :] + sample.response
-        whole = _plain(tokenizer, head + tail)
+        whole = _plain(tokenizer, head + tail, control)
         # Where a merge reaches over the border, the two sides are encoded apart.
         joined = whole[: len(prompt)] == prompt
-        response = whole[len(prompt) :] if joined else _plain(tokenizer, tail)
+        response = whole[len(prompt) :] if joined else _plain(tokenizer, tail, control)
         return [*bos, *_last(prompt, self._prompt_room() - len(bos))], [*response, eos]
 
     def _encode_chat(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[int]]:
-        chat = self._template(tokenizer)
-        room = self._prompt_room() - len(chat.before) - len(chat.between)
-        if room < 1:
-            raise ModelError(
-                f"the chat template alone takes {self._prompt_room() - room} tokens",
-                expected=f"less than half of prompts.max_length ({self.settings.max_length})",
-                remedy="raise prompts.max_length, or use prompts.style: plain",
-            )
-        query = _last(_plain(tokenizer, self.query(sample)), room)
-        response = [*_plain(tokenizer, sample.response), *chat.after]
-        return [*chat.before, *query, *chat.between], response
+        chat = self._of(tokenizer).chat
+        assert chat is not None
+        turns, prompt = self._fitting(tokenizer, chat, sample)
+        _, eos = _ends(tokenizer)
+        return prompt, [*chat.encode_completion(turns, prompt), *(() if chat.end else (eos,))]
+
+    def _fitting(
+        self, tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate, sample: Sample
+    ) -> tuple[Turns, list[int]]:
+        """The turns, with so much of the query's end as there is room for, and the prompt's tokens."""
+        room, query = self._prompt_room(), self.query(sample)
+        turns = chat.turns(query, sample.response)
+        prompt = chat.encode_prompt(turns)
+        while (over := len(prompt) - room) > 0:
+            if not query or len(chat.encode_prompt(chat.turns("", ""))) >= room:
+                raise no_room(len(chat.encode_prompt(chat.turns("", ""))), self.settings.max_length)
+            # About as many characters as the tokens that are too many have; never none.
+            beginning = chat.control.encode_text(query)[:over]
+            query = query[max(1, len(tokenizer.decode(beginning))) :]
+            turns = chat.turns(query, sample.response)
+            prompt = chat.encode_prompt(turns)
+        return turns, prompt
 
     def _prompt_room(self) -> int:
         return self.settings.max_length - self.settings.max_length // 2
 
-    def _template(self, tokenizer: PreTrainedTokenizerBase) -> _Chat:
-        if self._chat is None or self._chat[0] is not tokenizer:
-            self._chat = (tokenizer, _render(tokenizer))
-        return self._chat[1]
+
+@dataclass(frozen=True)
+class _OfTokenizer:
+    """What is found out once about a tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    control: ControlTokens
+    chat: ChatTemplate | None
+    first: FirstChat | None
 
 
-def _render(tokenizer: PreTrainedTokenizerBase) -> _Chat:
-    """A template's three pieces, so that users' texts are never read for control tokens with it."""
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "the tokenizer has no chat template",
-            expected="a model made for chat, as prompts.style: chat asks",
-            remedy="use prompts.style: plain, or a model whose tokenizer has a chat template",
-        )
-    turns = [{"role": "user", "content": _QUERY_MARK}, {"role": "assistant", "content": _RESPONSE_MARK}]
-    try:
-        opening = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template is a program of the model's author and may raise anything
-        raise _bad_template(f"cannot be rendered ({type(error).__name__})") from None
-    if whole.count(_QUERY_MARK) != 1 or whole.count(_RESPONSE_MARK) != 1:
-        raise _bad_template("does not hold the query and the response once each")
-    prompt, _, after = whole.partition(_RESPONSE_MARK)
-    before, found, between = prompt.partition(_QUERY_MARK)
-    if not found or not prompt.startswith(opening):
-        raise _bad_template("opens a response for generation unlike one that is given")
-    _, eos = _ends(tokenizer)
-    ending = _with_control_tokens(tokenizer, after)
-    # Nothing after the end token is generated, so nothing after it is trained on.
-    ending = [*ending[: ending.index(eos)], eos] if eos in ending else [*ending, eos]
-    return _Chat(_with_control_tokens(tokenizer, before), _with_control_tokens(tokenizer, between), ending)
+def _of_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> _OfTokenizer:
+    chat, first = None, None
+    if settings.encoding == 1:
+        control = ControlTokens(tokenizer)
+        if settings.style == "chat":
+            first = FirstChat(tokenizer, control, midnight(settings.date))
+    elif settings.style == "chat":
+        chat = ChatTemplate(tokenizer, settings.thinking, settings.date)
+        control = chat.control
+    else:
+        control = ControlTokens(tokenizer, template_source(tokenizer))
+    return _OfTokenizer(tokenizer, control, chat, first)
 
 
-def _bad_template(fact: str) -> ModelError:
-    return ModelError(
-        f"the tokenizer's chat template {fact}",
-        expected="one user turn and one assistant turn, the prompt a prefix of the whole",
-        remedy="use prompts.style: plain",
-    )
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, control: ControlTokens | None = None) -> list[int]:
     """The tokens of a user's text, control tokens never among them."""
-    ids = _encode(tokenizer, text)
-    control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    if control.isdisjoint(ids):
-        return ids
-    # Some vocabularies reach "</s>" by ordinary merges of "<", "/", "s", ">": spell it out instead.
-    out: list[int] = []
-    for token in ids:
-        if token in control:
-            spelled = [_encode(tokenizer, char) for char in tokenizer.convert_ids_to_tokens(token)]
-            out.extend(part for parts in spelled for part in parts if part not in control)
-        else:
-            out.append(token)
-    return out
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose=False: texts longer than the model are expected here and cut afterwards, not warned about.
-    ids: list[int] = tokenizer.encode(
-        text, add_special_tokens=False, split_special_tokens=True, verbose=False
-    )
-    return ids
-
-
-def _with_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False) if text else []
-    return ids
+    return (control or ControlTokens(tokenizer, template_source(tokenizer))).encode_text(text)
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:

@@ -66,7 +66,7 @@ def evaluation(
     texts: dict[int, str] = {}
     encoded = encode_prompts(base, samples, prompts, longest)
     done = 0
-    for responses in generations(base, encoded, longest, size):
+    for responses in generations(base, encoded, prompts, longest, size):
         texts.update(responses)
         done += bool(responses)
         yield Progress("generate", done, batches)

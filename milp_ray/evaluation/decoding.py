@@ -32,16 +32,24 @@ class Decoder(Protocol):
         ...
 
 
-def decoder(base: BaseModel, batches: Sequence[Sequence[Sequence[int]]], max_new_tokens: int) -> Decoder:
-    """A decoder for these batches of prompts; ranks that share the base each ask for one alike."""
+def decoder(
+    base: BaseModel,
+    batches: Sequence[Sequence[Sequence[int]]],
+    max_new_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+) -> Decoder:
+    """A decoder for these batches of prompts; ranks that share the base each ask for one alike.
+
+    A response ends before any of ``stop_ids`` (the end of a chat's turn), and of the base's own.
+    """
     fixed = base.fused and base.capturable and base.parallel.group.size == 1
     if fixed and len(batches) * max_new_tokens >= _WORTH:
         rows = max(map(len, batches))
         longest = max(len(prompt) for prompts in batches for prompt in prompts)
         cache = fixed_cache(base, longest + max_new_tokens)
         if cache is not None:
-            return Fixed(base, cache, rows, max_new_tokens)
-    return Growing(base, max_new_tokens)
+            return Fixed(base, cache, rows, max_new_tokens, stop_ids=stop_ids)
+    return Growing(base, max_new_tokens, stop_ids)
 
 
 def fixed_cache(base: BaseModel, room: int) -> Cache | None:
@@ -60,13 +68,13 @@ def fixed_cache(base: BaseModel, room: int) -> Cache | None:
 class Growing:
     """See the module; ``max_new_tokens`` at most are made of each prompt."""
 
-    def __init__(self, base: BaseModel, max_new_tokens: int) -> None:
-        self._base, self._most = base, max_new_tokens
+    def __init__(self, base: BaseModel, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()) -> None:
+        self._base, self._most, self._stop_ids = base, max_new_tokens, stop_ids
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`; each rank continues its share, and gets all."""
         base, group = self._base, self._base.parallel.group
-        mine = _Rows(base, group.share(prompts))
+        mine = _Rows(base, group.share(prompts), self._stop_ids)
         for made in range(self._most):
             # As long as any rank has rows left all go on, so that they pause alike. A divided base is called
             # by all of them or by none, and may take a second for a token.
@@ -93,10 +101,10 @@ class _Rows:
         tokens: what each prompt was continued with so far.
     """
 
-    def __init__(self, base: BaseModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, base: BaseModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
         self._base = base
         self.tokens: list[list[int]] = [[] for _ in prompts]
-        self._stop = _stop(base)
+        self._stop = torch.tensor(sorted(base.stop_ids | stop_ids), device=base.device)
         self._cache = DynamicCache(config=base.model.config)
         self._rows = torch.arange(len(prompts), device=base.device)
         if prompts:
@@ -144,6 +152,7 @@ class Fixed:
         rows: prompts of a batch at most.
         max_new_tokens: at most made of each prompt.
         capture: captures a step, as :class:`milp_ray.training.graphs.Pool` does.
+        stop_ids: end a response, beside the base's own.
     """
 
     def __init__(
@@ -153,11 +162,13 @@ class Fixed:
         rows: int,
         max_new_tokens: int,
         capture: Capture | None = None,
+        stop_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._base, self._cache, self._most = base, cache, max_new_tokens
         self._capture = capture or Pool(base)
         device, long = base.device, torch.long
-        self._stop = _stop(base)
+        self._stop_ids = base.stop_ids | stop_ids
+        self._stop = torch.tensor(sorted(self._stop_ids), device=device)
         self._ids = torch.zeros(rows, 1, dtype=long, device=device)
         self._positions = torch.zeros(rows, 1, dtype=long, device=device)
         self._mask = torch.zeros(rows, cache.layers[0].max_cache_len, dtype=long, device=device)
@@ -230,16 +241,12 @@ class Fixed:
         self._count += 1
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        stop = self._base.stop_ids
+        stop = self._stop_ids
         return tokens[: next((at for at, token in enumerate(tokens) if token in stop), len(tokens))]
 
 
 def _last(hidden: Tensor) -> Tensor:
     return hidden[:, -1]
-
-
-def _stop(base: BaseModel) -> Tensor:
-    return torch.tensor(sorted(base.stop_ids), device=base.device)
 
 
 def _left_padded(base: BaseModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:

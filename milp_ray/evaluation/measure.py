@@ -54,10 +54,11 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 16,
 ) -> list[str]:
-    """Greedy responses to the samples' queries, without surrounding white space, in the samples' order."""
+    """Greedy responses to the samples' queries, without thinking and surrounding white space, in the samples'
+    order."""
     encoded = encode_prompts(base, samples, prompts, max_new_tokens)
     texts = [""] * len(samples)
-    for responses in generations(base, encoded, max_new_tokens, batch_size):
+    for responses in generations(base, encoded, prompts, max_new_tokens, batch_size):
         for index, text in responses.items():
             texts[index] = text
     return texts
@@ -74,17 +75,21 @@ def encode_prompts(
 
 
 def generations(
-    base: BaseModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+    base: BaseModel,
+    encoded: Sequence[Sequence[int]],
+    prompts: Prompts,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> Iterator[dict[int, str]]:
     """:func:`generate` for encoded prompts, batch by batch: index of the prompt to response. While a batch is
     under way nothing (an empty one) comes every few tokens, on all ranks alike."""
-    order = by_length([len(prompt) for prompt in prompts], batch_size)
-    batches = [[prompts[index] for index in indices] for indices in order]
-    decode = decoder(base, batches, max_new_tokens)
+    order = by_length([len(ids) for ids in encoded], batch_size)
+    batches = [[encoded[index] for index in indices] for indices in order]
+    decode = decoder(base, batches, max_new_tokens, prompts.stop_ids(base.tokenizer))
     for indices, batch in zip(order, batches, strict=True):
         for found in decode(batch):
             yield {
-                index: str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                index: prompts.response_text(base.tokenizer, ids)
                 for index, ids in (zip(indices, found, strict=True) if found is not None else ())
             }
 

@@ -177,6 +177,7 @@ def save_adapter(
     *,
     placement: str = "",
     user: str = "",
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write the adapter in PEFT's layout, all of it or nothing; one that is there already is replaced.
 
@@ -186,6 +187,7 @@ def save_adapter(
         base: ``base_model_name_or_path`` for the configuration, as the study names it.
         revision: of a hub model.
         placement, user: its key, and the alias whose memory it is: for the note beside it; "": no note.
+        beside: further files by name.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -194,6 +196,8 @@ def save_adapter(
     config = _config_text(attached.config, base, revision).encode()
 
     def write(draft: Path) -> None:
+        for name, content in (beside or {}).items():
+            write_synced(draft / name, content)
         write_synced(draft / WEIGHTS, weights)
         write_synced(draft / CONFIG, config)
         if placement:

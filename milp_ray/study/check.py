@@ -27,6 +27,7 @@ from milp_ray.study.exposure import exposures
 from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.preflight import attempt, preflight, together
+from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.training.estimate import estimate, trainable_range
 from milp_ray.training.pretrained import load_config
@@ -48,7 +49,8 @@ def check_study(study: Study) -> RenderableType:
     key, data, base = new_key(), None, None
     if run is not None:
         key, data, base = run.key, run.fingerprint, run.base
-        study = study.model_copy(update={"model": run.study.model})  # a hub model as the run has it
+        as_run = {"model": run.study.model, "prompts": run.study.prompts}  # a hub model's commit, the date
+        study = study.model_copy(update=as_run)
     structure = attempt(lambda: load_space(study), found)
     users = attempt(lambda: load_users(study, key, data), found)
     if structure is not None:
@@ -110,6 +112,7 @@ def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:
         *(("dropped", f"{n} {what}") for what, n in inputs.users.dropped.items()),
         ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
         ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
+        *(("prompts", note) for note in prompt_notes(study)),
         (
             "trials",
             f"{study.search.trials} a user, {study.search.initial} of them initial; "

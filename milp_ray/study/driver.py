@@ -18,6 +18,7 @@ from milp_ray.study.origin import changed_packages, fewer_trials
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.population import Population
 from milp_ray.study.preflight import preflight, together
+from milp_ray.study.prompt_frame import prompt_frame
 from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder
@@ -43,7 +44,7 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     inputs = load_inputs(study, key)
     if found := preflight(study, inputs.architecture, inputs.users):
         raise together(study, found)
-    return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base), inputs
+    return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base, prompt_frame(study)), inputs
 
 
 def start_or_resume(study: Study, console: Console) -> Outcome:

@@ -63,6 +63,7 @@ from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
 from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
+from milp_ray.study.prompt_frame import with_frame
 from milp_ray.training.fingerprint import COMMIT
 
 FORMAT = 2  # 2: texts are taken apart by the second rules (data.text_rules)
@@ -97,7 +98,12 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, study: Study, fingerprint: str, key: bytes | None = None, base: Mapping[str, str] | None = None
+        cls,
+        study: Study,
+        fingerprint: str,
+        key: bytes | None = None,
+        base: Mapping[str, str] | None = None,
+        prompts: Mapping[str, object] | None = None,
     ) -> RunFolder:
         """Make the folder of a new run: all of its first files, or nothing.
 
@@ -106,6 +112,7 @@ class RunFolder:
             fingerprint: of the data file, so that a resume notices other data.
             key: of the aliases; a fresh one if None.
             base: fingerprint of the base model, likewise; None if it plays no part.
+            prompts: what is kept of its prompts (:func:`milp_ray.study.prompt_frame.prompt_frame`).
 
         Raises:
             RunFolderError: there is one already.
@@ -121,6 +128,7 @@ class RunFolder:
             "data_fingerprint": fingerprint,
             "base": dict(base or {}),
             "packages": packages(),
+            "prompts": dict(prompts or {}),
         }
         refuse_existing(place)
         first = {
@@ -240,10 +248,12 @@ class RunFolder:
         return load_study(self.root / "study.yaml", _AS_BEGUN[int(str(self.meta["format"]))])
 
     def pinned(self) -> RunFolder:
-        """Itself, with the hub model's revision being the commit that the run was begun with.
+        """Itself, with the prompts and, as the hub model's revision, the commit that the run was begun with.
 
-        So every node loads that one, also once the revision of ``study.yaml`` means another commit.
+        So every node loads that one, also once the revision of ``study.yaml`` means another commit, and makes
+        the prompts of the day on which the run began.
         """
+        self.study = with_frame(self.study, self.meta)
         if commit := self.base.get(COMMIT):
             model = self.study.model.model_copy(update={"revision": commit})
             self.study = self.study.model_copy(update={"model": model})

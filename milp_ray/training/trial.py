@@ -20,6 +20,7 @@ from typing import Literal, Self
 import torch
 
 from milp_ray.config.models import OptimizerSettings, Study
+from milp_ray.data.prompt_card import prompt_card
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.errors import TrialFailed
@@ -181,7 +182,8 @@ class Trial:
                 self.close()
 
     def save(self, folder: Path) -> None:
-        """Write the trained adapter to ``folder`` in PEFT's layout (safetensors), all of it or nothing.
+        """Write the trained adapter to ``folder`` in PEFT's layout (safetensors), all of it or nothing; a
+        final one with its exact prompt beside it.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -189,6 +191,7 @@ class Trial:
         """
         if self._state != "done" or self.base.attached is None or not self._holds_base:
             raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
+        card = prompt_card(self.base.tokenizer, self._prompts) if self.phase == "final" else {}
         save_adapter(
             self.base.attached,
             folder,
@@ -196,6 +199,7 @@ class Trial:
             self.study.model.revision,
             placement=self.placement.key,
             user=self.user.alias,
+            beside=card,
         )
 
     def checkpoint(self) -> None:
@@ -309,7 +313,7 @@ class Trial:
                 lambda: encode_prompts(self.base, samples, self._prompts, longest),
             )
             done = 0
-            for texts in generations(self.base, prompts, longest, size):
+            for texts in generations(self.base, prompts, self._prompts, longest, size):
                 self._responses.update(texts)
                 done += bool(texts)
                 yield Progress("generate", done, batches)

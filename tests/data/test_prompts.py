@@ -211,14 +211,15 @@ def test_a_cut_chat_prompt_keeps_the_whole_template(sample: Sample) -> None:
     assert len(encoded.input_ids) <= 64
 
 
-def test_a_template_that_adds_to_the_response_is_part_of_the_prompt() -> None:
+def test_what_a_template_puts_before_the_response_is_generated_too() -> None:
+    """A server begins to generate where the generation prompt ends, not where the response does."""
     tokenizer = chat_tokenizer(
         "{% for m in messages %}{{ m.role }}:{{ '<think></think>' if m.role == 'assistant' }}"
         "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     encoded = CHAT_PROMPTS.encode_sample(tokenizer, Sample("q", "r"))
-    assert tokenizer.decode(encoded.input_ids) == "user:q</s>assistant:<think></think>r</s>"
-    assert tokenizer.decode(encoded.input_ids[encoded.prompt_length :]) == "r</s>"
+    assert tokenizer.decode(encoded.input_ids[: encoded.prompt_length]) == "user:q</s>assistant:"
+    assert tokenizer.decode(encoded.input_ids[encoded.prompt_length :]) == "<think></think>r</s>"
 
 
 BAD_TEMPLATES = {

@@ -20,7 +20,13 @@ PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
 NEW = 11
 
 
-def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True) -> Fixed:
+def fixed(
+    base: BaseModel,
+    rows: int,
+    captured: list[Work],
+    usable: bool = True,
+    stop_ids: frozenset[int] = frozenset(),
+) -> Fixed:
     def capture(work: Work) -> Work | None:
         captured.append(work)
         return work if usable else None
@@ -28,7 +34,7 @@ def fixed(base: BaseModel, rows: int, captured: list[Work], usable: bool = True)
     longest = max(map(len, PROMPTS))
     cache = fixed_cache(base, longest + NEW)
     assert cache is not None
-    return Fixed(base, cache, rows, NEW, capture)
+    return Fixed(base, cache, rows, NEW, capture, stop_ids)
 
 
 def tokens(decode: Decoder, prompts: list[list[int]]) -> list[list[int]]:
@@ -55,6 +61,15 @@ def test_rows_that_end_early_are_cut(base: BaseModel, monkeypatch: pytest.Monkey
     expected = tokens(Growing(base, NEW), PROMPTS)
     assert expected != plain
     assert tokens(fixed(base, 6, []), PROMPTS) == expected
+
+
+def test_the_end_of_a_turn_ends_a_response_as_the_end_token_does(base: BaseModel) -> None:
+    plain = tokens(Growing(base, NEW), PROMPTS)
+    end = max({token for row in plain for token in row}, key=lambda t: sum(t in x for x in plain))
+    expected = [row[: row.index(end)] if end in row else row for row in plain]
+    assert tokens(Growing(base, NEW, frozenset({end})), PROMPTS) == expected != plain
+    assert tokens(fixed(base, 6, [], stop_ids=frozenset({end})), PROMPTS) == expected
+    assert tokens(decoder(base, [PROMPTS], NEW, frozenset({end})), PROMPTS) == expected
 
 
 def test_it_ends_when_all_have(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,18 @@ def test_rows_stop_at_an_end_token(
     assert generate(base, samples, PROMPTS, 12, 16) == texts
 
 
+def test_a_chat_ends_with_its_turn_and_without_its_thinking(
+    base: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = samples_of(tiny_user)
+    prompts = encode_prompts(base, samples, PROMPTS, 12)
+    free = [reference_tokens(base, prompt, 12) for prompt in prompts]
+    monkeypatch.setattr(Prompts, "stop_ids", lambda self, tokenizer: frozenset({free[0][3]}))
+    monkeypatch.setattr(Prompts, "response_text", lambda self, tokenizer, ids: repr(list(ids)))
+    expected = [repr(row[: row.index(free[0][3])] if free[0][3] in row else row) for row in free]
+    assert generate(base, samples, PROMPTS, 12, 16) == expected
+
+
 def test_a_prompt_gives_way_to_the_response(base: BaseModel) -> None:
     """Prompt and response together never leave the model's context; its first token stays."""
     long = Prompts(PromptSettings(max_length=128))

@@ -154,6 +154,23 @@ def test_check_says_everything_at_once_and_writes_nothing(study_file: Path) -> N
     assert sorted(study_file.parent.rglob("*")) == before
 
 
+def test_check_says_what_a_chat_template_asks_for(study_file: Path, shallow_model: Path) -> None:
+    folder = own_model(study_file, shallow_model)
+    (folder / "chat_template.jinja").write_text(
+        "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant:"
+        "{{ '<think>' if enable_thinking is not defined }}{% endif %}",
+        encoding="utf-8",
+    )
+    asked = ("check", str(study_file), f"model.path={folder}", "prompts.style=chat")
+    code, output = call(*asked)
+    assert code == 2 and "opens a thinking block" in unwrapped(output)
+    code, output = call(*asked, "prompts.thinking=off", "prompts.date=2026-01-02")
+    assert code == 0, output
+    for part in ("responses end with </s>", "2026-01-02 (UTC)", "{'enable_thinking': False}"):
+        assert part in unwrapped(output)
+
+
 def a_run(study_file: Path, *overrides: str) -> run_folder.RunFolder:
     """A run that was begun and has searched nothing, as of a job that was cut off early."""
     study = resolved(load_study(study_file, overrides))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import math
 import subprocess
 import sys
@@ -211,6 +212,9 @@ def test_saved_adapter_gives_the_same_logits_in_plain_peft(
     with torch.no_grad(), loaded(base, tmp_path / "mine"):
         assert torch.equal(theirs(ids).logits, expected)
         assert torch.equal(base.model(ids).logits, expected)
+    card = json.loads((tmp_path / "mine" / "prompt.json").read_text(encoding="utf-8"))
+    assert card["example"]["prompt_token_ids"][0] == base.tokenizer.bos_token_id
+    assert (tmp_path / "mine" / "PROMPT.md").is_file()
     assert peft.PeftConfig.from_pretrained(tmp_path / "mine").base_model_name_or_path == "models/tiny"
     if more:  # as the README says
         encoder = AutoModelForCausalLM.from_pretrained(tiny_models[name])
