@@ -13,6 +13,7 @@ import copy
 import errno
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _PART_BYTES = 8 * 2**20
 # Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
 _STORES = ("s3", "gcs", "abfs", "memory")
+# S3: one request for a small object instead of three. Google: by itself a put is tried for a quarter of an
+# hour within one call, during which nobody asks whether the run is still this process's.
+_OPTIONS = {"s3": "?allow_delayed_open=true", "gs": "?retry_limit_seconds=10"}
 # What no further try on a file system helps with.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _REMEDIES = {
@@ -111,32 +115,39 @@ class Objects:
         """
         path = self._path(name)
         whole = self._fs.type_name.removeprefix("py::fsspec+") in _STORES
-        local = self._fs.type_name == "local"
-        draft = path if whole else str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}.tmp"))
-
-        def write() -> None:
-            self._ask()
-            with self._fs.open_output_stream(draft) as stream:
-                stream.write(content)
-            if local:
-                follow(Path(draft))
-            if not whole:
-                self._ask()
-                self._fs.move(draft, path)
 
         def write_below() -> None:
             try:
-                write()
+                self._write(path, content, whole)
             except FileNotFoundError:
                 if whole:
                     raise OSError("the bucket does not exist") from None
-                if local:
-                    make_folder(Path(draft).parent)
+                if self._fs.type_name == "local":
+                    make_folder(Path(path).parent)
                 else:
-                    self._fs.create_dir(str(PurePosixPath(draft).parent), recursive=True)
-                write()
+                    self._fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
+                self._write(path, content, whole)
 
         self._written(name, write_below)
+
+    def _write(self, path: str, content: bytes, whole: bool) -> None:
+        self._ask()
+        # A draft is one attempt's alone: two writers would rename each other's.
+        place = PurePosixPath(path)
+        draft = path if whole else str(place.with_name(f".{place.name}.{secrets.randbelow(10**9)}.tmp"))
+        with self._fs.open_output_stream(draft) as stream:
+            stream.write(content)
+        if whole:
+            return
+        try:
+            if self._fs.type_name == "local":
+                follow(Path(draft))
+            self._ask()
+            self._fs.move(draft, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.delete_file(draft)
+            raise
 
     def get(self, name: str) -> bytes:
         """An object's content.
@@ -278,9 +289,7 @@ def objects_at(url: str) -> Objects:
     scheme = url.partition("://")[0]
     try:
         if scheme in NATIVE:
-            # One request for a small object instead of three.
-            options = "?allow_delayed_open=true" if scheme == "s3" else ""
-            filesystem, root = fs.FileSystem.from_uri(url.rstrip("/") + options)
+            filesystem, root = fs.FileSystem.from_uri(url.rstrip("/") + _OPTIONS[scheme])
         else:
             from fsspec.core import url_to_fs
 

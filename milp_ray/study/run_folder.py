@@ -429,7 +429,7 @@ class RunFolder:
 
 
 # Below which files and folders are written whole, by way of drafts.
-_WRITTEN_WHOLE = ("adapters/u-*", "memories", "scores", "experiments", "tables", "plots")
+_WRITTEN_WHOLE = ("adapters/u-*", "memories", "scores", "experiments", "tables", "plots", "lease")
 _DRAFT, _REMOVED = ".draft", ".removed"
 # What is deleted last of a run, in this order: without run.json the others are nobody's.
 _MAKES_A_RUN = ("run.json", "alias.key", "study.yaml")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.errors import StorageError
+from milp_ray.errors import RunBusyError, StorageError
 from milp_ray.storage.objects import Objects, local_copy, objects_at
 from tests.storage.conftest import Failing
 
@@ -127,3 +127,58 @@ def test_a_file_at_a_url_is_at_hand_for_a_while(
         assert not list(tmp_path.iterdir()), "a process that is killed here would leave users' texts"
     with local_copy(f"{url}/nothing.jsonl") as copy:
         assert not copy.exists()
+
+
+def test_two_writers_of_one_name_never_move_each_others_drafts(tmp_path: Path) -> None:
+    from pyarrow import fs
+
+    objects = Objects(fs.LocalFileSystem(), str(tmp_path), "folder://run")
+
+    class Other:
+        """Another writer, which puts the same name when the first one has written its draft."""
+
+        drafts = 0
+
+        def ensure_held(self) -> None:
+            found = list(tmp_path.glob(".table*.tmp"))
+            if found and not self.drafts:
+                self.drafts = len(found)
+                for draft in found:
+                    assert draft.read_bytes() == b"mine"
+                objects.put("table", b"another's")
+                assert found == list(tmp_path.glob(".table*.tmp")), "the first one's draft is still there"
+
+        def note_doubt(self) -> None:
+            raise AssertionError("no attempt fails")
+
+    other = Other()
+    objects.guarded(other).put("table", b"mine")
+    assert other.drafts == 1 and objects.get("table") == b"mine" and not list(tmp_path.glob(".*"))
+
+
+def test_a_draft_goes_with_the_attempt_that_was_refused(tmp_path: Path) -> None:
+    from pyarrow import fs
+
+    class Lost:
+        asked = 0
+
+        def ensure_held(self) -> None:
+            self.asked += 1
+            if self.asked == 2:
+                raise RunBusyError("another has it")
+
+        def note_doubt(self) -> None:
+            pass
+
+    with pytest.raises(RunBusyError):
+        Objects(fs.LocalFileSystem(), str(tmp_path), "folder://run").guarded(Lost()).put("table", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_call_to_google_does_not_try_for_a_quarter_of_an_hour() -> None:
+    from pyarrow import fs
+
+    bounded, usual = (
+        fs.FileSystem.from_uri(f"gs://bucket/run{end}")[0] for end in ("?retry_limit_seconds=10", "")
+    )
+    assert objects_at("gs://bucket/run")._fs == bounded != usual

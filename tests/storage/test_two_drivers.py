@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,16 @@ from milp_ray.errors import RunBusyError, StorageError
 from milp_ray.storage import lease as lease_module
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.objects import Objects
-from tests.storage.world import Actor, Disturbance, Shelf, World, WorldClock, WorldFiles, WorldProcess
+from tests.storage.world import (
+    LONGEST,
+    Actor,
+    Disturbance,
+    Shelf,
+    World,
+    WorldClock,
+    WorldFiles,
+    WorldProcess,
+)
 
 SCHEDULES = int(os.environ.get("MILP_RAY_SCHEDULES", "60"))
 _LOG = "events/log"
@@ -40,24 +49,25 @@ class Run:
 
     world: World
     store: Any
-    reader: str = ""  # the driver's session that read the run last
+    reader: int = 0  # the latest session that has read the run
     told: list[str] = field(default_factory=list)  # lines that a driver was told to be written
     sessions: int = 0
     lost: int = 0
 
-    def landed(self, session: Callable[[], str]) -> Callable[[Actor, str], None]:
+    def landed(self, session: Callable[[], int]) -> Callable[[Actor, str], None]:
         def look(actor: Actor, path: str) -> None:
             if path.endswith(_LOG):
-                assert session() == self.reader, f"{session()} wrote after {self.reader} took over"
+                mine, now = session(), self.reader
+                assert mine == now, f"{actor.name}'s session {mine} wrote after session {now} took over"
 
         return look
 
 
 def drive(run: Run, actor: Actor) -> None:
     """A driver as the product's: it takes the run, reads it, and puts the log whole after every line."""
-    session = [""]
+    session = 0
     clock = WorldClock(run.world, actor)
-    files = WorldFiles(run.world, actor, run.store, run.landed(lambda: session[0]))
+    files = WorldFiles(run.world, actor, run.store, run.landed(lambda: session))
     objects = Objects(files, "bucket/run", "s3://bucket/run", sleep=clock.sleep)
     process = WorldProcess.of(run.world, actor)
     left = _WRITES
@@ -66,18 +76,18 @@ def drive(run: Run, actor: Actor) -> None:
         try:
             with lease:
                 run.sessions += 1
-                session[0] = f"{actor.name}{run.sessions}"
+                session = run.sessions
                 try:
                     log = objects.get(_LOG)
                 except FileNotFoundError:
                     log = b""
-                run.reader = session[0]
+                run.reader = max(run.reader, session)
                 guarded = objects.guarded(lease)
                 while left:
                     clock.sleep(10)
                     with contextlib.suppress(StorageError):
                         lease.heartbeat()
-                    line = f"{session[0]}:{left}\n"
+                    line = f"{actor.name}{session}:{left}\n"
                     log += line.encode()
                     lease.ensure_held()
                     guarded.put(_LOG, log)
@@ -85,41 +95,54 @@ def drive(run: Run, actor: Actor) -> None:
                     left -= 1
         except RunBusyError as error:
             run.lost += "took over" in str(error)
-            clock.sleep(20)
+            clock.sleep(5)
         except StorageError:
-            clock.sleep(20)
+            clock.sleep(5)
 
 
-KINDS = {
-    "suspend": st.sampled_from([1.0, 20.0, 39.0, 41.0, 80.0, 119.0, 121.0, 125.0, 400.0, 2000.0]),
-    "clock": st.sampled_from([-7200.0, -120.0, 120.0, 7200.0]),
-    "refuse": st.integers(1, 7).map(float),
-    "lose": st.integers(1, 7).map(float),
-    "slow": st.sampled_from([1.0, 10.0, 30.0]),
-    "ghost": st.sampled_from([1.0, 10.0, 30.0]),
-    "kill": st.sampled_from([0.0, 1.0]),
+_SUSPENDED = (1.0, 20.0, 39.0, 41.0, 80.0, 119.0, 121.0, 125.0, 400.0, 2000.0)
+_LATE = (1.0, 10.0, 20.0, LONGEST)
+KINDS: dict[str, tuple[float, ...]] = {
+    "suspend": _SUSPENDED,
+    "stall": _SUSPENDED,
+    "clock": (-7200.0, -120.0, 120.0, 7200.0),
+    "refuse": (1.0, 3.0, 6.0, 12.0),  # times
+    "lose": (1.0, 2.0, 6.0, 12.0),
+    "slow": _LATE,
+    "ghost": _LATE,
+    "give up": _LATE,  # no try has an answer, and the last one is done later
+    "kill": (0.0, 1.0),
 }
-happenings = st.sampled_from(sorted(KINDS)).flatmap(
-    lambda kind: st.builds(Disturbance, st.just(kind), KINDS[kind])
+_TRIES = 6
+happenings = st.sampled_from([(kind, amount) for kind, amounts in KINDS.items() for amount in amounts])
+places = st.one_of(
+    st.tuples(st.sampled_from("abc"), st.just("run"), st.integers(0, 7)),
+    st.tuples(st.sampled_from("abc"), st.just("lease"), st.integers(0, 20)),
+    st.tuples(st.sampled_from("abc"), st.just("look"), st.integers(0, 60)),
 )
-plans = st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(0, 60)), happenings, max_size=8)
-machines = st.tuples(
-    st.sampled_from(["m1"]), st.sampled_from(["m1", "m2"]), st.sampled_from(["m1", "m2", "m3"])
-)
+plans = st.dictionaries(places, happenings, max_size=9)
+machines = st.tuples(st.just("m1"), st.sampled_from(["m1", "m2"]), st.sampled_from(["m1", "m2", "m3"]))
 starts = st.tuples(st.just(0.0), st.sampled_from([0.0, 0.1, 20.0, 60.0]), st.sampled_from([0.0, 30.0, 200.0]))
+Plan = dict[tuple[str, str, int], tuple[str, float]]
 
 
-def spread(plan: dict[tuple[str, int], Disturbance], name: str) -> dict[int, Disturbance]:
-    """A driver's disturbances by request; what happens several times happens to that many in a row."""
-    result: dict[int, Disturbance] = {}
-    for (whose, number), found in plan.items():
-        if whose == name:
-            times = int(found.amount) if found.kind in ("refuse", "lose") else 1
-            result |= {number + index: found for index in range(times)}
+def disturbances_of(name: str, plan: Plan) -> dict[tuple[str, int], Disturbance]:
+    """A driver's part of a plan."""
+    result: dict[tuple[str, int], Disturbance] = {}
+    for (whose, what, number), (kind, amount) in plan.items():
+        if whose != name:
+            continue
+        if kind in ("refuse", "lose"):
+            result |= {(what, number + index): Disturbance(kind) for index in range(int(amount))}
+        elif kind == "give up":
+            result |= {(what, number + index): Disturbance("refuse") for index in range(_TRIES - 1)}
+            result[what, number + _TRIES - 1] = Disturbance("ghost", amount)
+        else:
+            result[what, number] = Disturbance(kind, amount)
     return result
 
 
-def play(store: Any, plan: Any, where: Any, when: Any) -> Run:
+def play(store: Any, plan: Plan, where: Sequence[str], when: Sequence[float]) -> Run:
     world = World(until=60_000)
     if isinstance(store, Shelf) and store.times is not None:
         store.times = lambda: world.time
@@ -128,7 +151,7 @@ def play(store: Any, plan: Any, where: Any, when: Any) -> Run:
     before, lease_module.secrets = lease_module.secrets, _Numbers(ids)  # type: ignore[attr-defined]
     try:
         for name, machine, at in zip("abc", where, when, strict=True):
-            world.add(name, machine, lambda actor: drive(run, actor), at, spread(plan, name))
+            world.add(name, machine, lambda actor: drive(run, actor), at, disturbances_of(name, plan))
         world.add("z", "m9", lambda actor: drive(run, actor), 8000.0, {})
         world.run()
     finally:

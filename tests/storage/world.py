@@ -12,6 +12,7 @@ import heapq
 import io
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,8 +40,8 @@ class Disturbance:
 
     ``kind``: ``suspend`` (its machine, for ``amount`` s, from the request on), ``clock`` (its wall clock, by
     ``amount`` s), ``refuse`` (the store says no), ``lose`` (done, but no answer comes), ``slow`` (done after
-    ``amount`` s), ``ghost`` (no answer comes, and it is done ``amount`` s later), ``kill`` (done if
-    ``amount``).
+    ``amount`` s), ``ghost`` (no answer comes, and it is done ``amount`` s later), ``stall`` (the store says
+    no, and the machine is suspended for ``amount`` s before it hears of it), ``kill`` (done if ``amount``).
     """
 
     kind: str
@@ -51,11 +52,11 @@ class Disturbance:
 class Actor:
     name: str
     machine: str
-    disturbances: dict[int, Disturbance] = field(default_factory=dict)
-    requests: int = 0
+    disturbances: dict[tuple[str, int], Disturbance] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
     dead: bool = False
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    request: tuple[Callable[[], Any] | None, float, bool] | None = None
+    request: tuple[Callable[[], Any] | None, float, str] | None = None
     answer: tuple[Any, BaseException | None] = (None, None)
     thread: threading.Thread | None = None
     failure: BaseException | None = None
@@ -73,6 +74,7 @@ class World:
         self.wall: dict[str, float] = {}
         self.asleep: dict[str, float] = {}  # machine -> until when it is suspended
         self.ghosts = 0
+        self._slept: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._mine = threading.Semaphore(0)
@@ -83,9 +85,13 @@ class World:
         machine: str,
         work: Callable[[Actor], None],
         at: float,
-        disturbances: dict[int, Disturbance],
+        disturbances: dict[tuple[str, int], Disturbance],
     ) -> Actor:
-        """An actor that begins its work after ``at`` seconds."""
+        """An actor that begins its work after ``at`` seconds.
+
+        ``disturbances``: by the kind of a request (``look``, ``lease``: a write of that, ``run``: a write of
+        all else), and its number among its kind.
+        """
         actor = Actor(name, machine, disturbances, started=self.time + at)
         self.actors[name] = actor
         self.wall.setdefault(machine, 0.0)
@@ -127,11 +133,11 @@ class World:
                     self._end()
                     raise failure
 
-    def ask(self, actor: Actor, act: Callable[[], Any] | None, seconds: float, *, writes: bool) -> Any:
+    def ask(self, actor: Actor, act: Callable[[], Any] | None, seconds: float, kind: str = "look") -> Any:
         """From an actor's thread: do something in the world, or only wait; returns or raises its result."""
         if actor.dead:
             raise Killed
-        actor.request = (act, seconds, writes)
+        actor.request = (act, seconds, kind)
         self._mine.release()
         actor.turn.acquire()
         if actor.dead:
@@ -140,6 +146,10 @@ class World:
         if error is not None:
             raise error
         return result
+
+    def slept(self, machine: str) -> float:
+        """Seconds for which a machine has been suspended."""
+        return self._slept.get(machine, 0.0)
 
     def kill(self, actor: Actor) -> None:
         actor.dead = True
@@ -161,20 +171,21 @@ class World:
         if actor.request is not None:
             self._take(actor, *actor.request)
 
-    def _take(self, actor: Actor, act: Callable[[], Any] | None, seconds: float, writes: bool) -> None:
+    def _take(self, actor: Actor, act: Callable[[], Any] | None, seconds: float, what: str) -> None:
         if act is None:
             actor.answer = (None, None)
             self._later(seconds, lambda: self._resume(actor))
             return
-        found = actor.disturbances.pop(actor.requests, None)
-        actor.requests += 1
+        found = actor.disturbances.pop((what, actor.requests[what]), None)
+        actor.requests[what] += 1
         kind, amount = (found.kind, found.amount) if found else ("", 0.0)
         if kind == "clock":
             self.wall[actor.machine] += amount
         if kind == "kill":
             self.kill(actor)
-        if kind == "suspend":
+        if kind in ("suspend", "stall"):
             self.asleep[actor.machine] = self.time + amount
+            self._slept[actor.machine] = self.slept(actor.machine) + amount
         delay = ANSWER if kind not in ("slow", "ghost") else min(amount, LONGEST)
 
         def do() -> tuple[Any, BaseException | None]:
@@ -190,10 +201,10 @@ class World:
                 actor.answer = (None, OSError("AWS Error NETWORK_CONNECTION: no answer"))
             self._resume(actor)
 
-        if kind == "refuse":
+        if kind in ("refuse", "stall"):
             actor.answer = (None, OSError("AWS Error SLOW_DOWN"))
             self._later(delay, lambda: self._resume(actor))
-        elif kind == "ghost" and writes:
+        elif kind == "ghost" and what != "look":
             self.ghosts += 1
             actor.answer = (None, OSError("AWS Error NETWORK_CONNECTION: timed out"))
             self._later(delay, lambda: None if actor.dead else do() and None)
@@ -223,7 +234,7 @@ class WorldClock(Clock):
         return 1.8e9 + self.world.time + self.world.wall[self.actor.machine]
 
     def sleep(self, seconds: float) -> None:
-        self.world.ask(self.actor, None, seconds, writes=False)
+        self.world.ask(self.actor, None, seconds)
 
 
 class WorldFiles:
@@ -246,7 +257,8 @@ class WorldFiles:
                     self.landed(self.actor, args[1])
                 return result
 
-            return self.world.ask(self.actor, act, 0.0, writes=name not in _READS)
+            path = str(args[-1])
+            return self.world.ask(self.actor, act, 0.0, "look" if name in _READS else _kind(path))
 
         return call
 
@@ -256,7 +268,11 @@ class WorldFiles:
                 stream.write(content)
             self.landed(self.actor, path)
 
-        self.world.ask(self.actor, act, 0.0, writes=True)
+        self.world.ask(self.actor, act, 0.0, _kind(path))
+
+
+def _kind(path: str) -> str:
+    return "lease" if "/lease/" in path else "run"
 
 
 class _Put(io.BytesIO):
@@ -305,6 +321,8 @@ class Shelf:
         return io.BytesIO(self.files[path][0])
 
     def move(self, source: str, target: str) -> None:
+        if source not in self.files:
+            raise FileNotFoundError(source)
         self.files[target] = self.files.pop(source)
 
     def delete_file(self, path: str) -> None:

@@ -92,7 +92,7 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
         } < {*names}
         assert f"scores/{alias}.json" in names and f"plots/front-{alias}.png" in names
         assert f"experiments/{alias}.json" in names
-    assert not [name for name in names if name.startswith(("checkpoints/", "lease/"))]
+    assert not [name for name in names if name.startswith(("checkpoints/", "lease/by-"))]
     assert not any(CANARY in name or CANARY.encode() in objects.get(name) for name in names)
     assert CANARY not in output
 
