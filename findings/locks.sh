@@ -6,7 +6,7 @@
 #
 # What happens: the S3 client gives up after about six seconds. The Google client goes on inside the one call
 # (documented for neither class; google-cloud-cpp's default is 15 minutes). No exception, no log line: the call
-# does not return. `?retry_limit_seconds=10` in the URI (`retry_time_limit=` of the class) bounds it to some 20 s.
+# does not return. `?retry_limit_seconds=10` in the URI (`retry_time_limit=` of the class) bounds it to 13 to 22 s.
 #
 # Why it matters: whoever holds a lease or a lock with a time-out and checks it before each write has checked it
 # up to a quarter of an hour before the write lands, when another process may long have taken over.
@@ -15,7 +15,7 @@
 #   pyarrow 26.0.1
 #   s3: OSError after 6 s
 #   gs: still trying after 60 s
-#   gs with retry_limit_seconds=10: OSError after 22 s
+#   gs with retry_limit_seconds=10: OSError after 13 s
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -182,20 +182,36 @@ def test_a_clock_that_is_ahead_takes_no_living_run(objects: Objects) -> None:
         Lease(objects, beat=0.3, stale=30, clock=ahead, process=here).__enter__()
 
 
-def test_a_watcher_that_was_suspended_looks_again_before_it_takes_over(objects: Objects) -> None:
+@pytest.mark.parametrize("after", ["the look", "a wait"])
+def test_a_watcher_that_was_suspended_looks_again_before_it_takes_over(objects: Objects, after: str) -> None:
     there, here = there_and_here()
+    looks = [0]
 
-    class Suspended(Jumping):
-        """It is suspended while it waits for the first time; the other one goes on meanwhile."""
+    class Watching(Jumping):
+        """It is suspended after its second look, or in its first wait; the other one goes on meanwhile."""
 
         def sleep(self, seconds: float) -> None:
+            if after == "a wait":
+                self.suspend()
+
+        def suspend(self) -> None:
             if not self.boot_ahead:
                 self.boot_ahead = 3600.0
                 other.heartbeat()
 
+    class Looked(Objects):
+        def get(self, name: str) -> bytes:
+            content = super().get(name)
+            looks[0] += "/by-" in name
+            if after == "the look" and looks[0] == 2:
+                clock.suspend()
+            return content
+
+    clock = Watching()
+    watched = Looked(objects._fs, objects._root, objects.url)
     working = pytest.raises(RunFolderError, match="process 1 on there")
     with Lease(objects, beat=1000, process=there) as other, working:
-        Lease(objects, clock=Suspended(), process=here).__enter__()
+        Lease(watched, clock=clock, process=here).__enter__()
 
 
 def test_every_attempt_to_write_asks_the_lease(
@@ -219,13 +235,19 @@ def test_every_attempt_to_write_asks_the_lease(
 def test_a_run_with_an_unanswered_write_is_given_back_later(
     objects: Objects, failing: Callable[[Objects], Failing]
 ) -> None:
-    with Lease(objects, stale=6) as lease:
+    class Waiting(Jumping):
+        def sleep(self, seconds: float) -> None:
+            assert len(leases(objects)) == 1, "nobody else gets it meanwhile"
+            self.boot_ahead += seconds
+
+    clock = Waiting()
+    with Lease(objects, clock=clock) as lease:
         between = failing(objects)
         between.error, between.left, between.matching = OSError("no answer"), 9, "table"
         with pytest.raises(StorageError):
             objects.guarded(lease).put("table", b"1")
-        doubted = time.monotonic()
-    assert time.monotonic() - doubted > 1.9
+        assert clock.boot_ahead == 0
+    assert 30 < clock.boot_ahead <= 41 and leases(objects) == []
 
 
 def test_a_damaged_lease_is_said(objects: Objects) -> None:
