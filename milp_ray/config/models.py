@@ -310,6 +310,10 @@ class RaySettings(Settings):
         "auto", description="actors that compute proposals; 0: a thread of the driver; auto: by CPUs"
     )
     dashboard: bool = Field(False, description="start the dashboard with a local Ray")
+    rehearse: bool = Field(
+        True,
+        description="try a worker's first steps on this machine before Ray starts, where the base is small",
+    )
 
     @model_validator(mode="after")
     def _workers_share(self) -> Self:

@@ -123,6 +123,7 @@ ray:
   max_failures: 2                 # retries of a trial, or of a user in the final job, whose worker died
   proposers: auto                 # actors that fit models; 0 is a thread of the driver, as on few CPUs
   dashboard: false                # start Ray's dashboard with a private Ray
+  rehearse: true                  # try a worker's first steps here, before Ray starts (small bases)
 
 storage:
   path: runs                      # on several machines a shared folder or a URL (s3://bucket/runs, gs://…)

@@ -2,7 +2,7 @@
 
 The model's config is loaded and its modules built without weights, the data is read and split, the space is
 laid over the model, and what the study will do is counted. A run that the study has already is compared with
-it, as a job that is submitted would. Nothing is started and nothing is written.
+it, as a job that is submitted would. No Ray is started, and nothing is written.
 """
 
 from __future__ import annotations
@@ -51,15 +51,18 @@ def check_study(study: Study) -> RenderableType:
         key, data, base = run.key, run.fingerprint, run.base
         as_run = {"model": run.study.model, "prompts": run.study.prompts}  # a hub model's commit, the date
         study = study.model_copy(update=as_run)
+    first_steps = ""
     structure = attempt(lambda: load_space(study), found)
     users = attempt(lambda: load_users(study, key, data), found)
     if structure is not None:
         attempt(lambda: load_base_fingerprint(study, base), found)
-        found += preflight(study, structure[0], users)
+        looked = preflight(study, structure[0], users)
+        found += looked.faults
+        first_steps = looked.first_steps
     progress = attempt(lambda: _progress(run, users), found) if run and users else None
     if found or structure is None or users is None:
         raise together(study, found)
-    return _description(study, Inputs(users, *structure), progress or "")
+    return _description(study, Inputs(users, *structure), first_steps, progress or "")
 
 
 def _storage(study: Study) -> RunFolder | None:
@@ -94,7 +97,7 @@ def _progress(run: RunFolder, users: Users) -> str:
     return f"{text}, {tested} of {len(users.splits)} users tested"
 
 
-def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:
+def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) -> RenderableType:
     arch, space, users = inputs.architecture, inputs.space, list(inputs.users.splits.values())
     fewest, most = trainable_range(arch, space)
     batch = study.optimizer.batch_size
@@ -122,6 +125,7 @@ def _description(study: Study, inputs: Inputs, progress: str) -> RenderableType:
         ("search space", f"{study.memory.factors}: at most {space.size():.3g} configurations"),
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
+        *([("a worker's first steps", first_steps)] if first_steps else []),
         ("run folder", place_of(study)),
         *(("note", text) for text in exposures(study)),
         *([("run", f"is there; a job, or milp-ray resume, goes on with it: {progress}")] if progress else []),

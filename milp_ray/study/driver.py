@@ -42,8 +42,8 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     check_surrogate(study.search.surrogate)
     key = new_key()
     inputs = load_inputs(study, key)
-    if found := preflight(study, inputs.architecture, inputs.users):
-        raise together(study, found)
+    if faults := preflight(study, inputs.architecture, inputs.users).faults:
+        raise together(study, faults)
     return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base, prompt_frame(study)), inputs
 
 

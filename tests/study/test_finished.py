@@ -77,7 +77,7 @@ def finished(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> F
     shown: set[str] = set()
     heard: set[str] = set()
     with starting() as start:
-        process = start("search", str(study), "name=one", *QUICK, "ray.max_concurrent=2")
+        process = start("search", str(study), "name=one", *QUICK, "ray.max_concurrent=2", "ray.rehearse=true")
         scratch: Path = start.scratch  # type: ignore[attr-defined]
         while process.poll() is None:
             leaked.update(holding(scratch, CANARY.encode()))
