@@ -36,6 +36,15 @@ def alias_of(user_id: str, key: bytes) -> str:
     return "u-" + "".join(_BASE32[(number >> (5 * i)) & 31] for i in range(13))
 
 
+def number_of(alias: str) -> int:
+    """A user's own number (48 bits), from which seeds derive.
+
+    It follows from the alias alone: seeds stand in files that others may read, and neither a user's place in
+    the data nor its id may be found from them.
+    """
+    return int.from_bytes(hashlib.sha256(f"number of {alias}".encode()).digest()[:6], "big")
+
+
 def is_alias(text: str) -> bool:
     """Whether ``text`` has the shape of an alias (says nothing about whether such a user exists)."""
     return ALIAS_PATTERN.fullmatch(text) is not None

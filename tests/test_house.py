@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "milp_ray"
 # Ground floor first; a module may import from its own floor's room and from lower floors.
 FLOORS = [
     {"errors", "__init__"},
-    {"ids", "registry", "storage"},
+    {"core_dumps", "ids", "registry", "storage"},
     {"config"},
     {"data", "memory"},
     {"search", "training", "evaluation"},

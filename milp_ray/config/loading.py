@@ -76,7 +76,12 @@ def resolved(study: Study) -> Study:
     """
     model = Path(study.model.path)
     changes: dict[str, BaseModel] = {
-        "data": study.data.model_copy(update={"path": _absolute(study.data.path)}),
+        "data": study.data.model_copy(
+            update={
+                "path": _absolute(study.data.path),
+                "alias_key": study.data.alias_key and _absolute(study.data.alias_key),
+            }
+        ),
         "storage": study.storage.model_copy(update={"path": _absolute(study.storage.path)}),
     }
     if model.expanduser().exists():

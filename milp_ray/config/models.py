@@ -22,6 +22,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 ObjectiveName = Literal["loss", "rouge_l", "chrf", "trainable_params"]  # of objectives.OBJECTIVES
 Stage = Literal["inject", "instruct"]
 
+COMMIT_PATTERN = r"[0-9a-f]{40}"
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -49,15 +51,25 @@ class ModelSettings(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     trust_remote_code: bool = Field(
-        False, description="run Python that the hub's repository brings; needs a revision pinned to a commit"
+        False,
+        description="run Python that the model brings; of a hub model it needs a revision pinned to a commit",
+    )
+    code_revision: str | None = Field(
+        None,
+        pattern=f"^{COMMIT_PATTERN}$",
+        description="commit of another repository whose code the model names; needs trust_remote_code",
     )
 
     @model_validator(mode="after")
     def _code_is_pinned(self) -> Self:
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+        named = HUB_NAME.fullmatch(self.path)  # a folder's code is pinned by the run itself
+        if self.trust_remote_code and named and not re.fullmatch(COMMIT_PATTERN, self.revision or ""):
             raise ValueError(
-                "trust_remote_code runs the repository's code, so revision must be a commit (40 hex digits)"
+                "trust_remote_code runs the repository's code, so revision must be a commit (40 hex digits); "
+                "a folder's path begins with ./ or /"
             )
+        if self.code_revision and not self.trust_remote_code:
+            raise ValueError("code_revision pins code that only runs with trust_remote_code")
         return self
 
 
@@ -84,6 +96,12 @@ class DataSettings(Settings):
     format: str = Field("jsonl", description="name of a registered reader")
     users: Positive | tuple[str, ...] | None = Field(
         None, description="how many users (the first ones), or their ids; null: all"
+    )
+    alias_key: str | None = Field(
+        None,
+        min_length=1,
+        description="file with the aliases' key (32 bytes, yours alone), for runs that are to have the same "
+        "aliases and seeds; null: a new key for each run",
     )
     min_samples: Positive = Field(10, description="a per-user split needs at least this many samples")
     max_history: Positive | None = Field(None, description="newest history texts kept per user; null: all")

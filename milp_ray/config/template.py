@@ -26,12 +26,14 @@ model:
   revision: null        # pin a hub revision, so that a run can be repeated
   dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow
   device: auto          # a GPU where there is one
-  trust_remote_code: false    # true runs code of the hub's repository; revision must then be a commit
+  trust_remote_code: false    # true runs code that the model brings: of a folder, or a pinned commit
+  code_revision: null         # the commit of another repository, where the model names code of one
 
 data:
   path: ./users.jsonl   # one user a line: user_id, history, samples (see docs/data.md)
   format: jsonl         # or malp, for dialogue files as MaLP released them
   users: null           # all; a number takes the first ones, a list takes these ids
+  alias_key: null       # a new key for each run, and with it other aliases and seeds; or a file of 32 bytes
   min_samples: 10       # fewer cannot be divided 70/10/20
   max_history: null     # all; a number keeps a user's newest texts
   max_samples: null     # all; a number keeps a user's newest samples

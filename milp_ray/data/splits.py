@@ -4,6 +4,9 @@ Per user (:func:`split_users`): each user's samples in time order are cut 70/10/
 history before the first validation sample. By user (:func:`split_population`): the users are divided, train
 users give samples to a shared stage 2, held-out users give a history to stage 1 and samples to measure on.
 
+Users come out in the order of their aliases, which are keyed: neither the file's order nor the ids show in
+anything that follows from it. In the by-user regime the parts follow from the aliases, too.
+
 What repeats is resolved on the training side, so that what is measured stays whole, and it is counted: a
 history text that holds the answer of a later held-out sample is removed; a train (or validation) sample that
 repeats a held-out (or test) one, query and answer, or holds its answer is dropped. :func:`check_no_leak` and
@@ -55,7 +58,7 @@ class SplitResult:
     """Users ready for a study.
 
     Attributes:
-        users: in the file's order.
+        users: in the order of their aliases.
         skipped: reason -> how many users were left out for it.
         dropped: reason -> how many history texts or samples of the used users were left out for it.
     """
@@ -67,7 +70,7 @@ class SplitResult:
 
 @dataclass(frozen=True, slots=True)
 class PopulationSplit:
-    """Users divided into three parts, each in the file's order; the counts are those of SplitResult."""
+    """Users divided into three parts, each in the order of aliases; the counts are those of SplitResult."""
 
     train: tuple[UserSplit, ...]
     validation: tuple[UserSplit, ...]
@@ -89,12 +92,20 @@ def split_user(record: UserRecord, alias: str, settings: DataSettings) -> UserSp
 
 
 def split_users(users: Sequence[UserRecord], key: bytes, settings: DataSettings) -> SplitResult:
-    """Cut every user that ``settings.users`` names, or the first so many that can be used (fewer if the
-    file has fewer).
+    """Cut every user that ``settings.users`` names, or the first so many of the file that can be used (fewer
+    if it has fewer).
 
     Raises:
         DataError: a named user is not there, two users have one alias, or no user can be used.
     """
+    result = split_usable(users, key, settings)
+    if not result.users:
+        raise _too_few(settings, "no user can be used", "at least one", result.skipped)
+    return result
+
+
+def split_usable(users: Sequence[UserRecord], key: bytes, settings: DataSettings) -> SplitResult:
+    """As :func:`split_users`, but that nobody is left is no error."""
     skipped: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     out: list[UserSplit] = []
@@ -105,8 +116,7 @@ def split_users(users: Sequence[UserRecord], key: bytes, settings: DataSettings)
             out.append(_split(record, alias, settings, dropped))
         except _Unusable as unusable:
             skipped[unusable.reason] += 1
-    if not out:
-        raise _too_few(settings, "no user can be used", "at least one", skipped)
+    out.sort(key=lambda user: user.alias)
     return SplitResult(tuple(out), dict(skipped), dict(dropped))
 
 
@@ -115,9 +125,10 @@ def split_population(
 ) -> PopulationSplit:
     """Divide users by ``settings.split`` (by-user regime).
 
-    Who goes where depends on the users' ids and ``seed`` only: not on the file's order, nor on ``key``. A
-    user needs a sample with history before it; a held-out user's samples before that are dropped. A train
-    user's cuts are the end of the history: nothing of it is measured.
+    Who goes where depends on the users' aliases and ``seed`` only: not on the file's order, and not on ids,
+    since who knows those could tell the parts' users from each other. A user needs a sample with history
+    before it; a held-out user's samples before that are dropped. A train user's cuts are the end of the
+    history: nothing of it is measured.
 
     Raises:
         DataError: as split_users, or fewer than 3 users can be used.
@@ -136,8 +147,9 @@ def split_population(
     n_train, n_validation, _ = timeline.shares(len(usable), settings.split)
     salt = hashlib.sha256(str(seed).encode()).digest()
     ranked = sorted(
-        usable, key=lambda user: hashlib.blake2b(user[0].user_id.encode(), key=salt, digest_size=16).digest()
+        usable, key=lambda user: hashlib.blake2b(user[1].encode(), key=salt, digest_size=16).digest()
     )
+    usable.sort(key=lambda user: user[1])
     part_of = {
         alias: "train" if i < n_train else "validation" if i < n_train + n_validation else "test"
         for i, (_, alias) in enumerate(ranked)

@@ -217,6 +217,9 @@ def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
             fact = f"{path!r} does not travel with the job"
             remedy = "put it where the cluster sees it, and name it by that"
             problems.append(Problem(where, fact, "an absolute path or a URL", remedy))
+    if study.data.alias_key is not None and _is_relative(study.data.alias_key):
+        fact, remedy = "a key does not travel with a job", "put it where the job can read it, mode 0600"
+        problems.append(Problem("data.alias_key", fact, "an absolute path on the cluster", remedy))
     if _is_relative(study.storage.path):
         problems.append(storage_problem(study.storage.path))
     if problems:

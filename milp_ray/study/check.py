@@ -23,12 +23,14 @@ from milp_ray.ids import new_key
 from milp_ray.search.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.storage import is_url, look, names_in, reading
+from milp_ray.study.alias_key import given_key
 from milp_ray.study.exposure import exposures
-from milp_ray.study.inputs import Inputs, Users, load_base_fingerprint, load_space, load_users
+from milp_ray.study.inputs import Inputs, load_base_fingerprint, load_space
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.preflight import attempt, preflight, together
 from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.users import Users, load_users
 from milp_ray.training.estimate import estimate, trainable_range
 from milp_ray.training.pretrained import load_config
 
@@ -46,13 +48,14 @@ def check_study(study: Study) -> RenderableType:
     found: list[MilpRayError] = []
     attempt(lambda: check_surrogate(study.search.surrogate), found)
     run = attempt(lambda: _storage(study), found)
-    key, data, base = new_key(), None, None
+    given = attempt(lambda: given_key(study), found)
+    key, data, base = given or new_key(), None, None
     if run is not None:
         key, data, base = run.key, run.fingerprint, run.base
         as_run = {"model": run.study.model, "prompts": run.study.prompts}  # a hub model's commit, the date
         study = study.model_copy(update=as_run)
     first_steps = ""
-    structure = attempt(lambda: load_space(study), found)
+    structure = attempt(lambda: load_space(study, base), found)
     users = attempt(lambda: load_users(study, key, data), found)
     if structure is not None:
         attempt(lambda: load_base_fingerprint(study, base), found)
@@ -113,6 +116,7 @@ def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) 
             f"{len(users)}" + "".join(f"; {n} left out: {why}" for why, n in inputs.users.skipped.items()),
         ),
         *(("dropped", f"{n} {what}") for what, n in inputs.users.dropped.items()),
+        *(("note", note) for note in inputs.users.notes),
         ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
         ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
         *(("prompts", note) for note in prompt_notes(study)),

@@ -13,6 +13,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, Problem, RunFolderError, StudyError
 from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
+from milp_ray.study.alias_key import given_key
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.origin import changed_packages, fewer_trials
 from milp_ray.study.place import place_of, refuse_existing
@@ -40,7 +41,7 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     """The folder of a new run of a resolved study, once all that it needs was found to be usable."""
     refuse_existing(place_of(study))
     check_surrogate(study.search.surrogate)
-    key = new_key()
+    key = given_key(study) or new_key()
     inputs = load_inputs(study, key)
     if faults := preflight(study, inputs.architecture, inputs.users).faults:
         raise together(study, faults)

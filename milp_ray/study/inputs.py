@@ -5,38 +5,18 @@ Everything a study can get wrong about its data and model is found here, before 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from milp_ray.config.models import Study
 from milp_ray.config.objectives import OBJECTIVES
-from milp_ray.data.readers import read_users
-from milp_ray.data.records import UserSplit
-from milp_ray.data.splits import split_users
-from milp_ray.errors import DataError, Problem, StudyError
+from milp_ray.data.digests import Fingerprint
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, Placement, space_from
 from milp_ray.search import Engine, Objective
 from milp_ray.search.records import EngineSettings
-
-
-@dataclass(frozen=True)
-class Users:
-    """The users of a study.
-
-    Attributes:
-        splits: by alias, in file order.
-        skipped: reason -> users left out for it.
-        dropped: reason -> texts or samples of used users left out for it.
-        fingerprint: SHA-256 of the data.
-    """
-
-    splits: Mapping[str, UserSplit]
-    skipped: Mapping[str, int]
-    dropped: Mapping[str, int]
-    fingerprint: str
+from milp_ray.study.users import Users, load_users
 
 
 @dataclass(frozen=True)
@@ -50,25 +30,35 @@ class Inputs:
 
 
 def load_inputs(
-    study: Study, key: bytes, fingerprint: str | None = None, base: Mapping[str, str] | None = None
+    study: Study,
+    key: bytes,
+    fingerprint: Fingerprint | None = None,
+    base: Mapping[str, str] | None = None,
 ) -> Inputs:
     """Everything of :func:`load_space`, :func:`load_base_fingerprint` and :func:`load_users`.
 
     Raises what they raise.
     """
-    architecture, space = load_space(study)
+    architecture, space = load_space(study, base)
     found = load_base_fingerprint(study, base)
     return Inputs(load_users(study, key, fingerprint), architecture, space, found)
 
 
-def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
+def load_space(study: Study, before: Mapping[str, str] | None = None) -> tuple[Architecture, MemorySpace]:
     """The base model's structure and the memory space on it, from its configuration alone.
+
+    Args:
+        study: resolved.
+        before: fingerprint of the base that the run was begun with: other code of the model's own than that
+            is not run.
 
     Raises:
         ModelError, SpaceError: the model, or the space on it, is not usable.
     """
+    from milp_ray.training.fingerprint import check_code
     from milp_ray.training.pretrained import check_fits, load_architecture
 
+    check_code(before or {}, study.model)
     architecture = load_architecture(study.model)
     check_fits(architecture, study)
     return architecture, space_from(study.memory, architecture.num_layers, architecture.width)
@@ -76,7 +66,7 @@ def load_space(study: Study) -> tuple[Architecture, MemorySpace]:
 
 def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None) -> dict[str, str]:
     """What tells the study's base model from another, after :func:`load_space`, which fetches a hub model's
-    configuration. Empty for a simulated study, which uses nothing but the model's structure.
+    configuration. Of a simulated study, which uses nothing but the model's structure, its code alone.
 
     Args:
         study: resolved.
@@ -85,45 +75,12 @@ def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None)
     Raises:
         ModelError: a file of the model cannot be read, or it is another model than before.
     """
-    from milp_ray.training.fingerprint import base_fingerprint, check_base
+    from milp_ray.training.fingerprint import base_fingerprint, check_base, code_fingerprint
 
-    if study.simulation is not None:
-        return {}
-    found = base_fingerprint(study.model)
+    simulated = study.simulation is not None
+    found = code_fingerprint(study.model) if simulated else base_fingerprint(study.model)
     check_base(before or {}, found)
     return found
-
-
-def load_users(study: Study, key: bytes, fingerprint: str | None = None) -> Users:
-    """Read and split the users, under aliases.
-
-    Args:
-        study: resolved.
-        key: of the aliases.
-        fingerprint: of the data that an earlier part of the run saw; None for a new run.
-
-    Raises:
-        StudyError: the split regime cannot be searched.
-        DataError: the data is not readable, is other data than before, or leaves no user.
-    """
-    if study.data.split.regime == "by_user":
-        fact = "a search over users divided by user is not there yet"
-        expected = "per_user (each user's samples in time order)"
-        remedy = "the split itself is in milp_ray.data.splits.split_population"
-        raise StudyError("study", [Problem("data.split.regime", fact, expected, remedy)])
-    read = read_users(study.data)
-    if fingerprint is not None and read.fingerprint != fingerprint:
-        fact = "the data file has changed since the run began"
-        expected = "the same bytes: finished trials were measured on them"
-        remedy = "restore the file, or start a new run under another study name"
-        raise DataError(study.data.path, [Problem("", fact, expected, remedy)])
-    split = split_users(read.users, key, study.data)
-    return Users(
-        splits={user.alias: user for user in split.users},
-        skipped=dict(Counter(read.skipped) + Counter(split.skipped)),
-        dropped=dict(split.dropped),
-        fingerprint=read.fingerprint,
-    )
 
 
 def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, ...]:
@@ -136,10 +93,10 @@ def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, 
     return tuple(Objective(name, OBJECTIVES[name].direction, exact.get(name)) for name in study.objectives)
 
 
-def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
+def engine_for(study: Study, inputs: Inputs, alias: str, log: Path) -> Engine:
     """A user's engine, replayed from its event log if there is one.
 
-    ``index`` is the user's position: users share the study's seed but not each other's random numbers.
+    Users share the study's seed but not each other's random numbers.
     """
     settings = settings_of(study)
     return Engine(
@@ -150,7 +107,7 @@ def engine_for(study: Study, inputs: Inputs, index: int, log: Path) -> Engine:
         surrogate=settings.surrogate,
         surrogate_options=settings.surrogate_options,
         outcome=settings.outcome,
-        seed=study.seed * 1_000_003 + index,
+        seed=study.seed * 1_000_003 + inputs.users.number(alias),
         trials=settings.trials,
         log=log,
     )

@@ -14,7 +14,8 @@ from milp_ray.config.models import Study
 from milp_ray.errors import Problem
 from milp_ray.ids import alias_of, is_alias
 
-_MAY_DIFFER = ("data.path", "storage.readable_by")  # where the data lies; who may read the folder
+# Where the data and a key of one's own lie; who may read the folder.
+_MAY_DIFFER = ("data.path", "data.alias_key", "storage.readable_by")
 _TRIALS = "search.trials"
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
@@ -41,14 +42,17 @@ def changed_packages(meta: Mapping[str, object]) -> str:
     )
 
 
-def differences(mine: Study, theirs: Study) -> list[Problem]:
+def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem]:
     """Where a resolved study is another than the run's, user ids replaced by aliases in both.
 
     Where a run is worked on (``ray``), where its data lies and who may read the folder may differ: that it is
-    the same data, its fingerprint says. So may the number of trials, which can grow. Values are not repeated
-    where they may name users.
+    the same data, its fingerprint says. So may the number of trials, which can grow, and users may be taken
+    out of a list of them, but where the data is known as a ``whole``. Values are not repeated where they may
+    name users.
     """
     before, now = (dict(_leaves(one.model_dump(mode="json"))) for one in (mine, theirs))
+    fewer_users = _fewer(mine.data.users, theirs.data.users, whole)
+    now["data.users"] = before["data.users"] if fewer_users else now["data.users"]
     fewer = fewer_trials(mine, theirs)
     now[_TRIALS] = before[_TRIALS]
     return fewer + [
@@ -65,6 +69,13 @@ def differences(mine: Study, theirs: Study) -> list[Problem]:
     ]
 
 
+def _fewer(mine: object, theirs: object, whole: bool) -> bool:
+    """Whether ``theirs`` lists users of ``mine`` alone, and all where the data is known as a ``whole``."""
+    if not (isinstance(mine, tuple) and isinstance(theirs, tuple) and theirs):
+        return False
+    return set(theirs) <= set(mine) and not (whole and len(theirs) < len(mine))
+
+
 def fewer_trials(mine: Study, theirs: Study) -> list[Problem]:
     """The problem that a run's budget would shrink; none where it stays or grows."""
     before, now = mine.search.trials, theirs.search.trials
@@ -77,11 +88,11 @@ def fewer_trials(mine: Study, theirs: Study) -> list[Problem]:
 
 
 def without_ids(study: Study, key: bytes) -> Study:
-    """The study with raw user ids replaced by their aliases."""
+    """The study with raw user ids replaced by their aliases, in the order of these, not of the list."""
     users = study.data.users
     if not isinstance(users, tuple):
         return study
-    aliases = tuple(user if is_alias(user) else alias_of(user, key) for user in users)
+    aliases = tuple(sorted({user if is_alias(user) else alias_of(user, key) for user in users}))
     return study.model_copy(update={"data": study.data.model_copy(update={"users": aliases})})
 
 

@@ -47,7 +47,7 @@ class Population:
         inputs: of the same study.
 
     Attributes:
-        aliases: all users, in the order of the data.
+        aliases: all users, in the run's order: that of their aliases.
         cold: the first of them, where users learn from each other: those that the others learn from.
         directions: objective -> "min" or "max".
     """
@@ -55,13 +55,14 @@ class Population:
     def __init__(self, folder: RunFolder, inputs: Inputs) -> None:
         self._folder = folder
         self._inputs = inputs
-        self._index = {alias: index for index, alias in enumerate(inputs.users.splits)}
         self._open: dict[str, Engine] = {}
         self._summaries: dict[str, Summary] = {}
         self._sizes: dict[str, int] = {}  # of event logs, in bytes, as far as they were seen
-        self.aliases = tuple(self._index)
+        self.aliases = tuple(inputs.users.splits)
         search = folder.study.search
-        self.cold = self.aliases[: search.transfer_users] if search.transfer != "none" else ()
+        self._everyone = inputs.users.begun  # with those that are gone, so that the groups stay as they were
+        self._cold = search.transfer_users if search.transfer != "none" else 0
+        self.cold = self._present(self._everyone[: self._cold])
         objectives = objectives_of(folder.study, inputs.architecture)
         self.directions: dict[str, str] = {o.name: o.direction for o in objectives}
 
@@ -71,7 +72,7 @@ class Population:
             return self._open[alias]
         self.begun(alias)
         study = self._folder.study
-        engine = engine_for(study, self._inputs, self._index[alias], self._folder.events(alias))
+        engine = engine_for(study, self._inputs, alias, self._folder.events(alias))
         self._sizes[alias] = engine.log_size
         return engine
 
@@ -111,8 +112,9 @@ class Population:
         """
         search = self._folder.study.search
         size = search.cohort or max(1, _COHORT_TRIALS // search.trials)
-        parts = (self.cold, self.aliases[len(self.cold) :])
-        return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
+        parts = (self._everyone[: self._cold], self._everyone[self._cold :])
+        groups = [part[first : first + size] for part in parts for first in range(0, len(part), size)]
+        return [present for group in groups if (present := self._present(group))]
 
     def summary(self, alias: str) -> Summary:
         """As of the last time that the user's engine was at work."""
@@ -134,6 +136,9 @@ class Population:
     def chosen(self) -> dict[str, Observation]:
         """The chosen observation of every user that has a front."""
         return {alias: summary.chosen for alias, summary in self.summaries() if summary.chosen is not None}
+
+    def _present(self, aliases: Sequence[str]) -> tuple[str, ...]:
+        return tuple(alias for alias in aliases if alias in self._inputs.users.splits)
 
     def _summary_of(self, engine: Engine) -> Summary:
         counts, study = engine.counts, self._folder.study

@@ -32,7 +32,7 @@ from milp_ray.errors import (
     own_words,
 )
 from milp_ray.memory.architectures import Architecture
-from milp_ray.study.inputs import Users
+from milp_ray.study.users import Users
 
 T = TypeVar("T")
 
@@ -178,13 +178,13 @@ def attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
 
 def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     """One error that tells all of them, in their order."""
-    problems = [
+    problems = [  # each once: several steps may meet the same
         Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
         for error in found
         for title in [error.title if isinstance(error, ProblemsError) else ""]
         for p in error.problems
     ]
-    result = StudyError(f"study {study.name}", problems)
+    result = StudyError(f"study {study.name}", dict.fromkeys(problems))
     # Who checks before submitting tries again after 1: only where no error would be there again.
     result.exit_code = max(error.exit_code for error in found)
     return result

@@ -102,6 +102,8 @@ class Run:
         aliases, directions = list(self.population.aliases), self.population.directions
         self._meter = Meter()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
+        for note in inputs.users.notes:
+            self.progress.say(f"note: {note}")
         for alias, summary in self.population.summaries():
             self.progress.replayed(alias, summary)
 
@@ -220,7 +222,7 @@ class Run:
         from milp_ray.tune.trainable import TrialSpec
 
         if self.study.simulation is not None:
-            numbers = {alias: index for index, alias in enumerate(self.population.aliases)}
+            numbers = {alias: self.inputs.users.number(alias) for alias in aliases}
             return SimulatedSpec(self.study, self.inputs.architecture, numbers)
         return TrialSpec(self.study, self._share(aliases), self.folder.root, self._session)
 

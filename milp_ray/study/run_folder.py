@@ -2,7 +2,7 @@
 
     <storage.path>/<study name>/
       study.yaml         the frozen study: paths absolute, user ids replaced by aliases
-      run.json           format, fingerprints of data and base model, versions of the packages
+      run.json           format, fingerprints of users' data and of the base model, versions of the packages
       alias.key          the key of this run's aliases, readable by its owner only
       session.json       which driver's session it is in, or was in last
       events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
@@ -34,6 +34,7 @@ from pathlib import Path
 import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
+from milp_ray.data.digests import Fingerprint
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
 from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
 from milp_ray.storage import (
@@ -61,12 +62,16 @@ from milp_ray.storage.folder_lock import confirm_held, folder_lock
 from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
+from milp_ray.study.alias_key import given_key
 from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
 from milp_ray.study.prompt_frame import with_frame
 from milp_ray.training.fingerprint import COMMIT
 
-FORMAT = 2  # 2: texts are taken apart by the second rules (data.text_rules)
+# 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one of each
+# user, whose number follows from the alias. In 1 it is one of the whole file, and users are numbered by their
+# places in it (milp_ray.study.users).
+FORMAT = 2
 # What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
 _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
@@ -100,7 +105,7 @@ class RunFolder:
     def create(
         cls,
         study: Study,
-        fingerprint: str,
+        fingerprint: Fingerprint,
         key: bytes | None = None,
         base: Mapping[str, str] | None = None,
         prompts: Mapping[str, object] | None = None,
@@ -109,7 +114,7 @@ class RunFolder:
 
         Args:
             study: resolved (see :func:`milp_ray.config.loading.resolved`).
-            fingerprint: of the data file, so that a resume notices other data.
+            fingerprint: of the users' data, so that a resume notices other data.
             key: of the aliases; a fresh one if None.
             base: fingerprint of the base model, likewise; None if it plays no part.
             prompts: what is kept of its prompts (:func:`milp_ray.study.prompt_frame.prompt_frame`).
@@ -125,7 +130,7 @@ class RunFolder:
             "format": FORMAT,
             "milp_ray": milp_ray.__version__,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "data_fingerprint": fingerprint,
+            "data_fingerprint": fingerprint if isinstance(fingerprint, str) else dict(fingerprint),
             "base": dict(base or {}),
             "packages": packages(),
             "prompts": dict(prompts or {}),
@@ -217,7 +222,8 @@ class RunFolder:
         folder = cls.open(place)
         if problems := folder.differences(study):
             raise StudyError(f"the run {place} is of another study", problems)
-        data = folder.study.data.model_copy(update={"path": study.data.path})
+        users = without_ids(study, folder.key).data.users
+        data = folder.study.data.model_copy(update={"path": study.data.path, "users": users})
         folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
         return folder.with_trials(study.search.trials).pinned()
 
@@ -260,9 +266,10 @@ class RunFolder:
         return self
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the data that the run was made from."""
-        return str(self.meta["data_fingerprint"])
+    def fingerprint(self) -> Fingerprint:
+        """Of the data that the run was made from."""
+        found = self.meta["data_fingerprint"]
+        return found if isinstance(found, dict) else str(found)
 
     @property
     def base(self) -> Mapping[str, str]:
@@ -279,7 +286,12 @@ class RunFolder:
         if self.meta["format"] == 1:  # of which the study's author need not know
             rules = {"text_rules": self.study.data.text_rules}
             study = study.model_copy(update={"data": study.data.model_copy(update=rules)})
-        return differences(self.study, without_ids(study, self.key))
+        whole = isinstance(self.fingerprint, str)
+        found = differences(self.study, without_ids(study, self.key), whole)
+        if given_key(study) not in (None, self.key):
+            fact, remedy = "is another key than the run's", "name the run's own, or none"
+            found.append(Problem("data.alias_key", fact, "the key that the run was begun with", remedy))
+        return found
 
     def events(self, alias: str) -> Path:
         """The event log of a user's search."""

@@ -7,14 +7,16 @@ Training changes nearly all bytes, so the sample shows it; a change of a few num
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
+from milp_ray.training.own_code import CODE, code_digest
 
 _READ = (
     "config.json",
@@ -39,7 +41,8 @@ def base_fingerprint(settings: ModelSettings) -> dict[str, str]:
     """What tells a base model from another.
 
     Returns:
-        File name -> SHA-256. Of a hub model ``commit`` alone; empty if the local cache does not know it.
+        File name -> SHA-256, and ``code`` -> that of all Python files where the study trusts them. Of a hub
+        model ``commit`` alone; empty if the local cache does not know it.
 
     Raises:
         ModelError: a file of the model folder cannot be read.
@@ -48,19 +51,25 @@ def base_fingerprint(settings: ModelSettings) -> dict[str, str]:
     if not folder.is_dir():
         commit = _cached_commit(settings)
         return {COMMIT: commit} if commit else {}
-    try:
+    with _readable(folder):
         return {
             path.name: _sampled(path) if _is(path, _WEIGHTS) else _digest(path)
             for path in sorted(folder.iterdir())
             if _is(path, _READ + _WEIGHTS) and path.is_file()
-        }
-    except OSError as error:
-        raise ModelError(
-            f"a file of the model cannot be read: {error.strerror or type(error).__name__}",
-            where=f"model.path {error.filename or folder}",
-            expected="a model folder of which all files can be read",
-            remedy="change its permissions, or fetch the model again",
-        ) from error
+        } | code_fingerprint(settings)
+
+
+def code_fingerprint(settings: ModelSettings) -> dict[str, str]:
+    """The part of :func:`base_fingerprint` that tells of the code of a folder; empty where none may run.
+
+    Raises:
+        ModelError: a code file cannot be read.
+    """
+    folder = Path(settings.path)
+    if not settings.trust_remote_code or not folder.is_dir():
+        return {}
+    with _readable(folder):
+        return {CODE: code_digest(folder)}
 
 
 def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -69,6 +78,8 @@ def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     Raises:
         ModelError: names what differs.
     """
+    if CODE not in before:  # a run that was begun before code was told apart
+        now = {name: digest for name, digest in now.items() if name != CODE}
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if not before or not now or not differing:
         return
@@ -79,6 +90,29 @@ def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         expected="the same model: finished trials were measured on it",
         remedy="put it back, or start a new run under another study name",
     )
+
+
+def check_code(before: Mapping[str, str], settings: ModelSettings) -> None:
+    """Refuse other code in a model's folder than a run was begun with; to be asked before any of it runs.
+
+    Raises:
+        ModelError: as :func:`check_base`.
+    """
+    if CODE in before:
+        check_base({CODE: before[CODE]}, code_fingerprint(settings))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"a file of the model cannot be read: {error.strerror or type(error).__name__}",
+            where=f"model.path {error.filename or folder}",
+            expected="a model folder of which all files can be read",
+            remedy="change its permissions, or fetch the model again",
+        ) from error
 
 
 def _cached_commit(settings: ModelSettings) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +16,12 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from milp_ray.config.models import ModelSettings, Study
+from milp_ray.config.models import HUB_NAME, ModelSettings, Study
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
+from milp_ray.training.own_code import check_pinned
 from milp_ray.training.refusals import check_passing
 from milp_ray.training.requirements import load_fault, missing_sentencepiece
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def load_architecture(settings: ModelSettings) -> Architecture:
@@ -62,7 +60,7 @@ def load_config(settings: ModelSettings) -> Any:
     """The transformers configuration of a study's base model.
 
     Raises:
-        ModelError: no such folder or hub model, or a damaged configuration.
+        ModelError: no such folder or hub model, a damaged configuration, or code that is not pinned.
         StorageError: its storage does not answer.
     """
     path = Path(settings.path)
@@ -76,7 +74,10 @@ def load_config(settings: ModelSettings) -> Any:
             remedy="correct model.path; relative paths start from the working directory",
         )
     try:
+        check_pinned(settings)
         config = AutoConfig.from_pretrained(settings.path, **source(settings))
+    except ModelError:
+        raise
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
         check_passing(error)
         raise load_fault(error, "the configuration") or ModelError(
@@ -140,17 +141,19 @@ def source(settings: ModelSettings) -> dict[str, Any]:
     """Arguments of every ``from_pretrained`` call: remote code only where the study pins it; the network only
     for hub names."""
     local = Path(settings.path).is_dir()
+    code = settings.code_revision
     return {
         "trust_remote_code": settings.trust_remote_code,
         "revision": settings.revision,
-        "local_files_only": local,
+        "local_files_only": local and code is None,
+        **({"code_revision": code} if code else {}),
     }
 
 
 def _may_be_hub_name(path: str) -> bool:
     """'models/tiny' where a folder 'models' is at hand is a slip of the pen, not a hub name to wait for."""
     parent = Path(path).parent
-    return _HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
+    return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
 
 
 def _check_model_type(folder: Path) -> None:

@@ -282,7 +282,7 @@ class Assignments:
         self._events.append(Event(job.step, job.alias, reason, tuple(notes)))
 
     def _tests(self) -> list[Job]:
-        """In the order of the data, each user beside the next one: the same pairs in every run of a study."""
+        """In the run's order (of aliases), each user beside the next one: the same pairs in every session."""
         ring = [alias for alias in self._spec.placements if alias in self._trained]
         others = ring[1:] + ring[:1] if len(ring) > 1 else [None] * len(ring)
         return [

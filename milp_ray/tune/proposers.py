@@ -17,6 +17,7 @@ import ray
 from ray._private.utils import get_num_cpus  # heeds a container's limit
 
 from milp_ray.config.models import Study
+from milp_ray.core_dumps import no_core_dumps
 from milp_ray.errors import MilpRayError
 from milp_ray.tune.proposing import Preparation, Proposer, Threads
 
@@ -35,6 +36,7 @@ class _Actor:
     def __init__(self, preparation: Preparation) -> None:
         with contextlib.suppress(OSError):  # only root, and who was given the right, may
             os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+        no_core_dumps()  # which would hold Ray's object store, and with it texts
         self._preparation = preparation
 
     def prepare(self) -> None:

@@ -19,6 +19,7 @@ import psutil
 import ray
 
 from milp_ray.config.models import Study
+from milp_ray.core_dumps import no_core_dumps
 from milp_ray.errors import ClusterError, MilpRayError, place_of
 from milp_ray.tune.shared import check_sees
 
@@ -77,6 +78,7 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | N
     from milp_ray.training.parallel.group import Ranks
     from milp_ray.training.parallel.sharding import ALONE, Parallel
 
+    no_core_dumps()
     torch.set_num_threads(max(1, int(cpus)))
     settings = study.ray
     if study.model.device == "cuda" and not torch.cuda.is_available():

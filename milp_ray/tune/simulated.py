@@ -27,8 +27,9 @@ from milp_ray.tune.queue import BASELINE
 class SimulatedSpec:
     """What every simulated trial of a study shares.
 
-    ``numbers`` are the users' positions by alias: aliases are new in every run, and the same user is to
-    behave the same.
+    ``numbers`` are the users' own, by alias (see :func:`milp_ray.ids.number_of`): the values that follow from
+    them stand in tables, so they must not follow from a user's place in the data. A user behaves the same
+    wherever its alias is the same: in every session of a run, and in all runs with one key of aliases.
     """
 
     study: Study

@@ -259,6 +259,13 @@ def test_code_of_a_repository_runs_only_pinned(tmp_path: Path) -> None:
         load_study(file, ["model.trust_remote_code=true", "model.revision=main"])
     pinned = ["model.trust_remote_code=true", f"model.revision='{'a1' * 20}'"]
     assert load_study(file, pinned).model.trust_remote_code
+    folder = ["model.trust_remote_code=true", "model.path=./mine"]  # pinned by the run's fingerprint
+    assert load_study(file, folder).model.trust_remote_code
+    code = f"model.code_revision='{'a1' * 20}'"
+    assert load_study(file, [*folder, code]).model.code_revision == "a1" * 20
+    for wrong, told in (([code], "only runs with"), ([*folder, "model.code_revision=main"], "code_revision")):
+        with pytest.raises(StudyError, match=told):
+            load_study(file, wrong)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("storage.path=runs", "storage.path"),
         ("data.path=users.jsonl", "data.path"),
         ("data.path=./users.jsonl", "data.path"),
+        ("data.alias_key=alias.key", "data.alias_key"),
         ("model.path=milp_ray/..", "model.path"),
     ],
 )

@@ -198,9 +198,12 @@ def test_check_on_a_run_that_is_there_says_how_far_it_is(study_file: Path) -> No
     code, output = call("check", str(study_file), "search.trials=5", "seed=4")
     assert code == 2 and "2 problems" in output and "search.trials: is 5, and the run was given 6" in output
     assert {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")} == before
+    data_with(study_file, user_line(1, samples=15), user_line(3))
+    code, output = call("check", str(study_file))
+    assert code == 2 and "1 problem" in output and "data has changed since the run began" in output
     data_with(study_file, user_line(1), user_line(3))
     code, output = call("check", str(study_file))
-    assert code == 2 and "has changed since the run began" in output
+    assert code == 0 and "1 user of the run is in the data no more" in unwrapped(output)
 
 
 def test_check_ends_with_1_where_the_storage_alone_is_at_fault(study_file: Path) -> None:
@@ -216,9 +219,12 @@ def test_a_resumed_run_refuses_other_data_and_other_settings(study_file: Path) -
     folder = a_run(study_file)
     code, output = call("resume", str(folder.root), "search.trials=9", "seed=4")
     assert code == 2 and "keeps its study" in output
-    data_with(study_file, user_line(1), user_line(3))
+    data_with(study_file, user_line(1, samples=15), user_line(3))
     code, output = call("resume", str(folder.root))
-    assert code == 2 and "has changed since the run began" in output
+    assert code == 2 and "data has changed since the run began" in output and CANARY not in output
+    data_with(study_file, user_line(1), user_line(3))
+    code, output = call("resume", str(folder.root), NOBODY)
+    assert code == 1 and "nothing answers" in output, "without the other user it would go on"
 
 
 NOBODY = "ray.address=127.0.0.1:1"  # where a resume that refused nothing ends, with 1

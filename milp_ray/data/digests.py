@@ -1,0 +1,36 @@
+"""Which data a run was begun with: a keyed digest of each user's, kept under the alias.
+
+One digest a user, so that a run goes on for all others when one user's data is deleted or has changed; keyed,
+so that whoever has the run folder without its key cannot test whether a guessed text is somebody's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+
+from milp_ray.data.records import UserRecord
+
+# Alias -> digest, in the order of the aliases. A text is the SHA-256 of the whole file: so said runs of
+# format 1, whose users are in the file's order.
+Fingerprint = str | Mapping[str, str]
+
+_PURPOSE = b"user data\0"  # no user id holds a NUL, so this key is nobody's alias
+_DIGITS = 32
+
+
+def user_digest(record: UserRecord, alias: str, key: bytes) -> str:
+    """Digest (HMAC-SHA-256, 128 bits in hex) of all that was read of a user but the id.
+
+    Args:
+        record: as read, before any split.
+        alias: of the user; two users with the same texts have different digests.
+        key: of the run's aliases.
+    """
+    profile = None if record.profile is None else sorted(record.profile.items())
+    samples = [[s.query, s.response, s.context, s.n_hist] for s in record.samples]
+    content = json.dumps([alias, profile, record.history, samples], separators=(",", ":")).encode()
+    own = hmac.digest(key, _PURPOSE, hashlib.sha256)
+    return hmac.new(own, content, hashlib.sha256).hexdigest()[:_DIGITS]

@@ -1,0 +1,135 @@
+"""Python code that a base model brings: run only where the study trusts it, and only as it is pinned.
+
+Three places have such code. A hub model's own is pinned by ``model.revision``. A folder's is part of the
+base's fingerprint, by which a run that goes on notices other code before any of it runs. Code of another
+repository, which ``auto_map`` names as ``owner/name--module.Class``, transformers reads from the main branch
+of that one, whatever ``revision`` says; it is pinned by ``model.code_revision`` or refused. What such code
+loads in its turn is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from milp_ray.config.models import COMMIT_PATTERN, ModelSettings
+from milp_ray.errors import ModelError
+
+CODE = "code"  # under which a base's fingerprint has the digest of all code files
+
+
+def check_pinned(settings: ModelSettings) -> None:
+    """Check that all code that loading the model would run is pinned; nothing is run or loaded for that.
+
+    Raises:
+        ModelError: it is not.
+        Exception: of the hub's client, or of a file that is no JSON.
+    """
+    if not settings.trust_remote_code:
+        return
+    local = Path(settings.path).is_dir()
+    if not local and not re.fullmatch(COMMIT_PATTERN, settings.revision or ""):
+        raise ModelError(
+            "trust_remote_code runs the repository's code, and the revision is no commit",
+            where="model.revision",
+            expected="40 hex digits",
+            remedy="pin the commit whose code you have read",
+        )
+    named = {_repository_of(name) for name in _named_classes(settings, local)}
+    own = {"", settings.path}
+    foreign = sorted(named - own)
+    if settings.code_revision is None:
+        if foreign:
+            raise _unpinned(foreign, "set model.code_revision to the commit whose code you have read")
+        return
+    if len(foreign) != 1:
+        fact = "names no code of another repository" if not foreign else f"names code of {_shown(foreign)}"
+        raise ModelError(
+            f"code_revision is set, and the model {fact}",
+            where="model.code_revision",
+            expected="the commit of the one other repository whose code the model names",
+            remedy="leave it out" if not foreign else _COPY,
+        )
+    if named & own and not local:
+        # transformers would look for the model's own code at that commit, too.
+        raise _unpinned(foreign, _COPY)
+
+
+def code_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the names and contents of all Python files of a model folder, hidden ones excepted.
+
+    Also of its subfolders: ``custom_generate/generate.py`` is run when a model is loaded.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts) and path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{name.as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+_COPY = "copy the code into a folder of the model's own, correct auto_map there, and name the folder"
+
+
+def _unpinned(foreign: list[str], remedy: str) -> ModelError:
+    return ModelError(
+        f"the model names code of {_shown(foreign)}, which its own revision does not pin",
+        where="model.trust_remote_code",
+        expected="code that cannot change between check, search and resume",
+        remedy=remedy if len(foreign) == 1 else _COPY,
+    )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _repository_of(name: str) -> str:
+    """The repository of a class that ``auto_map`` names; empty for the model's own."""
+    return name.rpartition("--")[0]
+
+
+def _named_classes(settings: ModelSettings, local: bool) -> Iterator[str]:
+    """The classes that the model's configuration and its tokenizer's name in ``auto_map``."""
+    for file in ("config.json", "tokenizer_config.json"):
+        yield from _in_auto_maps(_read(settings, file, local))
+
+
+def _read(settings: ModelSettings, file: str, local: bool) -> Any:
+    """A JSON file of the model; None where it has none. What else goes wrong is raised as it is: a file that
+    cannot be looked at now may be there when the model is loaded."""
+    if local:
+        path = Path(settings.path) / file
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(settings.path, file, revision=settings.revision))
+    except LocalEntryNotFoundError:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        return None
+    except EntryNotFoundError:
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _in_auto_maps(values: Any, inside: bool = False) -> Iterator[str]:
+    if isinstance(values, str):
+        if inside:
+            yield values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _in_auto_maps(value, inside or key == "auto_map")
+    elif isinstance(values, list):
+        for value in values:
+            yield from _in_auto_maps(value, inside)
