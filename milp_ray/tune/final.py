@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from milp_ray.errors import ClusterError, from_plain
+from milp_ray.errors import ClusterError, from_plain, own_words
 from milp_ray.tune.assignments import Assignments, Event, FinalSpec
 from milp_ray.tune.room import Room, free_room, swept
 from milp_ray.tune.slots import on_device, slots
@@ -111,9 +111,11 @@ def _found_no_room(failure: Exception) -> bool:
 
 
 def _given_up(times: int, failure: Exception) -> ClusterError:
+    # What its workers raise may hold texts and stays in its logs; what its controller says is Ray's own.
+    rays = getattr(failure, "controller_failure", None)
+    why = f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
     return ClusterError(
-        f"Ray Train gave up the final job {times} times and no user got on in between "
-        f"({type(failure).__name__})",
+        f"Ray Train gave up the final job {times} times and no user got on in between ({why})",
         expected="a cluster that keeps its nodes for a while",
         remedy="look into Ray Train's logs in Ray's session folder; then resume",
     )

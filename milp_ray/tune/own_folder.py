@@ -110,8 +110,8 @@ def _users_own() -> str | None:
 
 def _unusable() -> list[str]:
     """What is wrong with a TMPDIR that Python passed over."""
-    given = os.environ.get("TMPDIR")
-    if not given or given == _COMMON or str(Path(given).absolute()) == _users_own():
+    given, used = os.environ.get("TMPDIR"), _users_own()
+    if not given or given == _COMMON or (used and Path(given).resolve() == Path(used).resolve()):
         return []
     place = Path(given)
     return [f"TMPDIR ({given}) {'cannot be written' if place.is_dir() else 'is not a folder'}"]

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import shutil
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.util.debug import reset_log_once
 
-from milp_ray.errors import ClusterError, place_of
+from milp_ray.errors import ClusterError, own_words, place_of
 from milp_ray.ids import trial_name
 from milp_ray.storage import follow, make_folder, shown, storage_error, writing
 from milp_ray.tune.group_trial import GroupTrial
@@ -224,10 +227,19 @@ def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Excep
             return storage_error(cause, folder)
         cause = cause.__cause__ or cause.__context__
     return ClusterError(
-        f"Ray Tune gave up: {place_of(error)}",
+        f"Ray Tune gave up: {place_of(error)}{_rays_words(error)}",
         expected="a cluster that lives as long as the search",
         remedy=f"look into {shown(folder / 'tune.log')}",
     )
+
+
+def _rays_words(error: BaseException) -> str:
+    """What Tune's own code said in this process; what comes from a worker may hold a user's text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    from_tune = bool(frames) and "/ray/tune/" in Path(frames[-1].filename).as_posix()
+    if not from_tune or isinstance(error, (RayError, TuneError)):
+        return ""
+    return f": {own_words(error)}"
 
 
 class _QuietFile(logging.FileHandler):

@@ -209,3 +209,26 @@ def test_where_none_can_be_set_up_the_run_ends_with_the_reason_and_a_resume_goes
     assert hooks.lost == [False] * 2 and not hooks.reasons
     (tmp_path / "run.json").touch()
     assert told(search.run(hooks))
+
+
+def test_what_tune_itself_says_is_told_and_what_others_say_is_not() -> None:
+    from ray import tune
+
+    from milp_ray.tune.search_run import _rays_words
+
+    with pytest.raises(ValueError) as tunes:
+        tune.with_parameters(5)
+    assert "only works with function trainables" in _rays_words(tunes.value)
+    with pytest.raises(ValueError) as others:
+        raise ValueError("a user's text")
+    assert _rays_words(others.value) == ""
+
+
+def test_what_train_itself_says_is_told_and_what_a_worker_says_is_not() -> None:
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from milp_ray.tune.final import _given_up
+
+    rays = ControllerError(RuntimeError("Failed to set up runtime environment.\nno such file x"))
+    assert "(RuntimeError: Failed to set up runtime environment. no such file x)" in str(_given_up(2, rays))
+    assert "(ValueError)" in str(_given_up(2, ValueError("a user's text")))
