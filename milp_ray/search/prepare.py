@@ -109,18 +109,16 @@ def _make_private(root: Path, place: Path) -> None:
         fault = check_own(root, _WHAT)
         if root.stat().st_mode & stat.S_ISVTX and root.stat().st_uid in (0, os.getuid()):
             fault = ""  # as /tmp is: nobody can take another's folder away
-        elif fault and root.stat().st_uid == os.getuid():
-            root.chmod(stat.S_IMODE(root.stat().st_mode) & ~0o022)
-            fault = ""
-        if not fault and not (fault := _foreign(place)):
-            # Made by an earlier version under a lenient umask, but nobody has put anything there.
+        fault = fault or _foreign(place)
+        # Made by an earlier version under a lenient umask, but nobody has put anything there.
+        if not fault and place.stat().st_uid == os.getuid():
             place.chmod(0o700)
     if fault:
         raise StorageError(
             fault,
             where=str(place),
             expected="a folder that you alone write in: what is compiled there is run",
-            remedy="remove it, or set MILP_RAY_CACHE to a folder of yours",
+            remedy="chmod go-w, or remove it, or set MILP_RAY_CACHE to a folder of yours",
         )
 
 

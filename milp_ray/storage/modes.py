@@ -68,7 +68,7 @@ def check_own(folder: Path, what: str) -> str:
         return f"{what} is no folder of its own"
     if found.st_uid not in (os.getuid(), 0):
         return f"{what} is another user's"
-    if found.st_mode & 0o022:
+    if found.st_mode & 0o002 or (found.st_mode & 0o020 and not _is_own_group(found)):
         return f"others may write in {what} (mode {stat.S_IMODE(found.st_mode):04o})"
     return ""
 
@@ -91,9 +91,13 @@ def readers_of(path: Path) -> str:
     if (found.st_mode >> 3) & need == need and all(
         folder.st_mode & 0o1 or (folder.st_gid == found.st_gid and folder.st_mode & 0o10) for folder in above
     ):
-        name = _group(found.st_gid)
-        return "" if name == _user(found.st_uid) else f"the group {name}"  # many systems: a group a user
+        return "" if _is_own_group(found) else f"the group {_group(found.st_gid)}"
     return ""
+
+
+def _is_own_group(found: os.stat_result) -> bool:
+    """Whether the group is the owner's alone: many systems give every user one of the same name."""
+    return _group(found.st_gid) == _user(found.st_uid)
 
 
 def _group(number: int) -> str:

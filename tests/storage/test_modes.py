@@ -86,7 +86,7 @@ def test_a_folder_that_others_could_fill_is_not_ours(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir(mode=0o700)
     assert check_own(folder, "it") == ""
-    for given in (0o770, 0o777, 0o1777):
+    for given in (0o702, 0o777, 0o1777):
         folder.chmod(given)
         assert "others may write" in check_own(folder, "it")
     folder.chmod(0o755)
@@ -96,5 +96,10 @@ def test_a_folder_that_others_could_fill_is_not_ours(tmp_path: Path) -> None:
 
 @ROOT_ONLY
 def test_another_users_folder_is_not_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    assert check_own(tmp_path, "it") == "", "the group is this user's own"
+    os.chown(tmp_path, -1, 12345)
+    assert "others may write" in check_own(tmp_path, "it")
+    tmp_path.chmod(0o750)
     os.chown(tmp_path, 12345, -1)
     assert "another user's" in check_own(tmp_path, "it")
