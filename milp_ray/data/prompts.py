@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RESPONSE = "{response}"
+_CHARACTERS = 24  # of a token at most, on average: longer words are several tokens in any vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,8 @@ class Prompts:
         self, tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate, sample: Sample
     ) -> tuple[Turns, list[int]]:
         """The turns, with so much of the query's end as there is room for, and the prompt's tokens."""
-        room, query = self._prompt_room(), self.query(sample)
+        room = self._prompt_room()
+        query = self.query(sample)[-room * _CHARACTERS :]  # what is before that has no room in any case
         turns = chat.turns(query, sample.response)
         prompt = chat.encode_prompt(turns)
         while (over := len(prompt) - room) > 0:
