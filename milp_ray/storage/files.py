@@ -261,6 +261,19 @@ def check_log(path: Path) -> None:
         twin.contents.check_log(twin.name(path), b"")
 
 
+def folders_below(folder: Path) -> list[tuple[str, str]]:
+    """The folders two levels below a folder as it is now, by the names of both levels; drafts are none.
+
+    Raises:
+        OSError, StorageError: it cannot be read.
+    """
+    if (twin := twin_of(folder)) is not None:
+        start = len(twin.name(folder)) + 1
+        parts = [found.name[start:].split("/") for found in twin.objects.found(twin.name(folder))]
+        return sorted({(part[0], part[1]) for part in parts if len(part) > 2})
+    return sorted((path.parent.name, path.name) for path in folder.glob("[!.]*/[!.]*") if path.is_dir())
+
+
 @contextmanager
 def growing(path: Path) -> Iterator[None]:
     """Around the writing of an event log's next line: it is pushed within a second.

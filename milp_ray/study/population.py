@@ -29,6 +29,7 @@ class Summary:
         reference: the no-memory measurement, None while there is none.
         best: objective -> best value.
         chosen: by the study's policy; None without a measured trial.
+        front: numbers of the trials on the front.
     """
 
     done: int = 0
@@ -37,6 +38,7 @@ class Summary:
     reference: Mapping[str, float] | None = None
     best: Mapping[str, float] = field(default_factory=dict)
     chosen: Observation | None = None
+    front: tuple[int, ...] = ()
 
 
 class Population:
@@ -154,4 +156,5 @@ class Population:
             engine.reference,
             best,
             choose(engine, study.choose, self._inputs.architecture) if counts.told else None,
+            tuple(seen.id for seen in engine.front()),
         )

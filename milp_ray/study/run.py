@@ -12,16 +12,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
-from milp_ray.ids import trial_label
 from milp_ray.memory.adapter_notes import check_note
-from milp_ray.storage import check_whole, names_in, remove_folder, shown, write_json
+from milp_ray.storage import check_whole, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
@@ -29,6 +28,7 @@ from milp_ray.study.population import Population
 from milp_ray.study.progress import StudyProgress
 from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.saved_adapters import drop_beaten
 from milp_ray.study.stopping import StopRequest, stop_on_signals
 from milp_ray.tune.gauges import Gauges
 from milp_ray.tune.metrics import Meter, SearchMetrics
@@ -36,7 +36,6 @@ from milp_ray.tune.session import ray_session
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
-    from milp_ray.search import Engine
     from milp_ray.tune.proposing import Proposer
     from milp_ray.tune.shared import SharedUsers
     from milp_ray.tune.simulated import SimulatedSpec
@@ -116,6 +115,8 @@ class Run:
             StorageError: something cannot be written.
         """
         self._check_memories()
+        over = {alias: summary.front for alias, summary in self.population.summaries() if summary.over}
+        self._drop_beaten(over)  # an earlier session may have been cut off right before it
         if not self._complete():
             try:
                 with ray_session(self.study.ray), stop_on_signals(self.progress.say) as stopping:
@@ -191,7 +192,9 @@ class Run:
                             introduce=donors.gather(todo),
                             say=self.progress.say,
                         )
-                        self._drop_beaten(engines)
+                        self._drop_beaten(
+                            {alias: [seen.id for seen in engine.front()] for alias, engine in engines.items()}
+                        )
                     # Tune's trials refer to each other, and Python's own full collections are so rare in a
                     # process of this size that memory would grow from cohort to cohort.
                     gc.collect()
@@ -202,14 +205,9 @@ class Run:
             self.outcome.seconds["search"] = time.monotonic() - began
             self.outcome.metrics = self._meter.result()
 
-    def _drop_beaten(self, engines: Mapping[str, Engine]) -> None:
-        """Delete the adapters of trials that were on the front when they ended, and are not any more."""
-        if self.study.simulation is not None or not self.study.trial.save_adapters:
-            return
-        for alias, engine in engines.items():
-            kept, saved = {trial_label(seen.id) for seen in engine.front()}, self.folder.adapters(alias)
-            for name in names_in(saved) - kept:
-                remove_folder(saved / name)
+    def _drop_beaten(self, fronts: Mapping[str, Iterable[int]]) -> None:
+        if self.study.simulation is None and self.study.trial.save_adapters:
+            drop_beaten(self.folder, fronts)
 
     @property
     def _session(self) -> str:
