@@ -38,6 +38,9 @@ EVERYWHERE = (
     Variable("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0", "`uv run` would send the project's folder to the cluster"),
     Variable("RAY_USAGE_STATS_ENABLED", "0", "Ray would report usage statistics", yields=True),
     Variable("RAY_DEBUG_POST_MORTEM", None, "a failed trial would wait for a debugger, with its GPU"),
+    Variable("RAY_DEBUG", None, "the same, by a debugger of Ray's on a socket"),
+    Variable("RAY_PICKLE_VERBOSE_DEBUG", None, "Ray's slow pickler does not take what its fast one does"),
+    Variable("RAY_CLIENT_MODE", "0", "Ray would take the head for a server of its client protocol"),
     # Ray Tune
     Variable("RAY_AIR_NEW_OUTPUT", "0", "Tune would print boxes between our lines"),
     Variable("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1", "Tune would write eight files a trial"),

@@ -26,6 +26,8 @@ from milp_ray.tune.environment import (
         ("RAY_TRAIN_V2_ENABLED", "0", "1"),
         ("RAY_AIR_NEW_OUTPUT", "1", "0"),
         ("RAY_CHDIR_TO_TRIAL_DIR", "1", "0"),
+        ("RAY_PICKLE_VERBOSE_DEBUG", "1", None),
+        ("RAY_CLIENT_MODE", "1", "0"),
         ("TUNE_RESULT_BUFFER_LENGTH", "100", "1"),
         *((name, "x", None) for name in ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "TUNE_RESULT_DELIM")),
         *(
