@@ -11,6 +11,9 @@ trial ends, since a trial that gets on may still die like the others. Until then
 death was, and the trial is not told as failed. Several workers that start at the same time and are unfit are
 one loss.
 
+Where *every* worker of a run died alike, and no trial ever ended, no trial is what kills them: five of these
+end the run as well, whatever retries are left, with the last words of the last one.
+
 After an unfit worker one trial fewer runs for a while, or its node would be asked over and over: first for
 two seconds, then for twice as long each time, a minute at most.
 """
@@ -18,6 +21,7 @@ two seconds, then for twice as long each time, a minute at most.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,6 +59,9 @@ class Losses:
         self._retries = retries
         self._clock = clock
         self._deaths: Counter[Ticket] = Counter()
+        self._words: dict[Ticket, str] = {}  # of the last worker that died in a trial
+        self._said: set[str] = set()
+        self._first: list[tuple[Ticket, str]] | None = []  # deaths before any trial ended; None: one did
         self._row: list[_Loss] = []
         self._order = itertools.count()
         self._given: dict[Ticket, int] = {}
@@ -77,8 +84,29 @@ class Losses:
         row, self._row = self._row, []
         return [loss.ticket for loss in row if loss.ticket is not None]
 
-    def died(self, ticket: Ticket) -> bool:
-        """A worker died in a trial. True: it is to run again; False: it is past its retries (``settled``)."""
+    def ended(self) -> None:
+        """A trial ended: workers get through trials here."""
+        self._first = None
+
+    def is_new(self, words: str) -> bool:
+        """Whether these are other last words than were told before, numbers aside."""
+        same = _without_numbers(words)
+        new = same not in self._said
+        self._said.add(same)
+        return new
+
+    def last_words(self, ticket: Ticket) -> str:
+        """Of the worker that died last in a trial; empty where they are not known."""
+        return self._words.get(ticket, "")
+
+    def died(self, ticket: Ticket, words: str = "") -> bool:
+        """A worker died in a trial. True: it is to run again; False: it is past its retries (``settled``).
+
+        ``words``: its last ones, see :mod:`milp_ray.tune.last_words`.
+        """
+        self._words[ticket] = words
+        if self._first is not None:
+            self._first.append((ticket, words))
         if self._deaths[ticket] < self._retries:
             self._deaths[ticket] += 1
             return True
@@ -107,13 +135,36 @@ class Losses:
     @property
     def verdict(self) -> MilpRayError | None:
         """Why the run is to end: the last unfit worker's error where there is one; None: it goes on."""
+        if (alike := self._all_alike()) is not None:
+            return alike
         if len(self._row) < _MOST:
             return None
         errors = [loss.error for loss in self._row if loss.error is not None]
         if errors:
             return errors[-1]
         return ClusterError(
-            f"{len(self._row)} trials in a row were lost to failing workers",
+            f"{len(self._row)} trials in a row were lost to failing workers{self._last()}",
             expected="workers that live through a trial",
             remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
         )
+
+    def _all_alike(self) -> MilpRayError | None:
+        """The error that all workers so far stand for, if they died in the same way, in several trials."""
+        deaths = self._first or []
+        ways = {_without_numbers(words) for _, words in deaths}
+        if len(deaths) < _MOST or len(ways) != 1 or len({ticket for ticket, _ in deaths}) < 2 or "" in ways:
+            return None
+        return ClusterError(
+            f"all {len(deaths)} workers so far were lost in the same way: {deaths[-1][1]}",
+            expected="workers that live through a trial",
+            remedy="mend what they say (tune/tune.log in the run folder has more of it), then resume",
+        )
+
+    def _last(self) -> str:
+        words = [self._words.get(loss.ticket, "") for loss in self._row if loss.ticket is not None]
+        return f", the last one: {words[-1]}" if words and words[-1] else ""
+
+
+def _without_numbers(words: str) -> str:
+    """Equal for last words that differ in process ids and amounts alone."""
+    return re.sub(r"[\d.]+", "#", words)

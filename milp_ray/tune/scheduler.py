@@ -11,17 +11,32 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from milp_ray.tune.last_words import last_words_of
+
 
 class KeepActors(FIFOScheduler):  # type: ignore[misc]
     """Trials in the order they were suggested, on whatever cached actor is free.
 
     Tune's default scheduler names a trial to run, and Tune then gives that trial a cached actor and kills the
     actor that was starting for it: reuse collapses. Naming none leaves every actor to the trial it holds.
+
+    Args:
+        stopping: whether the run was asked to stop.
+        lost: is told of a trial whose worker was lost, and of the worker's last words.
     """
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        stopping: Callable[[], bool],
+        lost: Callable[[str, str], object] = lambda trial_id, words: None,
+    ) -> None:
         super().__init__()
         self._stopping = stopping
+        self._lost = lost
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Before the searcher hears that a trial's worker was lost, it hears the worker's last words."""
+        self._lost(trial.trial_id, last_words_of(trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController, **_: object) -> Trial | None:
         """No preference."""

@@ -161,7 +161,7 @@ def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent
     """Actors are kept, and there is no metric of Tune's own: ours are two."""
     return tune.TuneConfig(
         search_alg=searcher,
-        scheduler=KeepActors(ending),
+        scheduler=KeepActors(ending, searcher.heard),
         num_samples=-1,
         max_concurrent_trials=concurrent,
         reuse_actors=True,

@@ -81,6 +81,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._workers = workers
         self._say = say
         self._losses = Losses(retries)
+        if any(engine.counts.told or engine.reference is not None for engine in engines.values()):
+            self._losses.ended()  # in an earlier session
+        self._words: dict[str, str] = {}  # by trial: its worker's last ones, which was lost
         self._unfit: dict[str, tuple[str, str]] = {}  # by trial: its worker's node and error, which ends next
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
@@ -109,6 +112,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         else:
             self._losses.reported()
 
+    def heard(self, trial_id: str, words: str) -> None:
+        """The last words of a trial's worker, which was lost; the loss itself is told next."""
+        self._words[trial_id] = words
+
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
     ) -> None:
@@ -118,12 +125,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         which ends the run, and whoever started the run raises it.
         """
         ticket, unfit = self._tickets.pop(trial_id, None), self._unfit.pop(trial_id, None)
+        words = self._words.pop(trial_id, "")
         if ticket is None:
             return
         if unfit is not None and error:
             self._guarded(lambda: self._not_set_up(ticket, *unfit))
         else:
-            self._guarded(lambda: self._outcome(ticket, result, error))
+            self._guarded(lambda: self._outcome(ticket, result, error, words))
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
@@ -132,15 +140,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self.failure = self.failure or failure
             self._queue.stop()
 
-    def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool) -> None:
+    def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool, words: str) -> None:
         if error or result is None:
-            self._died(ticket)
+            self._died(ticket, words)
         elif not result.get("finished"):
             self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
         elif result.get("fatal"):
             self._queue.dropped(ticket.alias, ticket.number)
             raise from_plain(json.loads(str(result["fatal"])))
         else:
+            self._losses.ended()
             self._write_off()
             if result.get("reason"):
                 self._failed(ticket, str(result["reason"]))
@@ -157,12 +166,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if new:
             self._say(f"{f'node {node}: ' if node else ''}{error.problems[0].fact}; its trials run elsewhere")
 
-    def _died(self, ticket: Ticket) -> None:
+    def _died(self, ticket: Ticket, words: str) -> None:
         """A trial's worker died: it runs again, or has failed, which is told once it is its own fault."""
-        if self._losses.died(ticket):
+        again = self._losses.died(ticket, words)
+        if words and self._losses.is_new(words):
+            self._say(f"a worker was lost: {words}")
+        if again:
             self._again(ticket, charged=True)
-            return
-        if ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
+        elif ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
             self._fail_lost(ticket)
         self._check()
 
@@ -190,7 +201,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._fail_lost(ticket)
 
     def _fail_lost(self, ticket: Ticket) -> None:
-        self._failed(ticket, "the worker failed more often than ray.max_failures allows; see tune.log")
+        words = self._losses.last_words(ticket)
+        why = f", the last one: {words}" if words else "; see tune.log"
+        self._failed(ticket, f"the worker failed more often than ray.max_failures allows{why}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the event logs are the state (DESIGN, decision 4)."""

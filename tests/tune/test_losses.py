@@ -97,3 +97,40 @@ def test_the_user_hears_once_of_every_fault_of_a_node(node: str, free: float, ne
     assert try_once(losses)
     losses.given(ticket())
     assert losses.unfit(ticket(), node, full(free)) is news
+
+
+def test_workers_that_all_die_alike_before_any_trial_ends_end_the_run_with_their_last_words() -> None:
+    losses = Losses(retries=2)
+    for number, pid in ((0, 11), (0, 12), (0, 13), (1, 14)):
+        losses.died(ticket(number), f"its process {pid} ended: no module named zork")
+        assert losses.verdict is None
+    losses.died(ticket(1), "its process 15 ended: no module named zork")
+    assert isinstance(losses.verdict, ClusterError)
+    assert "all 5 workers so far were lost in the same way: its process 15 ended: no module" in str(
+        losses.verdict
+    )
+
+
+@pytest.mark.parametrize("why", ["one trial's", "another way", "a trial ended", "nothing is known"])
+def test_workers_that_die_each_for_a_trial_do_not(why: str) -> None:
+    losses = Losses(retries=9)
+    if why == "a trial ended":
+        losses.ended()
+    for count in range(6):
+        words = "ended as another" if why == "another way" and count == 3 else "ended"
+        losses.died(
+            ticket(0 if why == "one trial's" else count % 2), "" if why == "nothing is known" else words
+        )
+    assert losses.verdict is None
+
+
+def test_the_last_words_are_said_once_and_stand_in_the_verdict() -> None:
+    losses = Losses(retries=0)
+    losses.ended()
+    assert losses.is_new("process 7 ended") and not losses.is_new("process 8 ended")
+    for number in range(5):
+        losses.died(ticket(number), f"process {number} ended")
+    assert losses.last_words(ticket(2)) == "process 2 ended"
+    assert "5 trials in a row were lost to failing workers, the last one: process 4 ended" in str(
+        losses.verdict
+    )

@@ -304,3 +304,34 @@ def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
 def run_state(searcher: StudySearcher) -> object:
     copy = pickle.loads(pickle.dumps(searcher))
     return vars(copy)
+
+
+def test_workers_that_all_die_alike_end_the_run_with_the_reason_and_charge_nobody() -> None:
+    """Such as a module that is missing on every node: the budget would be spent on it."""
+    run = Run(retries=2)
+    for _ in range(5):
+        found = run.next()
+        assert found is not None
+        run.searcher.heard(found[0], "ModuleNotFoundError at x.py:9: No module named 'zork'")
+        run.searcher.on_trial_complete(found[0], error=True)
+    assert "all 5 workers so far were lost in the same way: ModuleNotFoundError at" in str(
+        run.searcher.failure
+    )
+    assert run.said == ["a worker was lost: ModuleNotFoundError at x.py:9: No module named 'zork'"]
+    assert not any(engine.failures for engine in run.engines.values())
+    assert run.next() is None, "a run that is to end gives no more trials"
+
+
+def test_a_trial_that_fails_for_its_worker_says_the_workers_last_words() -> None:
+    run = Run(retries=0)
+    first, second = run.next(), run.next()
+    assert first is not None and second is not None
+    while second[1]["trial"] == -1:  # a no-memory measurement stands in no log
+        run.searcher.on_trial_complete(second[0], good())
+        second = run.next()
+        assert second is not None
+    run.searcher.heard(second[0], "its process ended")
+    run.searcher.on_trial_complete(second[0], error=True)
+    run.searcher.on_trial_complete(first[0], good())
+    (failure,) = [failure for engine in run.engines.values() for failure in engine.failures]
+    assert failure.reason.endswith("than ray.max_failures allows, the last one: its process ended")
