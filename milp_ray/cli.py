@@ -145,11 +145,15 @@ def fetch(
     run: RunPath,
     folder: Annotated[Path, typer.Argument(help="Where the copies go; made anew.", show_default=False)],
     memories: Annotated[bool, typer.Option("--memories", help="The adapters, too.")] = False,
+    one_rank: Annotated[
+        bool, typer.Option("--one-rank", help="The adapters, each with one rank, for readers of one only.")
+    ] = False,
 ) -> None:
     """Copy a run's tables and plots to a folder here, all of them or nothing."""
     from milp_ray.study.fetch import fetch as copy
 
-    typer.echo(f"copied {copy(run, folder, memories=memories)} files to {folder}")
+    count = copy(run, folder, memories=memories or one_rank, one_rank=one_rank)
+    typer.echo(f"copied {count} files to {folder}")
 
 
 @app.command()

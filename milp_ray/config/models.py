@@ -163,6 +163,9 @@ class MemorySettings(Settings):
     factors: str = Field("num+size+layer", description="what is searched; any of num, size, layer with '+'")
     ranks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (8, 16, 32, 64, 96)
     max_loras: Positive | None = Field(None, description="largest n; null: the model's number of layers")
+    max_rank: Positive | None = Field(
+        None, description="largest rank of a layer (r times its share of n); null: the model's layer width"
+    )
     scaling: Annotated[float, Field(gt=0)] = Field(1.0, description="alpha / rank of every LoRA; Eq. 1 has 1")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     defaults: MemoryDefaults = MemoryDefaults()

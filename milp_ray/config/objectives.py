@@ -39,6 +39,15 @@ OBJECTIVES: Mapping[str, Declared] = {
 }
 
 
+def instead_of(constant: Sequence[str], names: Sequence[str]) -> str:
+    """What to do about objectives that are the same in every trial, of a study's objectives ``names``."""
+    left = [name for name in names if name not in constant and not OBJECTIVES[name].exact] or ["loss"]
+    ways = [f"objectives: [{', '.join(left)}]", f"[{', '.join([*left, 'trainable_params'])}]"]
+    if "rouge_l" in constant and "chrf" not in names:
+        ways.append(f"[{', '.join([*left, 'chrf'])}], as chrf counts parts of words, too")
+    return "search by " + ", or ".join(ways)
+
+
 def gains_of(values: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
     """The values of these objectives, each so that more is better."""
     return tuple(OBJECTIVES[name].sign * float(values[name]) for name in names)

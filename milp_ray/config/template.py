@@ -57,6 +57,7 @@ memory:
   factors: num+size+layer         # what is searched; leave one out and it stays at its default below
   ranks: [8, 16, 32, 64, 96]      # paper, table 6
   max_loras: null                 # the model's number of layers (paper, table 6: 32)
+  max_rank: null                  # of a layer: the model's width; servers bound it (docs/serving.md)
   scaling: 1.0                    # alpha / rank; Eq. 1 adds B A x as it is
   dropout: 0.0                    # the paper names none
   defaults:

@@ -43,6 +43,16 @@ def note_of(folder: Path, placement: str, user: str) -> bytes:
     return (json.dumps(note, indent=1) + "\n").encode()
 
 
+def note_of_copy(folder: Path, source: Path) -> bytes | None:
+    """The note of a copy whose files are there, of the same placement and user as its source; None as there.
+
+    Raises:
+        RunFolderError: the source's note is damaged.
+    """
+    note = _read(source)
+    return None if note is None else note_of(folder, str(note["placement"]), str(note["user"]))
+
+
 def check_note(folder: Path, *, placement: str | None = None, user: str | None = None) -> None:
     """Make sure that a folder's adapter is the one that is meant, by its note alone; without one it passes.
 

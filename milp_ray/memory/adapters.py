@@ -31,6 +31,10 @@ from milp_ray.storage import write_folder, write_synced
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+# Keys that are written whatever PEFT's defaults are: other readers have other defaults, or none.
+_ALWAYS = frozenset(
+    {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
+)
 _NAME = "default"
 _PREFIX = "base_model.model."
 
@@ -142,6 +146,7 @@ def attach(model: nn.Module, config: LoraConfig) -> Attached:
             f"the model has no module {missing[0]!r}", remedy="check the entry in memory/architectures.py"
         )
     originals = {name: modules[name] for name in sorted(wanted)}
+    before = _Base(model)
     # PEFT shortens long lists of target modules inside the configuration that it is given: give it a copy.
     throwaway = copy.deepcopy(config)
     try:
@@ -158,8 +163,7 @@ def attach(model: nn.Module, config: LoraConfig) -> Attached:
             layer.cast_input_dtype_enabled = False
         attached.train(False)
     except BaseException:
-        # Whatever PEFT did adapt, which need not be what it was asked for.
-        _restore(model, {n: m.base_layer for n, m in model.named_modules() if isinstance(m, LoraLayer)})
+        before.restore()
         raise
     return attached
 
@@ -192,18 +196,28 @@ def save_adapter(
     Raises:
         StorageError: the folder cannot be written.
     """
-    weights = save(attached.state(), metadata={"format": "pt"})
-    config = _config_text(attached.config, base, revision).encode()
+    config = copy.deepcopy(attached.config)
+    config.base_model_name_or_path, config.revision = base, revision
+    state = attached.state()
 
     def write(draft: Path) -> None:
         for name, content in (beside or {}).items():
             write_synced(draft / name, content)
-        write_synced(draft / WEIGHTS, weights)
-        write_synced(draft / CONFIG, config)
+        write_adapter(draft, config, state)
         if placement:
             write_synced(draft / NOTE, note_of(draft, placement, user))
 
     write_folder(folder, write, last=CONFIG)
+
+
+def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write the two files of an adapter into a folder that is there, the configuration last.
+
+    Of the configuration only what is no default of PEFT's: versions before 0.15 refuse keys that they do not
+    know, and each version brings new ones.
+    """
+    write_synced(folder / WEIGHTS, save(dict(weights), metadata={"format": "pt"}))
+    write_synced(folder / CONFIG, _config_text(config).encode())
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -279,9 +293,34 @@ def _matrices(layer: LoraLayer) -> dict[str, nn.Parameter]:
     return {"lora_A": layer.lora_A[_NAME].weight, "lora_B": layer.lora_B[_NAME].weight}
 
 
+class _Base:
+    """A model as it is, to be restored whatever PEFT makes of it.
+
+    That need not be what it was asked for: in mixtures of experts it wraps the experts of every layer
+    instead, wrapper in wrapper, and names below them change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._children = [(module, dict(module._modules)) for module in model.modules()]
+        self._trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
+
+    def restore(self) -> None:
+        for module, children in self._children:
+            module._modules.clear()
+            module._modules.update(children)
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(parameter in self._trainable)
+        _unmark(self._model)
+
+
 def _restore(model: nn.Module, originals: dict[str, nn.Module]) -> None:
     for name, module in originals.items():
         put(model, name, module)
+    _unmark(model)
+
+
+def _unmark(model: nn.Module) -> None:
     # PEFT marks the model as adapted; without this the next injection would merge with the last one.
     for mark in ("peft_config", "active_adapter", "peft_type"):
         if mark in vars(model):
@@ -301,8 +340,12 @@ def _alpha(rank: int, scaling: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _config_text(config: LoraConfig, base: str, revision: str | None) -> str:
-    values: dict[str, Any] = config.to_dict()
-    values.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+def _config_text(config: LoraConfig) -> str:
+    defaults = LoraConfig().to_dict()
+    values: dict[str, Any] = config.to_dict() | {"inference_mode": True}
+    kept = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in values.items()
+        if key in _ALWAYS or value != defaults.get(key)
+    }
+    return json.dumps(kept, indent=2, sort_keys=True) + "\n"

@@ -100,7 +100,8 @@ class MemorySpace:
         default_num: n while num is not searched; None means one LoRA per active layer.
         default_rank: r while size is not searched.
         default_layers: the active layers while layer is not searched; None means all.
-        max_rank: the layer width; a larger effective rank is capped there, as it would add nothing.
+        max_rank: the layer width, beyond which a rank would add nothing, or a bound below it; a larger
+            effective rank is capped there.
 
     Raises:
         SpaceError: an argument is out of range.
@@ -358,15 +359,25 @@ def space_from(settings: MemorySettings, num_layers: int, width: int) -> MemoryS
     Args:
         settings: the section of the study file.
         num_layers: layers of the base model; also the largest n, unless ``max_loras`` says otherwise.
-        width: the smallest dimension of any adapted module; effective ranks are capped there.
+        width: the smallest dimension of any adapted module; effective ranks are capped there, or at
+            ``settings.max_rank``.
 
     Raises:
-        SpaceError: a rank that is in use is above ``width``, or a default layer does not exist.
+        SpaceError: a rank that is in use is above ``width`` or ``max_rank``, or a default layer does not
+            exist.
     """
     searched = settings.factors.split("+")
     where, ranks = "memory.ranks", list(settings.ranks)
     if "size" not in searched:
         where, ranks = "memory.defaults.size", [settings.defaults.size]
+    bound = min(width, settings.max_rank or width)
+    if high := [rank for rank in ranks if width >= rank > bound]:
+        raise SpaceError(
+            f"rank {', '.join(map(str, high))} is above memory.max_rank, {bound}",
+            where=where,
+            expected=f"ranks of at most {bound}",
+            remedy=f"remove the ranks above {bound} from {where}, or raise memory.max_rank",
+        )
     wide = [rank for rank in ranks if rank > width]
     if wide:
         raise SpaceError(
@@ -383,7 +394,7 @@ def space_from(settings: MemorySettings, num_layers: int, width: int) -> MemoryS
         default_num=settings.defaults.num,
         default_rank=settings.defaults.size,
         default_layers=settings.defaults.layers,
-        max_rank=width,
+        max_rank=bound,
     )
 
 

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from milp_ray.config.objectives import OBJECTIVES
+from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.adapter_notes import NOTE, check_note
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from milp_ray.study.run import Outcome
 
 _MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
+_FEW_TRIALS = 4  # fewer are not called constant
 _MOST_USERS = 50  # in the closing tables; means are those of all
 _PERCENT = tuple(name for name in SCORES if name != "loss")
 
@@ -77,13 +78,33 @@ def _warnings(folder: RunFolder) -> list[str]:
     if not _has(folder, "chosen"):
         return []
     trials, chosen = _tables(folder)
+    lines = _constant(folder, trials)
     base = trials[trials.state == "no memory"].set_index("user")
     rows = chosen[chosen.user.isin(base.index)] if len(chosen) else chosen
     worse = sum(
         all(OBJECTIVES[name].sign * (row[name] - base[name][row["user"]]) <= 0 for name in _measured(folder))
         for _, row in rows.iterrows()
     )
-    return [f"no better than no memory on validation samples: {worse} of {len(rows)} users"] if worse else []
+    if worse:
+        lines.append(f"no better than no memory on validation samples: {worse} of {len(rows)} users")
+    return lines
+
+
+def _constant(folder: RunFolder, trials: pd.DataFrame) -> list[str]:
+    """Objectives that were the same in all trials of a user, and so decided nothing; with what to do."""
+    done = trials[trials.state == "done"]
+    values = done.groupby("user")[_measured(folder)].agg(["nunique", "count"])
+    found = {}
+    for name in _measured(folder):
+        same = int(((values[name]["nunique"] == 1) & (values[name]["count"] >= _FEW_TRIALS)).sum())
+        if same:
+            found[name] = f"{name} is the same in every trial of {same} of {len(values)} users"
+    if not found:
+        return []
+    return [
+        *found.values(),
+        f"what is constant decides nothing: {instead_of(list(found), folder.study.objectives)}",
+    ]
 
 
 def fronts_view(folder: RunFolder) -> RenderableType:

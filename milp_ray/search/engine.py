@@ -173,6 +173,7 @@ class Engine:
                 reference=self._given(),
                 outcome=self._outcome,
                 material=state.material,
+                noted=frozenset(state.notes),
             )
 
     def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:

@@ -40,8 +40,9 @@ def build_client(name: str, engine: Engine) -> Client:
         SearchError: the space has a single configuration, which is no search space to Ax.
     """
     client = new_client(name, engine.space, engine.objectives, _thresholds(engine))
-    # Without a strategy Ax's own Pareto front and analyses refuse to work; its choice is never asked for.
-    client.configure_generation_strategy(method="random_search")
+    # Ax's front, predictions and analyses come from a strategy, whose proposals are never asked for. One
+    # without a model (random_search) refuses to predict, and half of the analyses are missing.
+    _use_model(client, "fast")
     _attach(client, engine)
     return client
 
@@ -53,9 +54,7 @@ def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
         SearchError: the space has a single configuration.
     """
     client = new_client("plan", plan.space, plan.objectives, seed=plan.seed % 2**31)
-    client.configure_generation_strategy(
-        method=method, initialization_budget=0, allow_exceeding_initialization_budget=True
-    )
+    _use_model(client, method)
     for config, gains in zip(plan.told, plan.gains, strict=True):
         index = client.attach_trial(dict(parameters_of(plan.space, config)))
         values = {o.name: o.sign * gain for o, gain in zip(plan.objectives, gains, strict=True)}
@@ -136,6 +135,13 @@ def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, int]:
     if _has_rank(space):
         values["rank"] = config.rank
     return values
+
+
+def _use_model(client: Client, method: Literal["fast", "quality"]) -> None:
+    """Ax's own strategy, without an initial design: trials are attached, and are enough from the first on."""
+    client.configure_generation_strategy(
+        method=method, initialization_budget=0, allow_exceeding_initialization_budget=True
+    )
 
 
 def _attach(client: Client, engine: Engine) -> None:

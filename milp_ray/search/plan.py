@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from milp_ray.memory.arrays import Ints
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
+_FEW = 4  # of fewer measurements nothing is called constant
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Plan:
         reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
         outcome: how values are scaled for the model, see :mod:`milp_ray.search.scaling`.
         material: of other users' searches, if any.
+        noted: what was noted with earlier proposals, and need not be told again.
     """
 
     space: MemorySpace
@@ -78,12 +80,13 @@ class Plan:
     reference: tuple[float, ...] = ()
     outcome: str = "standardize"
     material: Material | None = field(default=None, repr=False)
+    noted: frozenset[str] = field(default=frozenset(), repr=False)
 
     def propose(self) -> Candidates:
         """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
 
         Where arithmetic fails on this search's data, what stood on it is left out, with a note: other users'
-        advice, or the model (``sobol`` proposes instead).
+        advice, or the model (``sobol`` proposes instead). So is an objective that is the same in every trial.
 
         Raises:
             SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
@@ -107,6 +110,41 @@ class Plan:
     def _unadvised(self) -> Candidates:
         if self.initial:
             return Candidates(Design(self.space, self.design_seed).first(self.count, self.seen), "initial")
+        varying, notes = self._varying()
+        found = varying._by_surrogate() if varying is not None else self._by_sobol()
+        return Candidates(found, found.source, (*notes, *found.notes))
+
+    def _varying(self) -> tuple[Plan | None, tuple[str, ...]]:
+        """The plan by those objectives that differ between trials, None without a measured one; notes.
+
+        A model of a constant says nothing, and beside it neither do hypervolumes.
+        """
+        columns = list(zip(*self.gains, strict=True)) if len(self.gains) >= _FEW else []
+        constant = {
+            o.name: o.sign * column[0]
+            for o, column in zip(self.objectives, columns, strict=False)
+            if o.exact is None and max(column) == min(column)
+        }
+        notes = tuple(
+            f"{name} is {value:.4g} in every trial: left out of the search until that changes"
+            for name, value in constant.items()
+        )
+        kept = [index for index, o in enumerate(self.objectives) if o.name not in constant]
+        varying = replace(
+            self,
+            objectives=tuple(self.objectives[index] for index in kept),
+            gains=tuple(tuple(row[index] for index in kept) for row in self.gains),
+            reference=tuple(self.reference[index] for index in kept) if self.reference else (),
+        )
+        measured = any(o.exact is None for o in varying.objectives)
+        return varying if measured else None, tuple(note for note in notes if note not in self.noted)
+
+    def _by_sobol(self, *notes: str) -> Candidates:
+        sobol = make_surrogate("sobol")
+        assert isinstance(sobol, FreeSurrogate)
+        return self._free(sobol, "sobol", *notes)
+
+    def _by_surrogate(self) -> Candidates:
         surrogate = make_surrogate(self.surrogate, self.options)
         if isinstance(surrogate, FreeSurrogate):
             return self._free(surrogate, self.surrogate)
@@ -121,9 +159,7 @@ class Plan:
             if not is_numerical(error):
                 raise
             reason = f"{self.surrogate}: {type(error).__name__}"
-        sobol = make_surrogate("sobol")
-        assert isinstance(sobol, FreeSurrogate)
-        return self._free(sobol, "sobol", f"{reason}; sobol proposed instead")
+        return self._by_sobol(f"{reason}; sobol proposed instead")
 
     def _free(self, surrogate: FreeSurrogate, source: str, *notes: str) -> Candidates:
         return Candidates(surrogate.configs(self.space, self.seen, self.count, self.seed), source, notes)

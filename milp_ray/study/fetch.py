@@ -6,23 +6,30 @@ import shutil
 from pathlib import Path
 
 from milp_ray.errors import RunFolderError
-from milp_ray.memory.adapter_notes import check_content
+from milp_ray.memory.adapter_notes import NOTE, check_content
+from milp_ray.memory.adapters import CONFIG, WEIGHTS
+from milp_ray.memory.export import copy_adapter
 from milp_ray.storage import OWNER, at_hand, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
 
+_MEMORIES = "memories"
 
-def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
+
+def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bool = False) -> int:
     """Copy the tables and plots of a run, all of them or nothing; the number of files.
+
+    Memories name their base model without its folder on the machine that trained them.
 
     Args:
         run: the run folder, or its URL.
         target: a folder that is not there yet, or is empty.
         memories: the users' adapters as well.
+        one_rank: these with one rank each, lesser ones filled up with zeros (:mod:`milp_ray.memory.export`).
 
     Raises:
         RunFolderError: there is no run, it has no tables yet, something is at ``target``, or an adapter is
             not the one that it says it is.
-        StorageError: the run cannot be read, or the folder not be written.
+        StorageError: the run or a memory cannot be read, or the folder not be written.
     """
     folder = RunFolder.open(run)
     target = target.expanduser().absolute()
@@ -44,7 +51,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
     if memories:
         # One after the other: a population's adapters need room for one copy only.
         kinds += [
-            f"memories/{alias}" for alias in sorted(names_in(folder.root / "memories")) if alias[0] != "."
+            f"{_MEMORIES}/{alias}" for alias in sorted(names_in(folder.root / _MEMORIES)) if alias[0] != "."
         ]
 
     def write(draft: Path) -> None:
@@ -52,11 +59,18 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False) -> int:
         for kind in kinds:
             with at_hand(folder.root / kind) as copy:
                 if copy.is_dir():
-                    if kind.startswith("memories/"):
-                        with reading(copy):
-                            check_content(copy, user=copy.name)
-                    # Hidden: drafts of processes that were killed.
-                    shutil.copytree(copy, draft / kind, ignore=shutil.ignore_patterns(".*"))
+                    _copy(copy, draft / kind, one_rank)
 
     write_folder(target, write)
     return sum(path.is_file() for path in target.rglob("*"))
+
+
+def _copy(source: Path, target: Path, one_rank: bool) -> None:
+    """A folder of files, without drafts of processes that were killed, which are hidden."""
+    if source.parent.name != _MEMORIES:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+    elif (source / CONFIG).exists():  # its last file
+        with reading(source):
+            check_content(source, user=source.name)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", CONFIG, WEIGHTS, NOTE))
+        copy_adapter(source, target, one_rank=one_rank)

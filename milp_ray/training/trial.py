@@ -27,7 +27,9 @@ from milp_ray.errors import TrialFailed
 from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
 from milp_ray.evaluation.metrics import chrf, rouge
 from milp_ray.memory.adapters import lora_config, save_adapter
+from milp_ray.memory.export import portable_name
 from milp_ray.memory.space import Placement
+from milp_ray.storage import is_url
 from milp_ray.training.base import BaseModel
 from milp_ray.training.batches import Example, history_examples, sample_examples
 from milp_ray.training.checkpoint import Checkpoints, State
@@ -192,10 +194,13 @@ class Trial:
         if self._state != "done" or self.base.attached is None or not self._holds_base:
             raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
         card = prompt_card(self.base.tokenizer, self._prompts) if self.phase == "final" else {}
+        base = self.study.model.path
+        if is_url(self.study.storage.path):  # where no path of this machine means anything
+            base = portable_name(base)
         save_adapter(
             self.base.attached,
             folder,
-            self.study.model.path,
+            base,
             self.study.model.revision,
             placement=self.placement.key,
             user=self.user.alias,

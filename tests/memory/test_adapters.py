@@ -13,10 +13,25 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from milp_ray.errors import ModelError, SpaceError, StorageError
-from milp_ray.memory.adapters import attach, attach_saved, detach, lora_config, save_adapter
+from milp_ray.memory.adapters import (
+    attach,
+    attach_saved,
+    detach,
+    lora_config,
+    read_adapter,
+    save_adapter,
+)
 from milp_ray.memory.architectures import architecture_names, architecture_of, register
 from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.training.base import BaseModel, loaded
@@ -159,6 +174,46 @@ def test_saved_configuration(tiny_bases: dict[str, BaseModel], tmp_path: Path) -
     ]
 
 
+# The fields of LoraConfig and its bases in PEFT 0.7.1, which refuses any other key.
+PEFT_0_7_1 = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern",
+    "revision", "target_modules", "task_type",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TINY_NAMES)
+def test_the_configuration_holds_what_old_versions_of_peft_know(
+    name: str, tiny_bases: dict[str, BaseModel], tmp_path: Path
+) -> None:
+    base = tiny_bases[name]
+    config = lora_config(Placement.from_key("0:2,11:4"), base.architecture, 1.5, 0.1)
+    attached = attach(base.model, config)
+    detach(base.model, attached)
+    save_adapter(attached, tmp_path / "mine", "the-base")
+    values = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
+    assert values.keys() <= PEFT_0_7_1
+    # What readers other than PEFT need is there even where it is PEFT's default.
+    assert {"peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path"} <= values.keys()
+    again, _ = read_adapter(tmp_path / "mine")
+    given = config.to_dict() | {"base_model_name_or_path": "the-base", "inference_mode": True}
+    assert again.to_dict() == given, "a default that was left out is another one"
+
+
+def test_a_memory_finds_its_base_where_it_was_trained(
+    tiny_bases: dict[str, BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_bases["llama"]
+    attached = attach(base.model, lora_config(UNEVEN, base.architecture))
+    randomise(attached.parameters())
+    expected = logits(base.model)
+    save_adapter(attached, tmp_path / "mine", base.settings.path)
+    detach(base.model, attached)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(peft.AutoPeftModelForCausalLM.from_pretrained("mine").eval()), expected)
+
+
 def test_saving_again_replaces_and_leaves_nothing_else(
     tiny_bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
@@ -215,6 +270,39 @@ def test_other_modules_than_asked_for_raise_and_leave_nothing(
     with pytest.raises(SpaceError, match="no module"):
         attach(base.model, config)
     assert {n: id(module) for n, module in base.model.named_modules()} == modules
+
+
+def test_a_mixture_of_experts_is_given_back_as_it_was() -> None:
+    """PEFT takes exact names of such a model for all experts of all layers, and wraps them twice."""
+    model = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+            intermediate_size=48, moe_intermediate_size=24, n_routed_experts=4, num_experts_per_tok=2,
+            n_group=2, topk_group=1, first_k_dense_replace=1, n_shared_experts=1, q_lora_rank=16,
+            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        )
+    ).eval()  # fmt: skip
+    frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    before = {
+        name: id(part) for named in (model.named_modules, model.named_parameters) for name, part in named()
+    }
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    expected = logits(model)
+    names = [f"model.layers.0.mlp.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
+    for _ in range(2):
+        with pytest.raises(SpaceError, match="exactly"):
+            attach(model, peft.LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
+        after = {
+            name: id(part)
+            for named in (model.named_modules, model.named_parameters)
+            for name, part in named()
+        }
+        assert list(after.items()) == list(before.items())
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == trainable
+        assert not frozen.requires_grad and "peft_config" not in vars(model)
+        assert torch.equal(logits(model), expected)
+    attached = attach(model, peft.LoraConfig(r=4, target_modules=["model.layers.0.self_attn.o_proj"]))
+    detach(model, attached)
 
 
 def test_one_adapter_at_a_time(tiny_bases: dict[str, BaseModel]) -> None:

@@ -235,6 +235,16 @@ def test_rank_above_the_width_names_the_ranks_to_remove() -> None:
     assert problem.remedy
 
 
+def test_a_bound_on_a_layers_rank_caps_placements_and_names_the_ranks_above_it() -> None:
+    made = space_from(MemorySettings(ranks=(8, 16), max_rank=32), 4, 128)
+    assert made.max_rank == 32
+    config = MemoryConfig((True, False, False, False), 4, 16)
+    assert made.placement(config).key == "0:32"  # four LoRAs of 16 on one layer
+    assert space_from(MemorySettings(max_rank=4000), 12, 128).max_rank == 128
+    with pytest.raises(SpaceError, match=r"memory\.ranks: rank 64, 96 is above memory\.max_rank, 32"):
+        space_from(MemorySettings(max_rank=32), 12, 128)
+
+
 def test_unused_ranks_may_be_large() -> None:
     fixed = MemorySettings(factors="num+layer", defaults=MemoryDefaults(size=16))
     assert space_from(fixed, 12, 48).default_rank == 16

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,33 @@ def test_ax_reads_back_every_trial(tmp_path: Path) -> None:
     front = {trial for _, _, trial, _ in loaded.get_pareto_frontier()}
     assert front <= {seen.id for seen in made.front()}
     assert front
+
+
+def test_ax_predicts_and_analyses_what_is_read_back(tmp_path: Path) -> None:
+    """With one objective that is constant, as ROUGE of nothing but wrong words."""
+    from ax.analysis.plotly.cross_validation import CrossValidationPlot
+    from ax.analysis.plotly.sensitivity import SensitivityAnalysisPlot
+    from ax.api.client import Client
+
+    made = Engine(small_space(), LOSS_AND_ROUGE, initial=8, surrogate="random")
+    for proposal in made.ask(8):
+        made.tell(proposal.id, {"loss": measure(proposal.placement)["loss"], "rouge_l": 0.0})
+    save_client(build_client("u-abc", made), tmp_path / "u.json")
+    loaded = Client.load_from_json_file(str(tmp_path / "u.json"))
+    (found,) = loaded.predict([dict(parameters_of(made.space, made.observations[0].config))])
+    assert found["loss"][0] == pytest.approx(made.observations[0].values["loss"], abs=0.5)
+    analyses = [CrossValidationPlot(metric_names=["loss"]), SensitivityAnalysisPlot(metric_name="loss")]
+    titles = [card.title for card in flat(loaded.compute_analyses(analyses, display=False))]
+    assert len(titles) == 2 and not any("Not Available" in title for title in titles), titles
+
+
+def flat(cards: Iterable[Any]) -> list[Any]:
+    """The cards in groups of cards."""
+    result = []
+    for card in cards:
+        children = getattr(card, "children", None)
+        result += flat(children) if children else [card]
+    return result
 
 
 def test_thresholds_and_directions() -> None:

@@ -150,17 +150,15 @@ def test_the_memory_loads_without_milp_ray_and_gives_the_same_logits(finished: F
     model = json.loads((memory / "adapter_config.json").read_text())["base_model_name_or_path"]
     plain = """
 import sys, torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 ids = torch.arange(3, 40)[None]
 with torch.no_grad():
-    torch.save(model(ids).logits, sys.argv[3])
+    torch.save(model(ids).logits, sys.argv[2])
 assert not any(name.startswith("milp_ray") for name in sys.modules)
 """
     out = run / "logits.pt"
-    subprocess.run([sys.executable, "-c", plain, model, str(memory), str(out)], check=True)
+    subprocess.run([sys.executable, "-c", plain, str(memory), str(out)], check=True)
 
     base = load_base(ModelSettings(path=model))
     ids = torch.arange(3, 40)[None]

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
 from rich.console import Console
 
 from milp_ray.config import Study
 from milp_ray.config.loading import load_study
 from milp_ray.errors import RunFolderError, StorageError, StudyError
-from milp_ray.memory.adapter_notes import note_of
+from milp_ray.memory.adapter_notes import check_content, note_of
+from milp_ray.memory.adapters import write_adapter
 from milp_ray.search.events import EventLog
 from milp_ray.storage import close_twins, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
@@ -374,6 +377,29 @@ def test_a_bucket_that_is_not_there(s3: str) -> None:
         RunFolder.create(at("s3://not-there-at-all/runs"), "f")
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def an_adapter(folder: Path) -> None:
+    """Two modules of ranks 4 and 2, and a file beside them."""
+    names = ("m.0.up", "m.1.up")
+    config = LoraConfig(
+        r=4, lora_alpha=4, target_modules=list(names), rank_pattern={"m.1.up": 2}, alpha_pattern={"m.1.up": 2}
+    )
+    config.base_model_name_or_path = "/private/models/the-base"
+    write_adapter(
+        folder,
+        config,
+        {
+            f"base_model.model.{name}.{part}.weight": torch.ones((rank, 3) if part == "lora_A" else (3, rank))
+            for name, rank in zip(names, (4, 2), strict=True)
+            for part in ("lora_A", "lora_B")
+        },
+    )
+    (folder / "beside.md").write_text("how it is prompted")
+    (folder / "memory.json").write_bytes(note_of(folder, "0:4,1:2", "u-a"))
+
+
 def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     url: str, tmp_path: Path, on_another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +409,7 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
         fetch(folder.place, target)
     write_json(folder.table("trials.json"), {})
     write_json(folder.plot("front"), {})
-    write_folder(folder.memory("u-a"), lambda draft: (draft / "adapter_config.json").write_bytes(b"{}"))
+    write_folder(folder.memory("u-a"), an_adapter, last="adapter_config.json")
     on_another_machine()
     assert fetch(folder.place, target) == 2
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*.*")) == [
@@ -392,8 +418,13 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     ]
     with pytest.raises(RunFolderError, match="something already"):
         fetch(folder.place, target)
-    assert fetch(folder.place, tmp_path / "all", memories=True) == 3
-    assert (tmp_path / "all" / "memories" / "u-a" / "adapter_config.json").exists()
+    assert fetch(folder.place, tmp_path / "all", memories=True, one_rank=True) == 6
+    memory = tmp_path / "all" / "memories" / "u-a"
+    assert {path.name for path in memory.iterdir()} == {*ADAPTER, "beside.md", "memory.json"}
+    check_content(memory, placement="0:4,1:2", user="u-a")
+    config = json.loads((memory / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == ("the-base", 4)
+    assert "rank_pattern" not in config
     assert not list((tmp_path / "all").rglob("*.key"))
 
     memory = RunFolder.open(folder.place).memory("u-a")
@@ -419,3 +450,9 @@ def test_a_run_in_a_folder_is_fetched_alike(tmp_path: Path) -> None:
     assert fetch(folder.root, tmp_path / "copies") == 1
     copies = [tmp_path / "copies", *(tmp_path / "copies").rglob("*")]
     assert not any(path.stat().st_mode & 0o077 for path in copies), "for whoever fetched them alone"
+    write_folder(folder.memory("u-a"), an_adapter, last="adapter_config.json")
+    (folder.memory("u-a") / ".half.1.tmp").write_text("half")
+    assert fetch(folder.root, tmp_path / "more", memories=True) == 5
+    config = json.loads((tmp_path / "more" / "memories" / "u-a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "the-base" and config["rank_pattern"] == {"m.1.up": 2}
+    assert "/private" in (folder.memory("u-a") / "adapter_config.json").read_text()
