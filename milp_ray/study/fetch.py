@@ -13,6 +13,7 @@ from milp_ray.storage import OWNER, at_hand, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
 
 _MEMORIES = "memories"
+_DRAFTS = ".*"  # of processes that were killed
 
 
 def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bool = False) -> int:
@@ -59,18 +60,20 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
         for kind in kinds:
             with at_hand(folder.root / kind) as copy:
                 if copy.is_dir():
-                    _copy(copy, draft / kind, one_rank)
+                    if kind.startswith(f"{_MEMORIES}/"):
+                        _copy_memory(copy, draft / kind, one_rank)
+                    else:
+                        shutil.copytree(copy, draft / kind, ignore=shutil.ignore_patterns(_DRAFTS))
 
     write_folder(target, write)
     return sum(path.is_file() for path in target.rglob("*"))
 
 
-def _copy(source: Path, target: Path, one_rank: bool) -> None:
-    """A folder of files, without drafts of processes that were killed, which are hidden."""
-    if source.parent.name != _MEMORIES:
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
-    elif (source / CONFIG).exists():  # its last file
-        with reading(source):
-            check_content(source, user=source.name)
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", CONFIG, WEIGHTS, NOTE))
-        copy_adapter(source, target, one_rank=one_rank)
+def _copy_memory(source: Path, target: Path, one_rank: bool) -> None:
+    """A memory under its alias, if it is there whole; its configuration comes last."""
+    if not (source / CONFIG).exists():
+        return
+    with reading(source):
+        check_content(source, user=target.name)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(_DRAFTS, CONFIG, WEIGHTS, NOTE))
+    copy_adapter(source, target, one_rank=one_rank)
