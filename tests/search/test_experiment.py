@@ -60,11 +60,12 @@ def test_ax_predicts_and_analyses_what_is_read_back(tmp_path: Path) -> None:
         made.tell(proposal.id, {"loss": measure(proposal.placement)["loss"], "rouge_l": 0.0})
     save_client(build_client("u-abc", made), tmp_path / "u.json")
     loaded = Client.load_from_json_file(str(tmp_path / "u.json"))
-    (found,) = loaded.predict([dict(parameters_of(made.space, made.observations[0].config))])
-    assert found["loss"][0] == pytest.approx(made.observations[0].values["loss"], abs=0.5)
     analyses = [CrossValidationPlot(metric_names=["loss"]), SensitivityAnalysisPlot(metric_name="loss")]
     titles = [card.title for card in flat(loaded.compute_analyses(analyses, display=False))]
     assert len(titles) == 2 and not any("Not Available" in title for title in titles), titles
+    # Only now: Ax saves no fitted model, and fits none to predict (findings/ax-predict-after-load.sh).
+    (found,) = loaded.predict([dict(parameters_of(made.space, made.observations[0].config))])
+    assert found["loss"][0] == pytest.approx(made.observations[0].values["loss"], abs=0.5)
 
 
 def flat(cards: Iterable[Any]) -> list[Any]:
