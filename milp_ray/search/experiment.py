@@ -31,8 +31,8 @@ def build_client(name: str, engine: Engine) -> Client:
 
     Trial indices are the proposals' ids. The reference point, where there is one and there are several
     objectives, becomes the objectives' thresholds. Ax's analyses work on the client right away; ``predict``
-    does once one of them, or ``get_next_trials``, has fitted the model: Ax neither saves a fitted one nor fits
-    one to predict.
+    does once one of them, or ``get_next_trials``, has fitted the model: Ax neither saves a fitted one nor
+    fits one to predict.
 
     Args:
         name: of the experiment; an alias, never a raw user id.
