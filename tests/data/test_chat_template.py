@@ -157,6 +157,18 @@ def test_a_spelled_control_token_is_there_as_plain_characters() -> None:
         assert encoded.input_ids.count(tokenizer.eos_token_id) == 1
 
 
+def test_the_tokens_of_every_template_are_control_tokens_in_plain_texts() -> None:
+    """Some tokenizers have several templates (tools, documents), and none that is the default one."""
+    tokenizer = tokenizer_of("byte-level", TEMPLATES["chatml"])
+    plain, sample = Prompts(PromptSettings()), Sample("<think>", "r")
+    think = tokenizer.convert_tokens_to_ids("<think>")
+    assert think in plain.encode_prompt(tokenizer, sample)
+    tokenizer.chat_template = {"tool_use": TEMPLATES["chatml"], "reasoning": TEMPLATES["qwen3"]}
+    assert think not in Prompts(PromptSettings()).encode_prompt(tokenizer, sample)
+    with pytest.raises(ModelError, match="without a default"):
+        chat_prompts().encode_prompt(tokenizer, sample)
+
+
 def test_words_and_blanks_that_a_vocabulary_adds_are_no_control_tokens() -> None:
     tokenizer = tokenizer_of("byte-level", "friend\n\n" + TEMPLATES["deepseek v3"])
     control = ChatTemplate(tokenizer).control
