@@ -79,8 +79,8 @@ class EventLog:
         ensure_held(path)
         check_log(path)
         try:
+            first, new = not path.parent.exists(), not path.exists()
             make_folder(path.parent)
-            new = not path.exists()
             with path.open("ab+") as file:
                 file.seek(0)
                 data = file.read()
@@ -96,6 +96,8 @@ class EventLog:
             if new:
                 follow(path)
                 sync_folder(path.parent)
+                if first:
+                    sync_folder(path.parent.parent)
         except OSError as error:
             raise storage_error(error, path) from error
         self._size = len(kept)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from milp_ray.errors import StorageError
 from milp_ray.storage.folder_lock import ensure_held
-from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.local import sync_folder, write_synced, writing
 from milp_ray.storage.modes import follow, make_folder
 from milp_ray.storage.part import Part
 from milp_ray.storage.session import check_session
@@ -48,7 +48,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             if twin is not None:
                 twin.put(path, draft.read_bytes())
             draft.replace(path)
-            if twin is not None:
+            if twin is None:
+                sync_folder(path.parent)
+            else:
                 twin.contents.add(twin.name(path), path.stat().st_size)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -87,6 +89,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
             write(draft)
             check_session(path)
             follow(draft)
+            sync_folder(draft)
             if path.exists():  # a rename cannot replace a filled folder
                 old = path.with_name(f".{path.name}.{os.getpid()}.old")
                 path.rename(old)
@@ -95,9 +98,11 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
                 except BaseException:
                     old.rename(path)
                     raise
+                sync_folder(path.parent)
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 draft.rename(path)
+                sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise

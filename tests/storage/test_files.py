@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import write_folder, write_json, write_whole
+from milp_ray.search.events import EventLog
+from milp_ray.storage import write_folder, write_json, write_synced, write_whole
 
 
 def full(path: Path) -> None:
@@ -47,3 +49,25 @@ def test_json_is_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_told_of_is_on_the_disk_by_its_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a file that was renamed, or a folder that was made, may else be gone."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path)))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_json(tmp_path / "scores" / "u-a.json", {})
+    assert synced[-1] == "scores" and (tmp_path / "scores" / "u-a.json").exists()
+    for _ in range(2):  # made, and replaced
+        write_folder(tmp_path / "memories" / "u-a", lambda draft: write_synced(draft / "w", b"1"))
+        draft, parent = synced[-2:]
+        assert draft.startswith("memories/.u-a.") and parent == "memories"
+    EventLog(tmp_path / "events" / "u-a.jsonl")
+    assert synced[-2:] == ["events", "."]
