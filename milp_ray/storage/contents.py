@@ -43,7 +43,7 @@ class Contents:
 
     def drop(self, name: str) -> None:
         """A file or folder is gone, as it is to be."""
-        for known in [each for each in self._sizes if each == name or each.startswith(f"{name}/")]:
+        for known in [each for each in list(self._sizes) if each == name or each.startswith(f"{name}/")]:
             del self._sizes[known]
             self._sums.pop(known, None)
 
