@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -88,7 +89,12 @@ class Final:
         placements = dict(list(PLACED.items())[:users])
         root.mkdir(exist_ok=True)
         (root / "run.json").touch()
-        self.spec = FinalSpec(study, {alias: ray.put(user) for alias in placements}, placements, root)
+        self.spec = FinalSpec(
+            study,
+            {alias: ray.put(dataclasses.replace(user, alias=alias)) for alias in placements},
+            placements,
+            root,
+        )
         self.events: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
         self.said: list[str] = []
