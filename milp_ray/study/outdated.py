@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import Placement
 from milp_ray.storage import reading, remove_file, remove_folder
@@ -72,16 +73,27 @@ def _saved_placement(memory: Path, architecture: Architecture) -> Placement | No
     values = _values(memory / _ADAPTER)
     if values is None:
         return None
+    note = (_values(memory / NOTE) or {}).get("placement")
+    if isinstance(note, str):
+        return Placement.from_key(note)
     names, own_ranks = values.get("target_modules"), values.get("rank_pattern", {})
-    if not isinstance(names, list) or not isinstance(own_ranks, dict) or not isinstance(values.get("r"), int):
+    if not isinstance(names, list) or not isinstance(own_ranks, dict):
         return None
+    rank = values.get("r", _default_rank())
     layers = {
-        layer: own_ranks.get(module.name, values["r"])
+        layer: own_ranks.get(module.name, rank)
         for layer in range(architecture.num_layers)
         for module in architecture.modules(layer)
         if module.name in names
     }
     return Placement(tuple(sorted(layers.items()))) if layers else None
+
+
+def _default_rank() -> int:
+    """The rank of an adapter whose configuration says none, since it is PEFT's own."""
+    from peft import LoraConfig
+
+    return int(LoraConfig().r)
 
 
 def _values(path: Path) -> dict[str, object] | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study
 from milp_ray.errors import StorageError, StudyError
+from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.adapters import CONFIG, lora_config
 from milp_ray.memory.space import Placement
 from milp_ray.storage import write_json
@@ -58,9 +59,23 @@ def test_what_another_choice_leaves_is_the_memory_its_scores_and_those_tested_be
 
 def test_a_memory_that_tells_no_placement_is_left_alone(tmp_path: Path) -> None:
     _, folder, inputs = population_of(tmp_path)
-    for values in ({}, {"target_modules": "all-linear", "r": 8}, {"target_modules": ["other"], "r": 8}, []):
+    for values in ({}, {"target_modules": "all-linear", "r": 8}, {"target_modules": ["other"]}, []):
         write_json(folder.memory(A) / CONFIG, values)
         assert outdated(folder, inputs.architecture, {A: NEW}) == Outdated()
+
+
+def test_a_memory_tells_its_placement_by_its_note_or_by_what_differs_from_pefts_defaults(
+    tmp_path: Path,
+) -> None:
+    _, folder, inputs = population_of(tmp_path)
+    names = [module.name for layer in (0, 3) for module in inputs.architecture.modules(layer)]
+    ranks = {name: 16 for name in names if ".3." in name}
+    write_json(folder.memory(A) / CONFIG, {"target_modules": names, "rank_pattern": ranks})
+    assert outdated(folder, inputs.architecture, {A: OLD}) == Outdated()
+    assert outdated(folder, inputs.architecture, {A: NEW}).memories == {A}
+    write_json(folder.memory(A) / NOTE, {"placement": NEW.key})
+    assert outdated(folder, inputs.architecture, {A: NEW}) == Outdated()
+    assert outdated(folder, inputs.architecture, {A: OLD}).memories == {A}
 
 
 def test_a_run_whose_choice_changed_is_not_complete(tmp_path: Path) -> None:
