@@ -104,7 +104,7 @@ def persona_f1(
     return _mean(values)
 
 
-def _words(text: str, stop_words: Collection[str], rules: int) -> frozenset[str]:
+def _words(text: str, stop_words: Collection[str], rules: int = NEWEST) -> frozenset[str]:
     return frozenset(word for word in text_rules(rules).persona(text) if word not in stop_words)
 
 
