@@ -76,6 +76,16 @@ def check_note(folder: Path, *, placement: str | None = None, user: str | None =
         raise _mismatch(folder, fact, f"{note['weights_bytes']} bytes, as its {NOTE} says")
 
 
+def noted_placement(folder: Path) -> str | None:
+    """The key of the placement that an adapter says it is of; None where it says nothing.
+
+    Raises:
+        RunFolderError: its note is damaged.
+    """
+    note = _read(folder)
+    return None if note is None else str(note["placement"])
+
+
 def check_content(folder: Path, *, placement: str | None = None, user: str | None = None) -> None:
     """As :func:`check_note`, and make sure that the files are those that the note was written for.
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
-from milp_ray.memory.adapter_notes import NOTE, check_note
+from milp_ray.memory.adapter_notes import NOTE, check_note, noted_placement
 from milp_ray.memory.space import Placement
 from milp_ray.storage import look
 from milp_ray.study.run_folder import RunFolder
@@ -119,7 +119,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     """One user: front, all trials, test scores.
 
     Raises:
-        RunFolderError: the run has no such user, or its memory is not the one that was chosen.
+        RunFolderError: the run has no such user, or its memory is another user's.
     """
     trials, chosen = _tables(folder)
     alias = folder.alias(user)
@@ -133,14 +133,23 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
         table.add_column(name, overflow="fold", no_wrap=name not in ("placement", "reason"))
     for _, row in rows.iterrows():
         table.add_row(*("" if row[name] == -1 else _cell(name, row[name]) for name in shown))
-    look(folder.memory(alias), NOTE)
-    for placement in chosen[chosen.user == alias].placement:
-        check_note(folder.memory(alias), placement=placement, user=alias)
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
+    parts += _earlier_choice(folder, alias, chosen)
     if _has(folder, "scores"):
         scores = read_table(folder.table("scores"))
         parts += [Text(), _scores(scores[scores.user == alias])]
     return Group(*parts)
+
+
+def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list[RenderableType]:
+    """What there is to tell of a memory that is not of the chosen placement, as after more trials."""
+    memory = folder.memory(alias)
+    look(memory, NOTE)
+    check_note(memory, user=alias)
+    now = set(chosen[chosen.user == alias].placement)
+    if noted_placement(memory) in (None, *now):
+        return []
+    return [Text(), Text(f"the memory is of an earlier choice: milp-ray final {folder.place} trains it anew")]
 
 
 def _tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:

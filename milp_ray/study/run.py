@@ -110,7 +110,7 @@ class Run:
         """Do what is missing, then write the tables of whatever is finished.
 
         Raises:
-            RunFolderError: a memory is not the one that was chosen.
+            RunFolderError: a memory is another user's, or cut short.
             ClusterError: Ray cannot be had, or gave up.
             StorageError: something cannot be written.
         """
@@ -311,14 +311,15 @@ class Run:
         )
 
     def _check_memories(self) -> None:
-        """Make sure that the memories that are there are of the chosen placements, before anything is done.
+        """Make sure that the memories that are there are their users' own, before anything is done. One of an
+        earlier choice is no fault: the final job makes it again.
 
         Raises:
             RunFolderError: one is not.
         """
         if self._final_wanted:
-            for alias, placement in self._placements().items():
-                check_note(self.folder.memory(alias), placement=placement.key, user=alias)
+            for alias in self.population.aliases:
+                check_note(self.folder.memory(alias), user=alias)
 
     def _tested(self, alias: str) -> bool:
         return self._has_memory(alias) and self.folder.scores(alias).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from milp_ray.config.models import (
     DataSettings,
@@ -18,9 +20,11 @@ from milp_ray.config.models import (
     SearchSettings,
     Study,
 )
-from milp_ray.errors import StorageError
+from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.memory.adapter_notes import NOTE, note_of
 from milp_ray.memory.architectures import architecture_of
 from milp_ray.memory.space import space_from
+from milp_ray.report.console import user_view
 from milp_ray.study.inputs import Inputs, Users
 from milp_ray.study.population import Population, Summary
 from milp_ray.study.record import record
@@ -125,6 +129,30 @@ def test_a_log_that_vanishes_under_an_engine_is_said(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="event log is gone"):
             engines[ALIASES[0]].ask(1)
     assert not folder.events(ALIASES[0]).exists()
+
+
+def test_show_tells_of_a_memory_of_an_earlier_choice_and_of_anothers(tmp_path: Path) -> None:
+    population, folder, inputs = population_of(tmp_path)
+    search(population, ALIASES[0], 3)
+    record(folder, population, inputs.architecture)
+    chosen = population.chosen()[ALIASES[0]].placement.key
+
+    def shown(placement: str, user: str) -> str:
+        memory = folder.memory(user)
+        memory.mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (memory / name).write_bytes(b"{}")
+        (memory / NOTE).write_bytes(note_of(memory, placement, ALIASES[0]))
+        console = Console(width=200, record=True, quiet=False, file=io.StringIO())
+        console.print(user_view(folder, user))
+        return console.export_text()
+
+    assert "earlier choice" not in shown(chosen, ALIASES[0])
+    assert "earlier choice" in shown("0:1", ALIASES[0])
+    search(population, ALIASES[1], 3)
+    record(folder, population, inputs.architecture)
+    with pytest.raises(RunFolderError, match="it is of user"):
+        shown(chosen, ALIASES[1])
 
 
 def test_engines_live_as_long_as_they_are_at_work(tmp_path: Path) -> None:
