@@ -26,7 +26,7 @@ from milp_ray.study import driver, place, run_folder
 from .conftest import user_line, write_study
 from .crashing import in_a_child, push_late, without_ray
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUIET = Console(quiet=True)
 SPREAD = os.environ.get("MILP_RAY_CRASH_POINTS", "3")
 URL = "memory://store/runs"
