@@ -41,6 +41,8 @@ def unpinned(lock: str, extras: tuple[str, ...] = ("deepspeed",)) -> set[str]:
             if requirement.marker and not any(requirement.marker.evaluate(marker) for marker in markers):
                 continue
             key = canonicalize_name(requirement.name)
+            if re.match(r"nvidia-|cuda-|triton$", key):
+                continue  # torch's builds for CUDA require them by exact version
             needed.add(key)
             for extra in ("", *requirement.extras):
                 if (key, extra) not in seen:
