@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: demo test test-quick test-lowest audit lock install lint format bench clean
+.PHONY: demo test test-quick test-lowest audit lock install install-lowest lint format bench clean
 
 demo: install
 	$(BIN)/milp-ray demo
@@ -45,6 +45,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock
 # low is found here. torch is then the lowest one's build for CUDA (several GB), also where there is no GPU.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" --ignore tests/cluster
+
+install-lowest: $(LOWEST)/.installed
 
 $(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
