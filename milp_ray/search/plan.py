@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from milp_ray.memory.arrays import Ints
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
-_FEW = 4  # of fewer measurements nothing is called constant
+_FEW = 3  # of fewer measurements nothing is called constant
 
 
 @dataclass(frozen=True)

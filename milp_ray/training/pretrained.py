@@ -177,3 +177,14 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_load_report() -> Iterator[None]:
+    """Reading a model without transformers' table of keys: what of it matters is an error of ours."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.memory.architectures import Architecture, architecture_of
-from milp_ray.training.pretrained import no_progress_bar, source
+from milp_ray.training.pretrained import no_load_report, no_progress_bar, source
 from milp_ray.training.refusals import readable
 from milp_ray.training.requirements import file_of
 
@@ -44,7 +44,7 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
             missing; or they cannot be read.
         StorageError, ClusterError: see :func:`milp_ray.training.refusals.check_passing`.
     """
-    with readable(settings.path), no_progress_bar():
+    with readable(settings.path), no_progress_bar(), no_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             settings.path,
             config=config,

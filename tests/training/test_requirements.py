@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -132,6 +133,24 @@ def test_what_every_worker_would_meet_is_found_without_loading(
 ) -> None:
     damage(model)
     assert says in refused(settings(model))
+
+
+@pytest.mark.parametrize("damage", [fewer_layers, other_shapes], ids=lambda damage: damage.__name__)
+def test_the_error_stands_alone_without_transformers_own_report(
+    damage: Callable[[Path], None], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging as hf_logging
+
+    said: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    hf_logging.add_handler(handler)
+    try:
+        damage(model)
+        refused(settings(model))
+    finally:
+        hf_logging.remove_handler(handler)
+    assert said == []
 
 
 def test_a_whole_base_passes(tiny_models: dict[str, Path]) -> None:
