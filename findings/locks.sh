@@ -11,7 +11,7 @@
 # Why it matters: whoever holds a lease or a lock with a time-out and checks it before each write has checked it
 # up to a quarter of an hour before the write lands, when another process may long have taken over.
 #
-# Seen:
+# Seen on 2026-11-29 (Python 3.11, Linux):
 #   pyarrow 26.0.1
 #   s3: OSError after 6 s
 #   gs: still trying after 60 s

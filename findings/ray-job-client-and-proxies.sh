@@ -9,7 +9,7 @@
 # Why it matters: `milp-ray submit`, `status` and `stop` go past proxies to this machine's own addresses, poll a job's
 #   output where the socket is not reached, and name a proxy that is in the way.
 #
-# Output seen:
+# Seen on 2026-11-29 (Python 3.11, Linux):
 #   ray 2.60.0
 #   proxy:     GET /api/version
 #   proxy:     GET /api/version

@@ -10,7 +10,7 @@
 # Why it matters: folders of Llama's and Mistral's first models come so, without tokenizer.json; the remedy that
 # users are given does not help, and nothing names the one that does. milp_ray looks at the file itself.
 #
-# Output seen (Python 3.11):
+# Seen on 2026-11-29 (Python 3.11, Linux):
 #   transformers 5.23.0, with ['sentencepiece']: loads, 90 tokens
 #   transformers 5.23.0, with neither: ValueError: `tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`.
 #   transformers 5.23.0, with ['tiktoken']: ValueError: Error parsing line b'\x0e' in model/tokenizer.model

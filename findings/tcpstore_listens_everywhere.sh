@@ -9,7 +9,7 @@
 # Why it matters: whoever keeps a training on loopback, or on one network of several, has to hand the socket over.
 # See docs/security.md, "somebody joins the workers of a trial".
 #
-# Seen (Python 3.11, Linux):
+# Seen on 2026-11-29 (Python 3.11, Linux):
 #   torch 2.13.0
 #   TCPStore("127.0.0.1"):            listens on ::
 #   the same, with GLOO_SOCKET_IFNAME: listens on ::

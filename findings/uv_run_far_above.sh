@@ -9,7 +9,7 @@
 # Why it matters: what lies in the folder, users' data for instance, travels to the cluster without being asked for.
 # RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 switches it off, if it is set before Ray is imported.
 #
-# Seen (Python 3.11, Linux):
+# Seen on 2026-11-29 (Python 3.11, Linux):
 #   ray 2.60.0
 #   uv run python driver.py:                              py_executable working_dir
 #   uv run bash -c "bash -c 'python driver.py; true'":    py_executable working_dir

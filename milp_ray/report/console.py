@@ -208,6 +208,7 @@ def _front(rows: pd.DataFrame, chosen: pd.DataFrame, alias: str, folder: RunFold
 
 def _scores(scores: pd.DataFrame) -> Table:
     table = _table("test scores (ROUGE, chrF and Persona-F1 × 100)")
+    table.collapse_padding = True  # eight columns fit a terminal of 80
     for name in ("user", "model", "samples", "loss", *_PERCENT):
         table.add_column(name, justify="left" if name in ("user", "model") else "right", no_wrap=True)
     # Runs of earlier versions lack some scores.

@@ -17,6 +17,7 @@ from milp_ray.errors import own_words, place_of
 from milp_ray.tune.slicing import WorkerBroke
 
 _MOST = 240
+_NOTHING_SAID = "The actor died unexpectedly before finishing this task."
 _SAFE = ("ImportError", "ModuleNotFoundError")
 _EXIT = re.compile(
     r"Worker exit type: (?P<kind>\w+) Worker exit detail: (?P<detail>.*?)"
@@ -30,7 +31,7 @@ _RAISED = re.compile(
 
 
 def last_words(error: BaseException) -> str:
-    """Why a worker was lost, on one line."""
+    """Why a worker was lost, on one line; empty where Ray knows no reason."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return _of_task(error)
     text = str(error)
@@ -38,6 +39,8 @@ def last_words(error: BaseException) -> str:
         return own_words(RuntimeError(text.partition("Refer to")[0]), _MOST)
     if found := _EXIT.search(text):
         return own_words(RuntimeError(f"its process ended ({found['kind']}): {found['detail']}"), _MOST)
+    if text.partition("\n")[0].strip() == _NOTHING_SAID:
+        return ""  # whoever ended it, our own watch over silent workers for one, has said why
     if "creation task" in text:
         return _of_traceback(text)
     if isinstance(error, ray.exceptions.RayError):

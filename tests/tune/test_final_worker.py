@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,12 @@ def assignments(
     monkeypatch.setattr(final_worker, "host_rendezvous", lambda one_node: f"127.0.0.1:{int(one_node)}")
     monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
     monkeypatch.setattr(final_worker, "_SEATS", [])
-    return Assignments(FinalSpec(study, dict.fromkeys(PLACED, tiny_user), PLACED, tmp_path), 0)  # type: ignore[arg-type]
+    return Assignments(
+        FinalSpec(
+            study, {alias: dataclasses.replace(tiny_user, alias=alias) for alias in PLACED}, PLACED, tmp_path
+        ),
+        0,
+    )  # type: ignore[arg-type]
 
 
 def test_out_of_memory_in_a_test_is_of_that_user_alone(
