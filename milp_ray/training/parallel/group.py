@@ -106,6 +106,9 @@ class Ranks(Group):
         self._timeout = meeting.timeout
         patience = datetime.timedelta(seconds=meeting.timeout)
         options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+        # DeepSpeed makes groups of its own, which would wait for a hung rank for torch's half an hour.
+        for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            setattr(dist.distributed_c10d, name, patience)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store_at(meeting),
