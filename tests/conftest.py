@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -153,6 +154,16 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, own_twins: None) -> str:
     bucket = f"runs-{secrets.token_hex(6)}"
     urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{bucket}", method="PUT")).close()
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def entered() -> Iterator[Path]:
+    """A folder that everybody may enter, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        if not all(above.stat().st_mode & 0o1 for above in Path(folder).resolve().parents):
+            pytest.skip("the folder for temporary files is private itself")
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -13,14 +13,11 @@ from milp_ray.study.run_folder import RunFolder
 from .test_run_folder import a_study
 
 
-def test_what_others_can_read_is_told_with_the_remedy(tmp_path: Path) -> None:
-    data = tmp_path / "users.jsonl"
+def test_what_others_can_read_is_told_with_the_remedy(entered: Path) -> None:
+    data = entered / "users.jsonl"
     data.write_text("x")
     data.chmod(0o644)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.is_relative_to(tmp_path.parents[1]):
-            folder.chmod(0o755)
-    study = a_study(tmp_path, path=str(data))
+    study = a_study(entered, path=str(data))
     (told,) = exposures(study)
     assert told == f"everybody on this machine can read the users' data: chmod go= {data}"
     data.chmod(0o600)
