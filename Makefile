@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: demo test test-quick test-lowest audit lock install install-lowest lint format bench clean
+.PHONY: demo test test-quick test-lowest audit lock install install-lowest lint format house bench clean
 
 demo: install
 	$(BIN)/milp-ray demo
@@ -80,6 +80,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The picture in docs/architecture.md, from the imports.
+house: install
+	$(BIN)/python -m tests.house
 
 bench: install
 	@ls benchmarks/*.py >/dev/null 2>&1 || echo "no benchmarks yet"

@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "milp_ray"
-# Ground floor first; a module may import from its own floor's room and from lower floors.
-FLOORS = [
-    {"errors", "__init__"},
-    {"core_dumps", "ids", "registry", "storage"},
-    {"config"},
-    {"data", "memory"},
-    {"search", "training", "evaluation"},
-    {"tune"},
-    {"study"},
-    {"report"},
-    {"terminal"},
-    {"jobs"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+from . import house
+
 RAY_ROOMS = {"tune", "study", "jobs"}
 AX_ROOMS = {"search"}
 
 
-def imports(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    return found + [
-        n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level
-    ]
+def floor_room(path: Path) -> str:
+    """The outermost room that a module is in."""
+    return house.room_of(path).partition("/")[0]
 
 
-def room_of(path: Path) -> str:
-    part = path.relative_to(PACKAGE).parts[0]
-    return part.removesuffix(".py")
-
-
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", house.MODULES, ids=lambda p: str(p.relative_to(house.PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    here = room_of(path)
-    for name in imports(path):
+    here = floor_room(path)
+    for name in house.imports(path):
         top, *rest = name.split(".")
         if top == "ray":
             assert here in RAY_ROOMS, f"{path} imports Ray"
@@ -58,7 +33,8 @@ def test_imports_go_down(path: Path) -> None:
         if top == "milp_ray" and rest:
             other = rest[0]
             beside = {here, other} == {"training", "evaluation"}  # one measures what the other trains
-            assert other == here or beside or FLOOR[other] < FLOOR[here], f"{path} climbs to {other}"
+            down = house.FLOOR[other] < house.FLOOR[here]
+            assert other == here or beside or down, f"{path} climbs to {other}"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +59,31 @@ def test_imports_stay_cheap(module: str, unwanted: set[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not unwanted & set(loaded)
+
+
+def test_the_picture_of_the_house_is_that_of_the_code() -> None:
+    assert house.drawn() == house.drawing(), "run: make house"
+
+
+def test_every_room_stands_on_a_floor_and_every_floor_has_its_rooms() -> None:
+    rooms = {room.partition("/")[0] for room in house.arrows()}
+    assert rooms == set(house.FLOOR)
+
+
+def test_every_function_that_architecture_names_is_there() -> None:
+    page = house.PAGE.read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page)
+    assert len(named) >= 18
+    missing = [f"{file}: {name}" for file, name in named if name not in defined(house.PACKAGE / file)]
+    assert missing == []
+
+
+def defined(path: Path) -> set[str]:
+    """The classes and functions of a module, methods as Class.method."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+    return found
