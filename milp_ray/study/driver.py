@@ -34,7 +34,7 @@ def start(study: Study, console: Console) -> Outcome:
     Raises:
         MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left half-made.
     """
-    return _work(*_made(resolved(study)), console)
+    return _work(*_made(resolved(study)), console, looked_at=True)
 
 
 def _made(study: Study) -> tuple[RunFolder, Inputs]:
@@ -67,7 +67,7 @@ def start_or_resume(study: Study, console: Console) -> Outcome:
             if folder is None:
                 raise
         else:
-            return _work(*made, console)
+            return _work(*made, console, looked_at=True)
     return _work(folder, _inputs_of(folder), console)
 
 
@@ -145,6 +145,7 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
             )
         if missing:
             console.print(f"{missing} users are left out: their search is not over (milp-ray resume)")
+        _look(run)
         return run.work()
 
 
@@ -179,9 +180,29 @@ def _check_overrides(overrides: Sequence[str], command: str, growing: tuple[str,
         raise StudyError(command, problems)
 
 
-def _work(folder: RunFolder, inputs: Inputs, console: Console) -> Outcome:
+def _work(folder: RunFolder, inputs: Inputs, console: Console, *, looked_at: bool = False) -> Outcome:
     with _at_work(folder, console):
-        return Run(folder, inputs, console, final=folder.study.final.automatic).work()
+        run = Run(folder, inputs, console, final=folder.study.final.automatic)
+        if not looked_at:
+            _look(run)
+        return run.work()
+
+
+def _look(run: Run) -> None:
+    """Find what would keep every worker from going on, before Ray is started.
+
+    A worker's first steps went well when the run began: they are tried again only with other packages.
+
+    Raises:
+        StudyError: something would, each told.
+    """
+    if run.complete():
+        return
+    study, inputs = run.study, run.inputs
+    first_steps = bool(changed_packages(run.folder.meta))
+    found = preflight(study, inputs.architecture, inputs.users, first_steps=first_steps)
+    if found.faults:
+        raise together(study, found.faults)
 
 
 @contextlib.contextmanager

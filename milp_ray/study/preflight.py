@@ -52,13 +52,16 @@ class Preflight:
     first_steps: str = ""
 
 
-def preflight(study: Study, architecture: Architecture, users: Users | None) -> Preflight:
+def preflight(
+    study: Study, architecture: Architecture, users: Users | None, *, first_steps: bool = True
+) -> Preflight:
     """Everything that keeps workers of a study from their first trial.
 
     Args:
         study: resolved. A simulated one asks for nothing of its base but the configuration.
         architecture: of its base model.
         users: None where they could not be read.
+        first_steps: whether they are tried, too, which takes some seconds.
     """
     if study.simulation is not None:
         return Preflight()
@@ -77,7 +80,7 @@ def preflight(study: Study, architecture: Architecture, users: Users | None) -> 
     if len(found) == missing:  # else the same would be said in other words
         attempt(lambda: verify_base(study.model), found)
     result = Preflight(found)
-    if users is not None and not found:
+    if first_steps and users is not None and not found:
         result.first_steps = attempt(lambda: _first_steps(study, users), found) or ""
     return result
 

@@ -117,12 +117,12 @@ class Run:
         self._check_memories()
         over = {alias: summary.front for alias, summary in self.population.summaries() if summary.over}
         self._drop_beaten(over)  # an earlier session may have been cut off right before it
-        if not self._complete():
+        if not self.complete():
             try:
                 with ray_session(self.study.ray), stop_on_signals(self.progress.say) as stopping:
                     with self.progress:
                         self._steps(stopping)
-                    self.outcome.interrupted = stopping() and not self._complete()
+                    self.outcome.interrupted = stopping() and not self.complete()
             except MilpRayError:
                 with contextlib.suppress(MilpRayError):  # what is finished can be looked at all the same
                     self._record()
@@ -300,7 +300,8 @@ class Run:
     def _searched(self) -> bool:
         return all(self.population.finished(alias) for alias in self.population.aliases)
 
-    def _complete(self) -> bool:
+    def complete(self) -> bool:
+        """Whether there is nothing left to do but the tables."""
         if self._search_wanted and not self._searched():
             return False
         if not self._final_wanted:

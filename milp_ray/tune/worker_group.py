@@ -18,12 +18,13 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from milp_ray.errors import MilpRayError, place_of
+from milp_ray.errors import MilpRayError
 from milp_ray.memory.space import Placement
 from milp_ray.tune.environment import forget_launchers
+from milp_ray.tune.last_words import last_words
 from milp_ray.tune.processes import Place, end, here, host_rendezvous, on_one_node
 from milp_ray.tune.resident import LOADING_SECONDS, resident_base
-from milp_ray.tune.slicing import Slices, Unfit, WorkerBroke
+from milp_ray.tune.slicing import Slices, Unfit
 
 if TYPE_CHECKING:
     from milp_ray.tune.trainable import TrialSpec
@@ -249,13 +250,12 @@ class WorkerGroup:
         except GroupFailed:
             self.kill()
             raise
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayActorError as error:
             self.kill()
-            raise GroupFailed("a worker died") from None
+            raise GroupFailed(": ".join(filter(None, ("a worker died", last_words(error))))) from None
         except ray.exceptions.RayTaskError as error:
             self.kill()
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, Unfit):
                 raise cause from None
-            what = str(cause) if isinstance(cause, WorkerBroke) else place_of(cause)
-            raise GroupFailed(f"a worker failed: {what}") from None
+            raise GroupFailed(f"a worker failed: {last_words(error)}") from None

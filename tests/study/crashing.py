@@ -160,7 +160,7 @@ def without_ray(base: object = None) -> None:
     run.stop_on_signals = lambda *_: contextlib.nullcontext(lambda: False)  # type: ignore[assignment]
     run.Gauges = _NoGauges  # type: ignore[misc, assignment]
     final_worker.here = lambda: None  # type: ignore[assignment, return-value]
-    driver.preflight = lambda *_: types.SimpleNamespace(faults=[], notes=[])  # type: ignore
+    driver.preflight = lambda *_, **__: types.SimpleNamespace(faults=[], notes=[])  # type: ignore
     final_worker.resident_base = lambda *_: base  # type: ignore[assignment]
     search_run.run_search = _search(base)  # type: ignore[assignment]
     final.run_final = _final  # type: ignore[assignment]

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.data.records import UserSplit
-from milp_ray.errors import MilpRayError, ModelError
+from milp_ray.errors import MilpRayError, ModelError, StudyError
 from milp_ray.ids import new_key
+from milp_ray.study import driver, run
 from milp_ray.study import preflight as looking
 from milp_ray.study.inputs import Inputs, load_inputs
+from milp_ray.study.prompt_frame import prompt_frame
+from milp_ray.study.run_folder import RunFolder
 from milp_ray.training import rehearsal
 from milp_ray.training.rehearsal import Rehearsed, rehearse, too_large
 
@@ -156,3 +160,30 @@ def test_nothing_is_tried_where_something_is_wrong_already(study_file: Path, sha
     (model / "config.json").write_text(json.dumps(values))
     looked = found(study_file, f"model.path={model}", REHEARSE)
     assert len(looked.faults) == 1 and "lack" in str(looked.faults[0]) and not looked.first_steps
+
+
+@pytest.mark.parametrize(("version", "tried"), [(None, False), ("0.1", True)])
+def test_a_run_that_is_gone_on_with_is_looked_at_before_ray_starts(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, tried: bool
+) -> None:
+    study, key = resolved(load_study(study_file)), new_key()
+    inputs = load_inputs(study, key)
+    folder = RunFolder.create(study, inputs.users.fingerprint, key, inputs.base, prompt_frame(study))
+    if version is not None:
+        meta = json.loads((folder.root / "run.json").read_text())
+        meta["packages"]["peft"] = version
+        (folder.root / "run.json").write_text(json.dumps(meta))
+    asked: list[bool] = []
+
+    def looked(*_: object, first_steps: bool) -> looking.Preflight:
+        asked.append(first_steps)
+        return looking.Preflight(
+            [ModelError("a package is gone", where="model.path", expected="it", remedy="install it")]
+        )
+
+    monkeypatch.setattr(driver, "preflight", looked)
+    monkeypatch.setattr(run, "ray_session", None)
+    with pytest.raises(StudyError, match="a package is gone") as told:
+        driver.resume(folder.root, Console(quiet=True))
+    assert asked == [tried] and told.value.exit_code == 2
+    assert any("milp-ray resume" in note for note in told.value.__notes__)
