@@ -1,7 +1,8 @@
 """The study file as typed, immutable models; defaults are the paper's (section 3.4, table 6).
 
-Only shapes and ranges that need no model and no data are checked here; `milp-ray check` does the rest.
-Reading YAML is :mod:`milp_ray.config.loading`; the commented file that `milp-ray init` writes is
+"The paper" is MiLP, docs/references.md: Zhang 2024. Only shapes and ranges that need no model and
+no data are checked here; `milp-ray check` does the rest. Reading YAML is
+:mod:`milp_ray.config.loading`; the commented file that `milp-ray init` writes is
 :mod:`milp_ray.config.template`.
 """
 

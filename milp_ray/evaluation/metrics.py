@@ -35,6 +35,8 @@ STOP_WORDS = frozenset(_STOP.split())
 def rouge(predictions: Sequence[str], references: Sequence[str], rules: int = NEWEST) -> dict[str, float]:
     """Mean ROUGE-1 and ROUGE-L F1 (`rouge_score`, no stemming): ``{"rouge_1": …, "rouge_l": …}`` in [0, 1].
 
+    The metrics are those of docs/references.md: Lin 2004.
+
     An empty prediction or reference scores 0; with no pairs at all both are NaN.
 
     Args:
@@ -59,7 +61,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
     An F-score of runs of 1 to 6 characters, blanks left out, case kept: no notion of a word is needed, and
     parts of a word count. NaN with no pairs at all.
 
-    Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+    The metric is that of docs/references.md: Popović 2015.
 
     Raises:
         ValueError: different numbers of predictions and references.
@@ -76,8 +78,9 @@ def persona_f1(
     """Mean Persona-F1 in [0, 1]: how much a response shares with what its user wrote before.
 
     Of the sets of words that are no stop words, R of the response and H of the history:
-    p = |H ∩ R| / |R|, r = |H ∩ R| / |H|, F1 of both; 0 where nothing is shared. H is large, so values are
-    small (0.007 to 0.023 in the paper). Always look at another user's responses as a control.
+    p = |H ∩ R| / |R|, r = |H ∩ R| / |H|, F1 of both; 0 where nothing is shared. H is large, so
+    values are small (0.007 to 0.023 in the paper, docs/references.md: Zhang 2024). Always look at
+    another user's responses as a control.
 
     Args:
         responses: one a sample.

@@ -1,8 +1,9 @@
 """A placement as LoRA modules on a resident base model, and back off again; files in PEFT's own layout.
 
-Every module is named in full and checked afterwards, because PEFT adapts *every* layer for an empty list and
-drops what it does not find. One adapter at a time is attached; the base's own modules are kept aside and put
-back as the very same objects. Training is not covered here (:mod:`milp_ray.training`).
+LoRA is that of docs/references.md: Hu 2022. Every module is named in full and checked afterwards,
+because PEFT adapts *every* layer for an empty list and drops what it does not find. One adapter at
+a time is attached; the base's own modules are kept aside and put back as the very same objects.
+Training is not covered here (:mod:`milp_ray.training`).
 """
 
 from __future__ import annotations

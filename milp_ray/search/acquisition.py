@@ -1,9 +1,10 @@
 """Log noisy expected hypervolume improvement of many discrete candidates at once.
 
-The quantity is that of qLogNEHVI with q = 1 (Daulton et al. 2021, eq. 6; logarithm and fat-tailed smoothing
-after Ament et al. 2023, section 4.2): how much volume a candidate adds to the front of the observed *and*
-pending points, averaged over joint draws of all their values, so that neither noise nor a pending trial is
-taken at its word. More proposals come one after the other, each with the earlier ones pending.
+The quantity is that of qLogNEHVI with q = 1 (docs/references.md: Daulton 2021, eq. 6; logarithm and
+fat-tailed smoothing after Ament 2023, section 4.2): how much volume a candidate adds to the front
+of the observed *and* pending points, averaged over joint draws of all their values, so that neither
+noise nor a pending trial is taken at its word. More proposals come one after the other, each with
+the earlier ones pending.
 
 BoTorch's own class takes a posterior per candidate and a box decomposition per draw, made for gradients.
 Nothing here needs a gradient: everything that does not depend on candidates is factored once
@@ -208,7 +209,8 @@ def _without_empty(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _boxes(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes above ``R x k x m`` fronts by BoTorch, padded with empty ones to one number."""
+    """Boxes above ``R x k x m`` fronts by BoTorch (docs/references.md: Lacour 2017), padded with
+    empty ones to one number."""
     cut = [FastNondominatedPartitioning(reference, Y=Y).get_hypercell_bounds() for Y in front]
     most = max(bounds.shape[1] for bounds in cut)
     lower = torch.zeros(len(cut), most, front.shape[-1], dtype=torch.double)

@@ -1,9 +1,10 @@
 """The initial design: scrambled Sobol points of the space as distinct placements, addressable by index.
 
-Two configurations with one placement train the same memory, so the sequence skips what it has produced
-before. The sequence depends on the space and the seed alone: a resumed search goes on where it was. Small
-spaces are produced completely, whatever the points leave out being appended in a shuffled order. Models are
-*not* involved.
+The points are SciPy's (docs/references.md: Sobol 1967, scrambled after Owen 1998). Two
+configurations with one placement train the same memory, so the sequence skips what it has produced
+before. The sequence depends on the space and the seed alone: a resumed search goes on where it was.
+Small spaces are produced completely, whatever the points leave out being appended in a shuffled
+order. Models are *not* involved.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A user's objectives as seen through the donors': a multi-task Gaussian process, and what speaks for it.
 
-Every donor and the user is a task. Donors share a part ρ of their covariance, the user is tied to that part
-with a loading a (the intrinsic model of coregionalisation with one factor, Bonilla et al. 2008): a = 0 is a
-user without kin, who is predicted from the own trials alone. The kernel adds a sum over layers (which act
-mostly on their own) to a joint squared exponential. Where all are known, values count from a user's no-memory
-value; level and scale of the user are drawn towards those of the donors.
+Every donor and the user is a task. Donors share a part ρ of their covariance, the user is tied to
+that part with a loading a (the intrinsic model of coregionalisation with one factor;
+docs/references.md: Bonilla 2007): a = 0 is a user without kin, who is predicted from the own trials
+alone. The kernel adds a sum over layers (which act mostly on their own) to a joint squared
+exponential. Where all are known, values count from a user's no-memory value; level and scale of the
+user are drawn towards those of the donors.
 
 ρ, a, the noise and the scale are the most likely of small grids. How much more likely the user's trials are
 with donors than without (:attr:`UserModel.evidence`, a log Bayes factor) is what decides whether transfer

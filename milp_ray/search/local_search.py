@@ -1,10 +1,10 @@
 """Discrete local search of an acquisition over the neighbours of configurations, all climbers in lock-step.
 
-Spaces of gates, counts and ranks have no gradient worth following, and rounding relaxed optima did about as
-well as drawing at random. One acquisition call a round serves all climbers, and no placement is evaluated
-twice. Neighbourhoods come in two sizes (variable neighbourhood descent, Hansen and Mladenović 2001): flips of
-a gate and steps of n and r while they lead up, then swaps of an active with an inactive layer, of which there
-are ten times as many.
+Spaces of gates, counts and ranks have no gradient worth following, and rounding relaxed optima did
+about as well as drawing at random. One acquisition call a round serves all climbers, and no
+placement is evaluated twice. Neighbourhoods come in two sizes (variable neighbourhood descent;
+docs/references.md: Hansen 2001): flips of a gate and steps of n and r while they lead up, then
+swaps of an active with an inactive layer, of which there are ten times as many.
 """
 
 from __future__ import annotations

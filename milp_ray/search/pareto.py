@@ -85,8 +85,9 @@ def hypervolume_curve(Y: Rows, reference: Sequence[float]) -> list[float]:
 def knee(Y: Rows) -> int:
     """The balanced row: the largest sum of objectives, each scaled to [0, 1] over the front.
 
-    For two objectives this is the point farthest from the line through the front's two ends (Das 1999). Ties
-    go to the row whose worst objective is best, then to the lowest index.
+    For two objectives this is the point farthest from the line through the front's two ends
+    (docs/references.md: Das 1999). Ties go to the row whose worst objective is best, then to the
+    lowest index.
 
     Args:
         Y: ``n x m``, to be maximised; dominated rows are never chosen.

@@ -2,13 +2,13 @@
 
 The rule, for objectives turned so that more is better:
 
-1. Nothing given: *inferred*, the nadir of the front minus a tenth of the front's range (Ishibuchi 2011),
-   objective by objective. Where the front has no range, that of all observations counts, and where these have
-   none either, a tenth of the absolute value.
-2. Given (the no-memory measurement): it stays as it is, over the whole search, as in AutoPEFT: what is worth
-   having is what beats no memory. Only while *no* observation beats it in every objective, it is lowered to
-   the componentwise minimum of itself and the inferred point; every point of the front then has some volume,
-   and the search a direction.
+1. Nothing given: *inferred*, the nadir of the front minus a tenth of the front's range
+   (docs/references.md: Ishibuchi 2011), objective by objective. Where the front has no range, that
+   of all observations counts, and where these have none either, a tenth of the absolute value.
+2. Given (the no-memory measurement): it stays as it is, over the whole search, as in AutoPEFT
+   (Zhou 2024): what is worth having is what beats no memory. Only while *no* observation beats it
+   in every objective, it is lowered to the componentwise minimum of itself and the inferred point;
+   every point of the front then has some volume, and the search a direction.
 3. An exact objective (trainable parameters) is known everywhere, so its component is fixed before the first
    trial: the worst value over a fixed sample of the space, minus a tenth of the sample's range. A given
    component takes its place only if some placement of the sample beats it: no memory costs 0 parameters,

@@ -3,8 +3,9 @@
 Two outcome transforms, objective by objective and monotone, so that dominance is not touched:
 
 - ``standardize``: mean 0 and standard deviation 1.
-- ``copula``: normal scores of the ranks (AutoPEFT's choice; Salinas et al. 2020), linear between observations
-  and beyond them: outliers lose their weight, and so do distances.
+- ``copula``: normal scores of the ranks (docs/references.md: Salinas 2020; the choice of AutoPEFT,
+  Zhou 2024), linear between observations and beyond them: outliers lose their weight, and so do
+  distances.
 
 The reference point and the exact objectives' columns go through the same map.
 """

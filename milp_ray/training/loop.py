@@ -1,5 +1,7 @@
 """The optimisation loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
 
+AdamW is torch's (docs/references.md: Loshchilov 2019).
+
 Where several ranks share the base, each computes its share of every batch. One yield per optimizer step, so
 that the caller can stop, report, interleave, or keep the state. What is trained on and what is measured
 afterwards is the trial's business (:mod:`milp_ray.training.trial`).

@@ -1,9 +1,10 @@
 """``gp``: a Gaussian process per objective, hyperparameters at their most probable values.
 
-BoTorch's SingleTaskGP with its default kernel and dimension-scaled log-normal length-scale prior (Hvarfner et
-al. 2024), which also holds in tens of dimensions. What ``saas`` falls back to. The optimum is BoTorch's own,
-found with a written-out gradient: automatic differentiation through GPyTorch's layers took 10 ms a step at
-n = 100 and some 800 steps, more than sampling a SAAS-GP.
+BoTorch's SingleTaskGP with its default kernel and dimension-scaled log-normal length-scale prior
+(docs/references.md: Hvarfner 2024), which also holds in tens of dimensions. What ``saas`` falls
+back to. The optimum is BoTorch's own, found with a written-out gradient: automatic differentiation
+through GPyTorch's layers took 10 ms a step at n = 100 and some 800 steps, more than sampling a
+SAAS-GP.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class _LogPosterior:
         inverse = np.linalg.inv(L)
         white = inverse @ (self._y - z[0])
         alpha = inverse.T @ white
-        # Rasmussen and Williams 2006, eq. 5.9.
+        # docs/references.md: Rasmussen 2006, eq. 5.9.
         dK = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)
         D = dK * K
         by_lengthscale = 2.0 * ((D.sum(axis=1)[:, None] * S * S).sum(axis=0) - (S * (D @ S)).sum(axis=0))

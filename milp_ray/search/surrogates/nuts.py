@@ -1,6 +1,7 @@
 """The no-U-turn sampler for the SAAS Gaussian process, compiled once per bucket of n and shared by all users.
 
-The model is BoTorch's ``SaasPyroModel`` (SAASBO, Eriksson and Jankowiak 2021, section 4; the same priors):
+The sampler is NumPyro's (docs/references.md: Hoffman 2014). The model is BoTorch's
+``SaasPyroModel`` (SAASBO, Eriksson 2021, section 4; the same priors):
 mean ~ N(0, 1), output scale ~ Gamma(2, 0.15), noise ~ 1e-4 + Gamma(0.9, 10), τ ~ HalfCauchy(0.1),
 ρ_i ~ HalfCauchy(1), 1 / lengthscale_i² = τ·ρ_i, Matérn 5/2. What differs is how it is computed:
 
@@ -188,7 +189,7 @@ def _forward(
 
 
 def _backward(kept: Any, g: jax.Array) -> Any:
-    """Rasmussen and Williams 2006, eq. 5.9: dL/dK = (α αᵀ - K⁻¹) / 2, then through the kernel."""
+    """docs/references.md: Rasmussen 2006, eq. 5.9: dL/dK = (α αᵀ - K⁻¹) / 2, then through the kernel."""
     S, L, white, K, r, decay, outputscale = kept
     alpha = solve_triangular(L, white, lower=True, trans=1)
     inverse = solve_triangular(L, jnp.eye(L.shape[0], dtype=L.dtype), lower=True)

@@ -1,6 +1,6 @@
 """``saas``: a fully Bayesian Gaussian process per objective whose prior believes that few layers matter.
 
-SAAS-GP by NUTS (SAASBO, Eriksson and Jankowiak 2021), as the paper has it.
+SAAS-GP (docs/references.md: Eriksson 2021) by NUTS (Hoffman 2014), as MiLP has it (Zhang 2024).
 The sampler is :mod:`milp_ray.search.surrogates.nuts`; its draws are loaded into BoTorch's own model class.
 """
 
@@ -36,7 +36,7 @@ class Saas:
     """Settings of the sampler; what is None comes from the preset.
 
     Attributes:
-        preset: ``default``, or ``paper`` (AutoPEFT's settings, which the paper follows).
+        preset: ``default``, or ``paper`` (AutoPEFT's settings, Zhou 2024, which MiLP follows).
         warmup: NUTS steps that adapt the step size and are thrown away.
         samples: draws after that.
         thinning: every so-many-th draw is kept.
