@@ -1,4 +1,4 @@
-"""Ready proposals for many users, computed ahead of need and off Tune's loop (DESIGN, decision 2).
+"""Ready proposals for many users, computed ahead of need and off Tune's loop (docs/decisions.md, 2).
 
 One thread decides who is planned for and writes proposals down; a proposer computes those that need a model,
 several at once; the trials' loop only takes what is ready. Served first is who will run dry first: the user

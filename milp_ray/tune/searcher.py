@@ -1,4 +1,4 @@
-"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest`` (DESIGN, decision 1).
+"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest`` (docs/decisions.md, 1).
 
 It computes nothing: tickets come from a :class:`~milp_ray.tune.queue.ProposalQueue`, outcomes go to the
 engines' event logs before anything else happens with them. A trial's config is alias and numbers only, since
@@ -206,7 +206,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._failed(ticket, f"the worker failed more often than ray.max_failures allows{why}")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the event logs are the state (DESIGN, decision 4)."""
+        """Nothing: the event logs are the state (docs/decisions.md, 4)."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a resumed run replays the event logs."""

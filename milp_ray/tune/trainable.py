@@ -1,4 +1,4 @@
-"""A trial as a Ray Tune class Trainable on a resident base (DESIGN, decision 5).
+"""A trial as a Ray Tune class Trainable on a resident base (docs/decisions.md, 5).
 
 The actor loads the base model once and keeps it over trials and users; what changes from trial to trial is
 the adapter. A step is a slice of a few seconds, so that a stop request is obeyed in the middle of a trial.
