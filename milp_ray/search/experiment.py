@@ -80,7 +80,7 @@ def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryCon
 
 def has_parameters(space: MemorySpace) -> bool:
     """Whether a space is one to Ax: a single configuration is none, though a study may measure it."""
-    return bool(_parameters(space))
+    return bool(_gates(space)) or _has_num(space) or _has_rank(space)  # without Ax
 
 
 def new_client(

@@ -182,7 +182,7 @@ def attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
 def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     """One error that tells all of them, in their order."""
     problems = [  # each once: several steps may meet the same
-        Problem(" ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
+        Problem(", ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
         for error in found
         for title in [error.title if isinstance(error, ProblemsError) else ""]
         for p in error.problems

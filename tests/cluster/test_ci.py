@@ -264,4 +264,4 @@ def test_every_night_the_check_lets_the_run_go_on(path: Path, study_file: Path) 
     assert done.returncode == 0 and "goes on with it: 0 of 12 trials ended" in " ".join(done.stdout.split())
     assert not folder.events(next(iter(inputs.users.splits))).exists()
     done = run(*words, env=environment | {"OVERRIDES": "search.initial=2"})
-    assert done.returncode == 2 and "is of another study search.initial: is 2, and was" in done.stderr
+    assert done.returncode == 2 and "is of another study, search.initial: is 2, and was" in done.stderr

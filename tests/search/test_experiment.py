@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,17 @@ def test_ax_does_not_chatter(capfd: pytest.CaptureFixture[str]) -> None:
     build_client("x", engine(small_space()))
     shown = capfd.readouterr()
     assert "Trial" not in shown.out + shown.err
+
+
+def test_ax_says_nothing_when_it_is_imported() -> None:
+    """In a new process: Ax speaks once, of its own storage, which nobody here uses."""
+    words = """
+from milp_ray.memory.space import MemorySpace
+from milp_ray.search import Objective
+from milp_ray.search.experiment import has_parameters, new_client
+space = MemorySpace(num_layers=2, max_loras=2, ranks=(4,))
+assert has_parameters(space)
+new_client("x", space, (Objective("loss", "min"),))
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert "ax." not in done.stdout + done.stderr
