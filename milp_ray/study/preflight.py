@@ -182,7 +182,7 @@ def attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
 def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     """One error that tells all of them, in their order."""
     problems = [  # each once: several steps may meet the same
-        Problem(", ".join(part for part in (title, p.where) if part), p.fact, p.expected, p.remedy)
+        Problem(_place(title, p.where), p.fact, p.expected, p.remedy)
         for error in found
         for title in [error.title if isinstance(error, ProblemsError) else ""]
         for p in error.problems
@@ -191,3 +191,8 @@ def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     # Who checks before submitting tries again after 1: only where no error would be there again.
     result.exit_code = max(error.exit_code for error in found)
     return result
+
+
+def _place(title: str, where: str) -> str:
+    """Where a problem is: of data, the place names the file already ("users.jsonl:3 (byte 0)")."""
+    return ", ".join(part for part in ("" if title and where.startswith(title) else title, where) if part)

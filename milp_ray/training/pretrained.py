@@ -21,7 +21,7 @@ from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.training.own_code import check_pinned
 from milp_ray.training.refusals import check_passing
-from milp_ray.training.requirements import load_fault, missing_sentencepiece
+from milp_ray.training.requirements import lfs_pointers, load_fault, missing_sentencepiece
 
 
 def load_architecture(settings: ModelSettings) -> Architecture:
@@ -104,7 +104,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     except Exception as error:  # as many kinds as there are tokenizer backends
         check_passing(error)
         raise (
-            missing_sentencepiece(settings)
+            lfs_pointers(settings)
+            or missing_sentencepiece(settings)
             or load_fault(error, "the tokenizer")
             or ModelError(
                 f"no usable tokenizer at {settings.path!r} ({type(error).__name__}: {own_words(error)})",

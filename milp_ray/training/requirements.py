@@ -24,6 +24,7 @@ _EVERY_NODE = "install it on every node"
 # The names under which tokenizers of SentencePiece lie beside a model.
 _SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 _READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+_LFS = b"version https://git-lfs.github.com/spec/"
 _FIRST_FIELD = (
     b"\x0a"  # of a SentencePiece model, which is a protocol buffer; tiktoken's files are base64 text
 )
@@ -37,9 +38,13 @@ def check_requirements(settings: ModelSettings, config: Any) -> None:
         config: its transformers configuration.
 
     Raises:
-        ModelError: an adapter lies in its folder, or a package is missing.
+        ModelError: an adapter lies in its folder, its files are none that can be loaded, or a package is
+            missing.
     """
     _refuse_adapter(settings)
+    if fault := lfs_pointers(settings):
+        raise fault
+    _refuse_gguf(settings)
     _check_quantization(settings, config)
 
 
@@ -56,6 +61,46 @@ def _refuse_adapter(settings: ModelSettings) -> None:
             remedy="move adapter_config.json and its weights away, or merge the adapter into the base first "
             "(PEFT: merge_and_unload) and save that",
         )
+
+
+def lfs_pointers(settings: ModelSettings) -> ModelError | None:
+    """The error for a clone without LFS: in place of each large file Git leaves a note of three lines, which
+    loaders call damaged."""
+    weights = _named(settings, ".safetensors") or _named(settings, ".bin")
+    tokenizer = [file for name in ("tokenizer.json", "tokenizer.model") if (file := file_of(settings, name))]
+    found = [file.name for file in [*weights, *tokenizer[:1]] if _is_pointer(file)]
+    if not found:
+        return None
+    names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return ModelError(
+        f"Git LFS pointers lie in place of the files themselves: {names}",
+        where="model.path",
+        expected="weights and tokenizer in the model's folder",
+        remedy="fetch them: git lfs pull in that folder, or hf download",
+    )
+
+
+def _refuse_gguf(settings: ModelSettings) -> None:
+    """A folder for llama.cpp alone: its weights are not read, and are mostly quantised."""
+    others = [*_named(settings, ".safetensors"), *_named(settings, ".bin")]
+    if (found := _named(settings, ".gguf")) and not others:
+        raise ModelError(
+            f"the base's folder has its weights as GGUF alone ({found[0].name})",
+            where="model.path",
+            expected="weights in safetensors, as transformers saves them",
+            remedy="use the model that it was converted from",
+        )
+
+
+def _named(settings: ModelSettings, ending: str) -> list[Path]:
+    """The files with such an ending in the model's folder; none of a model in the hub's cache."""
+    folder = Path(settings.path)
+    return sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(_LFS)) == _LFS
 
 
 def _check_quantization(settings: ModelSettings, config: Any) -> None:

@@ -151,6 +151,14 @@ def test_a_file_of_another_kind_is_one_problem(tmp_path: Path, make: Callable[[]
     assert fact in text and "docs/data.md" in text and "remedy: " in text
 
 
+def test_text_in_another_encoding_is_to_be_saved_as_utf8(tmp_path: Path) -> None:
+    """Whose keys are right: "convert it" would send people after them."""
+    latin = LINES.replace(b'"history": [', '"history": ["café", '.encode("latin-1"))
+    assert latin != LINES
+    text = refusal(written(tmp_path / "users.jsonl", latin))
+    assert "is not UTF-8" in text and "iconv -f LATIN1 -t UTF-8" in text and "the keys" not in text
+
+
 @pytest.mark.parametrize("kind", ["parquet", "utf-16", "zip", "tar.gz"])
 def test_the_other_readers_know_them_too(tmp_path: Path, kind: str) -> None:
     make, fact = KINDS[kind]

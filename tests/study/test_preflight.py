@@ -13,8 +13,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from milp_ray.config.loading import load_study, resolved
+from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
-from milp_ray.errors import MilpRayError, ModelError, StudyError
+from milp_ray.errors import DataError, MilpRayError, ModelError, Problem, StudyError
 from milp_ray.ids import new_key
 from milp_ray.study import driver, run
 from milp_ray.study import preflight as looking
@@ -187,3 +188,10 @@ def test_a_run_that_is_gone_on_with_is_looked_at_before_ray_starts(
         driver.resume(folder.root, Console(quiet=True))
     assert asked == [tried] and told.value.exit_code == 2
     assert any("milp-ray resume" in note for note in told.value.__notes__)
+
+
+def test_each_place_is_named_once_and_apart_from_its_source() -> None:
+    data = DataError("users.jsonl", [Problem("users.jsonl:3 (byte 0)", "is not UTF-8")])
+    run = StudyError("the run runs/f is of another study", [Problem("seed", "is 4, and was 3")])
+    told = str(looking.together(Study.model_construct(name="f"), [data, run]))
+    assert told.count("users.jsonl") == 1 and "another study, seed: is 4" in told

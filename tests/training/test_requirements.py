@@ -93,6 +93,16 @@ def lost_shard(folder: Path) -> None:
     sorted(folder.glob("model-00002-of-*"))[0].unlink()
 
 
+def cloned_without_lfs(folder: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n")
+
+
+def weights_for_llama_cpp(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model-q4_k_m.gguf").write_bytes(b"GGUF\3\0\0\0")
+
+
 def flash_attention(folder: Path) -> None:
     edit(folder / "config.json", _attn_implementation="flash_attention_2")
 
@@ -122,6 +132,8 @@ def own_tokenizer(folder: Path) -> None:
         (other_shapes, "such as 'model.layers.0.mlp.down_proj.weight': 32 x 48, not 32 x 64"),
         (half_a_shard, "SafetensorError"),
         (lost_shard, "No such file or directory"),
+        (cloned_without_lfs, "in place of the files themselves: model.safetensors, tokenizer.json"),
+        (weights_for_llama_cpp, "has its weights as GGUF alone (model-q4_k_m.gguf)"),
         (flash_attention, "needs a package that is not there: FlashAttention2"),
         (attention_of_the_hub, "needs a package that is not there: `kernels`"),
         (unknown_rotation, "KeyError at modeling_llama.py"),
@@ -133,6 +145,16 @@ def test_what_every_worker_would_meet_is_found_without_loading(
 ) -> None:
     damage(model)
     assert says in refused(settings(model))
+
+
+def test_a_tokenizer_that_lfs_left_out_is_said_in_the_same_words(model: Path) -> None:
+    cloned_without_lfs(model)
+    said = []
+    for look in (load_tokenizer, lambda given: check_requirements(given, load_config(given))):
+        with pytest.raises(ModelError) as caught:
+            look(settings(model))
+        said.append(str(caught.value))
+    assert said[0] == said[1]  # check tells what is equal once
 
 
 @pytest.mark.parametrize("damage", [fewer_layers, other_shapes], ids=lambda damage: damage.__name__)

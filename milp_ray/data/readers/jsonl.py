@@ -18,7 +18,7 @@ from pathlib import Path
 
 from milp_ray.data.readers import ReadResult, register
 from milp_ray.data.readers.file_kinds import EXPECTED
-from milp_ray.data.readers.strict import Fault, Faults, Line, LineFile, check_text, kind_of, parse
+from milp_ray.data.readers.strict import NOT_UTF8, Fault, Faults, Line, LineFile, check_text, kind_of, parse
 from milp_ray.data.records import Sample, UserRecord
 from milp_ray.errors import DataError, Problem
 
@@ -44,7 +44,7 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     skipped: Counter[str] = Counter()
     seen: dict[str, int] = {}
     filled, records = 0, 0
-    first_fault = ""
+    first_fault, remedies = "", set[str]()
     for line in file:
         found: list[Fault] = []
         user = _user_of(line, max_line_bytes, found)
@@ -56,6 +56,7 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
             first = seen.setdefault(user.user_id, line.number)
             if first != line.number:
                 found.append(Fault(f"user_id is the same as on line {first}", "each user on one line"))
+        remedies.update(fault.remedy for fault in found)
         for fault in found:
             faults.add(fault.at(f"{path}:{line.number} (byte {line.offset + fault.offset})"))
         if user is None or faults.count:  # once the file is faulty, its records are not needed any more
@@ -67,7 +68,8 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
             users.append(user)
     if filled > 1 and not records:
         fact = f"none of its {filled} lines is a user record ({first_fault})"
-        raise DataError(str(path), [Problem("", fact, EXPECTED, "convert it: docs/data.md has the keys")])
+        remedy = NOT_UTF8 if remedies == {NOT_UTF8} else "convert it: docs/data.md has the keys"
+        raise DataError(str(path), [Problem("", fact, EXPECTED, remedy)])
     faults.raise_if_any()
     return ReadResult(tuple(users), dict(skipped), file.fingerprint)
 

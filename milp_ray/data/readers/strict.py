@@ -24,6 +24,7 @@ from milp_ray.data.readers.file_kinds import EXPECTED, GZIP, HEAD_BYTES, kind_of
 from milp_ray.errors import DataError, Problem
 
 MAX_PROBLEMS_SHOWN = 20
+NOT_UTF8 = "save the file as UTF-8 (of Latin-1, say: iconv -f LATIN1 -t UTF-8 OLD > NEW)"
 _CHUNK = 1 << 20
 # Text shrinks by gzip to a tenth or so; what unpacks to far more is no users' text, and could fill a disk.
 _EXPANSION, _UNPACKED_AT_LEAST = 100, 64 << 20
@@ -215,7 +216,7 @@ def parse(raw: bytes) -> object:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Fault("is not UTF-8", "UTF-8 text", "save the file as UTF-8", error.start) from None
+        raise Fault("is not UTF-8", "UTF-8 text", NOT_UTF8, error.start) from None
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
