@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,6 +23,8 @@ from milp_ray.training.requirements import load_fault
 
 # What an OSError says of the files themselves; all others are the storage's, and may pass.
 _FILES_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
+# What names folders that libraries keep for themselves, and make while a model is loaded.
+_OWN_FOLDERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_HOME", "TORCH_HOME", "MPLCONFIGDIR")
 
 
 def check_passing(error: Exception) -> None:
@@ -27,8 +32,9 @@ def check_passing(error: Exception) -> None:
 
     Raises:
         ClusterError: no memory was left.
-        StorageError: the storage did not answer.
+        StorageError: the storage did not answer, or a library's own folder cannot be made.
     """
+    _check_own_folders(error)
     if is_out_of_memory(error):
         raise ClusterError(
             "no memory was left to read the base model",
@@ -43,6 +49,28 @@ def check_passing(error: Exception) -> None:
             expected="storage that answers",
             remedy="check the storage that the model is on; then resume",
         ) from error
+
+
+def _check_own_folders(error: BaseException | None) -> None:
+    """PyTorch makes the folder of its compiler as soon as it is imported: where it cannot, no model is wrong.
+
+    Raises:
+        StorageError: that is the error, or what it came from.
+    """
+    named = {name: value for name in _OWN_FOLDERS if (value := os.environ.get(name))}
+    named.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_")
+    while error is not None:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            for name, folder in named.items():
+                # What lies in it, or the first folder above it that could not be made.
+                if error.filename.startswith(folder) or Path(folder).is_relative_to(error.filename):
+                    raise StorageError(
+                        f"the folder {error.filename} cannot be used: {error.strerror}",
+                        where=name,
+                        expected="a folder that can be made and written, for what libraries keep there",
+                        remedy=f"set {name} to one",
+                    ) from error
+        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager

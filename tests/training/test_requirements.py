@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers import auto
 
 from milp_ray.config.models import ModelSettings
-from milp_ray.errors import ModelError
+from milp_ray.errors import ModelError, StorageError
 from milp_ray.training import requirements
 from milp_ray.training.base import load_base
 from milp_ray.training.pretrained import load_config, load_tokenizer
@@ -145,6 +146,21 @@ def test_what_every_worker_would_meet_is_found_without_loading(
 ) -> None:
     damage(model)
     assert says in refused(settings(model))
+
+
+@pytest.mark.parametrize("value", ["file", "file/of/the/compiler"])
+def test_a_folder_that_pytorch_cannot_make_is_no_fault_of_the_model(
+    value: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / value))
+
+    def imports_the_compiler(*_: object, **__: object) -> None:
+        os.makedirs(f"{os.environ['TORCHINDUCTOR_CACHE_DIR']}/aot")  # noqa: PTH103  (as PyTorch does)
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", imports_the_compiler)
+    with pytest.raises(StorageError, match=r"^TORCHINDUCTOR_CACHE_DIR: the folder .*Not a directory"):
+        load_config(settings(model))
 
 
 def test_a_tokenizer_that_lfs_left_out_is_said_in_the_same_words(model: Path) -> None:
