@@ -126,6 +126,10 @@ class DataError(ProblemsError):
     """The users' data cannot be read, or too little of it can be used."""
 
 
+class InstallError(ProblemsError):
+    """The packages beside this one are not those that it asks for."""
+
+
 class LeakError(MilpRayError):
     """A validation or test response would be seen in training. Never recoverable: the split is wrong."""
 

@@ -38,9 +38,13 @@ def reported(command: Callable[P, int | None]) -> Callable[P, int]:
         try:
             return command(*args, **kwargs) or 0
         except MilpRayError as error:
-            message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
-            err.print(Text(message, style="red" if err.is_terminal else ""))
-            return error.exit_code
+            return _told(error)
+        except ImportError as error:
+            from milp_ray.installed import cause_of
+
+            if cause := cause_of(error):
+                return _told(cause)
+            raise
         except KeyboardInterrupt as stop:
             err.print(Text("\n".join(["stopped", *getattr(stop, "__notes__", [])])))
             return 130
@@ -49,6 +53,12 @@ def reported(command: Callable[P, int | None]) -> Callable[P, int]:
             return 0
 
     return run
+
+
+def _told(error: MilpRayError) -> int:
+    message = "\n".join([f"error: {error}", *getattr(error, "__notes__", [])])
+    err.print(Text(message, style="red" if err.is_terminal else ""))
+    return error.exit_code
 
 
 def write(text: str) -> None:

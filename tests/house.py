@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 # of the folder that they are in.
 FLOORS = [
     {"errors", "__init__"},
-    {"core_dumps", "ids", "registry", "storage"},
+    {"core_dumps", "ids", "installed", "registry", "storage"},
     {"config"},
     {"data", "memory"},
     {"search", "training", "evaluation"},

@@ -23,6 +23,7 @@ from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.errors import (
     ClusterError,
+    InstallError,
     MilpRayError,
     ModelError,
     Problem,
@@ -31,6 +32,7 @@ from milp_ray.errors import (
     from_plain,
     own_words,
 )
+from milp_ray.installed import check_versions
 from milp_ray.memory.architectures import Architecture
 from milp_ray.study.users import Users
 
@@ -63,6 +65,10 @@ def preflight(
         users: None where they could not be read.
         first_steps: whether they are tried, too, which takes some seconds.
     """
+    try:
+        check_versions()
+    except InstallError as error:
+        return Preflight([error])
     if study.simulation is not None:
         return Preflight()
     from milp_ray.training.pretrained import check_vocabulary, load_config, load_tokenizer

@@ -59,7 +59,7 @@ def wanted_address(given: str | None) -> str | None:
             "Ray's client protocol (ray://) keeps the driver's state on the other side",
             where=f"ray.address {address}",
             expected="host:port of the head, or auto on a machine of the cluster",
-            remedy="run milp-ray on the cluster itself, for instance by ray job submit",
+            remedy="run milp-ray on the cluster itself, or submit the run as a job (milp-ray submit)",
         )
     if address and address.startswith(("http://", "https://")):
         raise ClusterError(

@@ -128,7 +128,7 @@ def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
 
 
 def test_a_client_address_is_refused() -> None:
-    with pytest.raises(ClusterError, match="ray job submit"), ray_session(RaySettings(address="ray://h:1")):
+    with pytest.raises(ClusterError, match="milp-ray submit"), ray_session(RaySettings(address="ray://h:1")):
         pass
 
 
