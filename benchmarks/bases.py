@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milp_ray.training.base import BaseModel
+    from milp_ray.model.base import BaseModel
 
 # hidden size, feed-forward size, layers, heads, vocabulary
 SIZES = {
@@ -61,7 +61,7 @@ def save_random(folder: Path, size: str) -> Path:
     import torch
     from transformers import LlamaForCausalLM
 
-    from milp_ray.training.pretrained import no_progress_bar
+    from milp_ray.model.pretrained import no_progress_bar
 
     tokenizer().save_pretrained(folder)
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def random_base(size: str, device: str) -> BaseModel:
 
     from milp_ray.config.models import ModelSettings
     from milp_ray.memory.architectures import architecture_of
-    from milp_ray.training.base import BaseModel
+    from milp_ray.model.base import BaseModel
 
     config, dtype = config_of(size), torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)

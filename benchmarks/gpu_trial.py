@@ -4,7 +4,7 @@ A LLaMA2-7B-shaped model with random weights in bf16, made on the device without
 texts of 128 tokens, 3 epochs in batches of 8; LoRAs of rank 8 as the search space deals 4, 16 and 32 of them
 over all layers, and 4 over the upper half. The peer trains the same model on the same batches in the same
 order, with the same LoRA weights to begin with, rates, optimizer and number format, on a model of its own, as
-the product fuses its own (milp_ray/training/fused.py). Each placement is trained once to warm up and
+the product fuses its own (milp_ray/model/fused.py). Each placement is trained once to warm up and
 `--repeats` times by both in turn; medians are kept. `train` is the training alone, `whole` also puts the
 adapter on, measures the loss of 48 validation samples and takes the adapter off.
 
@@ -49,7 +49,7 @@ from tables import write_rows
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
-    from milp_ray.training.base import BaseModel
+    from milp_ray.model.base import BaseModel
 
 RESULTS = Path(__file__).parent / "results"
 ALIAS = "u-" + "d" * 13
@@ -118,7 +118,7 @@ def user(texts: int, tokens: int) -> Any:
 
 def ours(base: BaseModel, placement: Placement, study: Any, person: Any) -> Row:
     """A trial of the product's."""
-    from milp_ray.training.trial import Trial
+    from milp_ray.trial.trial import Trial
 
     began = time.perf_counter()
     with Trial(base, person, placement, study, seed=SEED) as trial:
@@ -140,7 +140,7 @@ def peers_data(base: BaseModel, study: Any, person: Any) -> tuple[list[Row], lis
     import torch
 
     from milp_ray.data.prompts import Prompts
-    from milp_ray.training.batches import history_examples, sample_examples, shuffled
+    from milp_ray.model.batches import history_examples, sample_examples, shuffled
 
     def encoded(examples: Sequence[Any]) -> list[Row]:
         rows = []

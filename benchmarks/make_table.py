@@ -52,7 +52,7 @@ def space() -> MemorySpace:
 
 def placements() -> list[str]:
     """Every placement key of the space; the empty key is no memory."""
-    from milp_ray.search.design import every_config
+    from milp_ray.search.core.design import every_config
 
     blocks = space()
     return ["", *sorted({blocks.placement(config).key for config in every_config(blocks)} - {""})]
@@ -73,8 +73,8 @@ def main(share: str) -> None:
     from milp_ray.config.loading import load_study
     from milp_ray.data.readers import read_users
     from milp_ray.data.splits import split_users
-    from milp_ray.training.base import load_base
-    from milp_ray.training.trial import Trial
+    from milp_ray.model.base import load_base
+    from milp_ray.trial.trial import Trial
 
     real = Path(os.environ.get("MILP_RAY_SHARED") or HERE.parents[1] / "shared")
     if not (real / "models" / "tiny-base" / "config.json").is_file():

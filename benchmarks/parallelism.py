@@ -82,7 +82,7 @@ def placement_of(layers: int) -> Any:
 def steps_of_trial(base: Any, study: Any) -> Iterator[tuple[float, int]]:
     """Loss and tokens of every step of the product's own trial."""
     from milp_ray.data.records import Sample, UserSplit
-    from milp_ray.training.trial import Trial
+    from milp_ray.trial.trial import Trial
 
     count = STEPS * study.optimizer.batch_size
     history = bases.texts(count, study.prompts.max_length)
@@ -103,7 +103,7 @@ def steps_of_peer(study: Any, group: Any) -> Iterator[tuple[float, int]]:
     from milp_ray.data.prompts import Prompts
     from milp_ray.memory.adapters import lora_config
     from milp_ray.memory.architectures import architecture_of
-    from milp_ray.training.batches import shuffled
+    from milp_ray.model.batches import shuffled
     from milp_ray.training.loop import rate
 
     settings = study.optimizer
@@ -140,10 +140,10 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any, most: in
     """So many of the 20 steps on one rank, and what they took."""
     import torch
 
-    from milp_ray.training.base import load_base
-    from milp_ray.training.parallel.group import SOLO, Ranks
-    from milp_ray.training.parallel.rendezvous import Rendezvous
-    from milp_ray.training.parallel.sharding import Parallel, held
+    from milp_ray.model.base import load_base
+    from milp_ray.model.parallel.group import SOLO, Ranks
+    from milp_ray.model.parallel.rendezvous import Rendezvous
+    from milp_ray.model.parallel.sharding import Parallel, held
 
     torch.set_num_threads(1)
     meeting = Rendezvous(f"127.0.0.1:{port}", rank, size, timeout=300)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
 from milp_ray.search import Engine
-from milp_ray.search.design import Design
+from milp_ray.search.core.design import Design
 from milp_ray.search.synthetic import OBJECTIVES
 
 INITIAL, BATCH = 20, 4
@@ -118,8 +118,8 @@ def ax_method(name: str) -> Method:
 
     def method(problem: Problem, seed: int, count: int) -> list[Placement]:
         warnings.simplefilter("ignore")
-        from milp_ray.search.experiment import config_of, new_client, parameters_of
-        from milp_ray.search.prepare import prepare
+        from milp_ray.search.ax.export import config_of, new_client, parameters_of
+        from milp_ray.search.warm_up import prepare
 
         prepare(extension=True)  # Ax would build it inside its first proposal
         space = problem.space

@@ -32,8 +32,8 @@ def main() -> None:
     import torch
     from search_latency import plan_with
 
-    from milp_ray.search.scaling import Scaled
-    from milp_ray.search.threads import single_threaded
+    from milp_ray.search.acquisition.outcome_transforms import Scaled
+    from milp_ray.search.core.threads import single_threaded
 
     plan = plan_with(N, "saas", {})
     scaled = Scaled(plan)

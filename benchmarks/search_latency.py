@@ -3,7 +3,7 @@
     python benchmarks/search_latency.py [--sizes 20 50 100 200 500] [--only saas gp] [--no-peer]
 
 34 dimensions (32 layers), two objectives, q = 4 proposals from one fit, one thread. Our programs are compiled
-before the clock starts, as in a study (`milp_ray.search.prepare`); BoTorch compiles anew in every fit, which
+before the clock starts, as in a study (`milp_ray.search.warm_up`); BoTorch compiles anew in every fit, which
 is part of what it costs. `fit` rows compare like with like: the same NUTS settings (128 warm-up steps, 64
 draws, two outputs) by BoTorch's `fit_fully_bayesian_model_nuts` and by ours. BoTorch at n = 500 is left out:
 it takes a quarter of an hour.
@@ -16,6 +16,7 @@ import csv
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def fits(n: int) -> dict[str, Callable[[], object]]:
     from botorch.fit import fit_fully_bayesian_model_nuts
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
 
-    from milp_ray.search.scaling import Scaled
+    from milp_ray.search.acquisition.outcome_transforms import Scaled
     from milp_ray.search.surrogates import make_surrogate
 
     plan = plan_with(n, "saas", {})
@@ -89,8 +90,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SURROGATES), help="surrogates; other rows are kept")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    from milp_ray.search.prepare import use_cache
-    from milp_ray.search.threads import single_threaded
+    from milp_ray.search.core.threads import single_threaded
+    from milp_ray.search.propose import propose
+    from milp_ray.search.warm_up import use_cache
 
     use_cache()
     rows: list[tuple[str, int, float]] = []
@@ -99,8 +101,8 @@ def main() -> None:
             for name in given.only:
                 surrogate, options = SURROGATES[name]
                 plan = plan_with(n, surrogate, options)
-                plan.propose()  # imports and compiles
-                rows.append((name, n, seconds_of(plan.propose) / Q))
+                propose(plan)  # imports and compiles
+                rows.append((name, n, seconds_of(partial(propose, plan)) / Q))
                 print(f"n {n:4d}  {name:20s} {rows[-1][2]:8.3f} CPU s per proposal", flush=True)
             for name, work in fits(n).items():
                 if "BoTorch" in name and (n > 200 or given.no_peer):

@@ -10,9 +10,9 @@ Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 3
 differs from seed to seed), and `real-<user>`: every value measured by training (benchmarks/make_table.py).
 Score: hypervolume of the evaluated placements' noise-free values above the no-memory point, divided by the
 best known: hill climbing on the noise-free formula joined with all that any method found. Real users: of the
-measured values, above a point below the whole table's front (milp_ray/search/reference.py, `lowered`), since
-few placements beat no memory in both objectives; divided by the front of the whole table. The searches are
-told the no-memory point in both cases.
+measured values, above a point below the whole table's front (milp_ray/search/core/reference.py, `lowered`),
+since few placements beat no memory in both objectives; divided by the front of the whole table. The searches
+are told the no-memory point in both cases.
 
 Runs are kept in results/search_quality.jsonl and not repeated; delete lines to repeat them.
 """
@@ -138,7 +138,7 @@ def run_missing(
 
 def shares(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[float]]:
     """Share of the best known hypervolume after each evaluation, by problem, method and seed."""
-    from milp_ray.search.pareto import hypervolume, non_dominated
+    from milp_ray.search.core.pareto import hypervolume, non_dominated
 
     best: dict[tuple[str, int], tuple[list[Any], tuple[float, float], float]] = {}
     for problem, seed in sorted({(run["problem"], run["seed"]) for run in runs}):
@@ -159,8 +159,8 @@ def shares(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[float]
 
 @cache
 def _best(problem: str, seed: int) -> tuple[tuple[float, float], tuple[tuple[float, float], ...]]:
-    from milp_ray.search.objectives import gains
-    from milp_ray.search.reference import reference_point
+    from milp_ray.search.core.objectives import gains
+    from milp_ray.search.core.reference import reference_point
     from milp_ray.search.synthetic import OBJECTIVES
 
     made = problem_of(problem, seed)

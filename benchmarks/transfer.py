@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from milp_ray.search import Engine
-from milp_ray.search.objectives import gains
-from milp_ray.search.pareto import hypervolume_curve
+from milp_ray.search.core.objectives import gains
+from milp_ray.search.core.pareto import hypervolume_curve
+from milp_ray.search.source_pool import DonorPool
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
-from milp_ray.search.transfer import DonorPool
 
 MODES = ("none", "again", "seeds", "prior")
 ADVISED: tuple[Literal["none", "seeds", "prior"], ...] = ("none", "seeds", "prior")  # all but again

@@ -40,7 +40,7 @@ from tables import short, write_rows
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.tune.session import ray_session
+from milp_ray.tune.cluster.session import ray_session
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -101,11 +101,11 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     import ray
 
     from milp_ray.memory.space import space_from
+    from milp_ray.model.pretrained import load_architecture
     from milp_ray.search import Engine, Objective
-    from milp_ray.training.pretrained import load_architecture
-    from milp_ray.tune.queue import Ticket
-    from milp_ray.tune.search_run import run_search
-    from milp_ray.tune.trainable import TrialSpec
+    from milp_ray.tune.proposals.records import Ticket
+    from milp_ray.tune.search.run import run_search
+    from milp_ray.tune.workers.trial_spec import TrialSpec
 
     ends: list[Ended] = []
 
@@ -183,7 +183,7 @@ def function_trial(config: Mapping[str, Any], study: Study, person: UserSplit, f
     import torch
     from ray import tune
 
-    from milp_ray.training.base import load_base
+    from milp_ray.model.base import load_base
 
     torch.set_num_threads(1)
     tune.report(measured(load_base(study.model), config, study, person))
@@ -211,9 +211,9 @@ def nested_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     import torch
     from torch import distributed as dist
 
-    from milp_ray.training.base import load_base
-    from milp_ray.training.parallel.group import Ranks
-    from milp_ray.training.parallel.sharding import Parallel
+    from milp_ray.model.base import load_base
+    from milp_ray.model.parallel.group import Ranks
+    from milp_ray.model.parallel.sharding import Parallel
 
     class Joined(Ranks):
         def __init__(self) -> None:
@@ -229,7 +229,7 @@ def nested_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
 def measured(base: Any, config: Mapping[str, Any], study: Study, person: UserSplit) -> dict[str, Any]:
     """The trial of a config on a base."""
     from milp_ray.memory.space import Placement
-    from milp_ray.training.trial import Trial
+    from milp_ray.trial.trial import Trial
 
     with Trial(base, person, Placement.from_key(config["placement"]), study, seed=study.seed) as trial:
         found = trial.run()

@@ -7,8 +7,8 @@ come fast enough, not how both share a machine. Run once per number of proposers
     python benchmarks/waiting.py                              # proposers 0, 1 and 2: half an hour
     python benchmarks/waiting.py --users 8 --proposers 2      # a quick look
 
-Writes results/waiting.csv (one row a run, see milp_ray/tune/metrics.py for the rule of what counts as
-waiting) and results/waiting.png. The goal is less than 5 % on two cores.
+Writes results/waiting.csv (one row a run, see milp_ray/tune/proposals/overhead.py for the rule of what counts
+as waiting) and results/waiting.png. The goal is less than 5 % on two cores.
 """
 
 from __future__ import annotations

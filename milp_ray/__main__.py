@@ -2,7 +2,7 @@
 
 import os
 
-from milp_ray.tune.import_path import forget
+from milp_ray.tune.cluster.import_path import forget
 
 if __name__ == "__main__":
     forget(os.curdir)

@@ -29,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from milp_ray.data.records import Sample, UserSplit  # noqa: E402
 
 if TYPE_CHECKING:
-    from milp_ray.training.base import BaseModel
+    from milp_ray.model.base import BaseModel
 
 TINY_NAMES = ("llama", "gpt2", "roberta")
 TINY_LAYERS = 12  # enough for layer 1 and layer 11 to be confused
@@ -77,7 +77,7 @@ def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load_tiny(tiny_models: dict[str, Path]) -> Callable[[str], BaseModel]:
     """Loads one of the tiny models as a base, afresh each time."""
     from milp_ray.config.models import ModelSettings
-    from milp_ray.training.base import load_base
+    from milp_ray.model.base import load_base
 
     return lambda name: load_base(ModelSettings(path=str(tiny_models[name]), device="cpu"))
 

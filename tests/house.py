@@ -15,15 +15,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "milp_ray"
 PAGE = ROOT / "docs" / "architecture.md"
-# Ground floor first: a module imports from its own room and from lower floors. Inner rooms stand on the floor
-# of the folder that they are in.
+# Ground floor first: a module imports from its own room and from lower floors. A folder's inner rooms stand
+# where they are named, below it or above it.
 FLOORS = [
     {"errors", "__init__"},
-    {"core_dumps", "ids", "installed", "registry", "storage"},
+    {"core_dumps", "ids", "installed", "registry"},
+    {"layout"},
+    {"storage"},
     {"config"},
     {"data", "memory"},
-    {"search", "training", "evaluation"},
-    {"tune"},
+    {"data/readers", "search/core", "model/parallel"},
+    {"search/surrogates", "search/transfer", "model"},
+    {"search/acquisition", "training"},
+    {"search", "evaluation"},
+    {"search/ax", "trial"},
+    {"tune/cluster"},
+    {"tune/proposals"},
+    {"tune/workers"},
+    {"tune/search", "tune/final", "tune"},
     {"study"},
     {"report"},
     {"terminal"},
@@ -59,7 +68,7 @@ def room_of(path: Path) -> str:
 
 def floor_of(room: str) -> int:
     """How high a room stands, 0 on the ground."""
-    return FLOOR[room.partition("/")[0]]
+    return FLOOR[room]
 
 
 def arrows() -> Arrows:
@@ -83,7 +92,7 @@ def climbing(found: Arrows) -> list[tuple[str, str]]:
         (room, other)
         for room, others in found.items()
         for other in sorted(others)
-        if floor_of(other) >= floor_of(room) and room.partition("/")[0] != other.partition("/")[0]
+        if floor_of(other) >= floor_of(room)
     ]
 
 

@@ -13,8 +13,8 @@ import pytest
 from milp_ray.config.models import DataSettings, ModelSettings, Study
 from milp_ray.errors import MilpRayError
 from milp_ray.study.users import load_users
-from milp_ray.tune import resident
-from milp_ray.tune.proposers import _Actor
+from milp_ray.tune.proposals.actors import _Actor
+from milp_ray.tune.workers import resident
 
 # The parent of what crashes tells whether the kernel made a dump.
 CRASH = """

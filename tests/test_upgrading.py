@@ -209,7 +209,7 @@ def test_a_jobs_folder_has_the_name_by_which_a_job_knows_it() -> None:
 def test_the_method_that_a_head_is_known_by_is_one_of_rays() -> None:
     from ray.core.generated import gcs_service_pb2
 
-    from milp_ray.tune import address
+    from milp_ray.tune.cluster import address
 
     service, method = address._CLUSTER_ID.removeprefix("/").split("/")
     services = gcs_service_pb2.DESCRIPTOR.services_by_name

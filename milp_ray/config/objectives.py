@@ -1,6 +1,6 @@
 """What a study can optimise: one declaration per objective, from which everything else follows.
 
-To add one: a line here, and its measurement in :mod:`milp_ray.training.trial` (or, where it follows from the
+To add one: a line here, and its measurement in :mod:`milp_ray.trial.trial` (or, where it follows from the
 placement alone, in :func:`milp_ray.study.inputs.objectives_of`).
 """
 

@@ -1,7 +1,7 @@
 """The test of the final stage: one set of samples, the scores of whatever memory sits on the base.
 
 The three-way comparison (no memory, own memory, another user's) is three calls, the adapters put on and off
-by :func:`milp_ray.training.base.loaded`. Choosing and training memories is not covered.
+by :func:`milp_ray.model.base.loaded`. Choosing and training memories is not covered.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
 from milp_ray.evaluation.metrics import chrf, persona_f1, rouge
-from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import sample_examples
+from milp_ray.model.base import BaseModel
+from milp_ray.model.batches import sample_examples
 from milp_ray.training.loop import Progress
 
 

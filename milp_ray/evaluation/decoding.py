@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from milp_ray.training.base import BaseModel
-from milp_ray.training.graphs import Capture, Pool, Work
+from milp_ray.model.base import BaseModel
+from milp_ray.model.cuda_graphs import Capture, Pool, Work
 
 _WORTH = 24  # replays that pay for a capture
 _LOOK = 8  # tokens between two looks at whether all rows have ended, for each of which the GPU stands still
@@ -151,7 +151,7 @@ class Fixed:
         cache: of :func:`fixed_cache`, with room for the longest prompt and ``max_new_tokens``.
         rows: prompts of a batch at most.
         max_new_tokens: at most made of each prompt.
-        capture: captures a step, as :class:`milp_ray.training.graphs.Pool` does.
+        capture: captures a step, as :class:`milp_ray.model.cuda_graphs.Pool` does.
         stop_ids: end a response, beside the base's own.
     """
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample
 from milp_ray.evaluation.decoding import decoder
-from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import Example, by_length, collate, sample_examples, token_losses
+from milp_ray.model.base import BaseModel
+from milp_ray.model.batches import Example, by_length, collate, sample_examples, token_losses
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from milp_ray.tune.import_path import forget
+from milp_ray.tune.cluster.import_path import forget
 
 if __name__ == "__main__":
     forget(os.curdir)  # the folder that travels with the job is for files; its workers forget it, too

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from milp_ray.errors import ClusterError, MilpRayError, own_words
 from milp_ray.jobs.proxies import go_direct, in_the_way
-from milp_ray.tune.ray_token import token_source
+from milp_ray.tune.cluster.ray_token import token_source
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,7 +26,7 @@ class JobError(MilpRayError):
 def token_of(
     file: Path | None, environ: Mapping[str, str] = os.environ, home: Path | None = None
 ) -> str | None:
-    """The cluster's token: from a file, else where Ray looks for it (:mod:`milp_ray.tune.ray_token`).
+    """The cluster's token: from a file, else where Ray looks for it (:mod:`milp_ray.tune.cluster.ray_token`).
 
     Raises:
         JobError: what is there is no token.

@@ -17,7 +17,7 @@ from milp_ray.errors import StudyError
 from milp_ray.jobs.package import BUILT_IN, IDS_TRAVEL, storage_problem
 from milp_ray.storage import is_url
 from milp_ray.terminal import closing, err, leave, out, reported
-from milp_ray.tune.import_path import forget
+from milp_ray.tune.cluster.import_path import forget
 
 if TYPE_CHECKING:
     from rich.console import Console

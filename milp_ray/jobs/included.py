@@ -13,6 +13,7 @@ from pathlib import Path
 
 from milp_ray.config.loading import looks_secret
 from milp_ray.errors import MilpRayError
+from milp_ray.layout import META, STUDY
 
 _SECRET_NAME = re.compile(
     r"\.env(\..+)?|.+\.env|id_(rsa|dsa|ecdsa|ed25519)(_sk)?|alias\.key|\.?netrc|\.?pgpass|\.?pypirc|\.?npmrc"
@@ -24,7 +25,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 1 << 20  # bytes of a file that are looked at: keys are short
-_RUN = ("run.json", "study.yaml")  # what makes a folder a run
+_RUN = (META, STUDY)  # what makes a folder a run
 
 
 class SubmissionError(MilpRayError):

@@ -14,9 +14,9 @@ from typing import Any
 
 import milp_ray
 from milp_ray.errors import RunFolderError
+from milp_ray.layout import ADAPTER_CONFIG
 
 NOTE = "memory.json"
-_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 # Where the base lies is not what the adapter is: whoever moves a model may name its new place.
 _NOT_CONTENT = ("base_model_name_or_path", "revision")
@@ -38,7 +38,7 @@ def note_of(folder: Path, placement: str, user: str) -> bytes:
         "placement": placement,
         "weights_bytes": len(weights),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "config_sha256": _config_digest((folder / _CONFIG).read_bytes()),
+        "config_sha256": _config_digest((folder / ADAPTER_CONFIG).read_bytes()),
     }
     return (json.dumps(note, indent=1) + "\n").encode()
 
@@ -99,7 +99,7 @@ def check_content(folder: Path, *, placement: str | None = None, user: str | Non
         return
     found = {
         _WEIGHTS: hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest() == note["weights_sha256"],
-        _CONFIG: _config_digest((folder / _CONFIG).read_bytes()) == note["config_sha256"],
+        ADAPTER_CONFIG: _config_digest((folder / ADAPTER_CONFIG).read_bytes()) == note["config_sha256"],
     }
     if changed := [name for name, same in found.items() if not same]:
         raise _mismatch(folder, f"{' and '.join(changed)} changed since", f"what its {NOTE} was written for")

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from milp_ray.errors import SpaceError, StorageError
+from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE, check_content, note_of
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.modules import put
@@ -31,7 +32,6 @@ from milp_ray.memory.space import Placement
 from milp_ray.storage import write_folder, write_synced
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 # Keys that are written whatever PEFT's defaults are: other readers have other defaults, or none.
 _ALWAYS = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
@@ -208,7 +208,7 @@ def save_adapter(
         if placement:
             write_synced(draft / NOTE, note_of(draft, placement, user))
 
-    write_folder(folder, write, last=CONFIG)
+    write_folder(folder, write, last=ADAPTER_CONFIG)
 
 
 def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor]) -> None:
@@ -218,7 +218,7 @@ def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor
     know, and each version brings new ones.
     """
     write_synced(folder / WEIGHTS, save(dict(weights), metadata={"format": "pt"}))
-    write_synced(folder / CONFIG, _config_text(config).encode())
+    write_synced(folder / ADAPTER_CONFIG, _config_text(config).encode())
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -230,7 +230,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """
     try:
         check_content(folder)
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         if values["peft_type"] != "LORA":
             raise ValueError("not a LoRA adapter")
         config = LoraConfig.from_peft_type(**values)
@@ -239,7 +239,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise StorageError(
             f"an adapter could not be read ({type(error).__name__})",
             where=folder.name,
-            expected=f"{CONFIG} and {WEIGHTS} as PEFT writes them",
+            expected=f"{ADAPTER_CONFIG} and {WEIGHTS} as PEFT writes them",
             remedy="restore the folder, or train the memory again",
         ) from error
     return config, weights

@@ -1,7 +1,7 @@
 """Multi-objective Bayesian optimisation of memory placements, as an ask/tell engine without Ray.
 
 Importing this package is cheap: torch, BoTorch and JAX are imported by the first proposal that fits a model,
-Ax by :mod:`milp_ray.search.experiment` only.
+Ax by :mod:`milp_ray.search.ax.export` only.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from milp_ray.search.core.objectives import Objective
+    from milp_ray.search.core.plan import Plan
+    from milp_ray.search.core.records import Candidates, Failure, Observation, Proposal
+    from milp_ray.search.core.transfer_data import Donor, Material
     from milp_ray.search.engine import Engine
-    from milp_ray.search.objectives import Objective
-    from milp_ray.search.plan import Plan
-    from milp_ray.search.records import Candidates, Failure, Observation, Proposal
-    from milp_ray.search.transfer import Donor, DonorPool, Material
+    from milp_ray.search.source_pool import DonorPool
 
 __all__ = [
     "Candidates",
@@ -31,15 +32,15 @@ __all__ = [
 
 _HOMES = {
     "Engine": "engine",
-    "Objective": "objectives",
-    "Plan": "plan",
-    "Candidates": "records",
-    "Failure": "records",
-    "Observation": "records",
-    "Proposal": "records",
-    "Donor": "transfer",
-    "Material": "transfer",
-    "DonorPool": "transfer",
+    "Objective": "core.objectives",
+    "Plan": "core.plan",
+    "Candidates": "core.records",
+    "Failure": "core.records",
+    "Observation": "core.records",
+    "Proposal": "core.records",
+    "Donor": "core.transfer_data",
+    "Material": "core.transfer_data",
+    "DonorPool": "source_pool",
 }
 
 

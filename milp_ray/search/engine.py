@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.design import Design, count_placements
-from milp_ray.search.events import EventLog
-from milp_ray.search.local_search import LocalSearch
-from milp_ray.search.objectives import (
+from milp_ray.search.core.design import Design, count_placements
+from milp_ray.search.core.events import EventLog
+from milp_ray.search.core.local_search import LocalSearch
+from milp_ray.search.core.objectives import (
     Objective,
     checked_objectives,
     checked_values,
@@ -29,13 +29,14 @@ from milp_ray.search.objectives import (
     gains,
     whole_number,
 )
-from milp_ray.search.pareto import hypervolume, hypervolume_curve, non_dominated
-from milp_ray.search.plan import Plan
-from milp_ray.search.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
-from milp_ray.search.reference import checked_reference, exact_ranges, given_point, reference_point
+from milp_ray.search.core.pareto import hypervolume, hypervolume_curve, non_dominated
+from milp_ray.search.core.plan import Plan
+from milp_ray.search.core.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
+from milp_ray.search.core.reference import checked_reference, exact_ranges, given_point, reference_point
+from milp_ray.search.core.transfer_data import Material, event_of
+from milp_ray.search.propose import propose
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
-from milp_ray.search.transfer import Material, event_of
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Engine:
         search: effort of the acquisition's local search.
         seed: any integer; all randomness derives from it.
         reference: the no-memory measurement by name (exact objectives may be left out); None: inferred, or
-            given later by :meth:`set_reference`. See :mod:`milp_ray.search.reference`.
+            given later by :meth:`set_reference`. See :mod:`milp_ray.search.core.reference`.
         trials: most proposals ever made; None: as many as asked for.
         log: path of the event log; an existing one is continued. None keeps it in memory.
 
@@ -134,7 +135,7 @@ class Engine:
             idle = 0
             while len(result) < wanted and not self.finished and idle < _ROUNDS:
                 plan = self.plan(wanted - len(result))
-                fresh = self.accept(plan, plan.propose())
+                fresh = self.accept(plan, propose(plan))
                 idle = 0 if fresh else idle + 1
                 result += fresh
         return result
@@ -278,8 +279,8 @@ class Engine:
                 )
 
     def transfer(self, material: Material) -> None:
-        """Let the search profit from finished users' ones (:mod:`milp_ray.search.transfer`): once, before the
-        first proposal. The event log keeps it for a resume; the same again changes nothing.
+        """Let the search profit from finished users' ones (:mod:`milp_ray.search.core.transfer_data`):
+        once, before the first proposal. The event log keeps it for a resume; the same again changes nothing.
 
         Raises:
             SearchError: proposals were made, other material was given before, or it is from another space.
@@ -396,7 +397,7 @@ class Engine:
         """The point that hypervolume is measured from now, by name, in the objectives' units.
 
         None while there is neither a reference nor an observation. ``lowered``: see
-        :func:`milp_ray.search.reference.reference_point`.
+        :func:`milp_ray.search.core.reference.reference_point`.
         """
         with self._lock:
             table = [gains(self._objectives, seen.values) for seen in self._state.observations.values()]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from milp_ray.errors import SearchError, SpaceError
 from milp_ray.memory.space import MemoryConfig, MemorySpace, config_from, config_to
-from milp_ray.search.events import Event, damaged, numbers, text, whole
-from milp_ray.search.objectives import Objective
-from milp_ray.search.records import Failure, Observation, Proposal
-from milp_ray.search.transfer import Material, material_from
+from milp_ray.search.core.events import Event, damaged, numbers, text, whole
+from milp_ray.search.core.objectives import Objective
+from milp_ray.search.core.records import Failure, Observation, Proposal
+from milp_ray.search.core.transfer_data import Material, material_from
 
 VERSION = 1
 

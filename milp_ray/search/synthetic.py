@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from milp_ray.memory.space import NO_MEMORY, MemoryConfig, MemorySpace, Placement
-from milp_ray.search.objectives import Objective, gains
-from milp_ray.search.pareto import non_dominated
+from milp_ray.search.core.objectives import Objective, gains
+from milp_ray.search.core.pareto import non_dominated
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
 RANKS = (8, 16, 32, 64, 96)

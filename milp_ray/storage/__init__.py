@@ -24,14 +24,13 @@ from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder,
 from milp_ray.storage.objects import local_copy
 from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
-from milp_ray.storage.session import SESSION, Session, next_session, publish_for
+from milp_ray.storage.session import Session, next_session, publish_for
 from milp_ray.storage.twin import Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
     "GROUP",
     "OWNER",
-    "SESSION",
     "Part",
     "Scratch",
     "Session",

@@ -5,7 +5,7 @@ On a file system a temporary sibling is renamed; what a killed writer leaves of 
 (:mod:`milp_ray.storage.twin`) is written to the URL before the function returns. No store renames a folder:
 there its files come first and the one that readers look for comes last, and goes first when it is deleted;
 while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
-:mod:`milp_ray.search.events`.
+:mod:`milp_ray.search.core.events`.
 """
 
 from __future__ import annotations

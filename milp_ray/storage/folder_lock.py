@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO
 
 from milp_ray.errors import RunBusyError
+from milp_ray.layout import LOCK
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import writing
 from milp_ray.storage.objects import Objects
 
-_NAME = "lock"
 # What a file system without locks answers.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _PAUSES = (0.2, 1.0)  # before further tries: a server of files that is busy, or was begun anew
@@ -44,7 +44,7 @@ def folder_lock(root: Path, *, lease: Callable[[Objects, bool], Lease] | None = 
         StorageError: the folder cannot be written.
     """
     with writing(root):
-        file = (root / _NAME).open("a+b")
+        file = (root / LOCK).open("a+b")
     with file:
         locked = _locked(file, root)
         objects = folder_objects(root)

@@ -26,14 +26,14 @@ from types import TracebackType
 from typing import Self
 
 from milp_ray.errors import MilpRayError, RunBusyError, StorageError
+from milp_ray.layout import LEASES
 from milp_ray.storage.clock import CLOCK, Clock, Instant
 from milp_ray.storage.objects import Objects
 from milp_ray.storage.owner import Owner, Process
 from milp_ray.storage.urls import joined
 
-FOLDER = "lease"
-_CLAIM = f"{FOLDER}/by-"
-_LAST = f"{FOLDER}/last"
+_CLAIM = f"{LEASES}/by-"
+_LAST = f"{LEASES}/last"
 _READS = 10
 _CLAIMS = 5
 _NEVER = Instant(-math.inf, -math.inf)
@@ -264,7 +264,7 @@ class Lease:
 
     def _claims(self) -> set[str]:
         """Names of the objects of all who have the run or want it."""
-        return {found.name for found in self._objects.found(FOLDER) if found.name.startswith(_CLAIM)}
+        return {found.name for found in self._objects.found(LEASES) if found.name.startswith(_CLAIM)}
 
     def _others(self) -> list[Owner]:
         others = (self._owner(name) for name in sorted(self._claims()))

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.errors import RunBusyError, StorageError
+from milp_ray.layout import SESSION
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import storage_error
 from milp_ray.storage.twin import shown, twin_of
 
-SESSION = "session.json"
 # Of this process, which works for one session of a run: root of the run -> id of the session.
 _mine: dict[Path, str] = {}
 

@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 
 from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.layout import EVENTS, KEY, LEASES
 from milp_ray.storage.contents import Contents
-from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import abandoned, held, write_synced, writing
 from milp_ray.storage.objects import Found, Objects, objects_at
@@ -36,7 +36,6 @@ from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
 _OWNED, _DRIVER, _RUN = "owner", "driver", "run"
-_EVENTS, _KEY = "events", "alias.key"
 _THREADS = 8
 _twins: dict[str, Twin] = {}
 _lock = threading.Lock()
@@ -166,7 +165,7 @@ class Twin:
             if found.mtime is not None:  # what is newer there is newer here
                 os.utime(draft, (found.mtime, found.mtime))
             draft.replace(path)
-        if found.name.startswith(f"{_EVENTS}/"):
+        if found.name.startswith(f"{EVENTS}/"):
             self.contents.add_log(found.name, content)
         else:
             self.contents.add(found.name, len(content))
@@ -213,9 +212,9 @@ class Twin:
             # logs of before may not all have been pushed.
             left = self.folder / "left"
             with writing(self.folder):
-                if (self.root / _EVENTS).exists():
-                    (self.root / _EVENTS).rename(left)
-                    self.contents.drop(_EVENTS)
+                if (self.root / EVENTS).exists():
+                    (self.root / EVENTS).rename(left)
+                    self.contents.drop(EVENTS)
                 (self.folder / _DRIVER).touch()
             self.refresh(part)
             self._lease = held
@@ -311,9 +310,9 @@ class Twin:
         for old in self._base.glob(f"{self._mark}-*"):
             if old == self.folder or not (old / _DRIVER).exists() or not abandoned(old / _OWNED):
                 continue
-            if _content(old / _RUN / _KEY) == _content(self.root / _KEY):  # the same run, not one of its name
+            if _content(old / _RUN / KEY) == _content(self.root / KEY):  # the same run, not one of its name
                 self._continue(old / "left")
-                self._continue(old / _RUN / _EVENTS)
+                self._continue(old / _RUN / EVENTS)
             shutil.rmtree(old, ignore_errors=True)
 
     def _continue(self, logs: Path) -> None:
@@ -322,7 +321,7 @@ class Twin:
         One that is not at the URL at all is not brought back: its user may have been forgotten.
         """
         for log in sorted(logs.glob("*.jsonl")):
-            mine = self.root / _EVENTS / log.name
+            mine = self.root / EVENTS / log.name
             here, there = _content(mine), _content(log)
             there = there[: there.rfind(b"\n") + 1]
             if here and len(there) > len(here) and there.startswith(here):

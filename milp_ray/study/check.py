@@ -20,7 +20,9 @@ from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, StorageError
 from milp_ray.ids import new_key
-from milp_ray.search.events import ended_trials
+from milp_ray.layout import EVENTS, SCORES
+from milp_ray.model.pretrained import load_config
+from milp_ray.search.core.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.storage import is_url, look, names_in, reading
 from milp_ray.study.alias_key import given_key
@@ -31,8 +33,7 @@ from milp_ray.study.preflight import attempt, preflight, together
 from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
-from milp_ray.training.estimate import estimate, trainable_range
-from milp_ray.training.pretrained import load_config
+from milp_ray.trial.estimate import estimate, trainable_range
 
 
 def check_study(study: Study) -> RenderableType:
@@ -89,13 +90,13 @@ def _storage(study: Study) -> RunFolder | None:
 
 def _progress(run: RunFolder, users: Users) -> str:
     """How far a run is, as its files say; a driver may be at work on it."""
-    look(run.root / "events", "*.jsonl")
+    look(run.root / EVENTS, "*.jsonl")
     ended = sum(ended_trials(run.events(alias)) for alias in users.splits)
     text = f"{ended} of {run.study.search.trials * len(users.splits)} trials ended"
     if run.study.simulation is not None:
         return text
     with reading(run.root):
-        scores = names_in(run.root / "scores")
+        scores = names_in(run.root / SCORES)
     tested = sum(run.scores(alias).name in scores for alias in users.splits)
     return f"{text}, {tested} of {len(users.splits)} users tested"
 

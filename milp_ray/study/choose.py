@@ -11,7 +11,7 @@ from milp_ray.config.models import ChooseSettings
 from milp_ray.errors import SearchError
 from milp_ray.memory.architectures import Architecture
 from milp_ray.search import Engine, Objective, Observation
-from milp_ray.search.pareto import knee
+from milp_ray.search.core.pareto import knee
 
 
 def choose(

@@ -1,7 +1,7 @@
 """The demo's inputs, all made on the spot: three generated people, a tiny base model, and a study of both.
 
 Nothing is downloaded. Running the study is :mod:`milp_ray.study.driver`; who the people are is
-:mod:`milp_ray.data.personas`; the model is :mod:`milp_ray.training.demo_model`.
+:mod:`milp_ray.data.personas`; the model is :mod:`milp_ray.model.demo_model`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from milp_ray.config.loading import load_study
 from milp_ray.data.persona_words import FACTS
 from milp_ray.data.personas import Persona, generate_personas, make_persona, write_jsonl
 from milp_ray.data.records import UserRecord
+from milp_ray.model.demo_model import FIRST_BACKGROUND, DemoModelSizes, build_demo_model
 from milp_ray.storage import write_whole
-from milp_ray.training.demo_model import FIRST_BACKGROUND, DemoModelSizes, build_demo_model
 
 USERS = 3
 SEED = 0

@@ -1,8 +1,8 @@
 """Transfer between the users of a run: finished searches are handed to those that have not begun.
 
-What is transferred, and what a search makes of it, is :mod:`milp_ray.search.transfer`; here is who learns
-from whom in time. The first users run cold; a later cohort learns from all users that were finished before it
-began, however many of them measured something.
+What is transferred, and what a search makes of it, is :mod:`milp_ray.search.core.transfer_data`; here is
+who learns from whom in time. The first users run cold; a later cohort learns from all users that were
+finished before it began, however many of them measured something.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from milp_ray.search.transfer import DonorPool
+from milp_ray.search.source_pool import DonorPool
 from milp_ray.study.inputs import Inputs, objectives_of
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from milp_ray.errors import RunFolderError
+from milp_ray.layout import ADAPTER_CONFIG, MEMORIES, PLOTS, TABLES
 from milp_ray.memory.adapter_notes import NOTE, check_content
-from milp_ray.memory.adapters import CONFIG, WEIGHTS
+from milp_ray.memory.adapters import WEIGHTS
 from milp_ray.memory.export import copy_adapter
 from milp_ray.storage import OWNER, at_hand, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
 
-_MEMORIES = "memories"
 _DRAFTS = ".*"  # of processes that were killed
 
 
@@ -41,8 +41,8 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
             expected="a folder that is not there yet, or is empty",
             remedy="name another folder, or remove this one",
         )
-    kinds = ["tables", "plots"]
-    if not names_in(folder.root / "tables"):
+    kinds = [TABLES, PLOTS]
+    if not names_in(folder.root / TABLES):
         raise RunFolderError(
             "the run has no tables yet",
             where=folder.place,
@@ -52,7 +52,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
     if memories:
         # One after the other: a population's adapters need room for one copy only.
         kinds += [
-            f"{_MEMORIES}/{alias}" for alias in sorted(names_in(folder.root / _MEMORIES)) if alias[0] != "."
+            f"{MEMORIES}/{alias}" for alias in sorted(names_in(folder.root / MEMORIES)) if alias[0] != "."
         ]
 
     def write(draft: Path) -> None:
@@ -60,7 +60,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
         for kind in kinds:
             with at_hand(folder.root / kind) as copy:
                 if copy.is_dir():
-                    if kind.startswith(f"{_MEMORIES}/"):
+                    if kind.startswith(f"{MEMORIES}/"):
                         _copy_memory(copy, draft / kind, one_rank)
                     else:
                         shutil.copytree(copy, draft / kind, ignore=shutil.ignore_patterns(_DRAFTS))
@@ -71,9 +71,9 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
 
 def _copy_memory(source: Path, target: Path, one_rank: bool) -> None:
     """A memory under its alias, if it is there whole; its configuration comes last."""
-    if not (source / CONFIG).exists():
+    if not (source / ADAPTER_CONFIG).exists():
         return
     with reading(source):
         check_content(source, user=target.name)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(_DRAFTS, CONFIG, WEIGHTS, NOTE))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(_DRAFTS, ADAPTER_CONFIG, WEIGHTS, NOTE))
     copy_adapter(source, target, one_rank=one_rank)

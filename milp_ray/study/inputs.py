@@ -15,7 +15,7 @@ from milp_ray.data.digests import Fingerprint
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, Placement, space_from
 from milp_ray.search import Engine, Objective
-from milp_ray.search.records import EngineSettings
+from milp_ray.search.core.records import EngineSettings
 from milp_ray.study.users import Users, load_users
 
 
@@ -55,8 +55,8 @@ def load_space(study: Study, before: Mapping[str, str] | None = None) -> tuple[A
     Raises:
         ModelError, SpaceError: the model, or the space on it, is not usable.
     """
-    from milp_ray.training.fingerprint import check_code
-    from milp_ray.training.pretrained import check_fits, load_architecture
+    from milp_ray.model.fingerprint import check_code
+    from milp_ray.model.pretrained import check_fits, load_architecture
 
     check_code(before or {}, study.model)
     architecture = load_architecture(study.model)
@@ -75,7 +75,7 @@ def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None)
     Raises:
         ModelError: a file of the model cannot be read, or it is another model than before.
     """
-    from milp_ray.training.fingerprint import base_fingerprint, check_base, code_fingerprint
+    from milp_ray.model.fingerprint import base_fingerprint, check_base, code_fingerprint
 
     simulated = study.simulation is not None
     found = code_fingerprint(study.model) if simulated else base_fingerprint(study.model)

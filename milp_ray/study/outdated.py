@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import Placement
 from milp_ray.storage import reading, remove_file, remove_folder
 from milp_ray.study.run_folder import RunFolder
-
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Outdated:
         for alias in sorted(self.scores):
             remove_file(folder.scores(alias))
         for alias in sorted(self.memories):
-            remove_folder(folder.memory(alias), last=_ADAPTER)
+            remove_folder(folder.memory(alias), last=ADAPTER_CONFIG)
 
 
 def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str, Placement]) -> Outdated:
@@ -70,7 +69,7 @@ def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str,
 
 def _saved_placement(memory: Path, architecture: Architecture) -> Placement | None:
     """The placement of a saved adapter; None where there is none, or one that tells no placement."""
-    values = _values(memory / _ADAPTER)
+    values = _values(memory / ADAPTER_CONFIG)
     if values is None:
         return None
     note = (_values(memory / NOTE) or {}).get("placement")

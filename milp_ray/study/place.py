@@ -10,10 +10,8 @@ from pathlib import Path
 from milp_ray.config.models import Study
 from milp_ray.errors import RunFolderError
 from milp_ray.ids import child
+from milp_ray.layout import FIRST, LEASES, META
 from milp_ray.storage import is_url, joined, twin_at
-from milp_ray.storage.lease import FOLDER as LEASES
-
-FIRST = ("study.yaml", "alias.key", "run.json")  # the last one makes it a run
 
 
 def place_of(study: Study) -> str:
@@ -29,9 +27,7 @@ def is_run(place: str) -> bool:
     Raises:
         StorageError: the URL cannot be read.
     """
-    return (
-        twin_at(place).objects.exists("run.json") if is_url(place) else (Path(place) / "run.json").is_file()
-    )
+    return twin_at(place).objects.exists(META) if is_url(place) else (Path(place) / META).is_file()
 
 
 def refuse_existing(place: str) -> None:

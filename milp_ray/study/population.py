@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from milp_ray.search import Engine, Observation
-from milp_ray.search.events import log_is_lost
+from milp_ray.search.core.events import log_is_lost
 from milp_ray.study.choose import choose
 from milp_ray.study.inputs import Inputs, engine_for, objectives_of
 from milp_ray.study.run_folder import RunFolder

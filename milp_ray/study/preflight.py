@@ -71,9 +71,9 @@ def preflight(
         return Preflight([error])
     if study.simulation is not None:
         return Preflight()
-    from milp_ray.training.pretrained import check_vocabulary, load_config, load_tokenizer
-    from milp_ray.training.requirements import check_requirements
-    from milp_ray.training.verify import verify_base
+    from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
+    from milp_ray.model.requirements import check_requirements
+    from milp_ray.model.verify import verify_base
 
     found: list[MilpRayError] = []
     tokenizer = attempt(lambda: load_tokenizer(study.model), found)
@@ -92,7 +92,7 @@ def preflight(
 
 
 def _first_steps(study: Study, users: Users) -> str:
-    """Try a worker's first steps (:mod:`milp_ray.training.rehearsal`), as far as this machine can.
+    """Try a worker's first steps (:mod:`milp_ray.trial.rehearsal`), as far as this machine can.
 
     In a process of their own: what crashes or runs out of memory there takes nothing with it.
 
@@ -102,10 +102,10 @@ def _first_steps(study: Study, users: Users) -> str:
     Raises:
         MilpRayError: what every worker would meet.
     """
-    from milp_ray.training.estimate import base_parameters
-    from milp_ray.training.pretrained import load_config
-    from milp_ray.training.rehearsal import Rehearsed, too_large
-    from milp_ray.training.weights import at_hand
+    from milp_ray.model.pretrained import load_config
+    from milp_ray.model.weights import at_hand
+    from milp_ray.trial.estimate import base_parameters
+    from milp_ray.trial.rehearsal import Rehearsed, too_large
 
     if not study.ray.rehearse:
         return "not tried (ray.rehearse)"
@@ -137,7 +137,7 @@ def _first_steps(study: Study, users: Users) -> str:
     return f"tried here in {time.monotonic() - began:.1f} s"
 
 
-_REHEARSE = "from milp_ray.training.rehearsal import main; main()"
+_REHEARSE = "from milp_ray.trial.rehearsal import main; main()"
 
 
 def _fault_of(process: subprocess.CompletedProcess[bytes]) -> MilpRayError | None:

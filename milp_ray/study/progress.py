@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from milp_ray.tune.gauges import Counts
-from milp_ray.tune.queue import BASELINE, Ticket
+from milp_ray.tune.proposals.records import BASELINE, Ticket
+from milp_ray.tune.search.prometheus import Counts
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine

@@ -28,7 +28,7 @@ def prompt_frame(study: Study) -> dict[str, object]:
     found: dict[str, object] = {"encoding": _ENCODING}
     if study.prompts.style == "plain" or study.simulation is not None:
         return found
-    from milp_ray.training.pretrained import load_tokenizer
+    from milp_ray.model.pretrained import load_tokenizer
 
     date = study.prompts.date or today()
     chat = ChatTemplate(load_tokenizer(study.model), study.prompts.thinking, date)
@@ -49,7 +49,7 @@ def prompt_notes(study: Study) -> list[str]:
     """
     if study.prompts.style == "plain" or study.simulation is not None:
         return []
-    from milp_ray.training.pretrained import load_tokenizer
+    from milp_ray.model.pretrained import load_tokenizer
 
     return Prompts(study.prompts).notes(load_tokenizer(study.model))
 

@@ -40,7 +40,7 @@ def record(folder: RunFolder, population: Population, architecture: Architecture
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
     if experiments:
-        from milp_ray.search.experiment import has_parameters
+        from milp_ray.search.ax.export import has_parameters
     for alias in population.aliases:
         if not population.begun(alias):
             continue
@@ -68,7 +68,7 @@ def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
     """
     path = folder.experiment(alias)
     if not path.exists() or path.stat().st_mtime < folder.events(alias).stat().st_mtime:
-        from milp_ray.search.experiment import build_client, save_client
+        from milp_ray.search.ax.export import build_client, save_client
 
         save_client(build_client(alias, engine), path)
     return path

@@ -30,16 +30,16 @@ from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.saved_adapters import drop_beaten
 from milp_ray.study.stopping import StopRequest, stop_on_signals
-from milp_ray.tune.gauges import Gauges
-from milp_ray.tune.metrics import Meter, SearchMetrics
-from milp_ray.tune.session import ray_session
+from milp_ray.tune.cluster.session import ray_session
+from milp_ray.tune.proposals.overhead import Meter, SearchMetrics
+from milp_ray.tune.search.prometheus import Gauges
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
-    from milp_ray.tune.proposing import Proposer
-    from milp_ray.tune.shared import SharedUsers
-    from milp_ray.tune.simulated import SimulatedSpec
-    from milp_ray.tune.trainable import TrialSpec
+    from milp_ray.tune.cluster.shared import SharedUsers
+    from milp_ray.tune.proposals.threads import Proposer
+    from milp_ray.tune.search.simulated import SimulatedSpec
+    from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
 @dataclass
@@ -139,8 +139,8 @@ class Run:
         return self.outcome
 
     def _steps(self, stopping: StopRequest) -> None:
-        from milp_ray.tune.dashboard import describe_job
-        from milp_ray.tune.shared import check_shared
+        from milp_ray.tune.cluster.dashboard import describe_job
+        from milp_ray.tune.cluster.shared import check_shared
 
         check_shared(self.folder.root)
         describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
@@ -158,13 +158,12 @@ class Run:
                 "Ray ended the search before all trials were done",
                 where=self.folder.place,
                 expected="every user's budget used up",
-                remedy=f"look into {shown(self.folder.tune / 'tune.log')}, then: "
-                f"milp-ray resume {self.folder.place}",
+                remedy=f"look into {shown(self.folder.tune_log)}, then: milp-ray resume {self.folder.place}",
             )
 
     def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
         """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
-        from milp_ray.tune.search_run import run_search
+        from milp_ray.tune.search.run import run_search
 
         began = time.monotonic()
         population = self.population
@@ -216,8 +215,8 @@ class Run:
 
     def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
         """What these users' trials share. Their texts are in the object store for as long as it lives."""
-        from milp_ray.tune.simulated import SimulatedSpec
-        from milp_ray.tune.trainable import TrialSpec
+        from milp_ray.tune.search.simulated import SimulatedSpec
+        from milp_ray.tune.workers.trial_spec import TrialSpec
 
         if self.study.simulation is not None:
             numbers = {alias: self.inputs.users.number(alias) for alias in aliases}
@@ -225,7 +224,7 @@ class Run:
         return TrialSpec(self.study, self._share(aliases), self.folder.root, self._session)
 
     def _share(self, aliases: Sequence[str]) -> SharedUsers:
-        from milp_ray.tune.shared import share_users
+        from milp_ray.tune.cluster.shared import share_users
 
         return share_users({alias: self.inputs.users.splits[alias] for alias in aliases})
 
@@ -236,8 +235,8 @@ class Run:
         It imports and compiles what the first fits need beside the initial trials. Not before Ray has started
         its processes: a fork after JAX has started its threads may deadlock.
         """
-        from milp_ray.tune.proposers import make_proposer
-        from milp_ray.tune.proposing import Preparation, is_free
+        from milp_ray.tune.proposals.actors import make_proposer
+        from milp_ray.tune.proposals.threads import Preparation, is_free
 
         search = self.study.search
         if is_free(search.surrogate) or search.trials <= search.initial:
@@ -253,8 +252,8 @@ class Run:
             proposer.close()
 
     def _final(self, stopping: StopRequest) -> None:
-        from milp_ray.tune.assignments import Event, FinalSpec
-        from milp_ray.tune.final import run_final
+        from milp_ray.tune.final.coordinator import Event, FinalSpec
+        from milp_ray.tune.final.run import run_final
 
         began = time.monotonic()
         check_whole(self.folder.root)
@@ -326,7 +325,7 @@ class Run:
         return self._has_memory(alias) and self.folder.scores(alias).exists()
 
     def _has_memory(self, alias: str) -> bool:
-        return (self.folder.memory(alias) / "adapter_config.json").exists()
+        return self.folder.memory_config(alias).exists()
 
     def _record(self) -> None:
         record(self.folder, self.population, self.inputs.architecture)

@@ -1,21 +1,8 @@
-"""The run folder: everything a study writes, who may write it, and how it is written whole or not at all.
-
-    <storage.path>/<study name>/
-      study.yaml         the frozen study: paths absolute, user ids replaced by aliases
-      run.json           format, fingerprints of users' data and of the base model, versions of the packages
-      alias.key          the key of this run's aliases, readable by its owner only
-      session.json       which driver's session it is in, or was in last
-      events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
-      adapters/<alias>/t0007/   adapters of trials on the front, PEFT layout
-      memories/<alias>/  the final adapter of a user (PEFT layout)
-      scores/<alias>.json    test scores of the three models
-      experiments/<alias>.json   the saved Ax experiment
-      tables/ plots/     for people: parquet, CSV, PNG
-      tune/              Ray Tune's own files
+"""The run folder: who may write it, and how it is written whole or not at all.
 
 Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is this process's twin of it
-(:mod:`milp_ray.storage.twin`). What the files mean is for their writers; here are only the paths, the lock
-and atomic writing.
+(:mod:`milp_ray.storage.twin`). Where each file is says :mod:`milp_ray.layout`; what the files mean is for
+their writers.
 """
 
 from __future__ import annotations
@@ -36,10 +23,26 @@ from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
 from milp_ray.data.digests import Fingerprint
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
-from milp_ray.ids import KEY_BYTES, alias_of, child, is_alias, new_key
+from milp_ray.ids import KEY_BYTES, alias_of, is_alias, new_key
+from milp_ray.layout import (
+    EVENTS,
+    EXPERIMENTS,
+    FIRST,
+    KEY,
+    LAST,
+    LOCK,
+    MEMORIES,
+    META,
+    OF_UNUSED,
+    SCORES,
+    STUDY,
+    TABLES,
+    WRITTEN_WHOLE,
+    Layout,
+)
+from milp_ray.model.fingerprint import COMMIT
 from milp_ray.storage import (
     GROUP,
-    SESSION,
     Part,
     Session,
     Twin,
@@ -59,14 +62,12 @@ from milp_ray.storage import (
     writing,
 )
 from milp_ray.storage.folder_lock import confirm_held, folder_lock
-from milp_ray.storage.lease import FOLDER as LEASES
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.leftovers import is_young
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.origin import differences, packages, without_ids
-from milp_ray.study.place import FIRST, is_run, place_of, refuse_existing
+from milp_ray.study.place import is_run, place_of, refuse_existing
 from milp_ray.study.prompt_frame import with_frame
-from milp_ray.training.fingerprint import COMMIT
 
 # 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one of each
 # user, whose number follows from the alias. In 1 it is one of the whole file, and users are numbered by their
@@ -75,14 +76,14 @@ FORMAT = 2
 # What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
 _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
-_READERS = Part(FIRST, {"tables": "*"})
+_READERS = Part(FIRST, {TABLES: "*"})
 _DRIVERS = Part(
     FIRST,
-    {"tables": "*", "events": "*", "scores": "*", "experiments": "*", "memories": "*/*.json"},
+    {TABLES: "*", EVENTS: "*", SCORES: "*", EXPERIMENTS: "*", MEMORIES: "*/*.json"},
 )
 
 
-class RunFolder:
+class RunFolder(Layout):
     """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`.
 
     Attributes:
@@ -93,7 +94,7 @@ class RunFolder:
     """
 
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
-        self.root = root
+        super().__init__(root)
         self.place = shown(root)
         self.study = study
         self.key = key
@@ -137,9 +138,9 @@ class RunFolder:
         }
         refuse_existing(place)
         first = {
-            "study.yaml": (_HEADER + dump_study(frozen)).encode(),
-            "alias.key": key,
-            "run.json": json.dumps(meta, indent=1).encode(),
+            STUDY: (_HEADER + dump_study(frozen)).encode(),
+            KEY: key,
+            META: json.dumps(meta, indent=1).encode(),
         }
         if is_url(place):
             return cls(_create_at(twin_at(place), first), frozen, key, meta)._made()
@@ -150,11 +151,11 @@ class RunFolder:
             draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", suffix=_DRAFT, dir=root.parent))
             try:
                 _write_first(draft, first)
-                (draft / "lock").touch()
+                (draft / LOCK).touch()
                 if study.storage.readable_by == "group":
                     draft.chmod(GROUP)  # else as it is made: for its owner alone
                 for file in draft.iterdir():
-                    if file.name != "alias.key":
+                    if file.name != KEY:
                         follow(file)
                 sync_folder(draft)
                 draft.rename(root)  # fails if somebody made a filled folder there meanwhile
@@ -185,7 +186,8 @@ class RunFolder:
             root = twin.root
         else:
             root = Path(path).expanduser().resolve()
-        if not (root / "run.json").is_file() or not (root / "study.yaml").is_file():
+        layout = Layout(root)
+        if not layout.meta_file.is_file() or not layout.study_file.is_file():
             there = root.exists() and not is_url(path)
             fact = "is not a run folder" if there else "no such run folder"
             raise RunFolderError(
@@ -195,8 +197,8 @@ class RunFolder:
                 remedy="name the folder that the search printed: <storage.path>/<study name>",
             )
         with reading(root):
-            meta = json.loads((root / "run.json").read_text(encoding="utf-8"))
-            key = (root / "alias.key").read_bytes()
+            meta = json.loads(layout.meta_file.read_text(encoding="utf-8"))
+            key = layout.key_file.read_bytes()
         if meta.get("format") not in _AS_BEGUN or len(key) != KEY_BYTES:
             raise RunFolderError(
                 f"the run folder has format {meta.get('format')}, or its alias.key is damaged",
@@ -204,7 +206,7 @@ class RunFolder:
                 expected=f"format {min(_AS_BEGUN)} to {FORMAT}",
                 remedy="open it with the version of milp_ray in run.json",
             )
-        return cls(root, load_study(root / "study.yaml", _AS_BEGUN[meta["format"]]), key, meta)
+        return cls(root, load_study(layout.study_file, _AS_BEGUN[meta["format"]]), key, meta)
 
     @classmethod
     def of(cls, study: Study) -> RunFolder | None:
@@ -247,11 +249,11 @@ class RunFolder:
         if frozen.search.trials < self.study.search.trials:
             search = frozen.search.model_copy(update={"trials": self.study.search.trials})
             text = _HEADER + dump_study(frozen.model_copy(update={"search": search}))
-            write_whole(self.root / "study.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
+            write_whole(self.study_file, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def _frozen(self) -> Study:
         """The study as it lies in the folder."""
-        return load_study(self.root / "study.yaml", _AS_BEGUN[int(str(self.meta["format"]))])
+        return load_study(self.study_file, _AS_BEGUN[int(str(self.meta["format"]))])
 
     def pinned(self) -> RunFolder:
         """Itself, with the prompts and, as the hub model's revision, the commit that the run was begun with.
@@ -293,39 +295,6 @@ class RunFolder:
             found.append(Problem("data.alias_key", fact, "the key that the run was begun with", remedy))
         return found
 
-    def events(self, alias: str) -> Path:
-        """The event log of a user's search."""
-        return child(self.root, "events", f"{alias}.jsonl")
-
-    def adapters(self, alias: str) -> Path:
-        """Adapters of a user's trials, each in a folder called like the trial."""
-        return child(self.root, "adapters", alias)
-
-    def memory(self, alias: str) -> Path:
-        """A user's memory: the final adapter."""
-        return child(self.root, "memories", alias)
-
-    def scores(self, alias: str) -> Path:
-        """A user's test scores."""
-        return child(self.root, "scores", f"{alias}.json")
-
-    def experiment(self, alias: str) -> Path:
-        """A user's saved Ax experiment."""
-        return child(self.root, "experiments", f"{alias}.json")
-
-    def table(self, name: str) -> Path:
-        """A table without its ending: ``.parquet`` and ``.csv`` stand beside each other."""
-        return child(self.root, "tables", name)
-
-    def plot(self, name: str) -> Path:
-        """A plot (PNG)."""
-        return child(self.root, "plots", f"{name}.png")
-
-    @property
-    def tune(self) -> Path:
-        """Where Ray Tune keeps its files."""
-        return self.root / "tune"
-
     def no_such_user(self, expected: str = "a raw user id or an alias of the run") -> RunFolderError:
         """The error that a user who is not in the run stands for."""
         return RunFolderError(
@@ -349,7 +318,7 @@ class RunFolder:
         if not self._is_new or self.session.number != 1 or not self._unused():
             return False
         if (twin := twin_of(self.root)) is not None:
-            twin.remove(last=_MAKES_A_RUN)
+            twin.remove(last=LAST)
             return True
         confirm_held(self.root)
         with writing(self.root):
@@ -363,18 +332,18 @@ class RunFolder:
         """Whether there is nothing but what creation and a search without any trial write. At a URL what is
         there counts, and what this process has still to push."""
         with reading(self.root):
-            logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / "events").glob("*.jsonl")}
+            logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / EVENTS).glob("*.jsonl")}
             if (twin := twin_of(self.root)) is None:
                 names = {path.name for path in self.root.iterdir()}
             else:
                 found = [each.name for each in twin.objects.found()]
                 names = {name.partition("/")[0] for name in found}
-                logs |= {name: twin.objects.get(name) for name in found if name.startswith("events/")}
-        return names <= _OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())
+                logs |= {name: twin.objects.get(name) for name in found if name.startswith(f"{EVENTS}/")}
+        return names <= OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())
 
     def _keep_tune_log(self, twin: Twin) -> None:
         """Tune's own errors, which a person may be told to look into, go to the URL as well."""
-        log = self.tune / "tune.log"
+        log = self.tune_log
         with contextlib.suppress(MilpRayError):
             if log.exists():
                 twin.put(log, log.read_bytes())
@@ -410,7 +379,7 @@ class RunFolder:
         """A session of the run, which is held."""
         self._check_same()
         self.session = next_session(self.root)
-        write_json(self.root / SESSION, self.session.to_plain())
+        write_json(self.session_file, self.session.to_plain())
         try:
             yield
         finally:
@@ -419,8 +388,8 @@ class RunFolder:
     def _check_same(self) -> None:
         """Make sure that what is there is still this run: a key is new in every one."""
         with reading(self.root):
-            key = self.root / "alias.key"
-            if (self.root / "run.json").exists() and key.exists() and key.read_bytes() == self.key:
+            key = self.key_file
+            if self.meta_file.exists() and key.exists() and key.read_bytes() == self.key:
                 return
         raise RunBusyError(
             "the run was removed meanwhile, or replaced by another of its name",
@@ -431,21 +400,16 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what drivers that were killed, and their workers, left half-made."""
-        for scratch in (*self.tune.glob("search-*"), self.root / "train"):
+        for scratch in (*self.tune.glob("search-*"), self.train):
             shutil.rmtree(scratch, ignore_errors=True)
         with reading(self.root):
             folders = [self.root]
-            folders += [path for kind in _WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
+            folders += [path for kind in WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
         for folder in folders:
             sweep_drafts(folder)
 
 
-# Below which files and folders are written whole, by way of drafts.
-_WRITTEN_WHOLE = ("adapters/u-*", "memories", "scores", "experiments", "tables", "plots", "lease")
 _DRAFT, _REMOVED = ".draft", ".removed"
-# What is deleted last of a run, in this order: without run.json the others are nobody's.
-_MAKES_A_RUN = ("run.json", "alias.key", "study.yaml")
-_OF_UNUSED = {*FIRST, SESSION, LEASES, "lock", "events", "tune", "train"}
 _HEADER = (
     "# The frozen study of this run: every value spelled out, user ids replaced by aliases.\n"
     "# It is read by `milp-ray resume`; changing it has no good effect. To search anew, copy your own study\n"
@@ -455,7 +419,7 @@ _HEADER = (
 
 def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        mode = 0o600 if name == "alias.key" else 0o644
+        mode = 0o600 if name == KEY else 0o644
         with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
             file.flush()
@@ -469,7 +433,7 @@ def _sweep_creations(root: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
     for draft in root.parent.glob(f".{root.name}-*{_DRAFT}"):
         with contextlib.suppress(OSError):
-            if not is_young(draft) and {path.name for path in draft.iterdir()} <= {*FIRST, "lock"}:
+            if not is_young(draft) and {path.name for path in draft.iterdir()} <= {*FIRST, LOCK}:
                 shutil.rmtree(draft)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from milp_ray.ids import trial_label
+from milp_ray.layout import ADAPTER_CONFIG, ADAPTERS
 from milp_ray.storage import folders_below, remove_folder
 from milp_ray.study.run_folder import RunFolder
 
@@ -25,7 +26,7 @@ def drop_beaten(folder: RunFolder, fronts: Mapping[str, Iterable[int]]) -> None:
         StorageError: one could not be deleted.
     """
     kept = {alias: {trial_label(number) for number in front} for alias, front in fronts.items()}
-    saved = folder.root / "adapters"
+    saved = folder.root / ADAPTERS
     for alias, name in folders_below(saved):
         if alias in kept and name not in kept[alias]:
-            remove_folder(saved / alias / name, last="adapter_config.json")
+            remove_folder(saved / alias / name, last=ADAPTER_CONFIG)

@@ -1,1 +1,1 @@
-"""Training one placement on one user, without Ray: import base, trial and estimate from here as modules."""
+"""Training an adapter: the loop, the optimizer's steps on one rank or several, checkpoints. No Ray."""

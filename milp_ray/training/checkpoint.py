@@ -20,8 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from milp_ray.errors import StorageError
+from milp_ray.model.parallel.group import Group
 from milp_ray.storage import get_file, make_folder, names_in, put_file, remove_folder, twin_of, writing
-from milp_ray.training.parallel.group import Group
 
 _KEPT = 2
 _FORMAT = 2  # of what a state holds; 2: an adapter is one vector to its optimizer

@@ -4,7 +4,7 @@ AdamW is torch's (docs/references.md: Loshchilov 2019).
 
 Where several ranks share the base, each computes its share of every batch. One yield per optimizer step, so
 that the caller can stop, report, interleave, or keep the state. What is trained on and what is measured
-afterwards is the trial's business (:mod:`milp_ray.training.trial`).
+afterwards is the trial's business (:mod:`milp_ray.trial.trial`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
-from milp_ray.training.base import BaseModel
-from milp_ray.training.batches import Example, Part, collate, shuffled
-from milp_ray.training.graphs import Graphs
-from milp_ray.training.parallel.steps import Stepper, stepping
+from milp_ray.model.base import BaseModel
+from milp_ray.model.batches import Example, Part, collate, shuffled
+from milp_ray.model.cuda_graphs import Graphs
+from milp_ray.training.optimizer_steps import Stepper, stepping
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Everything that touches Ray: session, queue of proposals, searcher, trainable, scheduler, final stage."""
+"""Everything that touches Ray, in five rooms: cluster, proposals, workers, search, final."""

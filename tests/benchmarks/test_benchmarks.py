@@ -129,7 +129,7 @@ def test_overhead_is_what_training_and_measuring_leave_of_the_wall_time() -> Non
 @pytest.mark.slow
 def test_the_resident_method_is_the_products_own_search(shallow_model: Path, tmp_path: Path) -> None:
     from milp_ray.config.models import RaySettings
-    from milp_ray.tune.session import ray_session
+    from milp_ray.tune.cluster.session import ray_session
 
     overhead = importlib.import_module("trial_overhead")
     with ray_session(RaySettings()):
@@ -156,7 +156,7 @@ def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
 
     from milp_ray.memory.adapters import lora_config
     from milp_ray.memory.space import Placement
-    from milp_ray.training.batches import Example, collate, token_losses
+    from milp_ray.model.batches import Example, collate, token_losses
 
     bases, trial = (importlib.import_module(name) for name in ("bases", "gpu_trial"))
     base = bases.random_base("tiny", "cpu")

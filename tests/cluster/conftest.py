@@ -1,3 +1,3 @@
 """A small real study for the tests that run one."""
 
-from ..study.conftest import study_file  # noqa: F401  (a fixture)
+from tests.study.conftest import study_file  # noqa: F401  (a fixture)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .paths import run, tool
+from tests.cluster.paths import run, tool
 
 Manifest = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import promql_parser
 
-from milp_ray.tune.gauges import GAUGES, HISTOGRAMS, PREFIX
+from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX
 
 Dashboard = Mapping[str, Any]
 # Grafana's variables as Prometheus would get them. `label_values(metric, label)` is Grafana's own function.

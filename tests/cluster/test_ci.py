@@ -18,8 +18,7 @@ from milp_ray.config.loading import load_study, resolved
 from milp_ray.ids import new_key
 from milp_ray.study.inputs import load_inputs
 from milp_ray.study.run_folder import RunFolder
-
-from .paths import CLUSTER, run, tool
+from tests.cluster.paths import CLUSTER, run, tool
 
 GITHUB = CLUSTER / "ci/github/milp-ray.yml"
 GITLAB = CLUSTER / "ci/gitlab/milp-ray.gitlab-ci.yml"

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .paths import CLUSTER, ROOT, run, tool
+from tests.cluster.paths import CLUSTER, ROOT, run, tool
 
 DOCKER = CLUSTER / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"

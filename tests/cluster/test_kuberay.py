@@ -14,10 +14,9 @@ import kubernetes_validate
 import pytest
 
 from milp_ray.config.loading import load_study
-
-from . import kuberay
-from .kustomize import Manifest, build
-from .paths import CLUSTER, ROOT, run, tool
+from tests.cluster import kuberay
+from tests.cluster.kustomize import Manifest, build
+from tests.cluster.paths import CLUSTER, ROOT, run, tool
 
 KUBERAY = CLUSTER / "kuberay"
 OVERLAYS = sorted(path.parent for path in (KUBERAY / "overlays").rglob("kustomization.yaml"))

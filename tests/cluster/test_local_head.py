@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..jobs.conftest import free_ports
-from .paths import CLUSTER, ROOT, run, tool
+from tests.cluster.paths import CLUSTER, ROOT, run, tool
+from tests.jobs.conftest import free_ports
 
 LOCAL = CLUSTER / "local"
 

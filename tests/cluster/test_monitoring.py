@@ -13,10 +13,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from milp_ray.tune.gauges import GAUGES, PREFIX
-
-from .paths import CLUSTER
-from .promql import exported_names, metric_names, names_in, panels, queries, selectors
+from milp_ray.tune.search.prometheus import GAUGES, PREFIX
+from tests.cluster.paths import CLUSTER
+from tests.cluster.promql import exported_names, metric_names, names_in, panels, queries, selectors
 
 MONITORING = CLUSTER / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))

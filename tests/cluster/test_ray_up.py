@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from .paths import CLUSTER, run, tool
+from tests.cluster.paths import CLUSTER, run, tool
 
 FILES = sorted((CLUSTER / "ray-up").glob("*.yaml"))
 COMMANDS = (

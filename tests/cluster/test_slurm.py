@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from .paths import CLUSTER, ROOT, run, tool
+from tests.cluster.paths import CLUSTER, ROOT, run, tool
 
 SLURM = CLUSTER / "slurm"
 BATCHES = sorted(SLURM.glob("*.sbatch"))

@@ -7,7 +7,7 @@ from typing import get_args
 
 from milp_ray.config.models import ObjectiveName
 from milp_ray.config.objectives import OBJECTIVES, gains_of
-from milp_ray.training.trial import Measurement
+from milp_ray.trial.trial import Measurement
 
 
 def test_studies_and_measurements_know_the_declared_objectives() -> None:

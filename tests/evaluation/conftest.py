@@ -9,7 +9,7 @@ import torch
 
 from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.space import Placement
-from milp_ray.training.base import BaseModel
+from milp_ray.model.base import BaseModel
 
 
 @pytest.fixture(params=["llama", "gpt2", "roberta"])

@@ -13,8 +13,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.evaluation.decoding import Decoder, Fixed, Growing, decoder, fixed_cache
-from milp_ray.training.base import BaseModel, load_base
-from milp_ray.training.graphs import Work
+from milp_ray.model.base import BaseModel, load_base
+from milp_ray.model.cuda_graphs import Work
 
 PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
 NEW = 11

@@ -13,7 +13,7 @@ from milp_ray.data.records import Sample, UserSplit
 from milp_ray.evaluation.compare import evaluate
 from milp_ray.evaluation.measure import encode_prompts, generate, response_loss
 from milp_ray.evaluation.metrics import persona_f1, rouge
-from milp_ray.training.base import BaseModel
+from milp_ray.model.base import BaseModel
 
 PROMPTS = Prompts(PromptSettings(max_length=96))
 

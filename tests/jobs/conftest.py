@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ..study.conftest import study_file  # noqa: F401  (a fixture)
+from tests.study.conftest import study_file  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
 HEAD = ROOT / "cluster" / "local" / "head.sh"

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from milp_ray.tune.gauges import GAUGES, HISTOGRAMS, PREFIX
-
-from ..cluster.promql import metric_names
-from ..study.conftest import CANARY
-from .conftest import ROOT, Head
+from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX
+from tests.cluster.promql import metric_names
+from tests.jobs.conftest import ROOT, Head
+from tests.study.conftest import CANARY
 
 pytestmark = pytest.mark.slow
 

@@ -34,7 +34,7 @@ from milp_ray.memory.adapters import (
 )
 from milp_ray.memory.architectures import architecture_names, architecture_of, register
 from milp_ray.memory.space import MemorySpace, Placement
-from milp_ray.training.base import BaseModel, loaded
+from milp_ray.model.base import BaseModel, loaded
 
 TINY_NAMES = ("llama", "gpt2", "roberta")
 IDS = torch.arange(3, 40)[None]

@@ -16,7 +16,7 @@ from milp_ray.errors import SpaceError, StorageError
 from milp_ray.memory.adapters import attach, detach, lora_config, read_adapter, save_adapter
 from milp_ray.memory.export import copy_adapter, portable_name, with_one_rank
 from milp_ray.memory.space import Placement
-from milp_ray.training.base import BaseModel
+from milp_ray.model.base import BaseModel
 
 IDS = torch.arange(3, 40)[None]
 UNEVEN = Placement.from_key("1:4,3:8,10:2,11:16")

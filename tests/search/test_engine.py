@@ -10,9 +10,11 @@ import pytest
 
 from milp_ray.errors import SearchError, SpaceError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search import Engine, Objective
-from milp_ray.search.design import count_placements
-from milp_ray.search.local_search import LocalSearch
+from milp_ray.search import Engine, Objective, Plan
+from milp_ray.search import engine as engine_module
+from milp_ray.search.core.design import count_placements
+from milp_ray.search.core.local_search import LocalSearch
+from milp_ray.search.propose import propose
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, TINY_SAAS, measure, run, size, small_space
 
 QUICK = LocalSearch(draws=32, climbers=2, rounds=3)
@@ -198,7 +200,7 @@ def test_a_near_miss_is_suggested() -> None:
 def test_ask_without_k_gives_a_batch() -> None:
     made = engine(batch=3, initial=0)
     assert len(made.ask()) == 3
-    assert len(made.plan(100).propose()) == 3
+    assert len(propose(made.plan(100))) == 3
 
 
 def test_the_reference_is_given_once(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_a_lowered_curve_gives_the_whole_front_volume() -> None:
 def test_the_first_of_a_batch_does_not_depend_on_its_size() -> None:
     made = engine(surrogate="gp", batch=4)
     run(made, 4)
-    assert made.plan(4).propose()[0] == made.plan(1).propose()[0]
+    assert propose(made.plan(4))[0] == propose(made.plan(1))[0]
 
 
 def test_a_plan_pickles_and_is_a_pure_function() -> None:
@@ -294,13 +296,13 @@ def test_a_plan_pickles_and_is_a_pure_function() -> None:
     plan = made.plan(2)
     copy = pickle.loads(pickle.dumps(plan))
     made.fail(made.ask(1)[0].id, "the engine goes on")
-    assert plan.propose() == copy.propose() == plan.propose()
+    assert propose(plan) == propose(copy) == propose(plan)
 
 
 def test_accept_drops_what_was_seen_meanwhile() -> None:
     made = run(engine(surrogate="gp"), 4)
     plan = made.plan(2)
-    candidates = plan.propose()
+    candidates = propose(plan)
     assert [p.id for p in made.accept(plan, candidates)] == [4, 5]
     assert made.accept(plan, candidates) == []
     assert len(made.proposals) == 6
@@ -344,16 +346,13 @@ def test_telling_does_not_wait_for_a_proposal(monkeypatch: pytest.MonkeyPatch) -
     made = run(engine(surrogate="gp"), 4)
     waiting = made.ask(1)[0]
     started, go_on = threading.Event(), threading.Event()
-    from milp_ray.search.plan import Plan
 
-    real = Plan.propose
-
-    def slow(self: Plan) -> object:
+    def slow(plan: Plan) -> object:
         started.set()
         assert go_on.wait(30)
-        return real(self)
+        return propose(plan)
 
-    monkeypatch.setattr(Plan, "propose", slow)
+    monkeypatch.setattr(engine_module, "propose", slow)
     thread = threading.Thread(target=made.ask, args=(1,))
     thread.start()
     assert started.wait(30)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.search import Engine
-from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.core.local_search import LocalSearch
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, TINY_SAAS, measure, run, small_space
 
 TRIALS = 9

@@ -12,8 +12,8 @@ from gpytorch.utils.errors import NanError, NotPSDError
 
 from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.search import Engine
-from milp_ray.search.acquisition import Acquisition
-from milp_ray.search.local_search import LocalSearch
+from milp_ray.search.acquisition.log_nehvi import Acquisition
+from milp_ray.search.core.local_search import LocalSearch
 from milp_ray.search.surrogates.base import SurrogateFailed
 from milp_ray.search.surrogates.gp import Gp
 from tests.search.problems import LOSS_AND_ROUGE, TINY_SAAS, small_space

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import StorageError
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import at_hand, check_whole, look, remove_file, twin_at, write_folder, write_json
 from milp_ray.storage.local import held
 from milp_ray.storage.part import Part

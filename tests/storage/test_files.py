@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import StorageError
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import write_folder, write_json, write_synced, write_whole
 
 

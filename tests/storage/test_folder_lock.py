@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import RunBusyError, StorageError
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import folder_lock as module
 from milp_ray.storage import put_file, remove_file, remove_folder, write_folder, write_json
 from milp_ray.storage.clock import Clock

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from milp_ray.errors import RunFolderError, StorageError
+from milp_ray.layout import LEASES
 from milp_ray.storage.clock import Clock
-from milp_ray.storage.lease import FOLDER, Lease
+from milp_ray.storage.lease import Lease
 from milp_ray.storage.objects import Objects, objects_at
 from milp_ray.storage.owner import Owner, Process
 from tests.storage.conftest import Failing
@@ -30,7 +31,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def leases(objects: Objects) -> list[str]:
-    return [found.name for found in objects.found(FOLDER) if "/by-" in found.name]
+    return [found.name for found in objects.found(LEASES) if "/by-" in found.name]
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> None:
@@ -251,7 +252,7 @@ def test_a_run_with_an_unanswered_write_is_given_back_later(
 
 
 def test_a_damaged_lease_is_said(objects: Objects) -> None:
-    objects.put(f"{FOLDER}/by-x", b"{")
+    objects.put(f"{LEASES}/by-x", b"{")
     with pytest.raises(StorageError, match="a lease is damaged"):
         Lease(objects).__enter__()
 

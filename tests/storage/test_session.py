@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import RunBusyError, StorageError, from_plain
+from milp_ray.layout import SESSION
 from milp_ray.storage import (
-    SESSION,
     get_file,
     names_in,
     next_session,

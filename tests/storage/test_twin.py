@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import RunFolderError, StorageError
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import (
     at_hand,
     close_twins,
@@ -250,7 +250,7 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
 
 _KILLED = """
 import os, signal, sys
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import Part, twin, twin_at
 pusher = twin.Pusher
 twin.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test

@@ -26,7 +26,11 @@ import ray
 from milp_ray.storage import twin, write_json
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, run
-from milp_ray.tune import dashboard, final, final_worker, search_run, shared, slicing
+from milp_ray.tune.cluster import dashboard, shared
+from milp_ray.tune.final.run import run as final
+from milp_ray.tune.final.run import worker as final_worker
+from milp_ray.tune.search import run as search_run
+from milp_ray.tune.workers import trial_runner as slicing
 
 KILLED, FAILED = 9, 1
 
@@ -164,13 +168,13 @@ def without_ray(base: object = None) -> None:
     final_worker.resident_base = lambda *_: base  # type: ignore[assignment]
     search_run.run_search = _search(base)  # type: ignore[assignment]
     final.run_final = _final  # type: ignore[assignment]
-    sys.modules["milp_ray.search.experiment"] = _experiments()
+    sys.modules["milp_ray.search.ax.export"] = _experiments()
     twin.Pusher = _PushesAtOnce  # type: ignore[misc, assignment]
 
 
 def _experiments() -> types.ModuleType:
     """In place of Ax, which takes its time to be imported: what is written is small, and written alike."""
-    module: Any = types.ModuleType("milp_ray.search.experiment")
+    module: Any = types.ModuleType("milp_ray.search.ax.export")
     module.has_parameters = lambda *_: True
     module.build_client = lambda alias, engine: {"trials": engine.counts.asked}
     module.save_client = lambda client, path: write_json(path, client)
@@ -221,8 +225,8 @@ def push_late() -> None:
 
 
 def _search(base: object) -> Callable[..., dict[str, str]]:
-    from milp_ray.tune.queue import BASELINE
-    from milp_ray.tune.slicing import Slices
+    from milp_ray.tune.proposals.records import BASELINE
+    from milp_ray.tune.workers.trial_runner import Slices
 
     def real(spec: Any) -> Callable[..., Mapping[str, Any]]:
         slices = Slices(spec, base)  # type: ignore[arg-type]
@@ -267,8 +271,8 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
 
 def _final(spec: Any, stopping: object, listener: Callable[[Any], None], *_: object) -> None:
     from milp_ray.errors import from_plain
-    from milp_ray.tune.assignments import Assignments
-    from milp_ray.tune.final_worker import FinalLoop, Seat, _sit
+    from milp_ray.tune.final.coordinator import Assignments
+    from milp_ray.tune.final.worker import FinalLoop, Seat, _sit
 
     assignments = Assignments(spec, 1)
     direct = _Direct(assignments)

@@ -13,10 +13,9 @@ import pytest
 
 from milp_ray.storage import close_twins
 from milp_ray.storage.objects import Objects, objects_at
-
-from .conftest import CANARY, Start, call
-from .test_end_to_end import wait_for
-from .test_nodes import Nodes, make_nodes  # noqa: F401  (a fixture)
+from tests.study.conftest import CANARY, Start, call
+from tests.study.test_end_to_end import wait_for
+from tests.study.test_nodes import Nodes, make_nodes  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
 TRIALS = 6

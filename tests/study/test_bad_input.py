@@ -19,8 +19,7 @@ from milp_ray.ids import new_key
 from milp_ray.storage import write_json
 from milp_ray.study import driver, run_folder
 from milp_ray.study.inputs import Inputs, load_inputs
-
-from .conftest import CANARY, Start, call, user_line
+from tests.study.conftest import CANARY, Start, call, user_line
 
 
 def unwrapped(output: str) -> str:

@@ -22,9 +22,8 @@ from milp_ray.config.loading import load_study
 from milp_ray.storage import close_twins, leftovers, twin
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, place, run_folder
-
-from .conftest import user_line, write_study
-from .crashing import in_a_child, push_late, without_ray
+from tests.study.conftest import user_line, write_study
+from tests.study.crashing import in_a_child, push_late, without_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUIET = Console(quiet=True)
@@ -220,7 +219,7 @@ def test_a_real_study(
     tmp_path: Path, shallow_model: Path, make: Callable[..., Callable[[str], Case]]
 ) -> None:
     from milp_ray.config.models import ModelSettings
-    from milp_ray.training.base import load_base
+    from milp_ray.model.base import load_base
 
     path = write_study(tmp_path, shallow_model)
     study = yaml.safe_load(path.read_text())

@@ -13,11 +13,11 @@ from milp_ray.data.readers import read_users
 from milp_ray.data.splits import split_users
 from milp_ray.evaluation.compare import evaluate
 from milp_ray.memory.space import Placement, space_from
+from milp_ray.model.base import load_base
+from milp_ray.model.demo_model import DemoModelSizes, background_texts
+from milp_ray.model.pretrained import check_fits
 from milp_ray.study.demo import USERS, demo_users, next_name, prepare_demo
-from milp_ray.training.base import load_base
-from milp_ray.training.demo_model import DemoModelSizes, background_texts
-from milp_ray.training.pretrained import check_fits
-from milp_ray.training.trial import Trial
+from milp_ray.trial.trial import Trial
 
 # Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's width.
 SMALL = DemoModelSizes(layers=4, hidden=64, feed_forward=160, vocabulary=1000, personas=60, steps=250)

@@ -8,8 +8,7 @@ import pytest
 
 from milp_ray.study.donors import Donors
 from milp_ray.study.population import Population
-
-from .test_population import ALIASES, population_of, search
+from tests.study.test_population import ALIASES, population_of, search
 
 COLD, LATER = ALIASES[:2], ALIASES[2:]
 

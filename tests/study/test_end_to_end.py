@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from ..processes import titled
-from .conftest import Start, call
+from tests.processes import titled
+from tests.study.conftest import Start, call
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,7 @@ import pytest
 from milp_ray.study import exposure
 from milp_ray.study.exposure import exposures
 from milp_ray.study.run_folder import RunFolder
-
-from .test_run_folder import a_study
+from tests.study.test_run_folder import a_study
 
 
 def test_what_others_can_read_is_told_with_the_remedy(entered: Path) -> None:

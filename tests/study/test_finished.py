@@ -16,11 +16,10 @@ import torch
 from ax.api.client import Client
 
 from milp_ray.config.models import ModelSettings
-from milp_ray.training.base import load_base, loaded
+from milp_ray.model.base import load_base, loaded
 from tests.processes import listening_addresses, titles
-
-from .conftest import CANARY, Start, call, starting, write_study
-from .test_end_to_end import events, told
+from tests.study.conftest import CANARY, Start, call, starting, write_study
+from tests.study.test_end_to_end import events, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

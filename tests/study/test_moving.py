@@ -25,8 +25,7 @@ from milp_ray.study.place import place_of
 from milp_ray.study.population import Population
 from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
-
-from .conftest import CANARY, user_line
+from tests.study.conftest import CANARY, user_line
 
 TRIALS = 4
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..processes import listening_addresses, titled
-from .conftest import Start
-from .test_end_to_end import events, told, wait_for
+from tests.processes import listening_addresses, titled
+from tests.study.conftest import Start
+from tests.study.test_end_to_end import events, told, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,18 +11,18 @@ from rich.console import Console
 
 from milp_ray.config.loading import load_study
 from milp_ray.errors import StorageError, StudyError
+from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE
-from milp_ray.memory.adapters import CONFIG, lora_config
+from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.space import Placement
 from milp_ray.storage import write_json
 from milp_ray.study import driver, run_folder
 from milp_ray.study.outdated import Outdated, outdated
 from milp_ray.study.run import Run
 from milp_ray.study.run_folder import RunFolder
-
-from .conftest import call
-from .test_bad_input import NOBODY, a_run, unwrapped
-from .test_population import ALIASES, population_of, search
+from tests.study.conftest import call
+from tests.study.test_bad_input import NOBODY, a_run, unwrapped
+from tests.study.test_population import ALIASES, population_of, search
 
 A, B, C = ALIASES[:3]
 OLD, NEW = Placement(((0, 8), (3, 16))), Placement(((0, 8), (2, 16)))
@@ -33,7 +33,7 @@ def keep(folder: RunFolder, architecture: Any, alias: str, placement: Placement,
     config = lora_config(placement, architecture).to_dict()
     config["target_modules"] = sorted(config["target_modules"])
     folder.memory(alias).mkdir(parents=True)
-    (folder.memory(alias) / CONFIG).write_text(json.dumps(config, default=str))
+    (folder.memory(alias) / ADAPTER_CONFIG).write_text(json.dumps(config, default=str))
     write_json(folder.scores(alias), {"placement": placement.key, "other": other, "models": {}})
 
 
@@ -60,7 +60,7 @@ def test_what_another_choice_leaves_is_the_memory_its_scores_and_those_tested_be
 def test_a_memory_that_tells_no_placement_is_left_alone(tmp_path: Path) -> None:
     _, folder, inputs = population_of(tmp_path)
     for values in ({}, {"target_modules": "all-linear", "r": 8}, {"target_modules": ["other"]}, []):
-        write_json(folder.memory(A) / CONFIG, values)
+        write_json(folder.memory(A) / ADAPTER_CONFIG, values)
         assert outdated(folder, inputs.architecture, {A: NEW}) == Outdated()
 
 
@@ -70,7 +70,7 @@ def test_a_memory_tells_its_placement_by_its_note_or_by_what_differs_from_pefts_
     _, folder, inputs = population_of(tmp_path)
     names = [module.name for layer in (0, 3) for module in inputs.architecture.modules(layer)]
     ranks = {name: 16 for name in names if ".3." in name}
-    write_json(folder.memory(A) / CONFIG, {"target_modules": names, "rank_pattern": ranks})
+    write_json(folder.memory(A) / ADAPTER_CONFIG, {"target_modules": names, "rank_pattern": ranks})
     assert outdated(folder, inputs.architecture, {A: OLD}) == Outdated()
     assert outdated(folder, inputs.architecture, {A: NEW}).memories == {A}
     write_json(folder.memory(A) / NOTE, {"placement": NEW.key})
@@ -86,11 +86,11 @@ def test_a_run_whose_choice_changed_is_not_complete(tmp_path: Path) -> None:
         chosen = population.chosen()[alias].placement
         keep(folder, inputs.architecture, alias, chosen, None)
     run = Run(folder, inputs, Console(quiet=True))
-    assert run._complete()
+    assert run.complete()
     placement = population.chosen()[A].placement
     other = OLD if placement != OLD else NEW
     write_json(folder.scores(A), {"placement": other.key, "other": None})
-    assert not run._complete()
+    assert not run.complete()
     run._drop_outdated(run._placements())
     assert not folder.scores(A).exists() and folder.memory(A).exists() and folder.scores(B).exists()
 

@@ -22,10 +22,9 @@ from milp_ray.study import preflight as looking
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.prompt_frame import prompt_frame
 from milp_ray.study.run_folder import RunFolder
-from milp_ray.training import rehearsal
-from milp_ray.training.rehearsal import Rehearsed, rehearse, too_large
-
-from .conftest import CANARY
+from milp_ray.trial import rehearsal
+from milp_ray.trial.rehearsal import Rehearsed, rehearse, too_large
+from tests.study.conftest import CANARY
 
 REHEARSE = "ray.rehearse=true"
 
@@ -87,7 +86,7 @@ def test_an_error_of_a_first_step_is_told_by_its_place(
     def fails(*_: object) -> None:
         raise ValueError(CANARY)
 
-    monkeypatch.setattr("milp_ray.training.trial.Trial.run", fails)
+    monkeypatch.setattr("milp_ray.trial.trial.Trial.run", fails)
     with pytest.raises(
         ModelError, match=r"a first step on it fails: ValueError at test_preflight.py:\d+"
     ) as caught:

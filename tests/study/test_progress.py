@@ -9,10 +9,10 @@ from rich.console import Console
 
 from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.search import Engine, Objective
-from milp_ray.search.records import Counts
+from milp_ray.search.core.records import Counts
 from milp_ray.study.population import Summary
 from milp_ray.study.progress import StudyProgress
-from milp_ray.tune.queue import BASELINE, Ticket
+from milp_ray.tune.proposals.records import BASELINE, Ticket
 
 TRIALS = 4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import write_study
+from tests.study.conftest import write_study
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -21,7 +21,7 @@ from milp_ray.config.loading import load_study
 from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.memory.adapter_notes import check_content, note_of
 from milp_ray.memory.adapters import write_adapter
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import close_twins, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.driver import _at_work

@@ -10,9 +10,8 @@ import pytest
 from milp_ray.storage import names_in, write_folder
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.saved_adapters import drop_beaten
-
-from .test_population import ALIASES, population_of, search
-from .test_run_folder import a_study, at
+from tests.study.test_population import ALIASES, population_of, search
+from tests.study.test_run_folder import a_study, at
 
 
 def adapter(draft: Path) -> None:

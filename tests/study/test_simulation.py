@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from .conftest import Start, user_line
+from tests.study.conftest import Start, user_line
 
 pytestmark = pytest.mark.slow
 USERS, TRIALS, MORE = 7, 6, 7

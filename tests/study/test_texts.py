@@ -12,10 +12,9 @@ from rich.console import Console
 
 from milp_ray.study.run import Run
 from milp_ray.study.stopping import StopRequest
-from milp_ray.tune.assignments import FinalSpec
-from milp_ray.tune.trainable import TrialSpec
-
-from .test_population import ALIASES, population_of, search
+from milp_ray.tune.final.coordinator import FinalSpec
+from milp_ray.tune.workers.trial_spec import TrialSpec
+from tests.study.test_population import ALIASES, population_of, search
 
 
 def run_of(root: Path) -> Run:
@@ -34,7 +33,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_a_cohorts_trials_share_the_cohorts_texts(tmp_path: Path, store: list[object]) -> None:
     spec = run_of(tmp_path)._spec(ALIASES[1:3])
     assert isinstance(spec, TrialSpec) and list(spec.users) == list(ALIASES[1:3]) and len(store) == 2
-    assert spec.events == tmp_path / "events" and spec.adapters == tmp_path / "adapters"
+    assert spec.layout.root == tmp_path
 
 
 def test_the_final_job_shares_what_it_has_to_train_or_test(
@@ -53,6 +52,6 @@ def test_the_final_job_shares_what_it_has_to_train_or_test(
     def run_final(spec: FinalSpec, *_: Callable[..., Any]) -> None:
         made.append(spec)
 
-    monkeypatch.setattr("milp_ray.tune.final.run_final", run_final)
+    monkeypatch.setattr("milp_ray.tune.final.run.run_final", run_final)
     run._final(StopRequest())
     assert list(made[0].users) == list(ALIASES[1:4]) and list(made[0].placements) == list(ALIASES[:4])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, RunBusyError
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.storage import close_twins, twin_of, write_json
 from milp_ray.storage import twin as twins
 from milp_ray.storage.objects import objects_at
@@ -19,8 +19,7 @@ from milp_ray.study import run_folder
 from milp_ray.study.driver import _at_work
 from milp_ray.study.place import is_run
 from milp_ray.study.run_folder import RunFolder
-
-from .test_run_folder import a_study, at
+from tests.study.test_run_folder import a_study, at
 
 QUIET = Console(quiet=True)
 NO_CLUSTER = "the cluster cannot be had"

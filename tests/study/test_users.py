@@ -20,7 +20,7 @@ from milp_ray.errors import DataError, StudyError
 from milp_ray.ids import alias_of, new_key, number_of
 from milp_ray.memory.space import Placement
 from milp_ray.report.console import fronts_view
-from milp_ray.search.events import EventLog
+from milp_ray.search.core.events import EventLog
 from milp_ray.study.check import check_study
 from milp_ray.study.driver import _made, _opened
 from milp_ray.study.inputs import Inputs, load_inputs
@@ -29,11 +29,10 @@ from milp_ray.study.record import record
 from milp_ray.study.run import Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
-from milp_ray.tune.assignments import Assignments, FinalSpec, Job
-from milp_ray.tune.processes import Place
-from milp_ray.tune.simulated import SimulatedSpec
-
-from .conftest import user_line
+from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.final.coordinator import Assignments, FinalSpec, Job
+from milp_ray.tune.search.simulated import SimulatedSpec
+from tests.study.conftest import user_line
 
 TRIALS = 3
 NAMES = tuple(f"person-{number}" for number in range(6))

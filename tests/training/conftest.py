@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from milp_ray.training.base import BaseModel
+from milp_ray.model.base import BaseModel
 
 
 @pytest.fixture

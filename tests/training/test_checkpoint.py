@@ -16,14 +16,14 @@ from milp_ray.config.models import FinalSettings, MemorySettings, ModelSettings,
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import StorageError
 from milp_ray.memory.space import Placement
-from milp_ray.training.base import BaseModel, load_base
+from milp_ray.model.base import BaseModel, load_base
+from milp_ray.model.parallel.group import SOLO, Group
+from milp_ray.model.parallel.sharding import Parallel
 from milp_ray.training.checkpoint import Checkpoints
 from milp_ray.training.loop import OwnRandom
-from milp_ray.training.parallel.group import SOLO, Group
-from milp_ray.training.parallel.sharding import Parallel
-from milp_ray.training.trial import Trial, TrialStopped
-from tests.training.common import changed
-from tests.training.ranks import on_ranks
+from milp_ray.trial.trial import Trial, TrialStopped
+from tests.trial.common import changed
+from tests.trial.ranks import on_ranks
 
 STRATEGIES = ("ddp", "zero2", "zero3")
 PLACEMENT = Placement.from_key("0:4,1:2")

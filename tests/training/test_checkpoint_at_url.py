@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from milp_ray.errors import StorageError
+from milp_ray.model.parallel.group import SOLO, Group
 from milp_ray.storage import close_twins, names_in, twin_at
 from milp_ray.storage.objects import Objects
 from milp_ray.training.checkpoint import Checkpoints, State
-from milp_ray.training.parallel.group import SOLO, Group
 from tests.storage.conftest import Failing
-from tests.training.ranks import on_ranks
+from tests.trial.ranks import on_ranks
 
 
 def state(step: int, rank: int = 0) -> State:

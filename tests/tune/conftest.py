@@ -12,7 +12,7 @@ from milp_ray.config.models import RaySettings
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """As a run without a cluster of its own starts it."""
-    from milp_ray.tune.session import ray_session
+    from milp_ray.tune.cluster.session import ray_session
 
     with ray_session(RaySettings()):
         yield

@@ -1,7 +1,8 @@
 """The registry of surrogates: names to classes, with their options checked before anything heavy is imported.
 
-To add one: a module in this folder whose class is decorated with ``@register("name")``, and its name in
-the list below; it then has to pass tests/search/test_surrogates.py.
+To add one: a module in this folder whose class is decorated with ``@register("name")``, and its name in the
+list below (one that needs Ax stands in :mod:`milp_ray.search.ax`); it then has to pass
+tests/search/surrogates/test_surrogates.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from milp_ray.search.surrogates.base import FreeSurrogate, ModelSurrogate, PlanS
 Factory = Callable[..., Surrogate]
 
 _REGISTRY: Registry[Factory] = Registry(
-    "surrogate", [f"{__name__}.{m}" for m in ("ax", "free", "gp", "map_saas", "saas")]
+    "surrogate",
+    [*(f"{__name__}.{m}" for m in ("free", "gp", "map_saas", "saas")), "milp_ray.search.ax.generator"],
 )
 register = _REGISTRY.register
 surrogate_names = _REGISTRY.names

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from botorch.models.model import ModelList
     from torch import Tensor
 
-    from milp_ray.search.plan import Plan
-    from milp_ray.search.records import Candidates
+    from milp_ray.search.core.plan import Plan
+    from milp_ray.search.core.records import Candidates
 
 
 class SurrogateFailed(RuntimeError):  # noqa: N818  (an outcome, which the search survives)

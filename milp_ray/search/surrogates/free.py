@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection
 
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.design import Design
+from milp_ray.search.core.design import Design
 from milp_ray.search.surrogates import register
 
 _TRIES = 1000  # draws without a new placement before the space is looked through in order

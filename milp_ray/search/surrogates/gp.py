@@ -53,7 +53,7 @@ class Gp:
 
 def maximize(model: SingleTaskGP) -> float:
     """Set a model's mean, noise and length scales to their most probable values; returns the log posterior
-    (constants dropped), which tests/search/test_gp.py holds to BoTorch's own optimum.
+    (constants dropped), which tests/search/surrogates/test_gp.py holds to BoTorch's own optimum.
 
     Raises:
         numpy.linalg.LinAlgError: no point was found at which the covariance could be factored.

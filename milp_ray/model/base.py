@@ -1,0 +1,253 @@
+"""The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
+
+Covers loading the weights, where they go, and putting a saved memory on the model for a while. Configuration
+and tokenizer are :mod:`milp_ray.model.pretrained`'s; a base that is divided over the ranks of a group is
+read as it is divided (:mod:`milp_ray.model.streaming`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import masking_utils
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.errors import ModelError
+from milp_ray.memory import adapters
+from milp_ray.memory.architectures import Architecture, architecture_of
+from milp_ray.model.batches import TokenCache
+from milp_ray.model.fused import adapt, fuse
+from milp_ray.model.load_errors import fitting
+from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, place
+from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
+from milp_ray.model.requirements import check_requirements
+from milp_ray.model.streaming import Weights, streamed, weights_of
+from milp_ray.model.weights import from_pretrained
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FIND_PACKED = "find_packed_sequence_indices"
+
+
+@dataclass
+class BaseModel:
+    """A frozen causal language model with its tokenizer.
+
+    Attributes:
+        model: in eval mode, no parameter requires a gradient.
+        tokenizer: of the same folder.
+        architecture: its structure.
+        device: where it is.
+        dtype: its number format.
+        settings: what it was loaded from.
+        pad_id: fills batches; always hidden from the model and from the loss, so any id will do.
+        eos_id: ends a text in training.
+        stop_ids: any of them ends a generated response.
+        root: the model as what token ids go through.
+        parallel: the ranks that share it, and how.
+        attached: the memory that sits on it right now, if any.
+        tokens: texts encoded lately, so that the trials of one user encode them once.
+        fused: whether it lies whole on a GPU, with fused functions (:mod:`milp_ray.model.fused`), and
+            steps on it may be captured if they can be.
+        capturable: whether they can: its forward pass asks the GPU for nothing, and no capture has failed but
+            for want of memory.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    architecture: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    settings: ModelSettings
+    pad_id: int
+    eos_id: int
+    stop_ids: frozenset[int]
+    root: Root = field(init=False, repr=False)
+    parallel: Parallel = field(default=ALONE, repr=False)
+    attached: adapters.Attached | None = field(default=None, repr=False)
+    tokens: TokenCache = field(default_factory=TokenCache, repr=False)
+    fused: bool = field(default=False, repr=False)
+    capturable: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.root = Root(self.model)
+        # Such rotations are chosen by the host in every forward pass, by the longest position.
+        rotations = (str(getattr(module, "rope_type", "")) for module in self.model.modules())
+        self.capturable = not any("dynamic" in rotation for rotation in rotations)
+
+    def fuse(self) -> None:
+        """Make it fast where it lies whole on a GPU; nothing elsewhere. Once, when it is there."""
+        if self.device.type == "cuda" and not self.parallel.sharded:
+            fuse(self.model)
+            self.fused = True
+
+    def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+        """Logits ``k x v`` of the positions that ``select`` takes from the ``B x T x h`` hidden states."""
+        with self.autocast(), _unpacked():
+            result: Tensor = self.root(select, **inputs)
+        return result
+
+    def measuring(self) -> contextlib.AbstractContextManager[object]:
+        """Without gradients. A divided base is not used in inference mode: its parameters come and go, and
+        what was gathered there could not serve a training step afterwards."""
+        return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights.
+
+        A fused base needs none: its LoRA modules see to their formats themselves."""
+        if self.dtype == torch.float32 or self.fused:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def attach(self, config: LoraConfig) -> adapters.Attached:
+        """Put a fresh adapter on the model.
+
+        Raises:
+            RuntimeError: another one is on it.
+        """
+        return self._hold(adapters.attach(self.model, config))
+
+    def attach_saved(self, folder: Path) -> adapters.Attached:
+        """Put a saved adapter on the model.
+
+        Raises:
+            StorageError: the folder is damaged or does not fit the model.
+            RuntimeError: another one is on it.
+        """
+        return self._hold(adapters.attach_saved(self.model, folder))
+
+    def detach(self) -> None:
+        """Take the adapter off, if there is one: the base is exactly as it was loaded."""
+        if self.attached is not None:
+            adapters.detach(self.model, self.attached)
+            self.attached = None
+
+    def _hold(self, attached: adapters.Attached) -> adapters.Attached:
+        if self.fused:
+            adapt(attached.layers.values())
+        self.attached = attached
+        return attached
+
+
+def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
+    """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
+
+    Raises:
+        ModelError: no usable configuration or tokenizer (:mod:`milp_ray.model.pretrained`), or something
+            else missing (:mod:`milp_ray.model.requirements`); no weights or weights of another model; more
+            tokens than the model has; no GPU where one was asked for, or one that the base is larger than.
+        StorageError: the storage of the files does not answer.
+        ClusterError: the device or the host has no room left for the base.
+    """
+    config = load_config(settings)
+    check_requirements(settings, config)
+    architecture = architecture_of(config)
+    device = device_of(settings)
+    dtype = _dtype(settings, device)
+    tokenizer = load_tokenizer(settings)
+    check_vocabulary(tokenizer, architecture)
+    model, weights = _load_model(settings, config, dtype, parallel.sharded)
+    eos = tokenizer.eos_token_id
+    model.requires_grad_(False)
+    model.eval()
+    pad = tokenizer.pad_token_id
+    base = BaseModel(
+        model,
+        tokenizer,
+        architecture,
+        device,
+        dtype,
+        settings,
+        pad_id=eos if pad is None else pad,
+        eos_id=eos,
+        stop_ids=_stop_ids(model, eos),
+        parallel=parallel,
+    )
+    layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
+    with fitting(model, device, parallel):
+        place(base.root, [model.get_submodule(name) for name in layers], device, parallel, weights)
+        base.fuse()
+    return base
+
+
+@contextlib.contextmanager
+def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
+    """The base with a saved memory on it, inside a ``with`` block.
+
+    Raises:
+        StorageError: the folder is damaged or does not fit the model.
+        RuntimeError: another memory is on the model.
+    """
+    base.attach_saved(folder)
+    try:
+        yield base
+    finally:
+        base.detach()
+
+
+def _load_model(
+    settings: ModelSettings, config: Any, dtype: torch.dtype, divided: bool
+) -> tuple[Any, Weights | None]:
+    """The model on the host and None; or, where it is to be divided and its files allow that, on the meta
+    device, and where its weights lie."""
+    if divided and streamed(settings, config):
+        model = from_pretrained(settings, config, dtype, device_map="meta")
+        if weights := weights_of(model, settings):
+            return model, weights
+    return from_pretrained(settings, config, dtype), None
+
+
+def _stop_ids(model: Any, eos: int) -> frozenset[int]:
+    """The tokenizer's end of text, and what the model's generation settings add (end of turn, say)."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = more if isinstance(more, list) else [more]
+    return frozenset({eos, *(token for token in listed if isinstance(token, int))})
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """Where a study's base model goes on this machine.
+
+    Raises:
+        ModelError: no GPU where one was asked for.
+    """
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise ModelError(
+            "no GPU can be seen",
+            where="model.device",
+            remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_worker)",
+        )
+    if not there or settings.device == "cpu":
+        return torch.device("cpu")
+    # With its number: process groups, and bounds on a process's memory, take no other.
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[settings.dtype]
+
+
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Inside, transformers takes it that no row holds several texts, as none does here.
+
+    Without an attention mask it looks at the positions otherwise, also at those it made itself: a wait for
+    the GPU in every pass; and while a graph is captured, a mask, with which attention is not the fast one."""
+    own = getattr(masking_utils, _FIND_PACKED, None)
+    if own is None:  # a version that does not look
+        yield
+        return
+    setattr(masking_utils, _FIND_PACKED, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, _FIND_PACKED, own)

@@ -1,0 +1,142 @@
+"""Which base model lies at a study's ``model.path``, cheap to tell, so that a resume notices another one.
+
+A hub model is its commit. A model folder is its configuration and tokenizer, whole, and of its weight files
+the names, the sizes and a sample of the bytes: reading all of a large model would hold up every start.
+Training changes nearly all bytes, so the sample shows it; a change of a few numbers by hand may go unseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.errors import ModelError
+from milp_ray.model.own_code import CODE, code_digest
+
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+COMMIT = "commit"
+# A sample of at most 1 MiB a file, evenly spread: smaller files are read whole.
+_BLOCKS, _BLOCK_BYTES = 256, 4096
+
+
+def base_fingerprint(settings: ModelSettings) -> dict[str, str]:
+    """What tells a base model from another.
+
+    Returns:
+        File name -> SHA-256, and ``code`` -> that of all Python files where the study trusts them. Of a hub
+        model ``commit`` alone; empty if the local cache does not know it.
+
+    Raises:
+        ModelError: a file of the model folder cannot be read.
+    """
+    folder = Path(settings.path)
+    if not folder.is_dir():
+        commit = _cached_commit(settings)
+        return {COMMIT: commit} if commit else {}
+    with _readable(folder):
+        return {
+            path.name: _sampled(path) if _is(path, _WEIGHTS) else _digest(path)
+            for path in sorted(folder.iterdir())
+            if _is(path, _READ + _WEIGHTS) and path.is_file()
+        } | code_fingerprint(settings)
+
+
+def code_fingerprint(settings: ModelSettings) -> dict[str, str]:
+    """The part of :func:`base_fingerprint` that tells of the code of a folder; empty where none may run.
+
+    Raises:
+        ModelError: a code file cannot be read.
+    """
+    folder = Path(settings.path)
+    if not settings.trust_remote_code or not folder.is_dir():
+        return {}
+    with _readable(folder):
+        return {CODE: code_digest(folder)}
+
+
+def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse another base than a run was begun with; where either is empty nothing can be told.
+
+    Raises:
+        ModelError: names what differs.
+    """
+    if CODE not in before:  # a run that was begun before code was told apart
+        now = {name: digest for name, digest in now.items() if name != CODE}
+    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if not before or not now or not differing:
+        return
+    shown = ", ".join(differing[:4]) + (", …" if len(differing) > 4 else "")
+    raise ModelError(
+        f"the base model has changed since the run began ({shown})",
+        where="model.path",
+        expected="the same model: finished trials were measured on it",
+        remedy="put it back, or start a new run under another study name",
+    )
+
+
+def check_code(before: Mapping[str, str], settings: ModelSettings) -> None:
+    """Refuse other code in a model's folder than a run was begun with; to be asked before any of it runs.
+
+    Raises:
+        ModelError: as :func:`check_base`.
+    """
+    if CODE in before:
+        check_base({CODE: before[CODE]}, code_fingerprint(settings))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"a file of the model cannot be read: {error.strerror or type(error).__name__}",
+            where=f"model.path {error.filename or folder}",
+            expected="a model folder of which all files can be read",
+            remedy="change its permissions, or fetch the model again",
+        ) from error
+
+
+def _cached_commit(settings: ModelSettings) -> str:
+    """The commit that a hub model's revision stands for in the local cache; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(settings.path, "config.json", revision=settings.revision)
+    commit = Path(found).parent.name if isinstance(found, str) else ""
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
+
+
+def _is(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in patterns)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as file:
+        for start in range(0, size, max(size // _BLOCKS, _BLOCK_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()

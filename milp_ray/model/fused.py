@@ -1,0 +1,205 @@
+"""A frozen base on a GPU with less between its matrix products: fewer kernels, the same numbers.
+
+Modules of a base are given :mod:`milp_ray.model.kernels` instead of their own element-wise work; a module
+that is not known for certain keeps its own. LoRA modules get one function for the frozen product and theirs,
+which also makes autocast superfluous: their weights are fp32, everything else is in the base's format
+already. Not for a base that is divided over ranks: its weights come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+_LOG = logging.getLogger(__name__)
+_CLOSE = 0.02  # bf16 has 8 bits: two orders of the same sums differ by less
+_ROTATE = "apply_rotary_pos_emb"
+_MARK = "_fused_by_milp_ray"
+
+
+def fuse(model: nn.Module) -> None:
+    """Give the modules of a model on a GPU fused functions, in place; where there is no Triton, nothing."""
+    try:
+        from milp_ray.model import kernels
+    except ImportError:
+        return
+    for known, forward in (
+        (_is_norm, partial(_normed, kernels.rms_norm)),
+        (_is_gated, partial(_gated, kernels.swiglu)),
+    ):
+        modules = [module for module in model.modules() if known(module)]
+        if modules and _same(modules[0], forward):
+            for module in modules:
+                module.forward = partial(forward, module)
+    _fuse_rotation(model, kernels.rotate)
+
+
+def adapt(layers: Iterable[LoraLayer]) -> None:
+    """Give freshly made LoRA modules one function for the frozen product and their own."""
+    for layer in layers:
+        # Weak: a layer that held itself would keep its adapter's memory until the next full collection.
+        layer.forward = partial(_adapted, weakref.proxy(layer))
+
+
+def lora_linear(
+    x: Tensor,
+    dropped: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+) -> Tensor:
+    """``x W' + bias + scaling · (dropped A') B'``: a frozen linear module and its LoRA.
+
+    Args:
+        x: ``* x in``.
+        dropped: what the LoRA sees of ``x`` where dropout is on; None: all of it.
+        weight: ``out x in``.
+        bias: ``out``.
+        a, b: fp32, ``r x in`` and ``out x r``.
+        scaling: alpha / r.
+    """
+    result: Tensor = _LoraLinear.apply(x, dropped, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+
+
+def _normed(rms_norm: Callable[..., Tensor], module: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def _is_gated(module: nn.Module) -> bool:
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    silu = ("SiLUActivation", "SiLU")  # transformers' and PyTorch's
+    return all(hasattr(module, part) for part in parts) and type(module.act_fn).__name__ in silu
+
+
+def _gated(swiglu: Callable[..., Tensor], module: Any, x: Tensor) -> Tensor:
+    result: Tensor = module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))
+    return result
+
+
+def _same(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
+    """Whether a function does what a module does. A name is no proof: other versions may mean another sum."""
+    weight = next(module.parameters())
+    x = _random((4, weight.shape[-1]), weight.device, weight.dtype)
+    return _agree(type(module).__name__, lambda: [module(x)], lambda: [forward(module, x)])
+
+
+def _random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    draw = torch.Generator(device).manual_seed(0)
+    return torch.randn(shape, generator=draw, device=device).to(dtype)
+
+
+def _agree(name: str, own: Callable[[], Iterable[Tensor]], ours: Callable[[], Iterable[Tensor]]) -> bool:
+    """Whether two functions give the same numbers up to rounding, and ours runs here at all: Triton wants a C
+    compiler, and a GPU that it knows."""
+    try:
+        with torch.no_grad():
+            pairs = [(a.float(), b.float()) for a, b in zip(own(), ours(), strict=True)]
+        if all(bool((a - b).norm() <= _CLOSE * a.norm()) for a, b in pairs):
+            return True
+        reason = "it is not what was expected"
+    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    _LOG.warning("%s is used as it is, and is slower for it: %s", name, reason)
+    return False
+
+
+def _fuse_rotation(model: nn.Module, rotate: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Attention looks this function up in its own file: it is replaced there, once a process, for GPUs."""
+    code = sys.modules[type(model).__module__]
+    own = getattr(code, _ROTATE, None)
+    if own is None or not code.__name__.startswith("transformers.") or hasattr(own, _MARK):
+        return
+    device = next(model.parameters()).device
+    q, k = (_random((2, heads, 3, 32), device, torch.float32) for heads in (4, 2))
+    cos, sin = _random((2, 2, 3, 32), device, torch.float32)
+    if not _agree(_ROTATE, lambda: own(q, k, cos, sin), lambda: rotate(q, k, cos, sin)):
+        return
+
+    def either(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        usual = not more and not named and q.is_cuda
+        if usual and cos.shape[-1] == q.shape[-1] and _power(q.shape[-1] // 2):
+            return rotate(q, k, cos, sin)
+        return own(q, k, cos, sin, *more, **named)
+
+    setattr(either, _MARK, True)
+    setattr(code, _ROTATE, either)
+
+
+def _power(number: int) -> bool:
+    """Of two, as the width of a kernel's block must be."""
+    return number > 0 and number & (number - 1) == 0
+
+
+def _adapted(layer: Any, x: Tensor) -> Tensor:
+    name = layer.active_adapters[0]
+    dropout, base = layer.lora_dropout[name], layer.base_layer
+    on = isinstance(dropout, nn.Dropout) and dropout.training
+    return lora_linear(
+        x,
+        dropout(x) if on else None,
+        base.weight.t() if layer.fan_in_fan_out else base.weight,
+        base.bias,
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+    )
+
+
+class _LoraLinear(torch.autograd.Function):
+    """Sums on top of the large products in those products' own memory, instead of in three more passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        seen = rows if dropped is None else dropped.reshape(rows.shape)
+        narrow_a, narrow_b = a.to(x.dtype), b.to(x.dtype)
+        inner = seen @ narrow_a.t()
+        if scaling != 1:
+            inner *= scaling
+        y = functional.linear(rows, weight, bias).addmm_(inner, narrow_b.t())
+        ctx.save_for_backward(seen, weight, narrow_a, narrow_b, inner)
+        ctx.scaling, ctx.shape, ctx.apart = scaling, x.shape, dropped is not None
+        return y.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, Tensor, Tensor, None]:
+        seen, weight, a, b, inner = ctx.saved_tensors
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        through = g @ b
+        if ctx.scaling != 1:
+            through *= ctx.scaling
+        dx = g @ weight if ctx.needs_input_grad[0] else None
+        dropped = None
+        if ctx.apart:
+            dropped = (through @ a).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        elif dx is not None:
+            dx.addmm_(through, a)
+        da, db = (through.t() @ seen).float(), (g.t() @ inner).float()
+        return None if dx is None else dx.view(ctx.shape), dropped, None, None, da, db, None

@@ -1,0 +1,191 @@
+"""The files of a study's base model but for its weights: configuration and tokenizer, in a folder or the hub.
+
+Read by drivers, which load no model: PEFT and the models' own modules are not imported here. Remote code runs
+only where the study pins it. Weights are :mod:`milp_ray.model.base`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from milp_ray.config.models import HUB_NAME, ModelSettings, Study
+from milp_ray.errors import ModelError, own_words
+from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
+from milp_ray.model.load_errors import check_passing
+from milp_ray.model.own_code import check_pinned
+from milp_ray.model.requirements import lfs_pointers, load_fault, missing_sentencepiece
+
+
+def load_architecture(settings: ModelSettings) -> Architecture:
+    """The structure of a study's base model, from its config.json alone.
+
+    Raises:
+        ModelError: no such folder or hub model, a damaged configuration, or an unsupported architecture.
+    """
+    return architecture_of(load_config(settings))
+
+
+def check_fits(architecture: Architecture, study: Study) -> None:
+    """Check that the study's text lengths fit the model's context.
+
+    Raises:
+        ModelError: ``prompts.max_length`` or ``trial.max_new_tokens`` is too large for it.
+    """
+    context = architecture.context
+    if study.prompts.max_length > context:
+        raise ModelError(
+            f"texts of up to {study.prompts.max_length} tokens, but the model takes {context}",
+            where="prompts.max_length",
+            expected=f"at most {context}",
+            remedy=f"set prompts.max_length to {context} or less",
+        )
+    if study.trial.max_new_tokens >= context:
+        raise ModelError(
+            f"responses of {study.trial.max_new_tokens} tokens leave no room for a prompt of the {context}",
+            where="trial.max_new_tokens",
+            expected=f"less than {context}",
+            remedy="set trial.max_new_tokens to the length of a usual response",
+        )
+
+
+def load_config(settings: ModelSettings) -> Any:
+    """The transformers configuration of a study's base model.
+
+    Raises:
+        ModelError: no such folder or hub model, a damaged configuration, or code that is not pinned.
+        StorageError: its storage does not answer.
+    """
+    path = Path(settings.path)
+    if path.is_dir():
+        _check_model_type(path)
+    elif path.is_file() or not _may_be_hub_name(settings.path):
+        raise ModelError(
+            f"the model folder {settings.path!r} {'is a file' if path.is_file() else 'does not exist'}",
+            where="model.path",
+            expected="a folder with config.json, weights and tokenizer, or a hub name",
+            remedy="correct model.path; relative paths start from the working directory",
+        )
+    try:
+        check_pinned(settings)
+        config = AutoConfig.from_pretrained(settings.path, **source(settings))
+    except ModelError:
+        raise
+    except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
+        check_passing(error)
+        raise load_fault(error, "the configuration") or ModelError(
+            f"no usable configuration at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
+            where="model.path",
+            expected="a folder with config.json, weights and tokenizer, or a hub name that can be reached",
+            remedy="correct model.path; relative paths start from the working directory",
+        ) from error
+    if config.model_type == "roberta":
+        config.is_decoder = True  # an encoder as released; as a decoder its attention is causal
+    return config
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer of a study's base model.
+
+    Raises:
+        ModelError: none that can be used, one that needs a package that is missing or code of its repository,
+            or one without an end-of-text token.
+        StorageError: its storage does not answer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, **source(settings))
+    except Exception as error:  # as many kinds as there are tokenizer backends
+        check_passing(error)
+        raise (
+            lfs_pointers(settings)
+            or missing_sentencepiece(settings)
+            or load_fault(error, "the tokenizer")
+            or ModelError(
+                f"no usable tokenizer at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
+                where="model.path",
+                expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
+                remedy="copy the tokenizer files of the model into its folder",
+            )
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end-of-text token",
+            where="model.path",
+            remedy="set eos_token in the model's tokenizer_config.json",
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, architecture: Architecture) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        ModelError: the tokenizer has more.
+    """
+    if len(tokenizer) > architecture.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {architecture.vocab_size}",
+            where="model.path",
+            expected="a token's number below the embedding's size, for every token",
+            remedy="use the tokenizer that the model was trained with",
+        )
+
+
+def source(settings: ModelSettings) -> dict[str, Any]:
+    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it; the network only
+    for hub names."""
+    local = Path(settings.path).is_dir()
+    code = settings.code_revision
+    return {
+        "trust_remote_code": settings.trust_remote_code,
+        "revision": settings.revision,
+        "local_files_only": local and code is None,
+        **({"code_revision": code} if code else {}),
+    }
+
+
+def _may_be_hub_name(path: str) -> bool:
+    """'models/tiny' where a folder 'models' is at hand is a slip of the pen, not a hub name to wait for."""
+    parent = Path(path).parent
+    return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
+
+
+def _check_model_type(folder: Path) -> None:
+    """Say 'not supported' for model types that transformers does not know either."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = values["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the loader says what is wrong
+    if model_type not in architecture_names():
+        architecture_of(SimpleNamespace(model_type=model_type))
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Reading and writing models without transformers' own progress bars."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_load_report() -> Iterator[None]:
+    """Reading a model without transformers' table of keys: what of it matters is an error of ours."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)

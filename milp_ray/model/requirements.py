@@ -1,0 +1,238 @@
+"""What a base model's files ask for beside themselves: packages, code of their repository, a clean folder.
+
+Found from the configuration and the names of files, without loading anything, so that a study is refused
+before workers start. A package that is missing is said in the words of the library that misses it: it is no
+damaged file. What only a GPU's machine can tell is left to workers where this machine has none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import find_adapter_config_file
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.errors import ModelError, own_words
+
+_EVERY_NODE = "install it on every node"
+# The names under which tokenizers of SentencePiece lie beside a model.
+_SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+_READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+_LFS = b"version https://git-lfs.github.com/spec/"
+_FIRST_FIELD = (
+    b"\x0a"  # of a SentencePiece model, which is a protocol buffer; tiktoken's files are base64 text
+)
+
+
+def check_requirements(settings: ModelSettings, config: Any) -> None:
+    """Check that the base is nothing but a base, and that this machine has the packages that it needs.
+
+    Args:
+        settings: of the model.
+        config: its transformers configuration.
+
+    Raises:
+        ModelError: an adapter lies in its folder, its files are none that can be loaded, or a package is
+            missing.
+    """
+    _refuse_adapter(settings)
+    if fault := lfs_pointers(settings):
+        raise fault
+    _refuse_gguf(settings)
+    _check_quantization(settings, config)
+    _check_attention(config)
+
+
+def _refuse_adapter(settings: ModelSettings) -> None:
+    """Transformers would put an adapter that lies beside the base on it, and measure no memory with it."""
+    found = find_adapter_config_file(
+        settings.path, revision=settings.revision, local_files_only=Path(settings.path).is_dir()
+    )
+    if found is not None:
+        raise ModelError(
+            "the base's folder holds an adapter (adapter_config.json), which transformers would put on it",
+            where="model.path",
+            expected="a base model without an adapter",
+            remedy="move adapter_config.json and its weights away, or merge the adapter into the base first "
+            "(PEFT: merge_and_unload) and save that",
+        )
+
+
+def lfs_pointers(settings: ModelSettings) -> ModelError | None:
+    """The error for a clone without LFS: in place of each large file Git leaves a note of three lines, which
+    loaders call damaged."""
+    weights = _named(settings, ".safetensors") or _named(settings, ".bin")
+    tokenizer = [file for name in ("tokenizer.json", "tokenizer.model") if (file := file_of(settings, name))]
+    found = [file.name for file in [*weights, *tokenizer[:1]] if _is_pointer(file)]
+    if not found:
+        return None
+    names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return ModelError(
+        f"Git LFS pointers lie in place of the files themselves: {names}",
+        where="model.path",
+        expected="weights and tokenizer in the model's folder",
+        remedy="fetch them: git lfs pull in that folder, or hf download",
+    )
+
+
+def _refuse_gguf(settings: ModelSettings) -> None:
+    """A folder for llama.cpp alone: its weights are not read, and are mostly quantised."""
+    others = [*_named(settings, ".safetensors"), *_named(settings, ".bin")]
+    if (found := _named(settings, ".gguf")) and not others:
+        raise ModelError(
+            f"the base's folder has its weights as GGUF alone ({found[0].name})",
+            where="model.path",
+            expected="weights in safetensors, as transformers saves them",
+            remedy="use the model that it was converted from",
+        )
+
+
+def _named(settings: ModelSettings, ending: str) -> list[Path]:
+    """The files with such an ending in the model's folder; none of a model in the hub's cache."""
+    folder = Path(settings.path)
+    return sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(_LFS)) == _LFS
+
+
+def _check_quantization(settings: ModelSettings, config: Any) -> None:
+    """Ask transformers' own table of ways to quantise what the base's needs."""
+    values = getattr(config, "quantization_config", None)
+    if values is None:
+        return
+    values = values if isinstance(values, dict) else values.to_dict()
+    method = _method_of(values)
+    try:
+        known = AutoHfQuantizer.supports_quant_method(values)
+        if known:
+            quantizer = AutoHfQuantizer.from_config(values, pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=True)
+    except Exception as error:  # each way has its own kinds
+        if _is_of_gpus(error) and settings.device != "cpu" and not torch.cuda.is_available():
+            return  # workers may have what this machine has not
+        missing = isinstance(error, ImportError) and not _is_of_gpus(error)
+        raise ModelError(
+            f"the base model is quantised ({method}): {own_words(error)}",
+            where="model.path",
+            expected="what loads such a base, on every node",
+            remedy=f"{f'{_EVERY_NODE}, or ' if missing else ''}use a base that is not quantised",
+        ) from error
+    if not known:
+        raise ModelError(
+            f"the base model is quantised in a way that transformers does not know ({method})",
+            where="model.path",
+            expected="a way that transformers loads, or a base that is not quantised",
+            remedy="use the base that it was made from",
+        )
+
+
+def _check_attention(config: Any) -> None:
+    """An attention of the hub, ``owner/name``, comes by a package of its own.
+
+    transformers up to 5.22 says that it is missing once in a process, then loads a base that cannot be used.
+    """
+    name = getattr(config, "_attn_implementation", None)
+    if isinstance(name, str) and "/" in name and not _is_there("kernels"):
+        raise needs_package(ImportError(f"`kernels`, for the attention {name}"), "the base model")
+
+
+def _method_of(values: dict[str, Any]) -> str:
+    method = values.get("quant_method")
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if values.get(name)), "")
+    return str(getattr(method, "value", method) or ("bitsandbytes" if bits else "no quant_method"))
+
+
+def _is_of_gpus(error: Exception) -> bool:
+    return re.search(r"\b(GPUs?|CUDA|XPU)\b", str(error)) is not None and "pip install" not in str(error)
+
+
+def needs_package(error: Exception, what: str) -> ModelError:
+    """The error that a missing package stands for, in the words of the library that misses it.
+
+    Args:
+        error: the ImportError, or one that it led to.
+        what: of the base cannot be had without.
+    """
+    return ModelError(
+        f"{what} needs a package that is not there: {own_words(error)}",
+        where="model.path",
+        expected="the packages that the model's files ask for, on every node",
+        remedy=f"{_EVERY_NODE}, or use a base that does not need it",
+    )
+
+
+def needs_code(what: str) -> ModelError:
+    """The error for a part of the base that is code of its repository, which the study does not let run."""
+    return ModelError(
+        f"{what} is code of the model's own repository, which only model.trust_remote_code lets run",
+        where="model.path",
+        expected="a base that transformers knows by itself",
+        remedy="set model.trust_remote_code for code that you have read (docs/security.md), or use a "
+        "base that brings none",
+    )
+
+
+def load_fault(error: Exception, what: str) -> ModelError | None:
+    """What an error stands for that is no fault of the files: a missing package, code that may not run.
+
+    Args:
+        error: of transformers, where something of the base was loaded.
+        what: that was.
+    """
+    if "trust_remote_code" in str(error):
+        return needs_code(what)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImportError):
+            return needs_package(error, what)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def missing_sentencepiece(settings: ModelSettings) -> ModelError | None:
+    """The error for a tokenizer of SentencePiece where that package is missing.
+
+    Transformers then takes the file for one of tiktoken, and says that this is missing.
+    """
+    packages = [name for name, module in _READS_SENTENCEPIECE.items() if not _is_there(module)]
+    if not packages:
+        return None
+    for name in _SENTENCEPIECE:
+        file = file_of(settings, name)
+        if file is None:
+            continue
+        with file.open("rb") as opened:
+            if opened.read(1) == _FIRST_FIELD:
+                wanted = " and ".join(packages)
+                return ModelError(
+                    f"{name} is a tokenizer of SentencePiece, which needs {wanted}",
+                    where="model.path",
+                    expected=f"{wanted} on every node, or a tokenizer.json beside the model",
+                    remedy=f"pip install {' '.join(packages)} on every node",
+                )
+    return None
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package that it would be in
+        return False
+
+
+def file_of(settings: ModelSettings, name: str) -> Path | None:
+    """A file of the model, in its folder or the hub's cache."""
+    folder = Path(settings.path)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    cached = try_to_load_from_cache(settings.path, name, revision=settings.revision)
+    return Path(cached) if isinstance(cached, str) else None

@@ -1,0 +1,60 @@
+"""Hold the facts that are assumed of an architecture, and the weights' files, against the model itself.
+
+Without reading weights: the model is made on PyTorch's meta device, and of the files the headers are read;
+their configuration is :mod:`milp_ray.model.pretrained`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.errors import ModelError
+from milp_ray.memory.architectures import Architecture, architecture_of
+from milp_ray.model.load_errors import readable
+from milp_ray.model.pretrained import load_config
+from milp_ray.model.weights import at_hand, from_pretrained
+
+
+def verify_base(settings: ModelSettings) -> None:
+    """Check that the files hold the model's tensors, and that it has the modules that placements name.
+
+    The weights of a hub model that are not in the cache are not fetched for it.
+
+    Raises:
+        ModelError: something is missing, with its name, or has another shape; or transformers cannot build
+            the model.
+        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_passing`.
+    """
+    config = load_config(settings)
+    # What is quantised holds other tensors than the model that placements are counted on.
+    if getattr(config, "quantization_config", None) is None and at_hand(settings):
+        model = from_pretrained(settings, config, torch.float32, device_map="meta")
+    else:
+        with readable(settings.path), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    verify_modules(model, architecture_of(config))
+
+
+def verify_modules(model: Any, architecture: Architecture) -> None:
+    """Check that every module a placement can name exists and has the widths the counts assume.
+
+    Raises:
+        ModelError: one does not, with its name.
+    """
+    there = dict(model.named_modules())
+    for layer in range(architecture.num_layers):
+        for expected in architecture.modules(layer):
+            weight = getattr(there.get(expected.name), "weight", None)
+            if weight is None or sorted(weight.shape) != sorted(
+                (expected.in_features, expected.out_features)
+            ):
+                raise ModelError(
+                    f"the model has no feed-forward module {expected.name!r} of the expected widths",
+                    where="model.path",
+                    expected=f"{expected.in_features} -> {expected.out_features}",
+                    remedy="check this architecture's entry in milp_ray/memory/architectures.py",
+                )

@@ -1,0 +1,134 @@
+"""The weights of a base model as transformers reads them, held against its configuration.
+
+Transformers fills what the files lack with random numbers, leaves out what the model has no place for, and
+only warns; here both are errors that name a tensor. On the meta device nothing but the files' headers is
+read, so a base of any size is held against its configuration in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+
+from milp_ray.config.models import ModelSettings
+from milp_ray.errors import ModelError
+from milp_ray.memory.architectures import Architecture, architecture_of
+from milp_ray.model.load_errors import readable
+from milp_ray.model.pretrained import no_load_report, no_progress_bar, source
+from milp_ray.model.requirements import file_of
+
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_EXPECTED = "weights of the architecture in config.json"
+_REMEDY = "fetch the model again, or correct model.path"
+# How PEFT names what it puts on a model, and what it wraps.
+_ADAPTER = re.compile(r"\blora_|\.base_layer\.|^base_model\.model\.|\bmodules_to_save\b")
+
+
+def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **more: Any) -> Any:
+    """The base model with its weights, all of them and no others.
+
+    Args:
+        settings, config: of the model.
+        dtype: of its weights.
+        more: for transformers, such as ``device_map="meta"``, with which no weight is read.
+
+    Raises:
+        ModelError: the files lack tensors, or have other shapes, further layers or an adapter; a package is
+            missing; or they cannot be read.
+        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_passing`.
+    """
+    with readable(settings.path), no_progress_bar(), no_load_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            settings.path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            **more,
+            **source(settings),
+        )
+    _check_names(settings, info, architecture_of(config))
+    _check_bare(model)
+    return model
+
+
+def at_hand(settings: ModelSettings) -> bool:
+    """Whether the weights are on this machine: in the model's folder, or all in the hub's cache."""
+    return Path(settings.path).is_dir() or bool(weight_files(settings))
+
+
+def weight_files(settings: ModelSettings) -> list[Path]:
+    """The model's safetensors files, all of them; none where it has others, or one of them is not there."""
+    if one := file_of(settings, _ONE):
+        return [one]
+    index = file_of(settings, _INDEX)
+    if index is None:
+        return []
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [file_of(settings, shard) for shard in shards]
+    return [file for file in files if file is not None] if all(files) else []
+
+
+def _check_names(settings: ModelSettings, info: Mapping[str, Any], architecture: Architecture) -> None:
+    """What ``from_pretrained`` would only warn of."""
+    unexpected = sorted(info["unexpected_keys"])
+    if adapter := [key for key in unexpected if _ADAPTER.search(key)]:
+        raise ModelError(
+            f"the weights at {settings.path!r} hold an adapter, which would be left out ({adapter[0]!r})",
+            where="model.path",
+            expected=_EXPECTED,
+            remedy="merge the adapter into the base first (PEFT: merge_and_unload), and save that",
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise _misfit(f"the weights at {settings.path!r} lack {len(missing)} tensors, such as {missing[0]!r}")
+    if others := sorted(
+        (str(key), tuple(there), tuple(model)) for key, there, model in info["mismatched_keys"]
+    ):
+        name, there, model = others[0]
+        raise _misfit(
+            f"{len(others)} tensors of the weights at {settings.path!r} have other shapes than config.json "
+            f"says, such as {name!r}: {_shape(there)}, not {_shape(model)}"
+        )
+    if further := [key for key in unexpected if _is_of_further_layer(key, architecture)]:
+        raise _misfit(
+            f"the weights at {settings.path!r} have more layers than the {architecture.num_layers} of "
+            f"config.json, such as {further[0]!r}"
+        )
+
+
+def _misfit(fact: str) -> ModelError:
+    return ModelError(fact, where="model.path", expected=_EXPECTED, remedy=_REMEDY)
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _is_of_further_layer(key: str, architecture: Architecture) -> bool:
+    """Whether a tensor is of a decoder layer past the last one; files may leave out the model's prefix."""
+    prefix, _, _ = architecture.layer_name.partition("{layer}")
+    names = [prefix, prefix.partition(".")[2]]
+    found = next((key[len(name) :] for name in names if name and key.startswith(name)), "")
+    number = found.partition(".")[0]
+    return number.isdecimal() and int(number) >= architecture.num_layers
+
+
+def _check_bare(model: Any) -> None:
+    """A base that comes with adapters on it, by its own code, say, is none that trials could give back."""
+    wrapped = next(
+        (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None
+    )
+    if wrapped is not None or getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"the base model comes with an adapter on it (at {wrapped or 'its top'!r})",
+            where="model.path",
+            expected="a base model without an adapter",
+            remedy="merge the adapter into the base first (PEFT: merge_and_unload), and save that",
+        )

@@ -1,0 +1,114 @@
+"""A plan's data as a model wants them: placements as features, values on a common scale.
+
+Two outcome transforms, objective by objective and monotone, so that dominance is not touched:
+
+- ``standardize``: mean 0 and standard deviation 1.
+- ``copula``: normal scores of the ranks (docs/references.md: Salinas 2020; the choice of AutoPEFT,
+  Zhou 2024), linear between observations and beyond them: outliers lose their weight, and so do
+  distances.
+
+The reference point and the exact objectives' columns go through the same map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_ray.memory.arrays import Configs, Ints, SpaceArrays
+from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.search.core.objectives import exact_values
+from milp_ray.search.core.reference import reference_point
+
+if TYPE_CHECKING:
+    from milp_ray.search.core.plan import Plan
+
+Floats = npt.NDArray[np.float64]
+
+
+class Scaled:
+    """A plan's data as tensors.
+
+    Attributes:
+        arrays: of the plan's space.
+        Y: ``n x m`` values, to be maximised, scaled.
+        reference: ``m`` numbers on the same scale.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.arrays = SpaceArrays(plan.space)
+        Y = np.asarray(plan.gains, dtype=np.float64)
+        reference = reference_point(plan.gains, plan.reference)
+        assert reference is not None  # a plan with a model has an observation
+        kind = Copula if plan.outcome == "copula" else Standardized
+        self._maps = [kind(column) for column in Y.T]
+        self._exact = [index for index, o in enumerate(plan.objectives) if o.exact is not None]
+        self.Y: Tensor = self._mapped(Y)
+        self.reference: Tensor = self._mapped(reference[None])[0]
+
+    def inputs(self, configs: Sequence[MemoryConfig]) -> Tensor:
+        """``k x D``: features, then a column per exact objective."""
+        return self.rows(self.arrays.ranks(Configs.of(configs, self._plan.space.num_layers)))
+
+    def rows(self, ranks: Ints) -> Tensor:
+        """The same of ``k x L`` effective ranks."""
+        features = torch.as_tensor(self.arrays.features(ranks))
+        if not self._exact:
+            return features
+        objectives = self._plan.objectives
+        found = np.empty((len(ranks), len(self._exact)))
+        for row, line in enumerate(ranks.tolist()):
+            placement = Placement(tuple((layer, rank) for layer, rank in enumerate(line) if rank))
+            known = exact_values(objectives, placement)
+            found[row] = [objectives[i].sign * known[objectives[i].name] for i in self._exact]
+        for column, index in enumerate(self._exact):
+            found[:, column] = self._maps[index](found[:, column])
+        return torch.cat([features, torch.as_tensor(found)], dim=1)
+
+    def _mapped(self, Y: Floats) -> Tensor:
+        columns = [scale(column) for scale, column in zip(self._maps, Y.T, strict=True)]
+        return torch.as_tensor(np.stack(columns, axis=1))
+
+
+class Standardized:
+    """To mean 0 and standard deviation 1 of the given values."""
+
+    def __init__(self, values: Floats) -> None:
+        # Dividing first keeps squares of very large values from overflowing.
+        size = max(float(np.abs(values).max()), float(np.finfo(np.float64).tiny))
+        self._centre = float((values / size).mean() * size)
+        spread = float((values / size - self._centre / size).std() * size)
+        # A constant outcome keeps its scale; rounding alone must not be blown up to a spread of 1.
+        self._spread = spread if spread > 1e-12 * size else max(size, 1e-12)
+
+    def __call__(self, values: Floats) -> Floats:
+        """``values``, scaled."""
+        return (values - self._centre) / self._spread
+
+
+class Copula:
+    """To normal scores: Φ⁻¹((rank - 1/2) / n), ties at the mean of their ranks."""
+
+    def __init__(self, values: Floats) -> None:
+        from scipy.stats import norm, rankdata  # type: ignore[import-untyped]
+
+        self._linear = Standardized(values)
+        known, where = np.unique(values, return_index=True)
+        scores = norm.ppf((rankdata(values) - 0.5) / len(values))[where]
+        self._known, self._scores = known, np.asarray(scores, dtype=np.float64)
+
+    def __call__(self, values: Floats) -> Floats:
+        """``values``, scaled; beyond the observed range with the slope of the whole range."""
+        known, scores = self._known, self._scores
+        if len(known) < 2:
+            return self._linear(values)
+        slope = (scores[-1] - scores[0]) / (known[-1] - known[0])
+        inside = np.interp(values, known, scores)
+        below, above = np.minimum(values - known[0], 0.0), np.maximum(values - known[-1], 0.0)
+        return np.asarray(inside + slope * (below + above), dtype=np.float64)

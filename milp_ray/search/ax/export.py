@@ -1,0 +1,213 @@
+"""A search as an Ax experiment: the record that people open with Ax's own tools.
+
+Built from an engine when it is needed, through Ax's public client only (``ax.api.client.Client``). Gates are
+whole numbers 0 and 1 with at least one of them 1, n a whole number, r an ordered choice; factors that are not
+searched, or have one value only, are left out. Proposals do *not* come from Ax: trials are attached with what
+was proposed and told elsewhere. Importing this module is cheap, calling it imports Ax (several seconds).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from milp_ray.errors import SearchError
+from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.search.core.objectives import Objective
+from milp_ray.search.engine import Engine
+from milp_ray.storage import write_whole
+
+if TYPE_CHECKING:
+    from ax.api.client import Client
+    from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+
+    from milp_ray.search.core.plan import Plan
+
+
+def build_client(name: str, engine: Engine) -> Client:
+    """An Ax client with every trial of an engine: completed, failed (with the reason) or running.
+
+    Trial indices are the proposals' ids. The reference point, where there is one and there are several
+    objectives, becomes the objectives' thresholds. Ax's analyses work on the client right away; ``predict``
+    does once one of them, or ``get_next_trials``, has fitted the model: Ax neither saves a fitted one nor
+    fits one to predict.
+
+    Args:
+        name: of the experiment; an alias, never a raw user id.
+        engine: whose search it is.
+
+    Raises:
+        SearchError: the space has a single configuration, which is no search space to Ax.
+    """
+    client = new_client(name, engine.space, engine.objectives, _thresholds(engine))
+    # Ax's front, predictions and analyses come from a strategy, whose proposals are never asked for. One
+    # without a model (random_search) refuses to predict, and half of the analyses are missing.
+    _use_model(client, "fast")
+    _attach(client, engine)
+    return client
+
+
+def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
+    """A client that knows what a plan knows, and proposes by Ax's own ``method``.
+
+    Raises:
+        SearchError: the space has a single configuration.
+    """
+    client = new_client("plan", plan.space, plan.objectives, seed=plan.seed % 2**31)
+    _use_model(client, method)
+    for config, gains in zip(plan.told, plan.gains, strict=True):
+        index = client.attach_trial(dict(parameters_of(plan.space, config)))
+        values = {o.name: o.sign * gain for o, gain in zip(plan.objectives, gains, strict=True)}
+        client.complete_trial(index, raw_data=values)
+    for config in plan.pending:
+        client.attach_trial(dict(parameters_of(plan.space, config)))
+    return client
+
+
+def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryConfig:
+    """The configuration that Ax's parameters stand for."""
+    names = _gates(space)
+    gates = tuple(bool(parameters[name]) for name in names) if names else space.smallest().gates
+    smallest = space.smallest()
+    num = int(str(parameters["num_loras"])) if _has_num(space) else smallest.num_loras
+    if "num" not in space.searched:
+        num = space.fixed_num(sum(gates))
+    rank = int(str(parameters["rank"])) if _has_rank(space) else smallest.rank
+    return MemoryConfig(gates, num, rank)
+
+
+def has_parameters(space: MemorySpace) -> bool:
+    """Whether a space is one to Ax: a single configuration is none, though a study may measure it."""
+    return bool(_gates(space)) or _has_num(space) or _has_rank(space)  # without Ax
+
+
+def new_client(
+    name: str,
+    space: MemorySpace,
+    objectives: Sequence[Objective],
+    thresholds: list[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Client:
+    """A client with the space and the objectives, and no trials; its generation strategy is not set yet.
+
+    Raises:
+        SearchError: the space has a single configuration, which is no search space to Ax.
+    """
+    for chatty in ("ax.api.client", "ax.storage.sqa_store.with_db_settings_base"):
+        logging.getLogger(chatty).addFilter(_no_chatter)  # Ax sets its loggers' levels itself, on import
+    from ax.api.client import Client
+
+    parameters = _parameters(space)
+    if not parameters:
+        raise SearchError(
+            "a space with one configuration makes no Ax experiment",
+            remedy="search at least one factor with two values",
+        )
+    client = Client(random_seed=seed)
+    gates = _gates(space)
+    client.configure_experiment(
+        parameters=parameters,
+        parameter_constraints=[f"{' + '.join(gates)} >= 1"] if len(gates) > 1 else [],
+        name=name,
+    )
+    client.configure_optimization(
+        ", ".join(("-" if o.direction == "min" else "") + o.name for o in objectives),
+        outcome_constraints=thresholds,
+    )
+    return client
+
+
+def save_client(client: Client, path: Path) -> None:
+    """Save a client as JSON, whole or not at all; ``Client.load_from_json_file`` opens it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    write_whole(path, lambda draft: client.save_to_json_file(str(draft)))
+
+
+def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, int]:
+    """``config`` in the parameters of the space's Ax experiment."""
+    values = {name: int(gate) for name, gate in zip(_gates(space), config.gates, strict=False)}
+    if _has_num(space):
+        values["num_loras"] = config.num_loras
+    if _has_rank(space):
+        values["rank"] = config.rank
+    return values
+
+
+def _use_model(client: Client, method: Literal["fast", "quality"]) -> None:
+    """Ax's own strategy, without an initial design: trials are attached, and are enough from the first on."""
+    client.configure_generation_strategy(
+        method=method, initialization_budget=0, allow_exceeding_initialization_budget=True
+    )
+
+
+def _attach(client: Client, engine: Engine) -> None:
+    values = {seen.id: seen.values for seen in engine.observations}
+    reasons = {failure.id: failure.reason for failure in engine.failures}
+    for proposal in engine.proposals:
+        parameters = parameters_of(engine.space, proposal.config)
+        index = client.attach_trial(dict(parameters), arm_name=f"t{proposal.id:04d}")
+        if proposal.id in values:
+            client.complete_trial(index, raw_data=dict(values[proposal.id]))
+        elif proposal.id in reasons:
+            client.mark_trial_failed(index, failed_reason=reasons[proposal.id])
+
+
+def _parameters(space: MemorySpace) -> list[RangeParameterConfig | ChoiceParameterConfig]:
+    from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+
+    result: list[RangeParameterConfig | ChoiceParameterConfig] = [
+        RangeParameterConfig(name=gate, bounds=(0, 1), parameter_type="int") for gate in _gates(space)
+    ]
+    if _has_num(space):
+        result.append(
+            RangeParameterConfig(name="num_loras", bounds=(1, space.max_loras), parameter_type="int")
+        )
+    if _has_rank(space):
+        result.append(
+            ChoiceParameterConfig(
+                name="rank", values=list(space.ranks), parameter_type="int", is_ordered=True
+            )
+        )
+    return result
+
+
+def _gates(space: MemorySpace) -> list[str]:
+    # A single layer's gate is always open: no memory is not part of the search.
+    if "layer" not in space.searched or space.num_layers == 1:
+        return []
+    width = len(str(space.num_layers - 1))
+    return [f"gate_{layer:0{width}d}" for layer in range(space.num_layers)]
+
+
+def _has_num(space: MemorySpace) -> bool:
+    return "num" in space.searched and space.max_loras > 1
+
+
+def _has_rank(space: MemorySpace) -> bool:
+    return "size" in space.searched and len(space.ranks) > 1
+
+
+def _thresholds(engine: Engine) -> list[str] | None:
+    point = engine.reference_point()
+    if engine.reference is None or point is None or len(engine.objectives) < 2:
+        return None
+    return [
+        f"{o.name} {'<=' if o.direction == 'min' else '>='} {_plain(point[o.name])}"
+        for o in engine.objectives
+    ]
+
+
+def _no_chatter(record: logging.LogRecord) -> bool:
+    """Drops Ax's line per trial, keeps its warnings."""
+    return record.levelno >= logging.WARNING
+
+
+def _plain(value: float) -> str:
+    """Digits without an exponent, which Ax's expressions do not read."""
+    return f"{value:.12f}".rstrip("0").rstrip(".")

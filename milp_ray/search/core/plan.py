@@ -1,0 +1,52 @@
+"""A snapshot of a search from which proposals follow, as plain data.
+
+The engine makes it under its lock; :func:`milp_ray.search.propose.propose` turns it into candidates, in any
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.search.core.local_search import LocalSearch
+from milp_ray.search.core.objectives import Objective
+from milp_ray.search.core.transfer_data import Material
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a batch of proposals depends on. Pickles if the exact objectives' functions do.
+
+    Attributes:
+        space, objectives: of the engine. surrogate, options: which model proposes. search: the effort of the
+        local search. count: how many candidates are wanted. initial: whether the initial design is to be
+        continued. design_seed: of the initial design, the same for all plans of an engine. seed: of this
+        plan, derived from the engine's seed and the number of events. events: number of events the plan was
+        made from. told: configurations that were measured, oldest first. gains: their values, ``n x m``,
+        turned so that more is better. pending: configurations that are being measured. seen: placement keys
+        that must not be proposed. reference: the given reference point, ``m`` numbers to be maximised, NaN
+        where nothing is given. outcome: how values are scaled for the model, see
+        :mod:`milp_ray.search.acquisition.outcome_transforms`. material: of other users' searches, if any.
+        noted: what was noted with earlier proposals, and need not be told again.
+    """
+
+    space: MemorySpace
+    objectives: tuple[Objective, ...]
+    surrogate: str
+    options: Mapping[str, object]
+    search: LocalSearch
+    count: int
+    initial: bool
+    design_seed: int
+    seed: int
+    events: int
+    told: tuple[MemoryConfig, ...] = ()
+    gains: tuple[tuple[float, ...], ...] = ()
+    pending: tuple[MemoryConfig, ...] = ()
+    seen: frozenset[str] = field(default=frozenset(), repr=False)
+    reference: tuple[float, ...] = ()
+    outcome: str = "standardize"
+    material: Material | None = field(default=None, repr=False)
+    noted: frozenset[str] = field(default=frozenset(), repr=False)

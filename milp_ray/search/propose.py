@@ -1,0 +1,173 @@
+"""The proposing: from a plan to candidates, by a pure function that can run anywhere.
+
+:func:`propose` needs neither the engine nor its lock, so it can run in a thread or a Ray task while trials
+are told. It is deterministic: the same plan gives the same candidates on the same machine. What becomes of
+the candidates is the engine's business (``Engine.accept``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from milp_ray.memory.space import MemoryConfig
+from milp_ray.search.core.design import Design
+from milp_ray.search.core.numerics import is_numerical
+from milp_ray.search.core.pareto import non_dominated
+from milp_ray.search.core.plan import Plan
+from milp_ray.search.core.records import ADVISED, Candidates
+from milp_ray.search.core.threads import single_threaded
+from milp_ray.search.surrogates import make_surrogate
+from milp_ray.search.surrogates.base import (
+    Fitted,
+    FreeSurrogate,
+    ModelSurrogate,
+    PlanSurrogate,
+    SurrogateFailed,
+)
+from milp_ray.search.transfer.warm_start import NO_ADVICE, advise, starts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from milp_ray.memory.arrays import Ints
+
+_AROUND = 4  # points of the front whose neighbours join the pool of starts
+_FEW = 3  # of fewer measurements nothing is called constant
+
+
+def propose(plan: Plan) -> Candidates:
+    """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
+
+    Where arithmetic fails on this search's data, what stood on it is left out, with a note: other users'
+    advice, or the model (``sobol`` proposes instead). So is an objective that is the same in every trial.
+
+    Raises:
+        SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
+    """
+    advice, notes = NO_ADVICE, tuple[str, ...]()
+    if plan.material is not None:
+        try:
+            with single_threaded():
+                advice = advise(plan)
+        except Exception as error:
+            if not is_numerical(error):
+                raise
+            notes = (f"transfer: {type(error).__name__}; proposed without other users' searches",)
+    if advice.configs:
+        return Candidates(advice.configs, ADVISED)
+    initial = plan.initial and not advice.design_over
+    found = _unadvised(replace(plan, count=min(plan.count, advice.others), initial=initial))
+    return Candidates(found, found.source, (*notes, *found.notes))
+
+
+def _unadvised(plan: Plan) -> Candidates:
+    if plan.initial:
+        return Candidates(Design(plan.space, plan.design_seed).first(plan.count, plan.seen), "initial")
+    varying, notes = _varying(plan)
+    found = _by_surrogate(varying) if varying is not None else _by_sobol(plan)
+    return Candidates(found, found.source, (*notes, *found.notes))
+
+
+def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
+    """The plan by those objectives that differ between trials, None without a measured one; notes.
+
+    A model of a constant says nothing, and beside it neither do hypervolumes.
+    """
+    columns = list(zip(*plan.gains, strict=True)) if len(plan.gains) >= _FEW else []
+    constant = {
+        o.name: o.sign * column[0]
+        for o, column in zip(plan.objectives, columns, strict=False)
+        if o.exact is None and max(column) == min(column)
+    }
+    notes = tuple(
+        f"{name} is {value:.4g} in every trial: left out of the search until that changes"
+        for name, value in constant.items()
+    )
+    kept = [index for index, o in enumerate(plan.objectives) if o.name not in constant]
+    varying = replace(
+        plan,
+        objectives=tuple(plan.objectives[index] for index in kept),
+        gains=tuple(tuple(row[index] for index in kept) for row in plan.gains),
+        reference=tuple(plan.reference[index] for index in kept) if plan.reference else (),
+    )
+    measured = any(o.exact is None for o in varying.objectives)
+    return varying if measured else None, tuple(note for note in notes if note not in plan.noted)
+
+
+def _by_sobol(plan: Plan, *notes: str) -> Candidates:
+    sobol = make_surrogate("sobol")
+    assert isinstance(sobol, FreeSurrogate)
+    return _free(plan, sobol, "sobol", *notes)
+
+
+def _by_surrogate(plan: Plan) -> Candidates:
+    surrogate = make_surrogate(plan.surrogate, plan.options)
+    if isinstance(surrogate, FreeSurrogate):
+        return _free(plan, surrogate, plan.surrogate)
+    try:
+        with single_threaded():
+            if isinstance(surrogate, PlanSurrogate):
+                return surrogate.candidates(plan)
+            return _modelled(plan, surrogate)
+    except SurrogateFailed as failure:
+        reason = str(failure)
+    except Exception as error:  # a fit that succeeded may still be one that nothing can be computed from
+        if not is_numerical(error):
+            raise
+        reason = f"{plan.surrogate}: {type(error).__name__}"
+    return _by_sobol(plan, f"{reason}; sobol proposed instead")
+
+
+def _free(plan: Plan, surrogate: FreeSurrogate, source: str, *notes: str) -> Candidates:
+    return Candidates(surrogate.configs(plan.space, plan.seen, plan.count, plan.seed), source, notes)
+
+
+def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
+    from milp_ray.memory.arrays import Configs
+    from milp_ray.search.acquisition.log_nehvi import Acquisition, with_exact
+    from milp_ray.search.acquisition.outcome_transforms import Scaled
+
+    scaled = Scaled(plan)
+    arrays = scaled.arrays
+    measured = [index for index, o in enumerate(plan.objectives) if o.exact is None]
+    exact = [index for index, o in enumerate(plan.objectives) if o.exact is not None]
+    X = scaled.inputs(plan.told)
+    d = plan.space.num_features
+    fitted: Fitted = surrogate.fit(X[:, :d].contiguous(), scaled.Y[:, measured].contiguous(), plan.seed)
+    acquisition = Acquisition(
+        with_exact(fitted, exact, len(plan.objectives), d),
+        scaled.reference,
+        X,
+        scaled.inputs(plan.pending),
+        seed=plan.seed,
+    )
+    taken, chosen = set(plan.seen), list[MemoryConfig]()
+    around = _around(plan)
+    # Where other users' memories tend to be, if that is known.
+    warm = Configs.of(starts(plan), plan.space.num_layers)
+
+    def values(ranks: Ints) -> npt.NDArray[np.float64]:
+        result: npt.NDArray[np.float64] = acquisition(scaled.rows(ranks)).numpy()
+        return result
+
+    while len(chosen) < plan.count:
+        found = plan.search.search(
+            arrays, values, seen=taken, around=around, seed=plan.seed + len(chosen), warm=warm
+        )
+        if found.best is None:
+            chosen.extend(Design(plan.space, plan.seed).first(plan.count - len(chosen), taken))
+            break
+        warm = found.top
+        chosen.append(found.best)
+        taken.add(plan.space.placement(found.best).key)
+        if len(chosen) < plan.count:
+            acquisition.add_pending(scaled.inputs([found.best]))
+    return Candidates(chosen, fitted.source, fitted.notes)
+
+
+def _around(plan: Plan) -> list[MemoryConfig]:
+    """The newest points of the front: their neighbourhoods have been looked through least."""
+    front = non_dominated(plan.gains).nonzero()[0]
+    return [plan.told[index] for index in front[::-1][:_AROUND]]

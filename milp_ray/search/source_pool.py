@@ -1,0 +1,148 @@
+"""The finished searches of a study, and what a next user is given of them.
+
+How many users run cold first, and who is a donor for whom in time, is the driver's business.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from milp_ray.errors import SearchError
+from milp_ray.memory.space import MemorySpace
+from milp_ray.search.core.objectives import Objective, gains
+from milp_ray.search.core.pareto import non_dominated
+from milp_ray.search.core.transfer_data import Donor, Material, check_donor, cleaned, labels
+from milp_ray.search.engine import Engine
+
+DONORS = 8  # of a material: what more would add, the log of every user would have to carry
+ROWS = 48  # of a donor
+
+
+class DonorPool:
+    """Donors of one study. All methods may be called from any thread.
+
+    Args:
+        space: that all of its users search.
+        objectives: of all of its users.
+        mode: what its users are given; ``none``: nothing.
+        first: donors that are needed before anything is transferred, at least 1. The first batch of users
+            finds fewer and so runs cold, exactly as without transfer.
+    """
+
+    def __init__(
+        self,
+        space: MemorySpace,
+        objectives: Sequence[Objective],
+        mode: Literal["none", "seeds", "prior"] = "prior",
+        first: int = 1,
+    ) -> None:
+        self._space, self._objectives = space, tuple(objectives)
+        self._mode, self._first = mode, max(1, first)
+        self._donors: list[Donor] = []
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._donors)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are donors enough, and a mode that asks for them."""
+        return self._mode != "none" and len(self._donors) >= self._first
+
+    def add(self, donor: Engine | Donor) -> bool:
+        """Take in a finished search; False if it measured nothing and so is of no use.
+
+        Raises:
+            SearchError: it is from another space or has other objectives.
+        """
+        if not isinstance(donor, Donor):
+            if donor.space.describe() != self._space.describe():
+                raise SearchError(
+                    "the donor searched another space",
+                    expected="the memory section of one study",
+                    remedy="transfer within one study only",
+                )
+            if labels(donor.objectives) != labels(self._objectives):
+                raise SearchError("the donor has other objectives", expected="the objectives of one study")
+            donor = donor_of(donor)
+        donor = cleaned(donor)
+        if not donor.told:
+            return False
+        check_donor(donor, self._space, len(self._objectives))
+        with self._lock:
+            self._donors.append(donor)
+        return True
+
+    def material(self, no_memory: Mapping[str, float] | None = None) -> Material | None:
+        """What a next user is given: the donors whose no-memory values are nearest to its own.
+
+        Args:
+            no_memory: of the next user, by name; None or a missing name is not known.
+
+        Returns:
+            None while there are too few donors, and with mode ``none``.
+        """
+        with self._lock:
+            donors = list(self._donors)
+        if self._mode == "none" or not self.ready:
+            return None
+        own = tuple(o.sign * (no_memory or {}).get(o.name, math.nan) for o in self._objectives)
+        chosen = tuple(donors[index] for index in _nearest(donors, own)[:DONORS])
+        return Material(self._mode, labels(self._objectives), chosen)
+
+    def give(self, engine: Engine) -> bool:
+        """Give a search its material, unless it has begun, has material already, or there is none yet.
+
+        Safe to call for every user of a run that is resumed. The search should know its reference by then.
+
+        Returns:
+            Whether something was transferred now.
+        """
+        if engine.proposals or engine.transferred is not None:
+            return False
+        material = self.material(engine.reference)
+        if material is None:
+            return False
+        engine.transfer(material)
+        return True
+
+
+def donor_of(engine: Engine, rows: int = ROWS) -> Donor:
+    """A search as a donor: its front, and as many others as fit, evenly spread over its course.
+
+    Args:
+        engine: finished or not; what has been told so far counts.
+        rows: of the table, at most (the front may take all of it).
+    """
+    seen = engine.observations
+    table = [gains(engine.objectives, observation.values) for observation in seen]
+    front = [index for index, keep in enumerate(non_dominated(table)) if keep]
+    rest = [index for index in range(len(seen)) if index not in set(front)]
+    wanted = max(0, min(len(rest), rows - len(front)))
+    spread = [rest[(index * len(rest)) // wanted] for index in range(wanted)]
+    given = engine.reference or {}
+    return Donor(
+        told=tuple((seen[index].config, table[index]) for index in sorted([*front[:rows], *spread])),
+        no_memory=tuple(o.sign * given.get(o.name, math.nan) for o in engine.objectives) if given else (),
+    )
+
+
+def _nearest(donors: Sequence[Donor], own: Sequence[float]) -> list[int]:
+    """Indices of the donors, nearest no-memory values first; where these say nothing, newest first.
+
+    Distances are in standard deviations over the donors, and a value that is not known is one away.
+    """
+    order = list(range(len(donors)))[::-1]
+    table = np.array([d.no_memory or [math.nan] * len(own) for d in donors], dtype=np.float64)
+    known = ~np.isnan(table)
+    counts = np.maximum(known.sum(axis=0), 1)
+    centre = np.where(known, table, 0.0).sum(axis=0) / counts
+    spread = np.sqrt((np.where(known, table - centre, 0.0) ** 2).sum(axis=0) / counts)
+    away = np.abs(table - np.asarray(own)) / np.where(spread > 1e-12, spread, 1.0)
+    distance = np.where(np.isnan(away), 1.0, away).sum(axis=1)
+    return sorted(order, key=lambda index: round(float(distance[index]), 9))

@@ -1,1 +1,0 @@
-"""Several workers for one trial: who they are, how the base is divided, how an adapter is stepped."""

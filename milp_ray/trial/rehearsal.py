@@ -1,0 +1,139 @@
+"""What a worker does first, once, in a process of its own: load the base, train on two texts, measure one.
+
+A base that does not work at all (numbers that are not finite, modules that fail in the first step, a library
+that crashes) is told before Ray is started, and nothing of the try stays in the driver. It is the real code
+of a trial, on the smallest work that goes through all of it. Only for bases that this machine holds easily: a
+large one is looked at by its files' headers alone (:mod:`milp_ray.model.verify`).
+
+:func:`main` reads a :class:`Rehearsed` as JSON from its input and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from milp_ray.config.models import Study
+from milp_ray.data.records import Sample, UserSplit
+from milp_ray.errors import MilpRayError, ModelError, TrialFailed, place_of
+
+GIB = 2**30
+MOST_BYTES = 4 * GIB
+"""The largest base, in its number format while it works, of which a first step is tried."""
+
+_ROOM = 3  # times the base: it is read, then laid out, and a step works beside it
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What is tried: a study, and one of its users."""
+
+    study: Study
+    user: UserSplit
+
+    def to_json(self) -> str:
+        """As text; :meth:`from_json` reads it back equal."""
+        return json.dumps({"study": self.study.model_dump(mode="json"), "user": asdict(self.user)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What :meth:`to_json` wrote."""
+        values = json.loads(text)
+        user = values["user"]
+        parts = {
+            name: tuple(Sample(**item) for item in user[name]) for name in ("train", "validation", "test")
+        }
+        whole = UserSplit(**user | parts | {"history": tuple(user["history"])})
+        return cls(Study.model_validate_json(json.dumps(values["study"])), whole)
+
+
+def too_large(study: Study, parameters: int) -> str:
+    """Why no first step is tried on this machine; empty where one is.
+
+    Args:
+        study: whose base it is.
+        parameters: of the base.
+    """
+    size = parameters * (2 if study.model.dtype == "bfloat16" else 4)
+    if size > MOST_BYTES:
+        return (
+            f"a base of {size / GIB:.1f} GiB is larger than the {MOST_BYTES // GIB} GiB that are tried here"
+        )
+    if size * _ROOM > psutil.virtual_memory().available:
+        return f"a base of {size / GIB:.1f} GiB is too large for this machine's free memory"
+    return ""
+
+
+def rehearse(wanted: Rehearsed) -> None:
+    """Load the base as a worker does, train on two texts of the user, and measure one sample.
+
+    Raises:
+        MilpRayError: what every worker would meet, as far as a CPU can tell.
+    """
+    from milp_ray.memory.space import Placement
+    from milp_ray.model.base import load_base
+    from milp_ray.trial.trial import Trial
+
+    study = wanted.study
+    # A worker's GPU need not be here, and may be another one's: what is tried is tried on the CPU.
+    model = study.model.model_copy(update={"device": "cpu"})
+    trial = study.trial.model_copy(update={"epochs": 1, "instruct_epochs": 1, "max_new_tokens": 2})
+    study = study.model_copy(update={"model": model, "trial": trial})
+    base = load_base(model)
+    smallest = Placement(((0, min(*study.memory.ranks, base.architecture.width)),))
+    try:
+        with Trial(base, _shortest(wanted.user), smallest, study, seed=study.seed) as found:
+            found.run()
+    except TrialFailed as failure:
+        raise _unusable(f"a first step on it fails: {failure.reason}") from None
+    except MilpRayError:
+        raise
+    except Exception as error:  # without its message, which may quote a text
+        raise _unusable(f"a first step on it fails: {place_of(error)}") from None
+
+
+def _unusable(fact: str) -> ModelError:
+    return ModelError(
+        f"the base model can be loaded, and {fact}",
+        where="model.path",
+        expected="a base that can be trained and measured",
+        remedy="try it with transformers alone (one forward and one backward pass), or fetch it again",
+    )
+
+
+def _shortest(user: UserSplit) -> UserSplit:
+    """Two texts and two samples of a user, short ones: what is wrong for all shows in them."""
+    texts = tuple(sorted(user.search_history, key=len)[:2])
+    samples = sorted(user.train, key=lambda sample: len(sample.query) + len(sample.response))[:1]
+    one = min(user.validation, key=lambda sample: len(sample.query) + len(sample.response))
+    return replace(
+        user,
+        history=texts,
+        train=tuple(samples),
+        validation=(one,),
+        test=(),
+        search_cut=len(texts),
+        final_start=0,
+        final_cut=len(texts),
+    )
+
+
+def main() -> None:
+    """What the process does: quiet, first to go when memory runs out, its answer in the last line."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    wanted = Rehearsed.from_json(sys.stdin.read())
+    try:
+        rehearse(wanted)
+        answer: dict[str, object] = {"fault": None}
+    except MilpRayError as error:
+        answer = {"fault": error.to_plain()}
+    except Exception as error:
+        answer = {"broke": place_of(error)}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")

@@ -1,0 +1,69 @@
+"""Where worker processes are, and how they are ended when they no longer answer.
+
+Ray's own way to end an actor waits some seconds for its process (Ray 2.60: five), so one that was stopped or
+hangs in a kernel keeps its memory and its GPU for that long. These functions send SIGKILL by process id, on
+whatever node it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_SECONDS = 5.0  # a node may be gone altogether
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is: Ray's id of its node, its process id there, and, for people, the node's address."""
+
+    node: str
+    pid: int
+    host: str = ""
+
+
+def here() -> Place:
+    """Of the calling process."""
+    return Place(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
+
+
+def host_rendezvous(one_machine: bool) -> str:
+    """Open what a group's ranks meet at, of which the calling process is to be the first; its address.
+
+    ``one_machine``: whether all ranks are on this node.
+    """
+    from milp_ray.model.parallel.rendezvous import open_rendezvous
+
+    return open_rendezvous(ray.util.get_node_ip_address(), one_machine=one_machine)
+
+
+def on_one_node(places: Iterable[Place]) -> bool:
+    """Whether processes are all on the same node."""
+    return len({place.node for place in places}) == 1
+
+
+def end(places: Iterable[Place]) -> None:
+    """Kill processes, on all their nodes at once; those that are gone are no error."""
+    by_node: dict[str, list[int]] = {}
+    for place in places:
+        by_node.setdefault(place.node, []).append(place.pid)
+    _end(by_node.pop(ray.get_runtime_context().get_node_id(), []))
+    task = ray.remote(num_cpus=0, max_retries=0)(_end)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pids)
+        for node, pids in by_node.items()
+    ]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=_SECONDS)
+
+
+def _end(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

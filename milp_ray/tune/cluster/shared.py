@@ -1,0 +1,76 @@
+"""What the nodes of a cluster share: the run folder, or its URL, and users' texts in Ray's object store."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from milp_ray.data.records import UserSplit
+from milp_ray.errors import ClusterError
+from milp_ray.layout import Layout
+from milp_ray.storage import can_read, shown, twin_of
+
+SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
+
+
+def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
+    """Put users' texts into Ray's object store, from where workers fetch what they need.
+
+    They stay there for as long as anybody holds the references.
+    """
+    return {alias: ray.put(user) for alias, user in users.items()}
+
+
+def check_sees(folder: Path) -> None:
+    """The machine of this process sees a run folder, or reads its URL: workers write adapters there, and read
+    event logs. For every worker when it starts, since nodes come and go.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    if not can_read(_known(folder)):
+        raise _blind(f"node {platform.node()} does not see", folder)
+
+
+def check_shared(folder: Path) -> None:
+    """Every node that is there now sees the run folder: told before anything is loaded anywhere.
+
+    Raises:
+        ClusterError: a node does not.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    sees = ray.remote(num_cpus=0)(can_read)
+    asked = [
+        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            _known(folder)
+        )
+        for node in nodes
+    ]
+    answers = []
+    for answer in asked:
+        with contextlib.suppress(ray.exceptions.RayError):  # lost meanwhile; workers look for themselves
+            answers.append(ray.get(answer))
+    if blind := answers.count(False):
+        raise _blind(f"{blind} of {len(nodes)} nodes do not see", folder)
+
+
+def _known(folder: Path) -> Path:
+    """A file that every run folder has."""
+    return Layout(folder).meta_file
+
+
+def _blind(who: str, folder: Path) -> ClusterError:
+    return ClusterError(
+        f"{who} the run folder {shown(folder)}",
+        expected="a folder that all nodes share, or a URL that all may read",
+        remedy="give every node the credentials and the endpoint"
+        if twin_of(folder)
+        else "set storage.path to a shared file system (NFS) or a URL (s3://, gs://)",
+    )

@@ -1,0 +1,323 @@
+"""What a rank of the final job does: users one after another, with the other ranks of its group.
+
+Ray Train starts the ranks and starts them again when one is lost. They are divided into groups of
+``ray.workers_per_trial``, which work side by side, each on a user of its own; the groups' process groups are
+made when Ray Train starts its workers (:class:`GroupsConfig`, in place of one process group over all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train import UserCallback
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup
+
+from milp_ray.errors import MilpRayError, TrialFailed, place_of
+from milp_ray.storage import at_hand, publish_for, write_json
+from milp_ray.tune.cluster.dashboard import announce
+from milp_ray.tune.cluster.processes import end, here, host_rendezvous, on_one_node
+from milp_ray.tune.cluster.reservations import let_go
+from milp_ray.tune.final.coordinator import FinalSpec, Job
+from milp_ray.tune.workers.resident import resident_base
+
+if TYPE_CHECKING:
+    from milp_ray.model.parallel.group import Group
+    from milp_ray.training.checkpoint import State
+    from milp_ray.trial.trial import Trial
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A process's place among the ranks: its group, its rank in it, and where the group meets, if it must."""
+
+    group: int
+    rank: int
+    size: int
+    address: str
+
+
+_SEATS: list[Seat] = []  # of this process; a list, since Ray Train calls into it from another thread
+
+
+@dataclass
+class GroupsConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's configuration for groups of ``size`` ranks side by side, which ``assignments`` serves."""
+
+    size: int = 1
+    assignments: Any = None
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """See Ray Train."""
+        return _GroupsBackend
+
+
+class _GroupsBackend(Backend):  # type: ignore[misc]
+    """Tells every rank its seat. GPUs: each rank sees its own alone, as in the search."""
+
+    def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
+        size, assignments = backend_config.size, backend_config.assignments
+        if not _paused(ray.get(assignments.begin.remote(size)), assignments):
+            return
+        count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
+        addresses = self._addresses(worker_group, size, count) if size > 1 else [""] * count
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    group * size + rank, _sit, Seat(group, rank, size, addresses[group])
+                )
+                for group in range(count)
+                for rank in range(size)
+            ]
+        )
+
+    @staticmethod
+    def _addresses(worker_group: Any, size: int, count: int) -> list[str]:
+        """Where each group meets: what its first rank opened."""
+        ranks = range(count * size)
+        places = ray.get([worker_group.execute_single_async(rank, here) for rank in ranks])
+        opened = [
+            worker_group.execute_single_async(
+                first, host_rendezvous, on_one_node(places[first : first + size])
+            )
+            for first in ranks[::size]
+        ]
+        return list(ray.get(opened))
+
+
+def _paused(seconds: float, assignments: Any) -> bool:
+    """Whether the work is still wanted after so many seconds; where not, no rank gets a seat."""
+    end_of_pause = time.monotonic() + seconds
+    while not (over := bool(ray.get(assignments.stopping.remote()))) and time.monotonic() < end_of_pause:
+        time.sleep(_POLL_SECONDS / 4)
+    return not over
+
+
+def _sit(seat: Seat) -> None:
+    _SEATS[:] = [seat]
+
+
+class EndRanks(UserCallback):  # type: ignore[misc]
+    """When a rank is lost, ends all processes at once: some may hang where Ray's own way does not reach."""
+
+    def __init__(self, assignments: Any) -> None:
+        self._assignments = assignments
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
+        """See Ray Train; here, before the others are ended, it is known which ranks were lost."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            end(ray.get(self._assignments.lost.remote(list(worker_exceptions))))
+
+
+class LetGo(WorkerGroupCallback):  # type: ignore[misc]
+    """Lets room go that was held for Ray Train's workers, right before Ray Train asks for it.
+
+    It takes seconds to come so far, in which others who wait for room would get it.
+    """
+
+    def __init__(self, held: Sequence[PlacementGroup]) -> None:
+        self._held = held
+
+    def before_worker_group_start(self, worker_group_context: object) -> None:
+        """See Ray Train; here in its controller. What is gone already, when workers start again, stays so."""
+        let_go(self._held)
+
+
+@dataclass(frozen=True)
+class FinalLoop:
+    """Ray Train's function for every worker. ``cpus``: of one."""
+
+    assignments: Any
+    cpus: float
+
+    def __call__(self) -> None:
+        """Work until there is no job left.
+
+        Raises:
+            RuntimeError: the workers are to be started again: after what may pass (its reason is with the
+                assignments), or something unforeseen, told without its message, which might quote a text.
+        """
+        if not _SEATS:
+            return
+        seat = _SEATS[0]
+        ray.get(self.assignments.start.remote(seat.group, seat.rank, here()))
+        try:
+            _Rank(seat, self.assignments, self.cpus).work()
+        except MilpRayError as error:
+            ray.get(self.assignments.fail.remote(seat.group, error.to_plain()))
+            if error.exit_code != 2:
+                raise RuntimeError(place_of(error)) from None
+        except _AloneOutOfMemory:
+            raise RuntimeError("out of memory") from None
+        except Exception as error:
+            raise RuntimeError(place_of(error)) from None
+
+
+class _AloneOutOfMemory(Exception):  # noqa: N818  (it names an outcome)
+    """This rank ran out of memory; the others of its group do not know."""
+
+
+class _Rank:
+    """One rank: its part of the base, and the jobs of its group."""
+
+    def __init__(self, seat: Seat, assignments: Any, cpus: float) -> None:
+        self._seat, self._assignments = seat, assignments
+        self._spec: FinalSpec = ray.get(assignments.spec.remote())
+        publish_for(self._spec.root, self._spec.session)
+        meeting = None
+        if seat.size > 1:
+            from milp_ray.model.parallel.rendezvous import Rendezvous
+
+            patience = self._spec.study.ray.group_timeout
+            meeting = Rendezvous(seat.address, seat.rank, seat.size, patience)
+        self._base = resident_base(self._spec.study, self._spec.root, cpus, meeting)
+        self._group: Group = self._base.parallel.group
+        self._asked = time.monotonic()
+
+    def work(self) -> None:
+        while (job := self._next()) is not None:
+            reason, notes = "", []
+            name, began = f"{job.alias}-{job.step}", time.monotonic()
+            announce(name, "begins")
+            try:
+                if job.step == "train":
+                    notes = self._train(job.alias)
+                else:
+                    self._test(job)
+            except TrialFailed as failure:
+                reason = failure.reason
+                self._check_alone(failure)
+            except _Stopped:
+                announce(name, "stopped")
+                continue
+            announce(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
+            if self._seat.rank == 0:
+                ray.get(self._assignments.end.remote(self._seat.group, reason, notes))
+
+    def _next(self) -> Job | None:
+        """The group's next job, the same on all ranks."""
+        while True:
+            asked = self._assignments.next.remote(self._seat.group) if self._seat.rank == 0 else None
+            answer: Job | str | None = ray.get(asked) if asked is not None else None
+            plain = self._group.gather(asdict(answer) if isinstance(answer, Job) else answer)[0]
+            if not isinstance(plain, str):
+                return None if plain is None else Job(**plain)
+            time.sleep(_POLL_SECONDS / 2)
+
+    def _train(self, alias: str) -> list[str]:
+        """Train a user's memory, from the state that an interruption left. What there is to tell."""
+        from milp_ray.training.checkpoint import Checkpoints
+        from milp_ray.trial.trial import Trial, TrialStopped
+
+        spec, study, parallel = self._spec, self._spec.study, self._base.parallel
+        placement = spec.placements[alias]
+        checkpoints = Checkpoints(
+            spec.layout.checkpoints(alias),
+            self._group,
+            replicated=not parallel.zero,
+            made_with={"placement": placement.key, "parallelism": study.ray.parallelism, "seed": study.seed},
+            every=study.final.checkpoint_steps,
+            kept=self._kept,
+        )
+        user = ray.get(spec.users[alias])
+        with Trial(
+            self._base, user, placement, study, phase="final", seed=study.seed, checkpoints=checkpoints
+        ) as trial:
+            try:
+                self._go(trial)
+            except TrialStopped:
+                raise _Stopped from None
+            self._together(lambda: trial.save(spec.layout.memory(alias)))
+        checkpoints.clear()
+        return checkpoints.notes
+
+    def _kept(self, state: State) -> None:
+        if self._seat.rank == 0:
+            ray.get(self._assignments.kept.remote(self._seat.group, state.stage, state.step))
+
+    def _go(self, trial: Trial) -> None:
+        steps = trial.steps()
+        for _ in steps:
+            if self._seat.rank == 0 and self._stop_asked():
+                steps.close()  # keeps the state, and tells the other ranks
+                raise _Stopped
+
+    def _test(self, job: Job) -> None:
+        """Once with no memory, the own memory and another user's; values that are not finite become null."""
+        from milp_ray.data.prompts import Prompts
+        from milp_ray.evaluation.compare import evaluation
+        from milp_ray.evaluation.metrics import SCORES
+        from milp_ray.memory.adapter_notes import check_note
+        from milp_ray.model.base import loaded
+        from milp_ray.model.limits import infeasible
+
+        study, alias = self._spec.study, job.alias
+        user = ray.get(self._spec.users[alias])
+        prompts = Prompts(study.prompts)
+
+        def scores() -> dict[str, float | None]:
+            found = self._checked(evaluation(self._base, user, prompts, study, user.test))
+            values = {name: getattr(found, name) for name in SCORES}
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+        with infeasible("out of memory in the test"):
+            table = {"base": scores()}
+            for model, owner in (("own", alias), ("other", job.other)):
+                if owner is not None:
+                    placement = self._spec.placements[owner].key
+                    with at_hand(self._spec.layout.memory(owner)) as memory:
+                        check_note(memory, placement=placement, user=owner)
+                        with loaded(self._base, memory):
+                            table[model] = scores()
+        found = {
+            "samples": len(user.test),
+            "placement": self._spec.placements[alias].key,
+            "other": job.other,
+            "models": table,
+        }
+        self._together(lambda: write_json(self._spec.layout.scores(alias), found))
+
+    def _checked(self, work: Generator[Any, None, Any]) -> Any:
+        """Go through ``work``, unless all ranks are to stop; what it returns."""
+        while True:
+            if self._group.any(self._seat.rank == 0 and self._stop_asked()):
+                raise _Stopped
+            try:
+                next(work)
+            except StopIteration as done:
+                return done.value
+
+    def _stop_asked(self) -> bool:
+        """Whether the driver wants an end; asked once a second."""
+        now = time.monotonic()
+        if now - self._asked < _POLL_SECONDS:
+            return False
+        self._asked = now
+        return bool(ray.get(self._assignments.stopping.remote()))
+
+    def _together(self, write: Callable[[], None]) -> None:
+        """Rank 0 writes; if it cannot, all ranks know."""
+        self._group.together(lambda: write() if self._seat.rank == 0 else None)
+
+    def _check_alone(self, failure: TrialFailed) -> None:
+        """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""
+        from milp_ray.model.limits import OutOfMemory
+
+        if self._seat.size > 1 and isinstance(failure, OutOfMemory):
+            ray.get(self._assignments.end.remote(self._seat.group, failure.reason))
+            raise _AloneOutOfMemory
+
+
+class _Stopped(Exception):  # noqa: N818  (it names an outcome)
+    """The driver wants an end."""

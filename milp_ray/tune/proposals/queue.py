@@ -1,0 +1,374 @@
+"""Ready proposals for many users, computed ahead of need and off Tune's loop (docs/decisions.md, 2).
+
+One thread decides who is planned for and writes proposals down; a proposer computes those that need a model,
+several at once; the trials' loop only takes what is ready. Served first is who will run dry first: the user
+with the fewest trials that were asked and have not ended, whose next proposals also know the most; of several
+the one that stands first, so that users begin, and end, one after the other rather than all at once. A user
+is planned for only when none of its own proposals is waiting, so that no proposal is older than it must be.
+
+Every event costs O(log users). No Ray here: the queue is told when a trial ends, and does not care who runs
+it. One queue serves the users of one Tune run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from milp_ray.errors import MilpRayError, SearchError
+from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.search.propose import propose
+from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.records import BASELINE, Ticket
+from milp_ray.tune.proposals.threads import Proposer, Threads, is_free, needs_model
+
+if TYPE_CHECKING:
+    from milp_ray.search import Candidates, Engine, Plan, Proposal
+
+_REFUSALS = 8  # batches of one user in a row of which nothing was new
+
+
+@dataclass(slots=True)
+class _User:
+    """What the queue keeps of a user, so that it need not ask the engine.
+
+    Attributes:
+        left: trials that may still be asked for.
+        pending: asked and not ended.
+        waiting: of these, tickets in the queue.
+        held: not planned for until its no-memory measurement has ended.
+        stamp: changes with every new entry in a heap, so that older entries are known to be stale.
+    """
+
+    index: int
+    alias: str
+    engine: Engine
+    left: int
+    asked: int
+    pending: int
+    waiting: int = 0
+    planning: bool = False
+    needs_baseline: bool = False
+    held: bool = False
+    refused: int = 0
+    stamp: int = 0
+
+
+class _Order:
+    """Users by who runs dry first. Entries are never searched for: outdated ones are skipped when met."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, _User]] = []
+        self._most = 64
+
+    def push(self, user: _User) -> None:
+        if len(self._heap) >= self._most:
+            self._heap = [entry for entry in self._heap if entry[2] == entry[3].stamp]
+            heapq.heapify(self._heap)
+            self._most = 2 * len(self._heap) + 64
+        heapq.heappush(self._heap, (user.pending, user.index, user.stamp, user))
+
+    def first(self) -> _User | None:
+        while self._heap and self._heap[0][2] != self._heap[0][3].stamp:
+            heapq.heappop(self._heap)
+        return self._heap[0][3] if self._heap else None
+
+
+class ProposalQueue:
+    """Keeps as many tickets ready as will be taken while the next ones are computed.
+
+    More would only be older: what is proposed early knows less. The number follows from how long proposals
+    take and how fast tickets go, both measured; it starts at ``workers`` and stays within four times that.
+    For a user without pending trials nothing more can be known: it is planned for as soon as the proposer has
+    room.
+
+    Where finished users can be learned from (``introduce``), a new user's no-memory measurement comes first
+    and its own trials once that has ended: it says which of them are near to it.
+
+    Args:
+        engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
+        trials: budget per user; failed trials count.
+        batch: proposals from one fit.
+        workers: how many trials run at once.
+        proposer: computes what needs a model; None for a thread of the queue's own.
+        meter: is told what the search costs.
+        introduce: called with a user's engine before it is first planned for; None: nothing is to be learned.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        trials: int,
+        batch: int,
+        workers: int,
+        proposer: Proposer | None = None,
+        meter: Meter | None = None,
+        introduce: Callable[[Engine], object] | None = None,
+    ) -> None:
+        self._batch = batch
+        self._workers = max(workers, 1)
+        self._own = Threads() if proposer is None else None
+        self._proposer: Proposer = proposer or self._own or Threads()
+        self._meter = meter or Meter()
+        self._introduce = introduce
+        self._taken: deque[float] = deque(maxlen=4 * self._workers)
+        self._costs: deque[float] = deque(maxlen=8)
+        self._changed = threading.Condition()
+        self._ready: deque[Ticket] = deque()
+        self._issued: set[tuple[str, int]] = set()
+        self._landed: deque[tuple[_User, Plan, Future[Candidates], float]] = deque()
+        self._flying = 0
+        self._left = 0
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._cheap, self._led = _Order(), _Order()
+        self._users = {
+            alias: self._user(index, alias, engine, trials)
+            for index, (alias, engine) in enumerate(engines.items())
+        }
+        self._proposer.listen(self._wake)
+        self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
+        self._thread.start()
+
+    def take(self, wait: float = 0.0) -> Ticket | None:
+        """The next ticket, or None if none becomes ready within ``wait`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._ready) or self._done(), timeout=wait)
+            if not self._ready:
+                return None
+            ticket = self._ready.popleft()
+            self._issued.add((ticket.alias, ticket.number))
+            self._taken.append(time.monotonic())
+            self._meter.begin(self._workers)
+            if ticket.number != BASELINE:
+                user = self._users[ticket.alias]
+                user.waiting -= 1
+                self._offer(user)
+            self._note()
+            return ticket
+
+    def ended(self, alias: str, number: int) -> None:
+        """A trial was told or failed: its user may be planned for again."""
+        with self._changed:
+            known = (alias, number) in self._issued
+            self._issued.discard((alias, number))
+            user = self._users[alias]
+            if known and number != BASELINE:
+                user.pending -= 1
+                self._offer(user)
+            elif user.held:
+                user.held = False
+                self._offer(user)
+            self._note()
+
+    def dropped(self, alias: str, number: int) -> None:
+        """A trial was given up without an outcome (a stopped run): it stays pending in the event log."""
+        with self._changed:
+            self._issued.discard((alias, number))
+            self._note()
+
+    def again(self, ticket: Ticket) -> None:
+        """A taken ticket whose worker was lost is given out once more, before all others."""
+        with self._changed:
+            self._issued.discard((ticket.alias, ticket.number))
+            if not self._stopped:
+                self._ready.appendleft(ticket)
+                if ticket.number != BASELINE:
+                    self._users[ticket.alias].waiting += 1
+            self._note()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no ticket is ready and none will ever be."""
+        with self._changed:
+            return not self._ready and self._done()
+
+    @property
+    def live(self) -> int:
+        """Trials that were taken and have not ended."""
+        with self._changed:
+            return len(self._issued)
+
+    def stop(self) -> None:
+        """No further proposals; :meth:`take` gives out nothing any more. Plans under way are forgotten."""
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._note()
+        self._meter.end()
+        if self._own is not None:
+            self._own.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether proposing ended early; :meth:`raise_error` says why."""
+        return self._error is not None
+
+    def raise_error(self) -> None:
+        """Raise whatever made the proposing end early (a full disk, a bug)."""
+        if self._error is not None:
+            raise self._error
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the queue's thread to end."""
+        self._thread.join(timeout)
+
+    @property
+    def ahead(self) -> int:
+        """How many tickets should be ready now."""
+        rate = 0.0
+        if len(self._taken) > self._workers:
+            rate = (len(self._taken) - 1) / max(self._taken[-1] - self._taken[0], 1e-3)
+        cost = sum(self._costs) / len(self._costs) if self._costs else 0.0
+        return min(max(self._workers, math.ceil(rate * cost) + 1), 4 * self._workers)
+
+    def _user(self, index: int, alias: str, engine: Engine, trials: int) -> _User:
+        counts = engine.counts
+        left = 0 if engine.finished else max(0, trials - counts.asked)
+        user = _User(index, alias, engine, left, counts.asked, counts.pending)
+        self._left += left
+        user.needs_baseline = engine.reference is None
+        if user.needs_baseline and (counts.pending or not left):
+            self._give_baseline(user)
+        if counts.pending:
+            self._give(user, engine.pending)
+        self._offer(user)
+        return user
+
+    def _give(self, user: _User, proposals: Sequence[Proposal]) -> None:
+        self._ready.extend(Ticket(user.alias, p.id, p.placement, p.source) for p in proposals)
+        user.waiting += len(proposals)
+
+    def _give_baseline(self, user: _User) -> None:
+        """Beside a user's first trials: it is where the reference point of its model comes from."""
+        user.needs_baseline = False
+        self._ready.append(Ticket(user.alias, BASELINE, Placement(()), "no memory"))
+
+    def _offer(self, user: _User) -> None:
+        """Put a user where it belongs, after anything that concerns it."""
+        user.stamp += 1  # whatever stands in a heap is outdated
+        if user.left > 0 and not (user.planning or user.held or user.waiting):
+            engine = user.engine
+            modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
+            (self._led if modelled else self._cheap).push(user)
+
+    def _note(self) -> None:
+        """Wake whoever waits, and tell the meter; with the lock held."""
+        self._changed.notify_all()
+        idle = 0 if self._ready else max(0, min(self._workers - len(self._issued), self._left))
+        self._meter.mark(len(self._ready), idle)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _done(self) -> bool:
+        return self._stopped or self._error is not None or (self._left == 0 and self._flying == 0)
+
+    def _pick(self) -> _User | None:
+        """Whom to plan for now."""
+        led = self._led.first() if self._proposer.free > 0 else None
+        if len(self._ready) >= self.ahead:
+            early = led is not None and led.pending == 0 and len(self._ready) < 4 * self._workers
+            return led if early else None
+        cheap = self._cheap.first()
+        if led is None or cheap is None:
+            return led or cheap
+        return min(led, cheap, key=lambda user: (user.pending, user.index))
+
+    def _next(self) -> _User | tuple[_User, Plan, Future[Candidates], float] | None:
+        """The next thing to do; waits for it. None when there is nothing left."""
+        with self._changed:
+            while not self._done():
+                if self._landed:
+                    return self._landed.popleft()
+                user = self._pick()
+                if user is not None:
+                    user.planning = True
+                    self._flying += 1
+                    self._offer(user)
+                    return user
+                self._changed.wait()
+            self._changed.notify_all()
+            return None
+
+    def _work(self) -> None:
+        user: _User | None = None
+        try:
+            while (job := self._next()) is not None:
+                if isinstance(job, _User):
+                    user = job
+                    self._plan(user)
+                    continue
+                user, plan, future, seconds = job
+                configs = future.result()
+                self._meter.proposed(seconds)
+                self._costs.append(seconds)
+                self._accept(user, plan, configs)
+        except BaseException as error:
+            if user is not None and not isinstance(error, MilpRayError):  # ours say what they are about
+                error.add_note(f"this happened while proposing for {user.alias}")
+            with self._changed:
+                self._error = error
+                self._note()
+
+    def _plan(self, user: _User) -> None:
+        if self._introduce is not None and not user.asked:
+            if user.needs_baseline:
+                self._hold(user)
+                return
+            self._introduce(user.engine)
+        plan = user.engine.plan(min(self._batch, user.left))
+        if not needs_model(plan):
+            self._accept(user, plan, propose(plan))
+            return
+        began = time.monotonic()
+
+        def land(future: Future[Candidates]) -> None:
+            with self._changed:
+                self._landed.append((user, plan, future, time.monotonic() - began))
+                self._changed.notify_all()
+
+        self._proposer.submit(plan).add_done_callback(land)
+
+    def _hold(self, user: _User) -> None:
+        with self._changed:
+            user.planning, user.held = False, True
+            self._flying -= 1
+            if not self._stopped:
+                self._give_baseline(user)
+            self._note()
+
+    def _accept(self, user: _User, plan: Plan, configs: Sequence[MemoryConfig]) -> None:
+        proposals = user.engine.accept(plan, configs)
+        finished = bool(user.engine.finished)
+        with self._changed:
+            user.planning = False
+            self._flying -= 1
+            left = 0 if finished else user.left - len(proposals)
+            self._left -= user.left - left
+            user.left = left
+            user.asked += len(proposals)
+            user.pending += len(proposals)
+            user.refused = 0 if proposals or finished else user.refused + 1
+            if user.refused >= _REFUSALS:
+                raise SearchError(
+                    f"{_REFUSALS} batches of proposals in a row held nothing new",
+                    where=user.alias,
+                    expected="proposals that were not made before",
+                    remedy="resume; if it happens again, report it, and search anew with another surrogate",
+                )
+            if not self._stopped:
+                if user.needs_baseline:
+                    self._give_baseline(user)
+                self._give(user, proposals)
+            self._offer(user)
+            self._note()

@@ -1,0 +1,1 @@
+"""The search as a Ray Tune run: searcher, trainables, scheduler, watchdog, exported metrics."""

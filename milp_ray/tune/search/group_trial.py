@@ -1,0 +1,109 @@
+"""A trial on several workers, as a Ray Tune class Trainable.
+
+The trainable itself loads nothing: it holds the placement group, and in it a
+:class:`~milp_ray.tune.workers.worker_group.WorkerGroup` that stays over trials and users. So a rank that
+dies, hangs or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the
+trial begun again, up to ``ray.max_failures`` times. Where a group cannot be set up, or Tune's actor itself is
+lost, its ranks go with it, and the searcher gives the trial out once more
+(:mod:`milp_ray.tune.workers.failures`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import ray
+from ray import tune
+
+from milp_ray.errors import ClusterError
+from milp_ray.tune.workers.trial_runner import Unfit, ending
+from milp_ray.tune.workers.trial_spec import TrialSpec, ticket_of
+from milp_ray.tune.workers.worker_group import GroupFailed, WorkerGroup
+
+
+class GroupTrial(tune.Trainable):  # type: ignore[misc]
+    """Inject one placement for one user on several workers, then measure the objectives."""
+
+    def __repr__(self) -> str:
+        return f"GroupTrial({self._study})"  # the actor's name in the dashboard
+
+    def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
+        """Start the group; called once per actor."""
+        placement_group = ray.util.get_current_placement_group()
+        self._study = spec.study.name
+        settings = spec.study.ray
+        self._most = settings.max_failures
+        self._begun, self._over, self._failures = False, True, 0
+        self._unfit: Unfit | None = None
+        self._group = WorkerGroup(
+            ray.put(spec),
+            placement_group.bundle_specs,
+            placement_group,
+            timeout=settings.group_timeout,
+            slice_seconds=spec.study.trial.slice_seconds,
+        )
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        """Take the next trial with the same group."""
+        if not self._over:  # it was stopped half way
+            with contextlib.suppress(GroupFailed):  # the group is made anew then
+                self._group.drop()
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
+        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as well."""
+        if self._unfit is not None:
+            return self._unfit.report()
+        try:
+            if not self._group.alive:
+                self._start()
+            if not self._begun:
+                self._group.begin(*self._ticket)
+                self._begun = True
+            result = self._group.slice()
+            self._over = bool(result["finished"])
+            return result
+        except Unfit as unfit:
+            self._over, self._unfit = True, unfit
+            return unfit.report()
+        except GroupFailed as failure:
+            self._begun = False
+            self._failures += 1
+            if not failure.final and self._failures <= self._most:
+                return {"finished": False, "done": False, "stage": "restart"}
+            self._over = True
+            reason = failure.reason
+            if not failure.final and self._failures > 1:
+                reason += f", {self._failures} times in a row"
+            return ending(reason)
+
+    def cleanup(self) -> None:
+        """End all ranks."""
+        self._group.kill()
+
+    def _take(self, config: Mapping[str, object]) -> None:
+        self._ticket = ticket_of(config)
+        self._begun, self._over = False, False
+        self._failures = 0
+
+    def _start(self) -> None:
+        """Start the ranks.
+
+        Raises:
+            Unfit: one of them cannot work; or they did not come up, and where a node is gone this placement
+                group may have no room for them for hours: Tune gives it up.
+        """
+        try:
+            self._group.start()
+        except GroupFailed as failure:
+            raise Unfit(
+                ClusterError(
+                    f"the workers of a trial did not come up: {failure.reason}",
+                    expected="nodes that start workers and keep them",
+                    remedy="look into the workers' logs in Ray's session folder; then resume",
+                ),
+                node="",
+            ) from None

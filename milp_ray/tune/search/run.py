@@ -1,0 +1,286 @@
+"""One Ray Tune run over all users of a study: from engines to told trials.
+
+Resume is a new run with replayed engines; Tune's own snapshots are neither used nor needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
+from ray.util.debug import reset_log_once
+
+from milp_ray.errors import ClusterError, own_words, place_of
+from milp_ray.ids import trial_name
+from milp_ray.layout import TUNE_LOG
+from milp_ray.storage import follow, make_folder, shown, storage_error, writing
+from milp_ray.tune.cluster.resources import Slots, on_device, slots
+from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.queue import ProposalQueue
+from milp_ray.tune.proposals.threads import Proposer
+from milp_ray.tune.search.group_trial import GroupTrial
+from milp_ray.tune.search.scheduler import KeepActors
+from milp_ray.tune.search.searcher import Listener, StudySearcher
+from milp_ray.tune.search.simulated import SimulatedSpec, SimulatedTrial
+from milp_ray.tune.search.trainable import MemoryTrial
+from milp_ray.tune.search.watchdog import Watch
+from milp_ray.tune.workers.trial_spec import TrialSpec
+from milp_ray.tune.workers.worker_group import longest_step
+
+if TYPE_CHECKING:
+    from milp_ray.config.models import Study
+    from milp_ray.search import Engine
+
+_GRACE_SECONDS = 5.0
+
+
+def run_search(
+    spec: TrialSpec | SimulatedSpec,
+    engines: Mapping[str, Engine],
+    folder: Path,
+    stopping: Callable[[], bool],
+    listeners: Sequence[Listener],
+    proposer: Proposer | None = None,
+    meter: Meter | None = None,
+    introduce: Callable[[Engine], object] | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, str]:
+    """Run trials until every engine has used its budget, or ``stopping()``.
+
+    Args:
+        spec: what all trials share; its kind says whether they are simulated.
+        engines: by alias; their event logs hold all outcomes when this returns.
+        folder: where Tune writes.
+        stopping: polled; trials in flight end within a slice and stay pending in the logs.
+        listeners: told of starts and ends.
+        proposer: who fits models; it outlives this run. None: a thread of the run's own.
+        meter: is told what the search costs.
+        introduce: see :class:`~milp_ray.tune.proposals.queue.ProposalQueue`.
+        say: is told what is waited for, and what is wrong with workers.
+
+    Returns:
+        Users whose no-memory measurement failed, and why.
+
+    Raises:
+        ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far are in the
+            event logs).
+        StorageError: an event log could not be written.
+    """
+    study = spec.study
+    worker = slots(study, stopping, say)
+    spec = dataclasses.replace(spec, study=on_device(study, worker))
+    queue = ProposalQueue(
+        engines,
+        trials=study.search.trials,
+        batch=study.search.batch,
+        workers=worker.count,
+        proposer=proposer,
+        meter=meter,
+        introduce=introduce,
+    )
+    searcher = StudySearcher(
+        engines,
+        queue,
+        study.objectives,
+        stopping,
+        listeners,
+        retries=study.ray.max_failures,
+        workers=worker.count,
+        say=say,
+    )
+
+    def ending() -> bool:
+        return stopping() or searcher.failure is not None or queue.failed
+
+    name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
+    with writing(folder):
+        make_folder(folder)  # Tune would open it to everybody
+    watch = Watch(_patience(study, _several(spec, worker)), say)
+    tuner = tune.Tuner(
+        _trainable(spec, worker),
+        tune_config=_tune_config(searcher, ending, worker.count),
+        run_config=_run_config(name, folder, ending, watch),
+    )
+    try:
+        _fit(tuner, searcher, folder, name)
+    finally:
+        queue.stop()
+        queue.join(timeout=5)
+    if searcher.failure is not None:
+        raise searcher.failure
+    queue.raise_error()
+    return searcher.baselines_failed
+
+
+def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) -> None:
+    """Run Tune to its end, and leave nothing of it but its log."""
+    try:
+        with _log_to(folder / TUNE_LOG):
+            tuner.fit()
+    except Exception as error:
+        raise _explained(error, searcher, folder) from error
+    finally:
+        # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
+        shutil.rmtree(folder / name, ignore_errors=True)
+        # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4 kB a trial.
+        reset_log_once()
+
+
+def _several(spec: TrialSpec | SimulatedSpec, worker: Slots) -> bool:
+    """Whether a group of workers runs a trial; a simulated one needs none."""
+    return worker.workers > 1 and isinstance(spec, TrialSpec)
+
+
+def _trainable(spec: TrialSpec | SimulatedSpec, worker: Slots) -> type[tune.Trainable]:
+    """What runs trials, with the placement group that one of them takes."""
+    kept: type[tune.Trainable] = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
+    bundle = dict(worker.resources)
+    bundles = [bundle]
+    if _several(spec, worker):
+        kept, bundles = GroupTrial, [{}, *([bundle] * worker.workers)]  # itself it takes nothing
+    made: type[tune.Trainable] = tune.with_resources(
+        tune.with_parameters(kept, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
+    )
+    made.__qualname__ = kept.__name__  # the dashboard shows this one
+    return made
+
+
+def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent: int) -> tune.TuneConfig:
+    """Actors are kept, and there is no metric of Tune's own: ours are two."""
+    return tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=KeepActors(ending, searcher.heard),
+        num_samples=-1,
+        max_concurrent_trials=concurrent,
+        reuse_actors=True,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
+    )
+
+
+def _run_config(name: str, folder: Path, ending: Callable[[], bool], watch: Watch) -> RunConfig:
+    """No checkpoints and no retries by Tune: the searcher runs lost trials again."""
+    return RunConfig(
+        name=name,
+        storage_path=str(folder),
+        failure_config=FailureConfig(max_failures=0),
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+        verbose=0,
+        stop=_GiveUp(ending),
+        callbacks=[watch],
+    )
+
+
+def _patience(study: Study, several: bool) -> float:
+    """Seconds without a sign of life after which Tune's actor counts as hung.
+
+    The actor of a group watches its ranks itself, and is silent while it does.
+    """
+    seconds = study.ray.group_timeout + study.trial.slice_seconds
+    return longest_step(seconds) if several else seconds
+
+
+class _GiveUp(tune.Stopper):  # type: ignore[misc]
+    """Ends all trials some seconds after the run was to end, also those that wait for a node or a base.
+
+    A running trial looks up between its slices and ends by itself before that (see KeepActors).
+    """
+
+    def __init__(self, ending: Callable[[], bool]) -> None:
+        self._ending = ending
+        self._since: float | None = None
+
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
+        """Never a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """True once the grace is over."""
+        if not self._ending():
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > _GRACE_SECONDS
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Exception:
+    """What a failure inside Tune means to a user: our own error that caused it, storage, or the cluster."""
+    if searcher.failure is not None:
+        return searcher.failure
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return storage_error(cause, folder)
+        cause = cause.__cause__ or cause.__context__
+    return ClusterError(
+        f"Ray Tune gave up: {place_of(error)}{_rays_words(error)}",
+        expected="a cluster that lives as long as the search",
+        remedy=f"look into {shown(folder / TUNE_LOG)}",
+    )
+
+
+def _rays_words(error: BaseException) -> str:
+    """What Tune's own code said in this process; what comes from a worker may hold a user's text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    from_tune = bool(frames) and "/ray/tune/" in Path(frames[-1].filename).as_posix()
+    if not from_tune or isinstance(error, (RayError, TuneError)):
+        return ""
+    return f": {own_words(error)}"
+
+
+class _QuietFile(logging.FileHandler):
+    """A log file that is made when there is something to log, and never in the way (a full disk)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        follow(Path(self.baseFilename))
+        return stream
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+        """Nothing: what matters is told by the driver itself."""
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send Tune's own errors to a file: a retried trial is no news, and its traceback no progress display."""
+    logger, handler = logging.getLogger("ray.tune"), _QuietFile(path)
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    others = [other for other in logger.handlers if other is not handler]
+    for other in others:
+        logger.removeHandler(other)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+        for other in others:
+            logger.addHandler(other)
+        logger.propagate = propagate
+
+
+def _name(trial: Trial) -> str:
+    config = trial.config
+    return trial_name(str(config["user"]), int(config["trial"]), str(config["placement"]))

@@ -1,0 +1,54 @@
+"""The Ray Tune scheduler of a study: it keeps actors, and stops trials when the run is asked to stop.
+
+It does not compare trials: that is the search's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from milp_ray.tune.workers.last_words import last_words_of
+
+
+class KeepActors(FIFOScheduler):  # type: ignore[misc]
+    """Trials in the order they were suggested, on whatever cached actor is free.
+
+    Tune's default scheduler names a trial to run, and Tune then gives that trial a cached actor and kills the
+    actor that was starting for it: reuse collapses. Naming none leaves every actor to the trial it holds.
+
+    Args:
+        stopping: whether the run was asked to stop.
+        lost: is told of a trial whose worker was lost, and of the worker's last words.
+    """
+
+    def __init__(
+        self,
+        stopping: Callable[[], bool],
+        lost: Callable[[str, str], object] = lambda trial_id, words: None,
+    ) -> None:
+        super().__init__()
+        self._stopping = stopping
+        self._lost = lost
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Before the searcher hears that a trial's worker was lost, it hears the worker's last words."""
+        self._lost(trial.trial_id, last_words_of(trial))
+
+    def choose_trial_to_run(self, tune_controller: TuneController, **_: object) -> Trial | None:
+        """No preference."""
+        return None
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial, result: Mapping[str, object]
+    ) -> str:
+        """STOP once the run was asked to stop, so that a long trial ends between two slices."""
+        if self._stopping() and not result.get("finished"):
+            return TrialScheduler.STOP  # type: ignore[no-any-return]
+        return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}

@@ -1,0 +1,107 @@
+"""A simulated trial: the values of a synthetic problem after a while, where a real one would train.
+
+Everything around it (driver, searcher, queue, event logs, tables) is that of a real study, so a study's
+budget, cluster and search settings can be tried without a GPU or a model's weights. What the values are:
+:mod:`milp_ray.search.synthetic`. That a real model behaves like it is *not* claimed.
+
+Neither torch nor the model is imported: a worker is up as fast as Ray starts it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray import tune
+
+from milp_ray.config.models import SimulationSettings, Study
+from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.space import Placement
+from milp_ray.search.synthetic import SyntheticProblem, synthetic_user
+from milp_ray.tune.proposals.records import BASELINE
+
+
+@dataclass(frozen=True)
+class SimulatedSpec:
+    """What every simulated trial of a study shares.
+
+    ``numbers`` are the users' own, by alias (see :func:`milp_ray.ids.number_of`): the values that follow from
+    them stand in tables, so they must not follow from a user's place in the data. A user behaves the same
+    wherever its alias is the same: in every session of a run, and in all runs with one key of aliases.
+    """
+
+    study: Study
+    architecture: Architecture
+    numbers: Mapping[str, int]
+
+    @property
+    def settings(self) -> SimulationSettings:
+        """Of the simulation."""
+        return self.study.simulation or SimulationSettings()
+
+    def problem(self, alias: str) -> SyntheticProblem:
+        """The problem that stands for a user."""
+        settings = self.settings
+        return synthetic_user(
+            self.architecture.num_layers,
+            self.numbers[alias],
+            self.study.seed,
+            settings.related,
+            settings.noise,
+            self.study.memory.ranks,
+        )
+
+    def fails(self, alias: str, number: int) -> bool:
+        """Whether a trial is one of the share that fails; the no-memory measurement never does."""
+        draw = random.Random(f"failure {self.study.seed} {self.numbers[alias]} {number}").random()
+        return number != BASELINE and draw < self.settings.failures
+
+
+class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
+    """Sleeps for the simulated duration, in slices, then reports what the synthetic user says."""
+
+    def __repr__(self) -> str:
+        return f"SimulatedTrial({self._spec.study.name})"  # the actor's name in the dashboard
+
+    def setup(self, config: dict[str, object], spec: SimulatedSpec) -> None:
+        """Called once per actor."""
+        self._spec = spec
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        """Take the next trial."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
+        """A slice of the duration, or the end."""
+        left = self._until - time.monotonic()
+        if left > 0:
+            time.sleep(min(left, self._spec.study.trial.slice_seconds))
+        if time.monotonic() < self._until:
+            return {"finished": False, "done": False, "stage": "simulated"}
+        if self._spec.fails(self._alias, self._number):
+            return {"finished": True, "done": True, "reason": "simulated failure"}
+        size = self._spec.architecture.trainable_params(self._placement)
+        return {
+            "finished": True,
+            "done": True,
+            "reason": "",
+            **self._values(),
+            "trainable_params": size,
+            "train_seconds": self._spec.settings.seconds,
+            "eval_seconds": 0.0,
+            "train_tokens": 0,
+        }
+
+    def _begin(self, config: Mapping[str, object]) -> None:
+        self._alias, self._number = str(config["user"]), int(config["trial"])  # type: ignore[call-overload]
+        self._placement = Placement.from_key(str(config["placement"]))
+        self._until = time.monotonic() + self._spec.settings.seconds
+
+    def _values(self) -> dict[str, float]:
+        problem = self._spec.problem(self._alias)
+        found = problem.no_memory if self._number == BASELINE else problem.measure(self._placement)
+        return found | {"chrf": found["rouge_l"]}  # a synthetic user has one metric of texts

@@ -1,0 +1,57 @@
+"""A trial as a Ray Tune class Trainable on a resident base (docs/decisions.md, 5).
+
+The actor loads the base model once and keeps it over trials and users; what changes from trial to trial is
+the adapter. A step is a slice of a few seconds, so that a stop request is obeyed in the middle of a trial.
+One worker per trial here; several are :mod:`milp_ray.tune.search.group_trial`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ray
+from ray import tune
+
+from milp_ray.errors import MilpRayError
+from milp_ray.tune.cluster.environment import forget_launchers
+from milp_ray.tune.workers.resident import resident_base
+from milp_ray.tune.workers.trial_runner import Slices, Unfit
+from milp_ray.tune.workers.trial_spec import TrialSpec, ticket_of
+
+
+class MemoryTrial(tune.Trainable):  # type: ignore[misc]
+    """Inject one placement for one user, then measure the objectives (the no-memory point: only measure)."""
+
+    def __repr__(self) -> str:
+        return f"MemoryTrial({self._study})"  # the actor's name in the dashboard
+
+    def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
+        """Load the base; called once per actor."""
+        self._study = spec.study.name
+        self._unfit: Unfit | None = None
+        forget_launchers()
+        # Told by the first step: an error now would have Tune take the trial for what failed.
+        try:
+            base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)
+            self._slices = Slices(spec, base)
+            self._begin(config)
+        except MilpRayError as error:
+            self._unfit = Unfit(error, ray.util.get_node_ip_address())
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        """Take the next trial on the same base."""
+        if self._unfit is None:
+            self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, object]:
+        """Work for ``trial.slice_seconds``, or to the end of the trial."""
+        return self._slices.step() if self._unfit is None else self._unfit.report()
+
+    def cleanup(self) -> None:
+        """Give the base back."""
+        if self._unfit is None:
+            self._slices.close()
+
+    def _begin(self, config: Mapping[str, object]) -> None:
+        self._slices.begin(*ticket_of(config))

@@ -1,0 +1,114 @@
+"""The base model of a worker process: run folder, threads, process group, weights, bounds; once per process.
+
+Every worker comes to its base this way, whether it works alone, as a rank of a group in the search, or in the
+final job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import ipaddress
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import ray
+
+from milp_ray.config.models import Study
+from milp_ray.core_dumps import no_core_dumps
+from milp_ray.errors import ClusterError, MilpRayError, place_of
+from milp_ray.tune.cluster.shared import check_sees
+
+if TYPE_CHECKING:
+    from milp_ray.model.base import BaseModel
+    from milp_ray.model.parallel.rendezvous import Rendezvous
+
+LOADING_SECONDS = 3600.0  # that a base may take, and that ranks wait for each other: files may be far away
+
+
+def meet_at(address: str) -> None:
+    """Have this process meet others at an address of its machine's.
+
+    gloo would tell them the one that the host's name stands for, 127.0.1.1 on many a machine, and NCCL any
+    that it finds. What is set already stays.
+    """
+    found = psutil.net_if_addrs().items()
+    names = [name for name, given in found if any(one.address == address for one in given)]
+    if not names:
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+    if not ipaddress.ip_address(address).is_loopback:  # NCCL needs another one even on a single machine
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", names[0])
+
+
+@contextlib.contextmanager
+def _watched(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, by a thread that Python's lock cannot hold up."""
+    # File 2 becomes the worker's log. It is written where each thread stood, and no value.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | None = None) -> BaseModel:
+    """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
+
+    Args:
+        study: as workers are to read it.
+        root: the run folder, which this machine has to see.
+        cpus: that the process may use.
+        meeting: of the group that the process is to be a rank of; None: it works alone.
+
+    Raises:
+        MilpRayError: what keeps this worker, and so any, from working.
+        RuntimeError: the ranks did not come together, or one of them was lost.
+
+    A process that takes ``LOADING_SECONDS`` to load hangs: it ends, and its log says where it hung.
+    """
+    import torch
+
+    from milp_ray.model.base import device_of, load_base
+    from milp_ray.model.limits import limit_memory
+    from milp_ray.model.parallel.group import Ranks
+    from milp_ray.model.parallel.sharding import ALONE, Parallel
+
+    no_core_dumps()
+    torch.set_num_threads(max(1, int(cpus)))
+    settings = study.ray
+    if study.model.device == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            "a worker was given a GPU and cannot use it",
+            where=f"node {ray.util.get_node_ip_address()}",
+            expected="a driver, and PyTorch built for it, on every node that offers GPUs to Ray",
+            remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
+        )
+    try:
+        check_sees(root)  # each rank for itself: who started them hears of one that does not, and ends all
+        parallel = ALONE
+        if meeting is not None:
+            meet_at(ray.util.get_node_ip_address())
+            group = Ranks(meeting, device_of(study.model))
+            parallel = Parallel(group, settings.parallelism, settings.offload)
+        with _watched(LOADING_SECONDS), parallel.group.patient(LOADING_SECONDS):
+            base = load_base(study.model, parallel)
+        limit_memory(settings, base.device)
+    except MilpRayError:
+        raise
+    except Exception as error:
+        if meeting is not None and isinstance(error, RuntimeError):
+            raise  # a rank was lost while others waited for it, most likely: whoever started them tries again
+        raise ClusterError(
+            f"a worker could not be set up: {place_of(error)}",
+            expected="a worker that imports the pinned packages and has room for the base model",
+            remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
+        ) from None
+    # What is here now stays: collections after a trial need not look through it.
+    gc.collect()
+    gc.freeze()
+    return base

@@ -1,0 +1,190 @@
+"""A trial on a resident base, in slices of a few seconds, and what it reports as plain values.
+
+What a worker does, whether it works alone or as a rank of a group; who drives it is
+:mod:`milp_ray.tune.search.trainable` and :mod:`milp_ray.tune.workers.worker_group`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import ray
+
+from milp_ray.config.objectives import gains_of
+from milp_ray.errors import MilpRayError, TrialFailed, place_of
+from milp_ray.ids import trial_name
+from milp_ray.memory.space import Placement
+from milp_ray.storage import at_hand, publish_for
+from milp_ray.tune.cluster.dashboard import announce
+from milp_ray.tune.proposals.records import BASELINE
+
+if TYPE_CHECKING:
+    from milp_ray.model.base import BaseModel
+    from milp_ray.training.loop import Progress
+    from milp_ray.trial.trial import Measurement, Trial
+    from milp_ray.tune.workers.trial_spec import TrialSpec
+
+
+def ending(reason: str = "", fatal: MilpRayError | None = None) -> dict[str, object]:
+    """The report of a trial without a measurement: it failed, or (``fatal``) every trial would."""
+    found: dict[str, object] = {"finished": True, "done": True, "reason": reason}
+    # As text, since Tune takes nested values apart.
+    return found | ({"fatal": json.dumps(fatal.to_plain())} if fatal else {})
+
+
+class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
+    """A worker's process failed in an unforeseen way. It says where, not what, which might quote a user."""
+
+
+class Unfit(Exception):  # noqa: N818  (it names a state)
+    """A worker that cannot work: what keeps it from its base or its first trial.
+
+    Attributes:
+        error: why. With exit code 2 every other worker would fail alike.
+        node: the address of the worker's node; empty where it is not known.
+    """
+
+    def __init__(self, error: MilpRayError, node: str) -> None:
+        self.error, self.node = error, node
+        self._told = False
+        super().__init__(str(error))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Unfit, (self.error, self.node))
+
+    def report(self) -> dict[str, object]:
+        """What its trial reports instead of a step: the run's end, or why the worker ends. With the next call
+        it does, so Tune keeps it for no other trial."""
+        if self.error.exit_code == 2:
+            return ending(fatal=self.error)
+        if self._told:
+            # At once: Tune itself lets a worker go only when its loop turns, and it may wait for a trial
+            # first, while the GPU stays taken.
+            ray.actor.exit_actor()
+        self._told = True
+        return {
+            "finished": False,
+            "done": False,
+            "unfit": json.dumps(self.error.to_plain()),
+            "node": self.node,
+        }
+
+
+class Slices:
+    """One trial after another on a base.
+
+    Args:
+        spec: what all trials share.
+        base: the resident model.
+    """
+
+    def __init__(self, spec: TrialSpec, base: BaseModel) -> None:
+        self._spec, self._base = spec, base
+        publish_for(spec.root, spec.session)
+        self._trial: Trial | None = None
+        self._steps: Generator[Progress, None, None] | None = None
+
+    def begin(self, alias: str, number: int, placement: Placement) -> None:
+        """Take a trial; the one before it is closed."""
+        from milp_ray.trial.trial import Trial
+
+        self.close()
+        self._alias, self._number = alias, number
+        self._label = trial_name(alias, number, placement.key)
+        announce(self._label, f"begins: layers and ranks {placement.key or 'none'}")
+        study = self._spec.study
+        self._trial = Trial(
+            self._base,
+            ray.get(self._spec.users[alias]),
+            placement,
+            study,
+            phase="search",
+            # One stream of random numbers per study, not per trial: two placements of a user then differ by
+            # the placement alone, which takes the order's luck out of the comparison.
+            seed=study.seed,
+        )
+        self._steps = self._trial.steps()
+
+    def step(self) -> dict[str, object]:
+        """Work for ``trial.slice_seconds``, or to the end of the trial.
+
+        Returns:
+            ``finished`` and, as far as it is, the objectives or the ``reason`` why there are none; ``fatal``:
+            an error that ends the run; ``alone``: this rank failed and the others do not know.
+
+        Raises:
+            WorkerBroke: anything unforeseen.
+        """
+        from milp_ray.model.limits import OutOfMemory
+        from milp_ray.trial.trial import TrialStopped
+
+        deadline = time.monotonic() + self._spec.study.trial.slice_seconds
+        try:
+            for progress in self._steps or ():
+                if time.monotonic() >= deadline:
+                    return {"finished": False, "done": False, "stage": progress.stage}
+            return self._finish()
+        except TrialStopped:
+            return ending("stopped")
+        except OutOfMemory as failure:
+            return ending(failure.reason) | {"alone": self._base.parallel.group.size > 1}
+        except TrialFailed as failure:
+            announce(self._label, f"failed: {failure.reason}")
+            return ending(failure.reason)
+        except MilpRayError as error:
+            return ending(fatal=error)
+        except Exception as error:
+            # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
+            raise WorkerBroke(place_of(error)) from None
+
+    def drop(self) -> None:
+        """Give the present trial up."""
+        if self._steps is not None:
+            self._steps.close()  # tells the other ranks
+        self.close()
+
+    def close(self) -> None:
+        """Give the base back."""
+        if self._trial is not None:
+            self._trial.close()
+            self._trial = None
+
+    def _finish(self) -> dict[str, object]:
+        trial = self._trial
+        if trial is None or trial.result is None:
+            return ending("the trial ended without a measurement")
+        measured = trial.result
+        wanted = self._spec.study.trial.save_adapters and self._number != BASELINE
+        if wanted and self._base.parallel.group.rank == 0 and self._is_non_dominated(measured):
+            trial.save(self._spec.layout.adapter(self._alias, self._number))
+        self.close()
+        seconds = measured.train_seconds + measured.eval_seconds
+        announce(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
+        return {
+            "finished": True,
+            "done": True,
+            "reason": "",
+            "loss": measured.loss,
+            "rouge_l": measured.rouge_l,
+            "chrf": measured.chrf,
+            "trainable_params": measured.trainable_params,
+            "train_seconds": measured.train_seconds,
+            "eval_seconds": measured.eval_seconds,
+            "train_tokens": measured.train_tokens,
+            "gpu_memory": measured.gpu_memory,
+        }
+
+    def _is_non_dominated(self, measured: Measurement) -> bool:
+        """Against what the user's event log holds now: trials that run at this moment may still beat it."""
+        from milp_ray.search.core.events import told_values
+        from milp_ray.search.core.pareto import dominated_by_any
+
+        names = self._spec.study.objectives
+        values = gains_of({name: getattr(measured, name) for name in names}, names)
+        with at_hand(self._spec.layout.events(self._alias)) as log:
+            found = told_values(log)
+        others = [gains_of(told, names) for number, told in found if number != self._number]
+        return not dominated_by_any(values, others)

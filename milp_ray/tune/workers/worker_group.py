@@ -1,0 +1,261 @@
+"""Several workers that stay together: one base loaded (and divided) once, trial after trial on it.
+
+Each rank is an actor in a bundle of the placement group that the caller runs in. All ranks run a trial in
+lock-step (:mod:`milp_ray.model.parallel`); rank 0 is asked for slices of it, the others run it through.
+A rank that dies, hangs or runs out of memory ends the group: the others wait for it in vain, so all are
+killed, by process id where Ray's own way would wait for a process that no longer answers. Whether to begin
+again is the caller's business (:mod:`milp_ray.tune.search.group_trial`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from milp_ray.errors import MilpRayError
+from milp_ray.memory.space import Placement
+from milp_ray.tune.cluster.environment import forget_launchers
+from milp_ray.tune.cluster.processes import Place, end, here, host_rendezvous, on_one_node
+from milp_ray.tune.workers.last_words import last_words
+from milp_ray.tune.workers.resident import LOADING_SECONDS, resident_base
+from milp_ray.tune.workers.trial_runner import Slices, Unfit
+
+if TYPE_CHECKING:
+    from milp_ray.tune.workers.trial_spec import TrialSpec
+
+_START_SECONDS = 300.0  # until all ranks have imported, and until they have met
+
+
+def longest_step(patience: float) -> float:
+    """Seconds that a step of a trial with a group may take: it starts the ranks, they load the base, begin,
+    and work, and end. ``patience``: for each of the last three."""
+    return 2 * _START_SECONDS + LOADING_SECONDS + 3 * patience
+
+
+class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
+    """The group is no more. ``reason`` is for people; ``final``: the trial would fail again alike."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        self.reason, self.final = reason, final
+        super().__init__(reason)
+
+
+class Rank:
+    """One rank: a process with its part of the base (a Ray actor)."""
+
+    def __init__(self, spec: TrialSpec, cpus: float) -> None:
+        self._spec = spec
+        self._cpus = cpus
+        self._slices: Slices | None = None
+        forget_launchers()
+
+    def __repr__(self) -> str:
+        return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard
+
+    def place(self) -> Place:
+        """Its process. Imports what :meth:`join` needs, so that ranks then come together at about the same
+        time."""
+        import milp_ray.trial.trial  # noqa: F401
+
+        return here()
+
+    def host(self, one_machine: bool) -> str:
+        """Open what the ranks meet at; its address. For rank 0."""
+        return host_rendezvous(one_machine)
+
+    def join(self, address: str, rank: int, size: int) -> None:
+        """Meet the others and load the base.
+
+        Raises:
+            Unfit: something keeps this worker from it, and so the others.
+        """
+        from milp_ray.model.parallel.rendezvous import Rendezvous
+
+        study = self._spec.study
+        try:
+            meeting = Rendezvous(address, rank, size, study.ray.group_timeout)
+            base = resident_base(study, self._spec.root, self._cpus, meeting)
+        except MilpRayError as error:
+            raise Unfit(error, ray.util.get_node_ip_address()) from None
+        self._slices = Slices(self._spec, base)
+
+    def begin(self, alias: str, number: int, placement: str) -> None:
+        """Take a trial."""
+        assert self._slices is not None
+        self._slices.begin(alias, number, Placement.from_key(placement))
+
+    def slice(self) -> dict[str, object]:
+        """Go on with the trial for a while; see :meth:`Slices.step`. For rank 0."""
+        assert self._slices is not None
+        return self._slices.step()
+
+    def run(self) -> dict[str, object]:
+        """Go on with the trial to its end, as the others do."""
+        result: dict[str, object] = {}
+        while not result.get("finished"):
+            result = self.slice()
+        return result
+
+    def drop(self) -> None:
+        """Give the trial up, on all ranks. For rank 0."""
+        assert self._slices is not None
+        self._slices.drop()
+
+
+class WorkerGroup:
+    """The ranks of one placement group. Not thread-safe.
+
+    Args:
+        spec: of all trials, a reference to it in Ray's object store.
+        timeout: seconds without a sign of life after which a rank counts as hung.
+        slice_seconds: how long a slice takes.
+        bundles: resources of each rank.
+        placement_group: whose bundles these are.
+    """
+
+    def __init__(
+        self,
+        spec: Any,
+        bundles: Sequence[Mapping[str, float]],
+        placement_group: PlacementGroup,
+        *,
+        timeout: float,
+        slice_seconds: float,
+    ) -> None:
+        self._spec = spec
+        self._bundles = list(bundles)
+        self._placement_group = placement_group
+        self._patience = timeout + slice_seconds
+        self._ranks: list[Any] = []
+        self._places: list[Place] = []
+        self._others: list[Any] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has ranks, as far as is known."""
+        return bool(self._ranks)
+
+    def start(self) -> None:
+        """Start the ranks and have them load the base.
+
+        Raises:
+            GroupFailed: some rank did not come up, or not in time.
+            Unfit: a rank cannot work: the base cannot be loaded, say.
+        """
+        make = ray.remote(max_restarts=0)(Rank)
+        self._ranks = [
+            make.options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                memory=bundle.get("memory"),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._placement_group, placement_group_bundle_index=index
+                ),
+            ).remote(self._spec, bundle.get("CPU", 1))
+            for index, bundle in enumerate(self._bundles)
+        ]
+        with self._failing():
+            self._places = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
+            opened = [self._ranks[0].host.remote(on_one_node(self._places))]
+            (address,), size = self._all(opened, "opened where they meet"), len(self._ranks)
+            self._all(
+                [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
+                "loaded the base model",
+                _START_SECONDS + LOADING_SECONDS,
+            )
+
+    def begin(self, alias: str, number: int, placement: Placement) -> None:
+        """Give all ranks a trial.
+
+        Raises:
+            GroupFailed: a rank is gone.
+        """
+        with self._failing():
+            self._all([rank.begin.remote(alias, number, placement.key) for rank in self._ranks], "began")
+            self._others = [rank.run.remote() for rank in self._ranks[1:]]
+
+    def slice(self) -> dict[str, object]:
+        """Go on with the trial; what rank 0 reports.
+
+        Raises:
+            GroupFailed: a rank died, hung, or ran out of memory.
+        """
+        with self._failing():
+            first = self._ranks[0].slice.remote()
+            deadline = time.monotonic() + self._patience
+            waiting = [first, *self._others]
+            while first in waiting:
+                done, waiting = ray.wait(
+                    waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic())
+                )
+                if not done:
+                    raise GroupFailed(f"a worker gave no sign of life for {self._patience:.0f} s")
+                for ref in done:
+                    self._check(ray.get(ref))
+            result: dict[str, object] = ray.get(first)
+            if result.get("finished"):
+                for other in self._all(self._others, "ended"):
+                    self._check(other)
+                self._others = []
+            return result
+
+    def drop(self) -> None:
+        """Give the present trial up, on all ranks; the group is ready for another one.
+
+        Raises:
+            GroupFailed: it could not be given up.
+        """
+        if not self._others:
+            return
+        with self._failing():
+            self._all([self._ranks[0].drop.remote(), *self._others], "stopped")
+            self._others = []
+
+    def kill(self) -> None:
+        """End all ranks at once, whatever they are doing."""
+        ranks, places = self._ranks, self._places
+        self._ranks, self._places, self._others = [], [], []
+        for rank in ranks:
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(rank)
+        end(places)
+
+    def _all(self, refs: Sequence[Any], what: str, seconds: float | None = None) -> list[Any]:
+        """What all ranks answer; all of them must, within ``seconds``."""
+        waiting = list(refs)
+        deadline = time.monotonic() + (seconds or self._patience)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                raise GroupFailed(f"{len(waiting)} of {len(refs)} workers have not {what} in time")
+            ray.get(done)  # an error of one is known before the others are waited for
+        return list(ray.get(list(refs)))
+
+    def _check(self, result: Mapping[str, object]) -> None:
+        """Raise if a rank's report is that of its own failure, which the others know nothing of."""
+        if result.get("alone"):
+            raise GroupFailed(str(result["reason"]), final=True)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends the group."""
+        try:
+            yield
+        except GroupFailed:
+            self.kill()
+            raise
+        except ray.exceptions.RayActorError as error:
+            self.kill()
+            raise GroupFailed(": ".join(filter(None, ("a worker died", last_words(error))))) from None
+        except ray.exceptions.RayTaskError as error:
+            self.kill()
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, Unfit):
+                raise cause from None
+            raise GroupFailed(f"a worker failed: {last_words(error)}") from None

@@ -1,0 +1,338 @@
+"""The Searcher: outcomes reach the right engine once, whatever Tune says how often."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from milp_ray.errors import ClusterError, ModelError, StorageError
+from milp_ray.memory.space import MemorySpace
+from milp_ray.search import Engine, Objective
+from milp_ray.tune.proposals.queue import ProposalQueue
+from milp_ray.tune.proposals.records import BASELINE, Ticket
+from milp_ray.tune.search.searcher import StudySearcher
+from milp_ray.tune.workers import failures as losses
+
+OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
+TRIALS = 5
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.started: list[tuple[str, int]] = []
+        self.lost: list[tuple[str, int, bool]] = []
+        self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
+
+    def trial_started(self, ticket: Ticket) -> None:
+        self.started.append((ticket.alias, ticket.number))
+
+    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+        self.lost.append((ticket.alias, ticket.number, charged))
+
+    def trial_ended(
+        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+    ) -> None:
+        self.ended.append((ticket.alias, ticket.number, values, reason))
+
+
+class Run:
+    """A searcher over two users with model-free proposals, and a way to play Tune."""
+
+    def __init__(
+        self, log: Path | None = None, users: str = "ab", retries: int = 0, workers: int = 1
+    ) -> None:
+        space = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4))
+        self.engines = {
+            name: Engine(
+                space,
+                OBJECTIVES,
+                initial=TRIALS,
+                surrogate="random",
+                trials=TRIALS,
+                log=log and log / f"{name}.jsonl",
+            )
+            for name in users
+        }
+        self.queue = ProposalQueue(self.engines, trials=TRIALS, batch=2, workers=2)
+        self.stop = False
+        self.seen = Seen()
+        self.said: list[str] = []
+        self.searcher = StudySearcher(
+            self.engines,
+            self.queue,
+            ("loss", "rouge_l"),
+            lambda: self.stop,
+            (self.seen,),
+            retries,
+            workers,
+            self.said.append,
+        )
+        self.count = 0
+
+    def next(self) -> tuple[str, dict[str, object]] | None:
+        while True:
+            self.count += 1
+            config = self.searcher.suggest(f"id{self.count}")
+            if config == Searcher.FINISHED or (config is None and self.queue.exhausted):
+                return None
+            if config is not None:
+                assert isinstance(config, dict)
+                return f"id{self.count}", config
+
+
+def good(number: float = 2.0) -> dict[str, object]:
+    return {"finished": True, "reason": "", "loss": number, "rouge_l": 0.2, "trainable_params": 5}
+
+
+def test_a_whole_study_with_out_of_order_ends_repeats_and_failures() -> None:
+    run, rng = Run(), random.Random(0)
+    live: list[tuple[str, dict[str, object]]] = []
+    for step in range(1000):
+        found = run.next() if len(live) < 3 else None
+        if found is not None:
+            live.append(found)
+        elif live:
+            trial_id, config = live.pop(rng.randrange(len(live)))
+            failing = config["trial"] == 2
+            result = good() | {"reason": "loss is not finite"} if failing else good(2 + step / 1e3)
+            run.searcher.on_trial_result(trial_id, result)
+            for _ in range(2):  # Tune may say it twice
+                run.searcher.on_trial_complete(trial_id, result)
+        else:
+            break
+    for engine in run.engines.values():
+        assert len(engine.observations) == TRIALS - 1 and [f.id for f in engine.failures] == [2]
+        assert engine.reference is not None and not engine.pending
+    assert len(run.seen.ended) == len(run.seen.started) == 2 * (TRIALS + 1)
+    assert run.searcher.failure is None
+
+
+def test_configs_hold_alias_and_numbers_only() -> None:
+    found = Run().next()
+    assert found is not None
+    assert found[1] == {"user": "a", "trial": BASELINE, "placement": ""}
+
+
+def test_a_dead_worker_and_a_bad_value_fail_the_trial_and_a_stopped_one_stays_pending() -> None:
+    run = Run(users="a")
+    ids = {}
+    for _ in range(4):
+        found = run.next()
+        assert found is not None
+        ids[found[1]["trial"]] = found[0]
+    run.searcher.on_trial_complete(ids[0], None, error=True)
+    run.searcher.on_trial_complete(ids[1], good(float("nan")))
+    run.searcher.on_trial_complete(ids[2], {"finished": False})
+    engine = run.engines["a"]
+    assert [f.id for f in engine.failures] == [0, 1] and "max_failures" in engine.failures[0].reason
+    assert 2 in [p.id for p in engine.pending] and not engine.observations
+    run.searcher.on_trial_complete(ids[BASELINE], None, error=True)
+    assert engine.reference is None  # it is inferred then, and a resume measures it again
+
+
+def test_a_lost_worker_costs_a_retry_and_the_last_one_is_waited_for() -> None:
+    run = Run(users="a", retries=1)
+    live = []
+    while (found := run.next()) is not None:
+        live.append(found)
+    assert run.searcher.suggest("none") is None, "a lost trial might still come back"
+    for trial_id, _ in live[:2]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    again = [run.next(), run.next()]
+    assert [config for _, config in live[:2]] == [found[1] for found in reversed(again) if found]
+    assert [charged for *_, charged in run.seen.lost] == [True, True] and not run.seen.ended
+    assert run.searcher.suggest("none") is None
+    for found in again:
+        assert found is not None
+        run.searcher.on_trial_complete(found[0], None, error=True)
+    # One of the two is the no-memory measurement; the other is told when it is known whose fault it was.
+    assert [number for _, number, *_ in run.seen.ended] == [BASELINE]
+    for trial_id, _ in live[2:]:
+        run.searcher.on_trial_complete(trial_id, good())
+    assert "max_failures" in run.seen.ended[0][3] and "max_failures" in run.seen.ended[1][3]
+    assert not any(reason for *_, reason in run.seen.ended[2:])
+    assert run.searcher.suggest("none") == Searcher.FINISHED
+
+
+def take(run: Run, count: int) -> list[tuple[str, tuple[str, int]]]:
+    """Start so many trials; their ids, users and numbers."""
+    live = []
+    for _ in range(count):
+        found = run.next()
+        assert found is not None
+        live.append((found[0], (str(found[1]["user"]), int(str(found[1]["trial"])))))
+    return live
+
+
+def test_five_trials_lost_in_a_row_end_the_run_and_cost_no_budget(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    live = take(run, 6)
+    for trial_id, _ in live[:5]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert isinstance(run.searcher.failure, ClusterError) and run.next() is None
+    assert "5 trials in a row" in str(run.searcher.failure)
+    assert {number for _, number, *_ in run.seen.ended} == {BASELINE}, "no log has it, and others may wait"
+    resumed = Run(tmp_path)
+    assert not any(engine.failures for engine in resumed.engines.values())
+    again = {trial for _, trial in take(resumed, 2 * (TRIALS + 1))}
+    assert {trial for _, trial in live} <= again and len(again) == 2 * (TRIALS + 1)
+
+
+def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a")
+    live = [(trial_id, number) for trial_id, (_, number) in take(run, TRIALS + 1)]
+    ids = [trial_id for trial_id, number in live if number != BASELINE]
+    for trial_id in ids[:3]:
+        run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert not run.engines["a"].failures
+    run.searcher.on_trial_complete(ids[3], good() | {"reason": "out of memory"})
+    assert len(run.engines["a"].failures) == 4, "their worker lived: the others died by themselves"
+    for trial_id, number in live:
+        if number == BASELINE or trial_id == ids[4]:
+            run.searcher.on_trial_complete(trial_id, None, error=True)
+    assert len(run.engines["a"].failures) == 4
+    assert run.searcher.suggest("none") == Searcher.FINISHED
+    assert len(run.engines["a"].failures) == 5 and run.searcher.baselines_failed
+    assert run.searcher.failure is None and run.queue.live == 0
+
+
+def unfit(run: Run, trial_id: str, fact: str = "its GPU cannot be used") -> None:
+    """What a worker that cannot be set up tells of itself, and then Tune."""
+    error = json.dumps(ClusterError(fact).to_plain())
+    run.searcher.on_trial_result(trial_id, {"finished": False, "unfit": error, "node": "10.0.0.7"})
+    run.searcher.on_trial_complete(trial_id, None, error=True)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_LONGEST_PAUSE", 0.0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_once() -> None:
+    run = Run(users="a")  # no retries
+    other = run.next()
+    assert other is not None
+    for _ in range(2 * 5):
+        found = run.next()
+        assert found is not None and found[1]["trial"] == 0
+        unfit(run, found[0])
+        run.searcher.on_trial_result(other[0], {"finished": False})
+    assert run.searcher.failure is None and not run.seen.ended
+    assert run.seen.lost == [("a", 0, False)] * 10
+    assert run.said == ["node 10.0.0.7: its GPU cannot be used; its trials run elsewhere"]
+    found = run.next()
+    assert found is not None and found[1]["trial"] == 0
+    run.searcher.on_trial_complete(found[0], good())
+    assert len(run.engines["a"].observations) == 1 and not run.engines["a"].failures
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_five_workers_in_a_row_that_cannot_be_set_up_end_the_run_and_lose_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a")
+    (dead, number), *_ = [(trial_id, n) for trial_id, (_, n) in take(run, 2) if n != BASELINE]
+    run.searcher.on_trial_complete(dead, None, error=True)  # one row with deaths
+    for left in (3, 2, 1, 0):
+        assert run.searcher.failure is None
+        unfit(run, take(run, 1)[0][0], f"{left} GiB are free")
+    assert isinstance(run.searcher.failure, ClusterError) and "0 GiB are free" in str(run.searcher.failure)
+    assert run.next() is None and not run.seen.ended
+    resumed = Run(tmp_path, users="a")
+    assert not resumed.engines["a"].failures
+    assert {n for _, (_, n) in take(resumed, TRIALS + 1)} == {BASELINE, *range(TRIALS)} and number in range(5)
+
+
+def test_after_one_fewer_trials_run_for_a_while_and_a_stop_is_seen() -> None:
+    run = Run(users="ab", workers=3)
+    first, second, third = take(run, 3)
+    unfit(run, third[0])
+    assert run.searcher.suggest("fourth") is None, "its node would be asked at once"
+    run.searcher.on_trial_complete(second[0], good())
+    assert isinstance(run.searcher.suggest("fourth"), dict), "the others have work"
+    run.searcher.on_trial_complete(first[0], good())
+    run.stop = True
+    assert run.searcher.suggest("fifth") == Searcher.FINISHED
+
+
+def test_a_stop_request_ends_the_asking() -> None:
+    run = Run()
+    run.stop = True
+    assert run.next() is None
+
+
+def test_a_full_disk_ends_the_run_with_our_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    found = run.next()
+    assert found is not None
+
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(run.engines["a"], "set_reference", full)
+    run.searcher.on_trial_complete(found[0], good())
+    assert isinstance(run.searcher.failure, StorageError) and run.next() is None
+
+
+def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> None:
+    run = Run(users="a")
+    found = [run.next() for _ in range(2)]
+    trial_id = next(f[0] for f in found if f and f[1]["trial"] == 0)
+    fatal = ModelError("the weights cannot be loaded", remedy="fetch them again")
+    ending = {"finished": True, "reason": "", "fatal": json.dumps(fatal.to_plain())}
+    run.searcher.on_trial_complete(trial_id, ending)
+    assert isinstance(run.searcher.failure, ModelError) and str(run.searcher.failure) == str(fatal)
+    assert run.next() is None and 0 in [p.id for p in run.engines["a"].pending]
+
+
+def test_a_bug_in_what_trials_report_ends_the_run_too() -> None:
+    run = Run(users="a")
+    found = run.next()
+    assert found is not None
+    run.searcher.on_trial_complete(found[0], {"finished": True, "reason": ""})  # no values
+    assert isinstance(run.searcher.failure, KeyError) and run.next() is None
+
+
+def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
+    assert run_state(Run().searcher) == {}
+
+
+def run_state(searcher: StudySearcher) -> object:
+    copy = pickle.loads(pickle.dumps(searcher))
+    return vars(copy)
+
+
+def test_workers_that_all_die_alike_end_the_run_with_the_reason_and_charge_nobody() -> None:
+    """Such as a module that is missing on every node: the budget would be spent on it."""
+    run = Run(retries=2)
+    for _ in range(5):
+        found = run.next()
+        assert found is not None
+        run.searcher.heard(found[0], "ModuleNotFoundError at x.py:9: No module named 'zork'")
+        run.searcher.on_trial_complete(found[0], error=True)
+    assert "all 5 workers so far were lost in the same way: ModuleNotFoundError at" in str(
+        run.searcher.failure
+    )
+    assert run.said == ["a worker was lost: ModuleNotFoundError at x.py:9: No module named 'zork'"]
+    assert not any(engine.failures for engine in run.engines.values())
+    assert run.next() is None, "a run that is to end gives no more trials"
+
+
+def test_a_trial_that_fails_for_its_worker_says_the_workers_last_words() -> None:
+    run = Run(retries=0)
+    first, second = run.next(), run.next()
+    assert first is not None and second is not None
+    while second[1]["trial"] == -1:  # a no-memory measurement stands in no log
+        run.searcher.on_trial_complete(second[0], good())
+        second = run.next()
+        assert second is not None
+    run.searcher.heard(second[0], "its process ended")
+    run.searcher.on_trial_complete(second[0], error=True)
+    run.searcher.on_trial_complete(first[0], good())
+    (failure,) = [failure for engine in run.engines.values() for failure in engine.failures]
+    assert failure.reason.endswith("than ray.max_failures allows, the last one: its process ended")

@@ -1,0 +1,185 @@
+"""Worker groups on a real Ray: trial after trial on one group, and every way in which a rank can be lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from milp_ray.config.models import Study
+from milp_ray.data.records import UserSplit
+from milp_ray.memory.space import Placement
+from milp_ray.tune.proposals.records import BASELINE
+from tests.processes import listening_addresses
+
+pytestmark = pytest.mark.slow
+
+PLACEMENT = Placement.from_key("0:4,1:8")
+Make = Callable[..., Any]
+
+
+def study_of(folder: Path, **changes: Any) -> Study:
+    raw = {
+        "name": "group",
+        "model": {"path": str(folder), "device": "cpu"},
+        "data": {"path": "none"},
+        "prompts": {"max_length": 64},
+        "memory": {"ranks": (4, 8)},
+        "optimizer": {"learning_rate": 1e-2, "batch_size": 3},
+        "trial": {"epochs": 2, "max_new_tokens": 4, "eval_batch_size": 2, "slice_seconds": 0.3},
+        "ray": {"workers_per_trial": 2, "parallelism": "zero3", "cpus_per_worker": 0.5, "group_timeout": 30},
+    }
+    for section, values in changes.items():
+        raw[section] = {**raw[section], **values}  # type: ignore[dict-item]
+    return Study.model_validate(raw)
+
+
+@pytest.fixture
+def make_group(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path) -> Iterator[Make]:
+    """Groups of two ranks in a placement group of their own; all are ended afterwards."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from milp_ray.tune.workers.trial_spec import TrialSpec
+    from milp_ray.tune.workers.worker_group import WorkerGroup
+
+    made = []
+
+    def make(**changes: Any) -> Any:
+        study = study_of(shallow_model, **changes)
+        (tmp_path / "run.json").touch()
+        spec = TrialSpec(study, {"u": ray.put(tiny_user)}, tmp_path)
+        bundles = placement_group([{"CPU": 0.5}] * 2)
+        ray.get(bundles.ready())
+        group = WorkerGroup(
+            ray.put(spec),
+            bundles.bundle_specs,
+            bundles,
+            timeout=study.ray.group_timeout,
+            slice_seconds=study.trial.slice_seconds,
+        )
+        made.append((group, bundles))
+        return group
+
+    yield make
+    for group, bundles in made:
+        group.kill()
+        remove_placement_group(bundles)
+
+
+def finish(group: Any, placement: Placement = PLACEMENT, number: int = 1) -> dict[str, Any]:
+    group.begin("u", number, placement)
+    while True:
+        result: dict[str, Any] = group.slice()
+        if result["finished"]:
+            return result
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_trial_after_trial_on_one_group_then_nothing_is_left(
+    make_group: Make, shallow_model: Path, tiny_user: UserSplit
+) -> None:
+    from milp_ray.model.base import load_base
+    from milp_ray.trial.trial import Trial
+
+    group = make_group()
+    group.start()
+    pids = [place.pid for place in group._places]
+    base = load_base(study_of(shallow_model).model)
+    for number, key in enumerate(("0:4,1:8", "1:4", "", "0:4,1:8")):
+        found = finish(group, Placement.from_key(key), number if key else BASELINE)
+        study = study_of(shallow_model)
+        with Trial(base, tiny_user, Placement.from_key(key), study, seed=study.seed) as trial:
+            alone = trial.run()
+        assert alone is not None
+        assert found["loss"] == pytest.approx(alone.loss, abs=1e-4)
+        assert found["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
+        assert found["train_tokens"] == alone.train_tokens
+    assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
+    assert [place.pid for place in group._places] == pids
+    group.kill()
+    assert gone(pids)
+
+
+def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> None:
+    from milp_ray.tune.workers.worker_group import GroupFailed
+
+    group = make_group(ray={"group_timeout": 12.0}, trial={"epochs": 2000})
+    for how, rank in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
+        group.start()
+        pids = [place.pid for place in group._places]
+        group.begin("u", 1, PLACEMENT)
+        assert not group.slice()["finished"]
+        os.kill(pids[rank], how)
+        began = time.monotonic()
+        with pytest.raises(GroupFailed) as failed:
+            while True:
+                group.slice()
+        assert time.monotonic() - began < 60
+        assert not failed.value.final and "worker" in failed.value.reason
+        assert not group.alive and gone(pids)
+    group.start()
+    assert finish(group, Placement(()), BASELINE)["reason"] == ""
+
+
+def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
+    group = make_group(trial={"epochs": 60})
+    group.start()
+    pids = [place.pid for place in group._places]
+    group.begin("u", 1, PLACEMENT)
+    assert not group.slice()["finished"]
+    group.drop()
+    assert finish(group, Placement(()), BASELINE)["reason"] == ""
+    assert [place.pid for place in group._places] == pids
+
+
+def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
+    make_group: Make, tmp_path: Path
+) -> None:
+    import ray
+
+    from milp_ray.tune.workers.trial_runner import Unfit
+
+    group = make_group()
+
+    class OneBlind:
+        """The trials' spec; whoever asks first sees the run folder."""
+
+        study = study_of(tmp_path, model={"path": "none"})
+
+        @property
+        def root(self) -> Path:
+            try:
+                (tmp_path / "first").mkdir()
+            except FileExistsError:
+                return tmp_path / "elsewhere"
+            return tmp_path
+
+    group._spec = ray.put(OneBlind())
+    with pytest.raises(Unfit, match=r"does not see the run folder .*elsewhere") as unfit:
+        group.start()
+    assert unfit.value.error.exit_code == 1 and unfit.value.node and not group.alive
+
+
+def test_a_base_that_no_worker_can_load_is_everybodys_error(make_group: Make, tmp_path: Path) -> None:
+    from milp_ray.tune.workers.trial_runner import Unfit
+
+    group = make_group(model={"path": str(tmp_path / "nowhere")})
+    with pytest.raises(Unfit, match="nowhere") as unfit:
+        group.start()
+    assert unfit.value.error.exit_code == 2 and not group.alive
