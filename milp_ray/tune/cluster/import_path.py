@@ -62,7 +62,7 @@ def forget_job_folder() -> None:
 def forget(folder: str) -> None:
     """Take a folder out of this process's import path, unless milp_ray was imported from it."""
     place = Path(folder).resolve()
-    if Path(__file__).resolve().parents[2] != place:
+    if Path(__file__).resolve().parents[3] != place:
         sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != place]
 
 

@@ -106,7 +106,7 @@ def test_no_other_module_sets_a_variable_of_tunes_or_trains() -> None:
     setting = re.compile(
         r"environ(?:\.setdefault\(|\[)\s*[\"'](?:RAY|TUNE|TRAIN)_\w+[\"']\s*(?:,|\]\s*=[^=])"
     )
-    package = Path(__file__).parents[2] / "milp_ray"
+    package = Path(__file__).parents[3] / "milp_ray"
     found = {path.name for path in package.rglob("*.py") if setting.search(path.read_text(encoding="utf-8"))}
     assert found == {"connection.py"}  # which tells Ray's own job client what cluster is meant
 

@@ -55,7 +55,7 @@ def test_a_jobs_folder_is_forgotten_by_its_workers(tmp_path: Path, monkeypatch: 
 
 
 def test_a_checkout_that_milp_ray_comes_from_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    checkout = str(Path(import_path.__file__).parents[2])
+    checkout = str(Path(import_path.__file__).parents[3])
     monkeypatch.setattr(sys, "path", [checkout, "/opt/site-packages"])
     forget(checkout)
     assert sys.path == [checkout, "/opt/site-packages"]

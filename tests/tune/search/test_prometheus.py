@@ -16,7 +16,7 @@ from milp_ray.tune.proposals.overhead import Meter
 from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX, Counts, Gauges, quantiles
 
-DOCS = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text(encoding="utf-8")
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
