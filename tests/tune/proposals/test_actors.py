@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,12 +54,9 @@ def test_threads_give_what_the_plan_gives_and_pass_on_errors() -> None:
     plan = plan_of()
     assert list(proposer.submit(plan).result(60)) == list(propose(plan))
 
-    class Broken:
-        def propose(self) -> None:
-            raise SearchError("broken")
-
-    with pytest.raises(SearchError, match="broken"):
-        proposer.submit(Broken()).result(10)  # type: ignore[arg-type]
+    broken = dataclasses.replace(plan, surrogate="none of that name")
+    with pytest.raises(SearchError, match="no such surrogate"):
+        proposer.submit(broken).result(10)
     wait_for(lambda: proposer.free == 2, 5)
     assert woken
     proposer.close()

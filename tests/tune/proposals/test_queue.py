@@ -13,6 +13,8 @@ import pytest
 from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.search.core.records import Counts, EngineSettings
+from milp_ray.tune.proposals import queue as queue_module
+from milp_ray.tune.proposals import threads
 from milp_ray.tune.proposals.overhead import Meter
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.proposals.records import BASELINE, Ticket
@@ -83,6 +85,12 @@ class FakeEngine:
     def tell(self, number: int) -> None:
         self.pending.remove(next(asked for asked in self.pending if asked.id == number))
         self.observations.append(number)
+
+
+@pytest.fixture(autouse=True)
+def fake_plans_propose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (queue_module, threads):
+        monkeypatch.setattr(module, "propose", lambda plan: plan.propose())
 
 
 def queue_of(

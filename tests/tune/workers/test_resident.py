@@ -126,8 +126,8 @@ HANGS = """
 import sys, time
 from pathlib import Path
 from milp_ray.config.models import Study
-from milp_ray.training import base
-from milp_ray.tune import resident
+from milp_ray.model import base
+from milp_ray.tune.workers import resident
 
 def stuck(*_):
     secret = "zanzibarcanary"
