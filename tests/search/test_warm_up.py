@@ -85,8 +85,8 @@ def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from milp_ray.search import prepare
-with prepare._exclusive(Path({str(tmp_path)!r})):
+from milp_ray.search import warm_up
+with warm_up._exclusive(Path({str(tmp_path)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
