@@ -88,6 +88,14 @@ def tiny_bases(load_tiny: Callable[[str], BaseModel]) -> dict[str, BaseModel]:
     return {name: load_tiny(name) for name in TINY_NAMES}
 
 
+@pytest.fixture
+def llama(tiny_bases: dict[str, BaseModel]) -> BaseModel:
+    """The tiny Llama with an empty token cache."""
+    base = tiny_bases["llama"]
+    base.tokens.clear()
+    return base
+
+
 @pytest.fixture(scope="session")
 def tiny_user() -> UserSplit:
     """A user with texts of very different lengths."""

@@ -6,6 +6,7 @@ import pytest
 
 from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.search import Engine, Objective
+from milp_ray.search.propose import _varying
 from tests.search.problems import LOSS_AND_ROUGE, measure, size, small_space
 
 NOTE = "rouge_l is 0 in every trial: left out of the search until that changes"
@@ -56,7 +57,7 @@ def test_it_is_searched_again_once_it_differs() -> None:
     engine = told("gp")
     (proposal, _) = engine.ask(2)
     engine.tell(proposal.id, {"loss": 2.0, "rouge_l": 0.3})
-    varying, notes = engine.plan(2)._varying()
+    varying, notes = _varying(engine.plan(2))
     assert varying is not None and varying.objectives == LOSS_AND_ROUGE and not notes
     assert varying.gains == engine.plan(2).gains
 

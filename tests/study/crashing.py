@@ -27,8 +27,8 @@ from milp_ray.storage import twin, write_json
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, run
 from milp_ray.tune.cluster import dashboard, shared
-from milp_ray.tune.final.run import run as final
-from milp_ray.tune.final.run import worker as final_worker
+from milp_ray.tune.final import run as final
+from milp_ray.tune.final import worker as final_worker
 from milp_ray.tune.search import run as search_run
 from milp_ray.tune.workers import trial_runner as slicing
 

@@ -306,7 +306,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
 
     from milp_ray.tune.cluster.reservations import Room
     from milp_ray.tune.cluster.resources import Slots
-    from milp_ray.tune.final.run import run as module
+    from milp_ray.tune.final import run as module
 
     study = study_of(shallow_model, model={"device": "auto"}, ray={"max_failures": 1})
     final = Final(study, tiny_user, tmp_path)
@@ -414,7 +414,7 @@ def test_where_others_come_first_it_waits_and_is_not_charged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Others take the room between the look and Ray Train's asking; later they leave."""
-    from milp_ray.tune.final.run import run as module
+    from milp_ray.tune.final import run as module
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     look, others, looks = module.free_room, contextlib.ExitStack(), list[str]()
@@ -455,7 +455,7 @@ def test_a_stop_ends_waiting_for_room(
     from ray.util import placement_group_table
 
     from milp_ray.tune.cluster.resources import Slots
-    from milp_ray.tune.final.run import run as module
+    from milp_ray.tune.final import run as module
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     if asked:

@@ -18,8 +18,8 @@ from milp_ray.evaluation import compare
 from milp_ray.memory.space import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.final import worker as final_worker
 from milp_ray.tune.final.coordinator import Assignments, FinalSpec
-from milp_ray.tune.final.run import worker as final_worker
 from milp_ray.tune.final.worker import EndRanks, FinalLoop, GroupsConfig, Seat
 from tests.trial.common import STUDY
 
