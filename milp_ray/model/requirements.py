@@ -24,6 +24,8 @@ _EVERY_NODE = "install it on every node"
 # The names under which tokenizers of SentencePiece lie beside a model.
 _SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 _READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+# Other attention than PyTorch's, which a model of any architecture can do without.
+_OF_ATTENTION = re.compile(r"\b(FlashAttention\w*|flash_attn|kernels)\b")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _FIRST_FIELD = (
     b"\x0a"  # of a SentencePiece model, which is a protocol buffer; tiktoken's files are base64 text
@@ -111,6 +113,14 @@ def _check_quantization(settings: ModelSettings, config: Any) -> None:
         return
     values = values if isinstance(values, dict) else values.to_dict()
     method = _method_of(values)
+    if not method:
+        raise ModelError(
+            "config.json says that the base model is quantised, but not how (no quant_method)",
+            where="model.path",
+            expected="a base that is not quantised, or a quant_method that transformers knows",
+            remedy="use the base that it was made from; if the weights are not quantised, take "
+            "quantization_config out of config.json",
+        )
     try:
         known = AutoHfQuantizer.supports_quant_method(values)
         if known:
@@ -148,7 +158,7 @@ def _check_attention(config: Any) -> None:
 def _method_of(values: dict[str, Any]) -> str:
     method = values.get("quant_method")
     bits = next((name for name in ("load_in_4bit", "load_in_8bit") if values.get(name)), "")
-    return str(getattr(method, "value", method) or ("bitsandbytes" if bits else "no quant_method"))
+    return str(getattr(method, "value", method) or ("bitsandbytes" if bits else ""))
 
 
 def _is_of_gpus(error: Exception) -> bool:
@@ -162,11 +172,15 @@ def needs_package(error: Exception, what: str) -> ModelError:
         error: the ImportError, or one that it led to.
         what: of the base cannot be had without.
     """
+    words = own_words(error)
+    without = "use a base that does not need it"
+    if _OF_ATTENTION.search(words):
+        without = "take _attn_implementation out of the model's config.json, which asks for it"
     return ModelError(
-        f"{what} needs a package that is not there: {own_words(error)}",
+        f"{what} needs a package that is not there: {words}",
         where="model.path",
         expected="the packages that the model's files ask for, on every node",
-        remedy=f"{_EVERY_NODE}, or use a base that does not need it",
+        remedy=f"{_EVERY_NODE}, or {without}",
     )
 
 

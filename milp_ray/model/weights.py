@@ -7,18 +7,20 @@ read, so a base of any size is held against its configuration in a moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 from milp_ray.config.models import ModelSettings
-from milp_ray.errors import ModelError
+from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.model.load_errors import readable
 from milp_ray.model.pretrained import no_load_report, no_progress_bar, source
@@ -44,7 +46,7 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
             missing; or they cannot be read.
         StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_passing`.
     """
-    with readable(settings.path), no_progress_bar(), no_load_report():
+    with readable(settings.path), _by_file(settings), no_progress_bar(), no_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             settings.path,
             config=config,
@@ -68,12 +70,48 @@ def weight_files(settings: ModelSettings) -> list[Path]:
     """The model's safetensors files, all of them; none where it has others, or one of them is not there."""
     if one := file_of(settings, _ONE):
         return [one]
+    files = [file_of(settings, shard) for shard in _shards(settings)]
+    return [file for file in files if file is not None] if all(files) else []
+
+
+def _shards(settings: ModelSettings) -> list[str]:
+    """The names of the files that the index of the model's weights tells; none where it has no index."""
     index = file_of(settings, _INDEX)
     if index is None:
         return []
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [file_of(settings, shard) for shard in shards]
-    return [file for file in files if file is not None] if all(files) else []
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+@contextlib.contextmanager
+def _by_file(settings: ModelSettings) -> Iterator[None]:
+    """Of many files of weights, the one that is damaged or lost is named: safetensors' words name none.
+
+    Raises:
+        ModelError: what fails inside does for that file.
+    """
+    try:
+        yield
+    except (SafetensorError, FileNotFoundError) as error:
+        for name in _shards(settings) or ([_ONE] if file_of(settings, _ONE) else []):
+            if (fault := _fault_of(file_of(settings, name))) is not None:
+                raise ModelError(
+                    f"{name} of the weights at {settings.path!r} {fault}",
+                    where="model.path",
+                    expected="every file of the weights, as it was released",
+                    remedy="fetch that file again, or correct model.path",
+                ) from error
+        raise
+
+
+def _fault_of(file: Path | None) -> str | None:
+    """What is wrong with a file of weights, by its header and size; None: nothing."""
+    if file is None:
+        return "is not there"
+    try:
+        with safe_open(file, framework="pt"):
+            return None
+    except SafetensorError as error:
+        return f"is cut or damaged ({file.stat().st_size:,} bytes; {own_words(error)})"
 
 
 def _check_names(settings: ModelSettings, info: Mapping[str, Any], architecture: Architecture) -> None:

@@ -93,6 +93,10 @@ def lost_shard(folder: Path) -> None:
     sorted(folder.glob("model-00002-of-*"))[0].unlink()
 
 
+def a_page_for_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
 def cloned_without_lfs(folder: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n")
@@ -130,12 +134,17 @@ def own_tokenizer(folder: Path) -> None:
         (adapter_among, "hold an adapter, which would be left out"),
         (fewer_layers, "more layers than the 3 of config.json, such as 'model.layers.3."),
         (other_shapes, "such as 'model.layers.0.mlp.down_proj.weight': 32 x 48, not 32 x 64"),
-        (half_a_shard, "SafetensorError"),
-        (lost_shard, "No such file or directory"),
+        (half_a_shard, "model-00002-of-00010.safetensors of the weights at"),
+        (half_a_shard, "is cut or damaged ("),
+        (lost_shard, "model-00002-of-00010.safetensors of the weights at"),
+        (lost_shard, "is not there"),
+        (a_page_for_weights, "model.safetensors of the weights at"),
         (cloned_without_lfs, "in place of the files themselves: model.safetensors, tokenizer.json"),
         (weights_for_llama_cpp, "has its weights as GGUF alone (model-q4_k_m.gguf)"),
         (flash_attention, "needs a package that is not there: FlashAttention2"),
+        (flash_attention, "take _attn_implementation out of the model's config.json"),
         (attention_of_the_hub, "needs a package that is not there: `kernels`"),
+        (attention_of_the_hub, "take _attn_implementation out of the model's config.json"),
         (unknown_rotation, "KeyError at modeling_llama.py"),
         (own_tokenizer, "the tokenizer is code of the model's own repository"),
     ],
@@ -238,6 +247,8 @@ def test_a_quantised_base_is_refused_by_driver_and_worker_alike(model: Path) -> 
     assert "Loading a GPTQ quantized model requires optimum" in refused(settings(model))
     _quantised(model, "gptq9")
     assert "in a way that transformers does not know (gptq9)" in refused(settings(model))
+    edit(model / "config.json", quantization_config={"bits": 4})
+    assert "quantised, but not how (no quant_method)" in refused(settings(model))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
