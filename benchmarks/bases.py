@@ -61,7 +61,7 @@ def save_random(folder: Path, size: str) -> Path:
     import torch
     from transformers import LlamaForCausalLM
 
-    from milp_ray.model.pretrained import no_progress_bar
+    from milp_ray.model.quiet import no_progress_bar
 
     tokenizer().save_pretrained(folder)
     torch.manual_seed(0)

@@ -87,7 +87,7 @@ def build_demo_model(
         model = _train_model(tokenizer, texts, sizes, progress)
 
     def write(draft: Path) -> None:
-        from milp_ray.model.pretrained import no_progress_bar
+        from milp_ray.model.quiet import no_progress_bar
 
         with no_progress_bar(), _no_accelerator_search():
             model.save_pretrained(draft)

@@ -6,22 +6,24 @@ only where the study pins it. Weights are :mod:`milp_ray.model.base`'s.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
 from milp_ray.config.models import HUB_NAME, ModelSettings, Study
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
 from milp_ray.model.load_errors import check_passing
 from milp_ray.model.own_code import check_pinned
+from milp_ray.model.quiet import no_load_report
 from milp_ray.model.requirements import lfs_pointers, load_fault, missing_sentencepiece
+
+# The vocabularies that lie beside a model, whatever its tokenizer.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "vocabulary*", "*.tiktoken", "tekken.json")
 
 
 def load_architecture(settings: ModelSettings) -> Architecture:
@@ -75,16 +77,21 @@ def load_config(settings: ModelSettings) -> Any:
         )
     try:
         check_pinned(settings)
-        config = AutoConfig.from_pretrained(settings.path, **source(settings))
+        with no_load_report():
+            config = AutoConfig.from_pretrained(settings.path, **source(settings))
     except ModelError:
         raise
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
         check_passing(error)
-        raise load_fault(error, "the configuration") or ModelError(
-            f"no usable configuration at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
-            where="model.path",
-            expected="a folder with config.json, weights and tokenizer, or a hub name that can be reached",
-            remedy="correct model.path; relative paths start from the working directory",
+        raise (
+            _without_config(path)
+            or load_fault(error, "the configuration")
+            or ModelError(
+                f"no usable configuration at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
+                where="model.path",
+                expected="a folder with config.json, weights and tokenizer, or a hub name within reach",
+                remedy="correct model.path; relative paths start from the working directory",
+            )
         ) from error
     if config.model_type == "roberta":
         config.is_decoder = True  # an encoder as released; as a decoder its attention is causal
@@ -107,6 +114,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             lfs_pointers(settings)
             or missing_sentencepiece(settings)
             or load_fault(error, "the tokenizer")
+            or _without_tokenizer(Path(settings.path))
             or ModelError(
                 f"no usable tokenizer at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
                 where="model.path",
@@ -157,6 +165,33 @@ def _may_be_hub_name(path: str) -> bool:
     return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
 
 
+def _without_config(folder: Path) -> ModelError | None:
+    """The error for a folder without config.json, where transformers misses a model type in it."""
+    if not os.path.isdir(folder) or os.path.exists(folder / "config.json"):  # noqa: PTH110, PTH112  (never raise)
+        return None
+    adapter = os.path.exists(folder / "adapter_config.json")  # noqa: PTH110
+    return ModelError(
+        f"the model folder {str(folder)!r} has no config.json{', but an adapter' if adapter else ''}",
+        where="model.path",
+        expected="a folder with config.json, weights and tokenizer, or a hub name",
+        remedy="name the base that the adapter was trained on"
+        if adapter
+        else "correct model.path; relative paths start from the working directory",
+    )
+
+
+def _without_tokenizer(folder: Path) -> ModelError | None:
+    """The error for a folder without any tokenizer, where transformers asks for packages to convert one."""
+    if not os.path.isdir(folder) or any(found for ending in _TOKENIZERS for found in folder.glob(ending)):  # noqa: PTH112
+        return None
+    return ModelError(
+        f"the model folder {str(folder)!r} has no tokenizer",
+        where="model.path",
+        expected="tokenizer.json (or the files of the model's own tokenizer) beside config.json",
+        remedy="copy the tokenizer files of the model into its folder",
+    )
+
+
 def _check_model_type(folder: Path) -> None:
     """Say 'not supported' for model types that transformers does not know either."""
     try:
@@ -166,26 +201,3 @@ def _check_model_type(folder: Path) -> None:
         return  # the loader says what is wrong
     if model_type not in architecture_names():
         architecture_of(SimpleNamespace(model_type=model_type))
-
-
-@contextlib.contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Reading and writing models without transformers' own progress bars."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def no_load_report() -> Iterator[None]:
-    """Reading a model without transformers' table of keys: what of it matters is an error of ours."""
-    before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(before)

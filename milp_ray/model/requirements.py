@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, own_words
+from milp_ray.model.quiet import no_load_report
 
 _EVERY_NODE = "install it on every node"
 # The names under which tokenizers of SentencePiece lie beside a model.
@@ -122,7 +123,8 @@ def _check_quantization(settings: ModelSettings, config: Any) -> None:
             "quantization_config out of config.json",
         )
     try:
-        known = AutoHfQuantizer.supports_quant_method(values)
+        with no_load_report():
+            known = AutoHfQuantizer.supports_quant_method(values)
         if known:
             quantizer = AutoHfQuantizer.from_config(values, pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)

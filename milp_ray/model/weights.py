@@ -23,7 +23,8 @@ from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.model.load_errors import readable
-from milp_ray.model.pretrained import no_load_report, no_progress_bar, source
+from milp_ray.model.pretrained import source
+from milp_ray.model.quiet import no_load_report, no_progress_bar
 from milp_ray.model.requirements import file_of
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"

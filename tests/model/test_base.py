@@ -130,7 +130,7 @@ def large_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (no_config, "configuration"),
+        (no_config, "has no config.json"),
         (broken_config, "configuration"),
         (wrong_value, "configuration"),
         (unsupported, "'bloom' is not supported"),

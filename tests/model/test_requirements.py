@@ -119,6 +119,10 @@ def unknown_rotation(folder: Path) -> None:
     edit(folder / "config.json", rope_scaling={"rope_type": "spiral", "factor": 2.0})
 
 
+def unknown_way_to_quantise(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "gptq9", "bits": 4})
+
+
 def own_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     values = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["tokenization_mine.Mine", None]}}
@@ -156,6 +160,21 @@ def test_what_every_worker_would_meet_is_found_without_loading(
     assert says in refused(settings(model))
 
 
+def test_a_folder_that_lacks_configuration_or_tokenizer_is_said_to(model: Path) -> None:
+    """And not in the words of a library that looks for something in them."""
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\n"):
+        load_tokenizer(settings(model))
+    (model / "config.json").unlink()
+    for adapter, says in ((False, "has no config.json\n"), (True, "has no config.json, but an adapter\n")):
+        if adapter:
+            (model / "adapter_config.json").write_text("{}")
+        with pytest.raises(ModelError) as caught:
+            load_config(settings(model))
+        assert says in str(caught.value)
+    assert "name the base that the adapter was trained on" in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["file", "file/of/the/compiler"])
 def test_a_folder_that_pytorch_cannot_make_is_no_fault_of_the_model(
     value: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +200,11 @@ def test_a_tokenizer_that_lfs_left_out_is_said_in_the_same_words(model: Path) ->
     assert said[0] == said[1]  # check tells what is equal once
 
 
-@pytest.mark.parametrize("damage", [fewer_layers, other_shapes], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "damage",
+    [fewer_layers, other_shapes, unknown_way_to_quantise],
+    ids=lambda damage: damage.__name__,
+)
 def test_the_error_stands_alone_without_transformers_own_report(
     damage: Callable[[Path], None], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
