@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 
 from milp_ray.data.control_tokens import ControlTokens, Segment
-from milp_ray.errors import ModelError
+from milp_ray.errors import ModelError, own_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -233,7 +233,10 @@ def render(
             )
         )
     except Exception as error:  # a template is a program of the model's author and may raise anything
-        raise bad_template(f"cannot be rendered ({type(error).__name__})") from None
+        words = type(error).__name__
+        if query == QUERY and response in (None, RESPONSE):  # else its words may quote a user
+            words += f": {own_words(error)}"
+        raise bad_template(f"cannot be rendered ({words})") from None
 
 
 def with_clock(template: str, now: datetime.datetime) -> str:
@@ -293,6 +296,7 @@ def source_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.chat_template:
         raise ModelError(
             "the tokenizer has no chat template",
+            where="prompts.style",
             expected="a model made for chat, as prompts.style: chat asks",
             remedy="use prompts.style: plain, or a model whose tokenizer has a chat template",
         )
@@ -327,6 +331,7 @@ def bad_template(fact: str) -> ModelError:
     """The error of a template that cannot be used."""
     return ModelError(
         f"the tokenizer's chat template {fact}",
+        where="prompts.style",
         expected="one user turn and one assistant turn, the prompt a prefix of the whole",
         remedy="use prompts.style: plain",
     )
@@ -336,6 +341,7 @@ def no_room(tokens: int, max_length: int) -> ModelError:
     """The error of a template that takes all the room of a prompt."""
     return ModelError(
         f"the chat template alone takes {tokens} tokens",
+        where="prompts.max_length",
         expected=f"less than half of prompts.max_length ({max_length})",
         remedy="raise prompts.max_length, or use prompts.style: plain",
     )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -132,13 +133,27 @@ def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) 
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
         *([("a worker's first steps", first_steps)] if first_steps else []),
         ("run folder", place_of(study)),
-        *(("note", text) for text in exposures(study)),
+        *(("note", text) for text in (*exposures(study), *_without_gpu(study))),
         *([("run", f"is there; a job, or milp-ray resume, goes on with it: {progress}")] if progress else []),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     return Group(table, Text("the study is fine"))
+
+
+def _without_gpu(study: Study) -> list[str]:
+    """A study that asks for GPUs may be looked at where there is none, and cannot run there."""
+    asked = [
+        *(["model.device"] if study.model.device == "cuda" else []),
+        *(["ray.gpus_per_worker"] if study.ray.gpus_per_worker not in ("auto", 0) else []),
+    ]
+    if not asked or study.simulation is not None or torch.cuda.is_available():
+        return []
+    return [
+        f"{' and '.join(asked)} asks for a GPU, and this machine has none: the study needs a "
+        "cluster that has one (milp-ray submit, or ray.address)"
+    ]
 
 
 def _span(values: Iterable[int], unit: str) -> str:

@@ -224,7 +224,17 @@ def test_what_a_template_puts_before_the_response_is_generated_too() -> None:
 
 BAD_TEMPLATES = {
     "none": (None, "has no chat template"),
-    "raises": ("{{ raise_exception('no') }}", "cannot be rendered"),
+    "raises": ("{{ raise_exception('no') }}", r"cannot be rendered \(TemplateError: no\)"),
+    "is cut": (
+        "{% for m in messages %}{{ m.content",
+        "TemplateSyntaxError: unexpected",
+    ),
+    "raises what a user wrote": (
+        "{% if 'canary' in messages[0].content %}{{ raise_exception(messages[0].content) }}{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        r"cannot be rendered \(TemplateError\)",
+    ),
     "drops the response": ("{{ messages[0].content }}", "once each"),
     "no common prefix": (
         "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}BOT:{% endif %}",

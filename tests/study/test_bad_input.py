@@ -170,6 +170,18 @@ def test_check_says_what_a_chat_template_asks_for(study_file: Path, shallow_mode
         assert part in unwrapped(output)
 
 
+def test_check_says_that_this_machine_has_no_gpu_for_it(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fault, since it may be submitted to where there is one; but no word would be misleading."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for asked in ("model.device=cuda", "ray.gpus_per_worker=0.5"):
+        code, output = call("check", str(study_file), asked)
+        assert code == 0, output
+        assert f"{asked.partition('=')[0]} asks for a GPU, and this machine has none" in unwrapped(output)
+    assert "asks for a GPU" not in unwrapped(call("check", str(study_file))[1])
+
+
 def a_run(study_file: Path, *overrides: str) -> run_folder.RunFolder:
     """A run that was begun and has searched nothing, as of a job that was cut off early."""
     study = resolved(load_study(study_file, overrides))
