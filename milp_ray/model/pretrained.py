@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import AutoConfig, AutoTokenizer
 
 from milp_ray.config.models import HUB_NAME, ModelSettings, Study
@@ -22,6 +23,11 @@ from milp_ray.model.own_code import check_pinned
 from milp_ray.model.quiet import no_load_report
 from milp_ray.model.requirements import lfs_pointers, load_fault, missing_sentencepiece
 
+_REMEDY = "correct model.path; relative paths start from the working directory"
+_OFFLINE = (
+    "unset HF_HUB_OFFLINE, with which no hub is asked, or fetch the model first (hf download), or correct "
+    "model.path"
+)
 # The vocabularies that lie beside a model, whatever its tokenizer.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "vocabulary*", "*.tiktoken", "tekken.json")
 
@@ -73,7 +79,7 @@ def load_config(settings: ModelSettings) -> Any:
             f"the model folder {settings.path!r} {'is a file' if path.is_file() else 'does not exist'}",
             where="model.path",
             expected="a folder with config.json, weights and tokenizer, or a hub name",
-            remedy="correct model.path; relative paths start from the working directory",
+            remedy=_REMEDY,
         )
     try:
         check_pinned(settings)
@@ -90,7 +96,7 @@ def load_config(settings: ModelSettings) -> Any:
                 f"no usable configuration at {settings.path!r} ({type(error).__name__}: {own_words(error)})",
                 where="model.path",
                 expected="a folder with config.json, weights and tokenizer, or a hub name within reach",
-                remedy="correct model.path; relative paths start from the working directory",
+                remedy=_REMEDY if path.is_dir() or not HF_HUB_OFFLINE else _OFFLINE,
             )
         ) from error
     if config.model_type == "roberta":
@@ -174,9 +180,7 @@ def _without_config(folder: Path) -> ModelError | None:
         f"the model folder {str(folder)!r} has no config.json{', but an adapter' if adapter else ''}",
         where="model.path",
         expected="a folder with config.json, weights and tokenizer, or a hub name",
-        remedy="name the base that the adapter was trained on"
-        if adapter
-        else "correct model.path; relative paths start from the working directory",
+        remedy="name the base that the adapter was trained on" if adapter else _REMEDY,
     )
 
 

@@ -81,7 +81,7 @@ def _storage(study: Study) -> RunFolder | None:
     nearest = next(folder for folder in (Path(place), *Path(place).parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StorageError(
-            f"{nearest} cannot be written",
+            f"{nearest} {'cannot be written' if nearest.is_dir() else 'is a file'}",
             where="storage.path",
             expected="a folder of yours",
             remedy="choose another storage.path",

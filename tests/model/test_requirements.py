@@ -19,7 +19,7 @@ from transformers.quantizers import auto
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, StorageError
-from milp_ray.model import requirements
+from milp_ray.model import pretrained, requirements
 from milp_ray.model.base import load_base
 from milp_ray.model.pretrained import load_config, load_tokenizer
 from milp_ray.model.requirements import check_requirements
@@ -173,6 +173,14 @@ def test_a_folder_that_lacks_configuration_or_tokenizer_is_said_to(model: Path) 
             load_config(settings(model))
         assert says in str(caught.value)
     assert "name the base that the adapter was trained on" in str(caught.value)
+
+
+def test_a_hub_that_is_not_asked_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for offline, says in ((True, "unset HF_HUB_OFFLINE"), (False, "remedy: correct model.path")):
+        monkeypatch.setattr(pretrained, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(ModelError) as caught:
+            load_config(ModelSettings(path="nobody/no-such-model"))
+        assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["file", "file/of/the/compiler"])

@@ -221,9 +221,9 @@ def test_check_ends_with_1_where_the_storage_alone_is_at_fault(study_file: Path)
     (study_file.parent / "occupied").write_text("a file")
     occupied = f"storage.path={study_file.parent / 'occupied'}"
     code, output = call("check", str(study_file), occupied)
-    assert code == 1 and "occupied cannot be written" in output and "1 problem" in output
+    assert code == 1 and "occupied is a file" in output and "1 problem" in output
     code, output = call("check", str(study_file), occupied, "search.surrogate=sass")
-    assert code == 2 and "2 problems" in output and "occupied cannot be written" in output
+    assert code == 2 and "2 problems" in output and "occupied is a file" in output
 
 
 def test_a_resumed_run_refuses_other_data_and_other_settings(study_file: Path) -> None:
