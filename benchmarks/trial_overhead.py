@@ -103,22 +103,27 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     from milp_ray.memory.space import space_from
     from milp_ray.model.pretrained import load_architecture
     from milp_ray.search import Engine, Objective
-    from milp_ray.tune.proposals.records import Ticket
+    from milp_ray.trial.records import TrialCost, TrialRequest
     from milp_ray.tune.search.run import run_search
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
     ends: list[Ended] = []
 
     class Noting:
-        def trial_started(self, ticket: Ticket) -> None: ...
-        def trial_lost(self, ticket: Ticket, charged: bool) -> None: ...
+        def trial_started(self, request: TrialRequest) -> None: ...
+        def trial_lost(self, request: TrialRequest, charged: bool) -> None: ...
 
         def trial_ended(
-            self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+            self,
+            request: TrialRequest,
+            values: Mapping[str, float] | None,
+            reason: str,
+            cost: TrialCost | None,
         ) -> None:
-            config = {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
-            result = {**cost, **values} if values is not None else {"reason": reason}
-            ends.append(Ended(time.perf_counter(), config, result))
+            result: dict[str, Any] = {"reason": reason}
+            if values is not None and cost is not None:
+                result = {"train_seconds": cost.train_seconds, "eval_seconds": cost.eval_seconds, **values}
+            ends.append(Ended(time.perf_counter(), request.to_config(), result))
 
     architecture = load_architecture(study.model)
     events = folder / "events"

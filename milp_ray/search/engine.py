@@ -31,7 +31,15 @@ from milp_ray.search.core.objectives import (
 )
 from milp_ray.search.core.pareto import hypervolume, hypervolume_curve, non_dominated
 from milp_ray.search.core.plan import Plan
-from milp_ray.search.core.records import Candidates, Counts, EngineSettings, Failure, Observation, Proposal
+from milp_ray.search.core.records import (
+    Candidates,
+    Cost,
+    Counts,
+    EngineSettings,
+    Failure,
+    Observation,
+    Proposal,
+)
 from milp_ray.search.core.reference import checked_reference, exact_ranges, given_point, reference_point
 from milp_ray.search.core.transfer_data import Material, event_of
 from milp_ray.search.propose import propose
@@ -210,10 +218,11 @@ class Engine:
                 _log.warning("%s", note)
             return self._state.proposals[first:]
 
-    def tell(self, id: int, values: Mapping[str, float]) -> None:
+    def tell(self, id: int, values: Mapping[str, float], cost: Cost | None = None) -> None:
         """Report what a proposal measured, every measured objective by name, in its own units.
 
-        Exact objectives may be left out. Telling the same again changes nothing.
+        Exact objectives may be left out. Telling the same again changes nothing. ``cost``: what measuring
+        took, by name, kept for people; no proposal depends on it.
 
         Raises:
             SearchError: unknown id, a missing or unknown name, a value that is not a finite number, or the
@@ -235,9 +244,9 @@ class Engine:
                     f"proposal {id} was reported as failed before",
                     remedy="tell or fail every trial, not both",
                 )
-            self._happen({"event": "told", "id": proposal.id, "values": checked})
+            self._happen({"event": "told", "id": proposal.id, "values": checked, **_noted(cost)})
 
-    def fail(self, id: int, reason: str) -> None:
+    def fail(self, id: int, reason: str, cost: Cost | None = None) -> None:
         """Report that a proposal ended without a measurement.
 
         Its placement is not proposed again, and it does not enter the model: why it failed says little about
@@ -246,6 +255,7 @@ class Engine:
         Args:
             id: of the proposal.
             reason: shown to people; must not contain a user's text. Cut at 500 characters.
+            cost: as in :meth:`tell`.
 
         Raises:
             SearchError: unknown id, or the proposal was told.
@@ -258,10 +268,12 @@ class Engine:
                     f"proposal {id} was told before", remedy="tell or fail every trial, not both"
                 )
             if id not in self._state.failures:
-                self._happen({"event": "failed", "id": proposal.id, "reason": str(reason)[:_REASON_LENGTH]})
+                event = {"event": "failed", "id": proposal.id, "reason": str(reason)[:_REASON_LENGTH]}
+                self._happen(event | _noted(cost))
 
-    def set_reference(self, values: Mapping[str, float]) -> None:
-        """Give the no-memory measurement, once; the same values again change nothing.
+    def set_reference(self, values: Mapping[str, float], cost: Cost | None = None) -> None:
+        """Give the no-memory measurement, once; the same values again change nothing. ``cost``: as in
+        :meth:`tell`.
 
         Raises:
             SearchError: a measured objective is missing, a name is unknown, a value is not finite, or other
@@ -271,7 +283,7 @@ class Engine:
         checked = checked_reference(self._objectives, values)
         with self._lock:
             if self._state.reference is None:
-                self._happen({"event": "reference", "values": checked})
+                self._happen({"event": "reference", "values": checked, **_noted(cost)})
             elif not same_values(self._state.reference, checked):
                 raise SearchError(
                     "the search has another reference already",
@@ -363,6 +375,12 @@ class Engine:
             return None if self._state.reference is None else dict(self._state.reference)
 
     @property
+    def reference_cost(self) -> Cost:
+        """What the no-memory measurement took; empty where it is not known."""
+        with self._lock:
+            return self._state.reference_cost
+
+    @property
     def transferred(self) -> Material | None:
         """What was transferred from other users' searches, or None."""
         with self._lock:
@@ -439,3 +457,7 @@ class Engine:
     def _derived(self, what: str) -> int:
         digest = hashlib.sha256(f"{self._seed} {what}".encode()).digest()
         return int.from_bytes(digest[:7], "big")
+
+
+def _noted(cost: Cost | None) -> dict[str, object]:
+    return {"cost": dict(cost)} if cost else {}

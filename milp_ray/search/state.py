@@ -14,7 +14,7 @@ from milp_ray.errors import SearchError, SpaceError
 from milp_ray.memory.space import MemoryConfig, MemorySpace, config_from, config_to
 from milp_ray.search.core.events import Event, damaged, numbers, text, whole
 from milp_ray.search.core.objectives import Objective
-from milp_ray.search.core.records import Failure, Observation, Proposal
+from milp_ray.search.core.records import Cost, Failure, Observation, Proposal
 from milp_ray.search.core.transfer_data import Material, material_from
 
 VERSION = 1
@@ -29,6 +29,7 @@ class SearchState:
         observations, failures: those that have, by id, in the order in which they ended.
         keys: placement keys of all proposals.
         reference: the no-memory values as given, or None.
+        reference_cost: what measuring them took; empty where it is not known, as in older logs.
         material: what was transferred from other users' searches, or None.
         notes: what was reported with the proposals.
         events: number of events applied, ``created`` included.
@@ -48,6 +49,7 @@ class SearchState:
         self.failures: dict[int, Failure] = {}
         self.keys: set[str] = set()
         self.reference: dict[str, float] | None = None
+        self.reference_cost: Cost = {}
         self.material: Material | None = None
         self.notes: list[str] = []
         self.events = 0
@@ -71,15 +73,19 @@ class SearchState:
             proposal = self._ended(event, number)
             values = numbers(event, "values", number, self._where)
             self._check_names(list(values), self._names, number)
+            ordered = {name: values[name] for name in self._names}
             self.observations[proposal.id] = Observation(
-                proposal.id, proposal.config, proposal.placement, {name: values[name] for name in self._names}
+                proposal.id, proposal.config, proposal.placement, ordered, self._cost(event, number)
             )
         elif kind == "failed":
             proposal = self._ended(event, number)
             reason = text(event, "reason", number, self._where)
-            self.failures[proposal.id] = Failure(proposal.id, proposal.config, proposal.placement, reason)
+            self.failures[proposal.id] = Failure(
+                proposal.id, proposal.config, proposal.placement, reason, self._cost(event, number)
+            )
         elif kind == "reference":
             self.reference = numbers(event, "values", number, self._where)
+            self.reference_cost = self._cost(event, number)
         elif kind == "transferred":
             if self.proposals or self.material is not None:
                 damaged(number, self._where, "is out of place")
@@ -130,6 +136,15 @@ class SearchState:
         if index not in self.pending:
             damaged(number, self._where, "ends a trial that was not running")
         return self.pending.pop(index)
+
+    def _cost(self, event: Event, number: int) -> Cost:
+        """What a trial took; older logs do not say."""
+        found = event.get("cost", {})
+        if not isinstance(found, dict) or not all(
+            isinstance(value, int | float | str) for value in found.values()
+        ):
+            damaged(number, self._where, "has no valid cost")
+        return found
 
     def _check_names(self, names: Sequence[str], expected: Sequence[str], number: int) -> None:
         if sorted(names) != sorted(expected):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from milp_ray.tune.proposals.records import BASELINE, Ticket
+from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
 from milp_ray.tune.search.prometheus import Counts
 
 if TYPE_CHECKING:
@@ -134,37 +134,37 @@ class StudyProgress:
                 for kept in (user.best, self._totals.best):
                     kept[name] = better(kept.get(name, value), value)
 
-    def trial_started(self, ticket: Ticket) -> None:
+    def trial_started(self, request: TrialRequest) -> None:
         """A trial went to a worker."""
         with self._lock:
-            self._users[ticket.alias].running += 1
-            self._touch(ticket.alias)
+            self._users[request.alias].running += 1
+            self._touch(request.alias)
 
-    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
         """A trial's worker is gone; the trial runs again. Of a worker's own fault the search itself tells."""
         with self._lock:
-            user = self._users[ticket.alias]
+            user = self._users[request.alias]
             user.running = max(0, user.running - 1)
-            self._touch(ticket.alias)
+            self._touch(request.alias)
             if charged:
-                self.say(f"{ticket.alias} {_name_of(ticket)}: its worker was lost; it runs again")
+                self.say(f"{request.alias} {_name_of(request)}: its worker was lost; it runs again")
 
     def trial_ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None:
         """A trial was told or failed."""
         with self._lock:
-            user = self._users[ticket.alias]
+            user = self._users[request.alias]
             user.running = max(0, user.running - 1)
-            self._touch(ticket.alias)
+            self._touch(request.alias)
             if values is not None:
-                self.observed(ticket.alias, ticket.number, values)
-            self._look(ticket.alias)
-            if ticket.number != BASELINE:
+                self.observed(request.alias, request.number, values)
+            self._look(request.alias)
+            if request.number != BASELINE:
                 self._ended_now += 1
-                self._count(ticket.alias, done=int(values is not None), failed=int(values is None))
+                self._count(request.alias, done=int(values is not None), failed=int(values is None))
             if values is None:
-                self.say(f"{ticket.alias} {_name_of(ticket)} failed: {reason}")
+                self.say(f"{request.alias} {_name_of(request)} failed: {reason}")
             self._line()
 
     def trained(self, users: int) -> None:
@@ -301,5 +301,5 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
 
 
-def _name_of(ticket: Ticket) -> str:
-    return "no-memory measurement" if ticket.number == BASELINE else f"trial {ticket.number}"
+def _name_of(request: TrialRequest) -> str:
+    return "no-memory measurement" if request.number == BASELINE else f"trial {request.number}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,34 +17,41 @@ from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.storage import reading, write_whole
+from milp_ray.trial.records import TrialCost
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine, Observation
+    from milp_ray.search.core.records import Cost
 
 _PART_ROWS = 10_000
 MODELS = ("base", "own", "other")
+# Columns of what a trial took, with what stands there where it is not known.
+_COSTS = {one.name: "" if one.type == "str" else float("nan") for one in fields(TrialCost)}
 
 
 def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[dict[str, object]]:
-    """One row a trial: user, trial, state, θ, placement, size, values, whether it is on the front, reason.
+    """One row a trial: user, trial, state, θ, placement, size, values, whether it is on the front, reason,
+    and what it took (:class:`milp_ray.trial.records.TrialCost`).
 
-    The no-memory measurement is the row with trial -1. Values of trials that failed or are pending are NaN.
+    The no-memory measurement is the row with trial -1. Values of trials that failed or are pending are NaN,
+    and so is what a trial took where its log does not say: one that is older, or whose worker was lost.
     """
     front = {seen.id for seen in engine.front()}
     blank = {objective.name: float("nan") for objective in engine.objectives}
-    ended: list[tuple[int, str, MemoryConfig | None, Placement, Mapping[str, float], str]] = []
+    ended: list[tuple[int, str, MemoryConfig | None, Placement, Mapping[str, float], str, Cost]] = []
     if engine.reference is not None:
-        ended.append((-1, "no memory", None, Placement(()), engine.reference, ""))
-    ended += [(t.id, "done", t.config, t.placement, t.values, "") for t in engine.observations]
-    ended += [(t.id, "failed", t.config, t.placement, {}, t.reason) for t in engine.failures]
-    ended += [(t.id, "pending", t.config, t.placement, {}, "") for t in engine.pending]
+        ended.append((-1, "no memory", None, Placement(()), engine.reference, "", engine.reference_cost))
+    ended += [(t.id, "done", t.config, t.placement, t.values, "", t.cost) for t in engine.observations]
+    ended += [(t.id, "failed", t.config, t.placement, {}, t.reason, t.cost) for t in engine.failures]
+    ended += [(t.id, "pending", t.config, t.placement, {}, "", {}) for t in engine.pending]
     return [
         {"user": alias, "trial": number, "state": state}
         | blank
         | dict(values)
         | _theta(config, placement, architecture)  # last: its count of parameters is a whole number
         | {"on_front": number in front, "reason": reason}
-        for number, state, config, placement, values, reason in sorted(ended, key=lambda row: row[0])
+        | {name: cost.get(name, unknown) for name, unknown in _COSTS.items()}
+        for number, state, config, placement, values, reason, cost in sorted(ended, key=lambda row: row[0])
     ]
 
 

@@ -36,6 +36,7 @@ from milp_ray.model.pretrained import check_fits
 from milp_ray.storage import is_url
 from milp_ray.training.checkpoint import Checkpoints, State
 from milp_ray.training.loop import Fitting, OwnRandom, Progress
+from milp_ray.trial.records import TrialCost
 
 Phase = Literal["search", "final"]
 
@@ -50,27 +51,39 @@ class Measurement:
             metric of texts, as nothing is generated then, and on other ranks than 0.
         chrf: mean chrF2 of the same, likewise.
         trainable_params: exact number of trained parameters.
-        train_seconds: spent in both stages.
-        eval_seconds: spent measuring.
-        train_tokens: real (unpadded) tokens that were trained on, every epoch counted.
-        gpu_memory: largest allocation while it ran, bytes of this rank's GPU, the base included; 0 on a CPU.
+        cost: what it took.
     """
 
     loss: float
     rouge_l: float
     chrf: float
     trainable_params: int
-    train_seconds: float
-    eval_seconds: float
-    train_tokens: int
-    gpu_memory: int = 0
+    cost: TrialCost
+
+    @property
+    def train_seconds(self) -> float:
+        """Spent in both stages."""
+        return self.cost.train_seconds
+
+    @property
+    def eval_seconds(self) -> float:
+        """Spent measuring."""
+        return self.cost.eval_seconds
+
+    @property
+    def train_tokens(self) -> int:
+        """Real (unpadded) tokens that were trained on, every epoch counted."""
+        return self.cost.train_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    name: str
+    name: Literal["inject", "instruct"]
     examples: list[Example]
     epochs: int
+
+
+_Clock = Literal["inject", "instruct", "eval"]
 
 
 class TrialStopped(Exception):  # noqa: N818  (it names an outcome)
@@ -127,7 +140,8 @@ class Trial:
         self._prompts = Prompts(study.prompts)
         self._checkpoints = checkpoints
         self._fitting: tuple[int, Fitting] | None = None
-        self._seconds = {"train": 0.0, "eval": 0.0}
+        self._clock: _Clock = "inject"
+        self._seconds: dict[_Clock, float] = {"inject": 0.0, "instruct": 0.0, "eval": 0.0}
         self._state: Literal["new", "running", "done", "closed"] = "new"
         self._holds_base = False
         self._tokens = 0
@@ -173,9 +187,10 @@ class Trial:
         try:
             with self._failures():
                 self._attach()
-                yield from self._timed(self._train(), "train")
+                yield from self._timed(self._train())
                 if self.phase == "search":
-                    yield from self._timed(self._measure(), "eval")
+                    self._clock = "eval"
+                    yield from self._timed(self._measure())
                     self.result = self._measurement()
             self._agree()
             self._state = "done"
@@ -221,7 +236,7 @@ class Trial:
                 index,
                 fitting.done,
                 self._tokens,
-                self._seconds["train"],
+                self._seconds["inject"] + self._seconds["instruct"],
                 self.base.attached.state(),
                 fitting.optimizer(),
                 self._random.state(),
@@ -254,6 +269,7 @@ class Trial:
             return
         before = self._resume()
         for index, stage in enumerate(self._stages()):
+            self._clock = stage.name
             if before is not None and index < before.stage:
                 continue
             here = before is not None and index == before.stage
@@ -282,7 +298,7 @@ class Trial:
         if state is not None and self.base.attached is not None:
             self.base.attached.load(state.adapter)
             self._random.load(state.random)
-            self._tokens, self._seconds["train"] = state.tokens, state.seconds
+            self._tokens, self._seconds["inject"] = state.tokens, state.seconds
         return state
 
     def _stages(self) -> Iterator[_Stage]:
@@ -335,10 +351,18 @@ class Trial:
             overlap,
             characters,
             self.trainable_params,
-            self._seconds["train"],
+            self.cost(),
+        )
+
+    def cost(self) -> TrialCost:
+        """What it took so far, on this rank."""
+        on_gpu = self.base.device.type == "cuda"
+        return TrialCost(
+            self._seconds["inject"],
+            self._seconds["instruct"],
             self._seconds["eval"],
             self._tokens,
-            torch.cuda.max_memory_allocated(self.base.device) if self.base.device.type == "cuda" else 0,
+            torch.cuda.max_memory_allocated(self.base.device) if on_gpu else 0,
         )
 
     def _encoded(self, kind: Literal["history", "samples"], items: Sequence[str | Sample]) -> list[Example]:
@@ -352,8 +376,8 @@ class Trial:
         own = self.study.final.optimizer if self.phase == "final" else None
         return own or self.study.optimizer
 
-    def _timed(self, work: Iterator[Progress], clock: str) -> Iterator[Progress]:
-        """``work``, with the time spent in it (and not in its consumer) added to a clock.
+    def _timed(self, work: Iterator[Progress]) -> Iterator[Progress]:
+        """``work``, with the time spent in it (and not in its consumer) added to the clock of its stage.
 
         Where it is dropped, the other ranks are told, and a state is kept before ``work`` is taken down.
         """
@@ -365,7 +389,7 @@ class Trial:
             except StopIteration:
                 return
             finally:
-                self._seconds[clock] += time.perf_counter() - start
+                self._seconds[self._clock] += time.perf_counter() - start
             try:
                 yield progress
             except GeneratorExit:

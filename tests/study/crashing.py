@@ -225,17 +225,17 @@ def push_late() -> None:
 
 
 def _search(base: object) -> Callable[..., dict[str, str]]:
-    from milp_ray.tune.proposals.records import BASELINE
+    from milp_ray.trial.records import BASELINE, TrialRequest
     from milp_ray.tune.workers.trial_runner import Slices
 
     def real(spec: Any) -> Callable[..., Mapping[str, Any]]:
         slices = Slices(spec, base)  # type: ignore[arg-type]
 
         def measure(alias: str, number: int, placement: Any) -> Mapping[str, Any]:
-            slices.begin(alias, number, placement)
-            while not (result := slices.step())["finished"]:
+            slices.begin(TrialRequest(alias, number, placement))
+            while not (report := slices.step()).is_over:
                 pass
-            return result
+            return {"reason": report.reason, **report.values}
 
         return measure
 

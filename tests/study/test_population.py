@@ -6,10 +6,12 @@ import gc
 import io
 import weakref
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -30,6 +32,7 @@ from milp_ray.study.population import Population, Summary
 from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
+from milp_ray.trial.records import TrialCost
 
 ALIASES = tuple(f"u-{letter * 13}" for letter in "abcde")
 
@@ -100,6 +103,25 @@ def test_summaries_come_from_the_event_logs(tmp_path: Path) -> None:
         assert first.chosen is not None and dict(first.reference or {}) == {"loss": 2.5, "rouge_l": 0.1}
         assert second.done == 2 and not second.over and not seen.finished(ALIASES[1])
         assert set(seen.chosen()) == set(ALIASES[:2])
+
+
+def test_the_table_says_what_trials_took_as_far_as_logs_know(tmp_path: Path) -> None:
+    population, folder, inputs = population_of(tmp_path)
+    search(population, ALIASES[0], 2)  # as an earlier version did
+    cost = TrialCost(1.5, 0.5, 0.25, 900, 7, "0a1b2c3d", 2)
+    with population.opened(ALIASES[1:2]) as engines:
+        engine = engines[ALIASES[1]]
+        first, second, _ = engine.ask(3)
+        engine.tell(first.id, {"loss": 2.0, "rouge_l": 0.1}, cost.to_plain())
+        engine.fail(second.id, "out of memory", cost.to_plain())
+    record(folder, population, inputs.architecture)
+    table = read_table(folder.table("trials"))
+    names = [one.name for one in fields(TrialCost)]
+    known = table[table.user == ALIASES[1]].set_index("trial")
+    for number in (first.id, second.id):
+        assert known.loc[number, names].tolist() == [getattr(cost, name) for name in names]
+    unknown = pd.concat([known.loc[[2]], table[table.user == ALIASES[0]]])[names]
+    assert (unknown.pop("node") == "").all() and unknown.isna().all(axis=None)
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-40])])

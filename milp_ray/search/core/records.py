@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,31 +30,38 @@ class Proposal:
     source: str
 
 
+Cost = Mapping[str, float | str]  # what a trial took, by name; empty where it is not known
+
+
 @dataclass(frozen=True)
 class Observation:
-    """A measured proposal; ``values`` holds every objective by name, in the user's units."""
+    """A measured proposal; ``values`` holds every objective by name, in the user's units. ``cost``: what
+    measuring it took, which says nothing of whether two observations are the same."""
 
     id: int
     config: MemoryConfig
     placement: Placement
     values: Mapping[str, float]
+    cost: Cost = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+        object.__setattr__(self, "cost", MappingProxyType(dict(self.cost)))
 
     def __reduce__(self) -> tuple[object, ...]:
         # A read-only view does not pickle.
-        return (Observation, (self.id, self.config, self.placement, dict(self.values)))
+        return (Observation, (self.id, self.config, self.placement, dict(self.values), dict(self.cost)))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A proposal that ended without a measurement, and why."""
+    """A proposal that ended without a measurement, and why; ``cost``: what it took until then."""
 
     id: int
     config: MemoryConfig
     placement: Placement
     reason: str
+    cost: Cost = field(default_factory=dict, compare=False)
 
 
 class Counts(NamedTuple):

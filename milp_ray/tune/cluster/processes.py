@@ -67,3 +67,9 @@ def _end(pids: Sequence[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+
+
+def node_name() -> str:
+    """A short name of this process's node: the first digits of its id in Ray's dashboard, no host and no
+    address. Empty outside Ray."""
+    return str(ray.get_runtime_context().get_node_id())[:8] if ray.is_initialized() else ""

@@ -1,8 +1,8 @@
-"""Whether the search was in the way of the trials: cost of proposals, tickets in stock, workers left waiting.
+"""Whether the search was in the way of the trials: cost of proposals, requests in stock, workers that wait.
 
-A worker waits for a proposal while it holds no trial, no ticket is ready, and there are trials left that it
+A worker waits for a proposal while it holds no trial, no request is ready, and there are trials left that it
 could get; never more workers count as waiting than trials are left. Workers that start, load a model or are
-replaced hold a trial already, so that time does not count. The clock runs from the first ticket taken to the
+replaced hold a trial already, so that time does not count. The clock runs from the first request taken to the
 last trial's end, per Tune run; what lies between two runs of a study (cohorts) counts nowhere. Only this
 process's session is covered: a resumed run measures itself.
 """
@@ -25,7 +25,7 @@ class SearchMetrics:
     Attributes:
         proposals: batches proposed by a model; the initial design and model-free proposals cost nothing.
         proposal_median, proposal_p95: seconds such a batch took, None without any.
-        queue_depth: mean number of ready tickets over time.
+        queue_depth: mean number of ready requests over time.
         waiting_share: share of the workers' time that they waited for a proposal.
         seconds: time covered.
         workers: that ran trials at once.
@@ -54,7 +54,7 @@ class SearchMetrics:
             else ""
         )
         return (
-            f"proposals by a model: {self.proposals}; {cost}{self.queue_depth:.1f} tickets ready on average; "
+            f"proposals by a model: {self.proposals}; {cost}{self.queue_depth:.1f} trials ready on average; "
             f"workers waited for a proposal {100 * self.waiting_share:.1f} % of the time"
         )
 
@@ -76,14 +76,14 @@ class Meter:
         self._seconds = self._depth = self._waited = self._offered = 0.0
 
     def begin(self, workers: int) -> None:
-        """A Tune run's first ticket was taken. Again while it runs: no effect."""
+        """A Tune run's first request was taken. Again while it runs: no effect."""
         with self._lock:
             if self._since is None:
                 self._workers, self._since = workers, self._clock()
                 self._ready = self._idle = 0
 
     def mark(self, ready: int, idle: int) -> None:
-        """From now on there are ``ready`` tickets, and ``idle`` workers wait for one."""
+        """From now on there are ``ready`` requests, and ``idle`` workers wait for one."""
         with self._lock:
             self._integrate()
             self._ready, self._idle = ready, idle
@@ -101,7 +101,7 @@ class Meter:
 
     @property
     def ready(self) -> int:
-        """Tickets in stock now."""
+        """Requests in stock now."""
         return self._ready
 
     def costs(self, since: int = 0) -> list[float]:

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from milp_ray.errors import MilpRayError, SearchError
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.search.propose import propose
+from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals.overhead import Meter
-from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.proposals.threads import Proposer, Threads, is_free, needs_model
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _User:
     Attributes:
         left: trials that may still be asked for.
         pending: asked and not ended.
-        waiting: of these, tickets in the queue.
+        waiting: of these, requests in the queue.
         held: not planned for until its no-memory measurement has ended.
         stamp: changes with every new entry in a heap, so that older entries are known to be stale.
     """
@@ -82,10 +82,10 @@ class _Order:
 
 
 class ProposalQueue:
-    """Keeps as many tickets ready as will be taken while the next ones are computed.
+    """Keeps as many requests ready as will be taken while the next ones are computed.
 
     More would only be older: what is proposed early knows less. The number follows from how long proposals
-    take and how fast tickets go, both measured; it starts at ``workers`` and stays within four times that.
+    take and how fast requests go, both measured; it starts at ``workers`` and stays within four times that.
     For a user without pending trials nothing more can be known: it is planned for as soon as the proposer has
     room.
 
@@ -122,7 +122,7 @@ class ProposalQueue:
         self._taken: deque[float] = deque(maxlen=4 * self._workers)
         self._costs: deque[float] = deque(maxlen=8)
         self._changed = threading.Condition()
-        self._ready: deque[Ticket] = deque()
+        self._ready: deque[TrialRequest] = deque()
         self._issued: set[tuple[str, int]] = set()
         self._landed: deque[tuple[_User, Plan, Future[Candidates], float]] = deque()
         self._flying = 0
@@ -138,22 +138,22 @@ class ProposalQueue:
         self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
         self._thread.start()
 
-    def take(self, wait: float = 0.0) -> Ticket | None:
-        """The next ticket, or None if none becomes ready within ``wait`` seconds."""
+    def take(self, wait: float = 0.0) -> TrialRequest | None:
+        """The next request, or None if none becomes ready within ``wait`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._ready) or self._done(), timeout=wait)
             if not self._ready:
                 return None
-            ticket = self._ready.popleft()
-            self._issued.add((ticket.alias, ticket.number))
+            request = self._ready.popleft()
+            self._issued.add((request.alias, request.number))
             self._taken.append(time.monotonic())
             self._meter.begin(self._workers)
-            if ticket.number != BASELINE:
-                user = self._users[ticket.alias]
+            if request.number != BASELINE:
+                user = self._users[request.alias]
                 user.waiting -= 1
                 self._offer(user)
             self._note()
-            return ticket
+            return request
 
     def ended(self, alias: str, number: int) -> None:
         """A trial was told or failed: its user may be planned for again."""
@@ -175,19 +175,19 @@ class ProposalQueue:
             self._issued.discard((alias, number))
             self._note()
 
-    def again(self, ticket: Ticket) -> None:
-        """A taken ticket whose worker was lost is given out once more, before all others."""
+    def again(self, request: TrialRequest) -> None:
+        """A taken request whose worker was lost is given out once more, before all others."""
         with self._changed:
-            self._issued.discard((ticket.alias, ticket.number))
+            self._issued.discard((request.alias, request.number))
             if not self._stopped:
-                self._ready.appendleft(ticket)
-                if ticket.number != BASELINE:
-                    self._users[ticket.alias].waiting += 1
+                self._ready.appendleft(request)
+                if request.number != BASELINE:
+                    self._users[request.alias].waiting += 1
             self._note()
 
     @property
     def exhausted(self) -> bool:
-        """Whether no ticket is ready and none will ever be."""
+        """Whether no request is ready and none will ever be."""
         with self._changed:
             return not self._ready and self._done()
 
@@ -223,7 +223,7 @@ class ProposalQueue:
 
     @property
     def ahead(self) -> int:
-        """How many tickets should be ready now."""
+        """How many requests should be ready now."""
         rate = 0.0
         if len(self._taken) > self._workers:
             rate = (len(self._taken) - 1) / max(self._taken[-1] - self._taken[0], 1e-3)
@@ -244,13 +244,13 @@ class ProposalQueue:
         return user
 
     def _give(self, user: _User, proposals: Sequence[Proposal]) -> None:
-        self._ready.extend(Ticket(user.alias, p.id, p.placement, p.source) for p in proposals)
+        self._ready.extend(TrialRequest(user.alias, p.id, p.placement, p.source) for p in proposals)
         user.waiting += len(proposals)
 
     def _give_baseline(self, user: _User) -> None:
         """Beside a user's first trials: it is where the reference point of its model comes from."""
         user.needs_baseline = False
-        self._ready.append(Ticket(user.alias, BASELINE, Placement(()), "no memory"))
+        self._ready.append(TrialRequest(user.alias, BASELINE, Placement(()), "no memory"))
 
     def _offer(self, user: _User) -> None:
         """Put a user where it belongs, after anything that concerns it."""

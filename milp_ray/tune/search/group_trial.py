@@ -11,14 +11,16 @@ lost, its ranks go with it, and the searcher gives the trial out once more
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 
 import ray
 from ray import tune
 
 from milp_ray.errors import ClusterError
-from milp_ray.tune.workers.trial_runner import Unfit, ending
-from milp_ray.tune.workers.trial_spec import TrialSpec, ticket_of
+from milp_ray.trial.records import TrialReport, TrialRequest
+from milp_ray.tune.workers.trial_runner import Unfit
+from milp_ray.tune.workers.trial_spec import TrialSpec
 from milp_ray.tune.workers.worker_group import GroupFailed, WorkerGroup
 
 
@@ -55,17 +57,21 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, object]:
         """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as well."""
+        return self._step().to_result()
+
+    def _step(self) -> TrialReport:
         if self._unfit is not None:
             return self._unfit.report()
         try:
             if not self._group.alive:
                 self._start()
             if not self._begun:
-                self._group.begin(*self._ticket)
+                self._group.begin(self._request)
                 self._begun = True
-            result = self._group.slice()
-            self._over = bool(result["finished"])
-            return result
+            report = self._group.slice()
+            self._over = report.is_over
+            cost = report.cost and dataclasses.replace(report.cost, attempts=1 + self._failures)
+            return dataclasses.replace(report, cost=cost)
         except Unfit as unfit:
             self._over, self._unfit = True, unfit
             return unfit.report()
@@ -73,19 +79,19 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             self._begun = False
             self._failures += 1
             if not failure.final and self._failures <= self._most:
-                return {"finished": False, "done": False, "stage": "restart"}
+                return TrialReport.running("restart")
             self._over = True
             reason = failure.reason
             if not failure.final and self._failures > 1:
                 reason += f", {self._failures} times in a row"
-            return ending(reason)
+            return TrialReport.failed(reason)
 
     def cleanup(self) -> None:
         """End all ranks."""
         self._group.kill()
 
     def _take(self, config: Mapping[str, object]) -> None:
-        self._ticket = ticket_of(config)
+        self._request = TrialRequest.from_config(config)
         self._begun, self._over = False, False
         self._failures = 0
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from milp_ray.tune.proposals.records import BASELINE, Ticket
+from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
@@ -100,7 +100,7 @@ class Gauges:
         self._lock = threading.Lock()
         self._engines: Mapping[str, Engine] = {}
         self._volumes: dict[str, float] = {}
-        self._begun: dict[Ticket, float] = {}
+        self._begun: dict[TrialRequest, float] = {}
         self._tokens = _Window(clock())
         self._memory = 0.0
         self._costs_seen = 0
@@ -123,31 +123,32 @@ class Gauges:
         finally:
             self._engines = {}
 
-    def trial_started(self, ticket: Ticket) -> None:
+    def trial_started(self, request: TrialRequest) -> None:
         """A trial went to a worker."""
         with self._lock:
-            self._begun[ticket] = self._clock()
+            self._begun[request] = self._clock()
 
-    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
         """A trial's worker is gone."""
         with self._lock:
-            self._begun.pop(ticket, None)
+            self._begun.pop(request, None)
 
     def trial_ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None:
         """A trial was told or failed."""
         now = self._clock()
         with self._lock:
-            if (began := self._begun.pop(ticket, None)) is not None:
+            if (began := self._begun.pop(request, None)) is not None:
                 self._histograms["trial_seconds"].observe(now - began, {"study": self._study})
-            self._tokens.add(now, cost.get("train_tokens", 0.0))
-            self._memory = max(self._memory, cost.get("gpu_memory", 0.0))
-        engine = self._engines.get(ticket.alias)
-        if values is not None and ticket.number != BASELINE and engine is not None:
+            if cost is not None:
+                self._tokens.add(now, cost.train_tokens)
+                self._memory = max(self._memory, cost.gpu_memory)
+        engine = self._engines.get(request.alias)
+        if values is not None and request.number != BASELINE and engine is not None:
             volume = engine.hypervolume()
             with self._lock:
-                self._volumes[ticket.alias] = volume
+                self._volumes[request.alias] = volume
 
     def publish(self) -> None:
         """Set every gauge to what is the case now."""

@@ -11,6 +11,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from milp_ray.trial.records import TrialReport
 from milp_ray.tune.workers.last_words import last_words_of
 
 
@@ -46,7 +47,7 @@ class KeepActors(FIFOScheduler):  # type: ignore[misc]
         self, tune_controller: TuneController, trial: Trial, result: Mapping[str, object]
     ) -> str:
         """STOP once the run was asked to stop, so that a long trial ends between two slices."""
-        if self._stopping() and not result.get("finished"):
+        if self._stopping() and not TrialReport.from_result(result).is_over:
             return TrialScheduler.STOP  # type: ignore[no-any-return]
         return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 

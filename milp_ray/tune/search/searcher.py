@@ -1,22 +1,22 @@
 """The Ray Tune Searcher of a study: many users' engines behind one ``suggest`` (docs/decisions.md, 1).
 
-It computes nothing: tickets come from a :class:`~milp_ray.tune.proposals.queue.ProposalQueue`, outcomes go to
-the engines' event logs before anything else happens with them. A trial's config is alias and numbers only,
+It computes nothing: requests come from a :class:`~milp_ray.tune.proposals.queue.ProposalQueue`, outcomes go
+to the engines' event logs before anything else happens with them. A trial's config is alias and numbers only,
 since Tune writes it to several files and the dashboard verbatim.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ray.tune.search import Searcher
 
-from milp_ray.errors import from_plain
+from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState
 from milp_ray.tune.proposals.queue import ProposalQueue
-from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.workers.failures import Losses
 
 if TYPE_CHECKING:
@@ -30,18 +30,14 @@ _IDLE_WAIT_SECONDS = 0.5
 class Listener(Protocol):
     """Who wants to know how the study goes: the progress display, the exported metrics.
 
-    ``charged``: whether the trial's retries are fewer now. ``cost``: what a trial reports beside its values,
-    as far as it does: ``train_tokens``, ``train_seconds``, ``eval_seconds``, ``gpu_memory`` (bytes).
+    ``charged``: whether the trial's retries are fewer now. ``cost``: None where the worker could not say.
     """
 
-    def trial_started(self, ticket: Ticket) -> None: ...
-    def trial_lost(self, ticket: Ticket, charged: bool) -> None: ...
+    def trial_started(self, request: TrialRequest) -> None: ...
+    def trial_lost(self, request: TrialRequest, charged: bool) -> None: ...
     def trial_ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None: ...
-
-
-_COSTS = ("train_tokens", "train_seconds", "eval_seconds", "gpu_memory")
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -49,7 +45,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     Args:
         engines: one per user, by alias.
-        queue: ready tickets of the same engines.
+        queue: ready requests of the same engines.
         objectives: names of the measured values to tell, in the engines' order.
         stopping: whether the run was asked to stop.
         listeners: told of every start and end.
@@ -76,7 +72,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._objectives = objectives
         self._stopping = stopping
         self._listeners = tuple(listeners)
-        self._tickets: dict[str, Ticket] = {}
+        self._requests: dict[str, TrialRequest] = {}
         self.failure: Exception | None = None
         self.baselines_failed: dict[str, str] = {}
         self._workers = workers
@@ -85,31 +81,34 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if any(engine.counts.told or engine.reference is not None for engine in engines.values()):
             self._losses.ended()  # in an earlier session
         self._words: dict[str, str] = {}  # by trial: its worker's last ones, which was lost
-        self._unfit: dict[str, tuple[str, str]] = {}  # by trial: its worker's node and error, which ends next
+        self._unfit: dict[str, TrialReport] = {}  # by trial: why its worker ends next
+        self._attempts: Counter[TrialRequest] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
         if self._stopping() or self.failure:
             return Searcher.FINISHED  # type: ignore[no-any-return]
         held_back = self._losses.held_back
-        if held_back and len(self._tickets) + held_back >= self._workers:
+        if held_back and len(self._requests) + held_back >= self._workers:
             return None
-        ticket = self._queue.take(wait=0.0 if self._tickets else _IDLE_WAIT_SECONDS)
-        if ticket is None:
+        request = self._queue.take(wait=0.0 if self._requests else _IDLE_WAIT_SECONDS)
+        if request is None:
             # While trials run, a lost one may come back.
-            if over := self._queue.exhausted and not self._tickets:
+            if over := self._queue.exhausted and not self._requests:
                 self._guarded(self._write_off)
             return Searcher.FINISHED if over else None
-        self._tickets[trial_id] = ticket
-        self._losses.given(ticket)
+        self._requests[trial_id] = request
+        self._losses.given(request)
         for listener in self._listeners:
-            listener.trial_started(ticket)
-        return {"user": ticket.alias, "trial": ticket.number, "placement": ticket.placement.key}
+            listener.trial_started(request)
+        self._attempts[request] += 1
+        return request.to_config()
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Intermediate results are a sign of life, or say that the worker cannot work and ends now."""
-        if "unfit" in result:
-            self._unfit[trial_id] = str(result["node"]), str(result["unfit"])
+        report = TrialReport.from_result(result)
+        if report.state is TrialState.LOST:
+            self._unfit[trial_id] = report
         else:
             self._losses.reported()
 
@@ -125,14 +124,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Tune logs what is raised here and goes on. So an error (a full disk, a bug) is kept in ``failure``,
         which ends the run, and whoever started the run raises it.
         """
-        ticket, unfit = self._tickets.pop(trial_id, None), self._unfit.pop(trial_id, None)
+        request, unfit = self._requests.pop(trial_id, None), self._unfit.pop(trial_id, None)
         words = self._words.pop(trial_id, "")
-        if ticket is None:
+        if request is None:
             return
         if unfit is not None and error:
-            self._guarded(lambda: self._not_set_up(ticket, *unfit))
+            self._guarded(lambda: self._not_set_up(request, unfit))
         else:
-            self._guarded(lambda: self._outcome(ticket, result, error, words))
+            self._guarded(lambda: self._outcome(request, result, error, words))
 
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
@@ -141,47 +140,59 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self.failure = self.failure or failure
             self._queue.stop()
 
-    def _outcome(self, ticket: Ticket, result: Mapping[str, object] | None, error: bool, words: str) -> None:
+    def _outcome(
+        self, request: TrialRequest, result: Mapping[str, object] | None, error: bool, words: str
+    ) -> None:
         if error or result is None:
-            self._died(ticket, words)
-        elif not result.get("finished"):
-            self._queue.dropped(ticket.alias, ticket.number)  # stopped half way: a resume runs it again
-        elif result.get("fatal"):
-            self._queue.dropped(ticket.alias, ticket.number)
-            raise from_plain(json.loads(str(result["fatal"])))
+            self._died(request, words)
+            return
+        report = TrialReport.from_result(result)
+        if not report.is_over:
+            self._queue.dropped(request.alias, request.number)  # stopped half way: a resume runs it again
+        elif report.error is not None:
+            self._queue.dropped(request.alias, request.number)
+            raise report.error
         else:
             self._losses.ended()
             self._write_off()
-            if result.get("reason"):
-                self._failed(ticket, str(result["reason"]))
-                return
-            values = {name: float(result[name]) for name in self._objectives}  # type: ignore[arg-type]
-            self._told(ticket, values, _cost(result))
+            cost = self._cost(request, report)
+            if report.state is TrialState.FAILED:
+                self._failed(request, report.reason, cost)
+            else:
+                self._told(request, {name: float(report.values[name]) for name in self._objectives}, cost)
 
-    def _not_set_up(self, ticket: Ticket, node: str, unfit: str) -> None:
+    def _cost(self, request: TrialRequest, report: TrialReport) -> TrialCost | None:
+        """What a worker reports, with the attempts before it in this session."""
+        if (cost := report.cost) is None:
+            return None
+        before = max(0, self._attempts[request] - 1)
+        return dataclasses.replace(cost, attempts=before + cost.attempts)
+
+    def _not_set_up(self, request: TrialRequest, unfit: TrialReport) -> None:
         """A trial's worker could not be set up: the trial runs on another one."""
-        error = from_plain(json.loads(unfit))
-        new = self._losses.unfit(ticket, node, error)
-        self._again(ticket, charged=False)
+        node, error = unfit.node, unfit.error
+        assert error is not None
+        new = self._losses.unfit(request, node, error)
+        self._again(request, charged=False)
         self._check()
         if new:
             self._say(f"{f'node {node}: ' if node else ''}{error.problems[0].fact}; its trials run elsewhere")
 
-    def _died(self, ticket: Ticket, words: str) -> None:
+    def _died(self, request: TrialRequest, words: str) -> None:
         """A trial's worker died: it runs again, or has failed, which is told once it is its own fault."""
-        again = self._losses.died(ticket, words)
+        again = self._losses.died(request, words)
         if words and self._losses.is_new(words):
             self._say(f"a worker was lost: {words}")
         if again:
-            self._again(ticket, charged=True)
-        elif ticket.number == BASELINE:  # stands in no log, and other trials may wait for it
-            self._fail_lost(ticket)
+            self._again(request, charged=True)
+        elif request.is_baseline:  # stands in no log, and other trials may wait for it
+            self._fail_lost(request)
         self._check()
 
-    def _again(self, ticket: Ticket, charged: bool) -> None:
-        self._queue.again(ticket)
+    def _again(self, request: TrialRequest, charged: bool) -> None:
+        self._queue.again(request)
         for listener in self._listeners:
-            listener.trial_lost(ticket, charged)
+            listener.trial_lost(request, charged)
 
     def _check(self) -> None:
         """End the run where losses in a row are the cluster's: none is told, a resume runs them again.
@@ -197,14 +208,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _write_off(self) -> None:
         """The workers live, or there is nothing more to run: what was lost before failed by itself."""
-        for ticket in self._losses.settled():
-            if ticket.number != BASELINE:
-                self._fail_lost(ticket)
+        for request in self._losses.settled():
+            if not request.is_baseline:
+                self._fail_lost(request)
 
-    def _fail_lost(self, ticket: Ticket) -> None:
-        words = self._losses.last_words(ticket)
+    def _fail_lost(self, request: TrialRequest) -> None:
+        words = self._losses.last_words(request)
         why = f", the last one: {words}" if words else "; see tune.log"
-        self._failed(ticket, f"the worker failed more often than ray.max_failures allows{why}")
+        self._failed(request, f"the worker failed more often than ray.max_failures allows{why}", None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the event logs are the state (docs/decisions.md, 4)."""
@@ -215,31 +226,29 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune pickles its searcher into snapshots that nobody reads
 
-    def _told(self, ticket: Ticket, values: dict[str, float], cost: Mapping[str, float]) -> None:
+    def _told(self, request: TrialRequest, values: dict[str, float], cost: TrialCost | None) -> None:
         if not all(math.isfinite(value) for value in values.values()):
-            self._failed(ticket, "a measured value is not finite")
+            self._failed(request, "a measured value is not finite", cost)
             return
-        engine = self._engines[ticket.alias]
-        if ticket.number == BASELINE:
-            engine.set_reference(values)
+        engine, noted = self._engines[request.alias], cost.to_plain() if cost is not None else None
+        if request.is_baseline:
+            engine.set_reference(values, noted)
         else:
-            engine.tell(ticket.number, values)
-        self._ended(ticket, values, "", cost)
+            engine.tell(request.number, values, noted)
+        self._ended(request, values, "", cost)
 
-    def _failed(self, ticket: Ticket, reason: str) -> None:
-        if ticket.number == BASELINE:  # the reference is inferred then, and a resume measures it again
-            self.baselines_failed[ticket.alias] = reason
+    def _failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+        if request.is_baseline:  # the reference is inferred then, and a resume measures it again
+            self.baselines_failed[request.alias] = reason
         else:
-            self._engines[ticket.alias].fail(ticket.number, reason)
-        self._ended(ticket, None, reason, {})
+            noted = cost.to_plain() if cost is not None else None
+            self._engines[request.alias].fail(request.number, reason, noted)
+        self._ended(request, None, reason, cost)
 
     def _ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None:
-        self._queue.ended(ticket.alias, ticket.number)
+        self._attempts.pop(request, None)
+        self._queue.ended(request.alias, request.number)
         for listener in self._listeners:
-            listener.trial_ended(ticket, values, reason, cost)
-
-
-def _cost(result: Mapping[str, object]) -> dict[str, float]:
-    return {name: float(value) for name in _COSTS if isinstance(value := result.get(name), int | float)}
+            listener.trial_ended(request, values, reason, cost)

@@ -18,9 +18,8 @@ from ray import tune
 
 from milp_ray.config.models import SimulationSettings, Study
 from milp_ray.memory.architectures import Architecture
-from milp_ray.memory.space import Placement
 from milp_ray.search.synthetic import SyntheticProblem, synthetic_user
-from milp_ray.tune.proposals.records import BASELINE
+from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
 
 
 @dataclass(frozen=True)
@@ -81,27 +80,21 @@ class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
         if left > 0:
             time.sleep(min(left, self._spec.study.trial.slice_seconds))
         if time.monotonic() < self._until:
-            return {"finished": False, "done": False, "stage": "simulated"}
-        if self._spec.fails(self._alias, self._number):
-            return {"finished": True, "done": True, "reason": "simulated failure"}
-        size = self._spec.architecture.trainable_params(self._placement)
-        return {
-            "finished": True,
-            "done": True,
-            "reason": "",
-            **self._values(),
-            "trainable_params": size,
-            "train_seconds": self._spec.settings.seconds,
-            "eval_seconds": 0.0,
-            "train_tokens": 0,
-        }
+            return TrialReport.running("simulated").to_result()
+        return self._end().to_result()
+
+    def _end(self) -> TrialReport:
+        request, cost = self._request, TrialCost(inject_seconds=self._spec.settings.seconds)
+        if self._spec.fails(request.alias, request.number):
+            return TrialReport.failed("simulated failure", cost)
+        size = self._spec.architecture.trainable_params(request.placement)
+        return TrialReport.complete({**self._values(), "trainable_params": size}, cost)
 
     def _begin(self, config: Mapping[str, object]) -> None:
-        self._alias, self._number = str(config["user"]), int(config["trial"])  # type: ignore[call-overload]
-        self._placement = Placement.from_key(str(config["placement"]))
+        self._request = TrialRequest.from_config(config)
         self._until = time.monotonic() + self._spec.settings.seconds
 
     def _values(self) -> dict[str, float]:
-        problem = self._spec.problem(self._alias)
-        found = problem.no_memory if self._number == BASELINE else problem.measure(self._placement)
+        problem = self._spec.problem(self._request.alias)
+        found = problem.no_memory if self._request.is_baseline else problem.measure(self._request.placement)
         return found | {"chrf": found["rouge_l"]}  # a synthetic user has one metric of texts

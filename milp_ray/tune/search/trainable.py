@@ -13,10 +13,11 @@ import ray
 from ray import tune
 
 from milp_ray.errors import MilpRayError
+from milp_ray.trial.records import TrialRequest
 from milp_ray.tune.cluster.environment import forget_launchers
 from milp_ray.tune.workers.resident import resident_base
 from milp_ray.tune.workers.trial_runner import Slices, Unfit
-from milp_ray.tune.workers.trial_spec import TrialSpec, ticket_of
+from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
 class MemoryTrial(tune.Trainable):  # type: ignore[misc]
@@ -46,7 +47,8 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, object]:
         """Work for ``trial.slice_seconds``, or to the end of the trial."""
-        return self._slices.step() if self._unfit is None else self._unfit.report()
+        report = self._slices.step() if self._unfit is None else self._unfit.report()
+        return report.to_result()
 
     def cleanup(self) -> None:
         """Give the base back."""
@@ -54,4 +56,4 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
             self._slices.close()
 
     def _begin(self, config: Mapping[str, object]) -> None:
-        self._slices.begin(*ticket_of(config))
+        self._slices.begin(TrialRequest.from_config(config))

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from milp_ray.errors import ClusterError, MilpRayError, alike
-from milp_ray.tune.proposals.records import Ticket
+from milp_ray.trial.records import TrialRequest
 
 _MOST = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
@@ -41,9 +41,9 @@ def pause_after(times: int, first: float, longest: float) -> float:
 
 @dataclass(frozen=True)
 class _Loss:
-    """One of a row: ``ticket`` of a trial past its retries, or ``error`` of an unfit worker."""
+    """One of a row: ``request`` of a trial past its retries, or ``error`` of an unfit worker."""
 
-    ticket: Ticket | None = None
+    request: TrialRequest | None = None
     error: MilpRayError | None = None
 
 
@@ -58,31 +58,32 @@ class Losses:
     def __init__(self, retries: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._retries = retries
         self._clock = clock
-        self._deaths: Counter[Ticket] = Counter()
-        self._words: dict[Ticket, str] = {}  # of the last worker that died in a trial
+        self._deaths: Counter[TrialRequest] = Counter()
+        self._words: dict[TrialRequest, str] = {}  # of the last worker that died in a trial
         self._said: set[str] = set()
-        self._first: list[tuple[Ticket, str]] | None = []  # deaths before any trial ended; None: one did
+        # Deaths before any trial ended; None: one did.
+        self._first: list[tuple[TrialRequest, str]] | None = []
         self._row: list[_Loss] = []
         self._order = itertools.count()
-        self._given: dict[Ticket, int] = {}
+        self._given: dict[TrialRequest, int] = {}
         self._counted = -1  # when the last unfit worker was counted, in that order
         self._pauses: list[float] = []  # when they end
         self._pause: Counter[str] = Counter()  # by node, how often
         self._known: set[tuple[str, ...]] = set()
 
-    def given(self, ticket: Ticket) -> None:
+    def given(self, request: TrialRequest) -> None:
         """A trial was handed out."""
-        self._given[ticket] = next(self._order)
+        self._given[request] = next(self._order)
 
     def reported(self) -> None:
         """A worker gave a sign of life in its trial: workers can be set up."""
         if self._row:
-            self._row = [loss for loss in self._row if loss.ticket is not None]
+            self._row = [loss for loss in self._row if loss.request is not None]
 
-    def settled(self) -> list[Ticket]:
+    def settled(self) -> list[TrialRequest]:
         """A trial has ended, or none is left: those whose workers died before have failed by themselves."""
         row, self._row = self._row, []
-        return [loss.ticket for loss in row if loss.ticket is not None]
+        return [loss.request for loss in row if loss.request is not None]
 
     def ended(self) -> None:
         """A trial ended: workers get through trials here."""
@@ -95,27 +96,27 @@ class Losses:
         self._said.add(same)
         return new
 
-    def last_words(self, ticket: Ticket) -> str:
+    def last_words(self, request: TrialRequest) -> str:
         """Of the worker that died last in a trial; empty where they are not known."""
-        return self._words.get(ticket, "")
+        return self._words.get(request, "")
 
-    def died(self, ticket: Ticket, words: str = "") -> bool:
+    def died(self, request: TrialRequest, words: str = "") -> bool:
         """A worker died in a trial. True: it is to run again; False: it is past its retries (``settled``).
 
         ``words``: its last ones, see :mod:`milp_ray.tune.workers.last_words`.
         """
-        self._words[ticket] = words
+        self._words[request] = words
         if self._first is not None:
-            self._first.append((ticket, words))
-        if self._deaths[ticket] < self._retries:
-            self._deaths[ticket] += 1
+            self._first.append((request, words))
+        if self._deaths[request] < self._retries:
+            self._deaths[request] += 1
             return True
-        self._row.append(_Loss(ticket=ticket))
+        self._row.append(_Loss(request=request))
         return False
 
-    def unfit(self, ticket: Ticket, node: str, error: MilpRayError) -> bool:
+    def unfit(self, request: TrialRequest, node: str, error: MilpRayError) -> bool:
         """A worker could not be set up; its trial is to run again. True: the user does not know of it yet."""
-        if self._given.get(ticket, 0) > self._counted:
+        if self._given.get(request, 0) > self._counted:
             self._counted = next(self._order)
             self._row.append(_Loss(error=error))
             self._pause[node] += 1
@@ -152,7 +153,7 @@ class Losses:
         """The error that all workers so far stand for, if they died in the same way, in several trials."""
         deaths = self._first or []
         ways = {_without_numbers(words) for _, words in deaths}
-        if len(deaths) < _MOST or len(ways) != 1 or len({ticket for ticket, _ in deaths}) < 2 or "" in ways:
+        if len(deaths) < _MOST or len(ways) != 1 or len({request for request, _ in deaths}) < 2 or "" in ways:
             return None
         return ClusterError(
             f"all {len(deaths)} workers so far were lost in the same way: {deaths[-1][1]}",
@@ -161,7 +162,7 @@ class Losses:
         )
 
     def _last(self) -> str:
-        words = [self._words.get(loss.ticket, "") for loss in self._row if loss.ticket is not None]
+        words = [self._words.get(loss.request, "") for loss in self._row if loss.request is not None]
         return f", the last one: {words[-1]}" if words and words[-1] else ""
 
 

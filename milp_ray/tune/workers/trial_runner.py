@@ -6,7 +6,7 @@ What a worker does, whether it works alone or as a rank of a group; who drives i
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -16,23 +16,16 @@ import ray
 from milp_ray.config.objectives import gains_of
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import trial_name
-from milp_ray.memory.space import Placement
 from milp_ray.storage import at_hand, publish_for
+from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest
 from milp_ray.tune.cluster.dashboard import announce
-from milp_ray.tune.proposals.records import BASELINE
+from milp_ray.tune.cluster.processes import node_name
 
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
     from milp_ray.training.loop import Progress
     from milp_ray.trial.trial import Measurement, Trial
     from milp_ray.tune.workers.trial_spec import TrialSpec
-
-
-def ending(reason: str = "", fatal: MilpRayError | None = None) -> dict[str, object]:
-    """The report of a trial without a measurement: it failed, or (``fatal``) every trial would."""
-    found: dict[str, object] = {"finished": True, "done": True, "reason": reason}
-    # As text, since Tune takes nested values apart.
-    return found | ({"fatal": json.dumps(fatal.to_plain())} if fatal else {})
 
 
 class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
@@ -55,22 +48,17 @@ class Unfit(Exception):  # noqa: N818  (it names a state)
     def __reduce__(self) -> tuple[object, ...]:
         return (Unfit, (self.error, self.node))
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> TrialReport:
         """What its trial reports instead of a step: the run's end, or why the worker ends. With the next call
         it does, so Tune keeps it for no other trial."""
         if self.error.exit_code == 2:
-            return ending(fatal=self.error)
+            return TrialReport.fatal(self.error)
         if self._told:
             # At once: Tune itself lets a worker go only when its loop turns, and it may wait for a trial
             # first, while the GPU stays taken.
             ray.actor.exit_actor()
         self._told = True
-        return {
-            "finished": False,
-            "done": False,
-            "unfit": json.dumps(self.error.to_plain()),
-            "node": self.node,
-        }
+        return TrialReport.lost(self.error, self.node)
 
 
 class Slices:
@@ -87,19 +75,20 @@ class Slices:
         self._trial: Trial | None = None
         self._steps: Generator[Progress, None, None] | None = None
 
-    def begin(self, alias: str, number: int, placement: Placement) -> None:
+    def begin(self, request: TrialRequest) -> None:
         """Take a trial; the one before it is closed."""
         from milp_ray.trial.trial import Trial
 
         self.close()
-        self._alias, self._number = alias, number
-        self._label = trial_name(alias, number, placement.key)
-        announce(self._label, f"begins: layers and ranks {placement.key or 'none'}")
+        self._request = request
+        key = request.placement.key
+        self._label = trial_name(request.alias, request.number, key)
+        announce(self._label, f"begins: layers and ranks {key or 'none'}")
         study = self._spec.study
         self._trial = Trial(
             self._base,
-            ray.get(self._spec.users[alias]),
-            placement,
+            ray.get(self._spec.users[request.alias]),
+            request.placement,
             study,
             phase="search",
             # One stream of random numbers per study, not per trial: two placements of a user then differ by
@@ -108,12 +97,8 @@ class Slices:
         )
         self._steps = self._trial.steps()
 
-    def step(self) -> dict[str, object]:
+    def step(self) -> TrialReport:
         """Work for ``trial.slice_seconds``, or to the end of the trial.
-
-        Returns:
-            ``finished`` and, as far as it is, the objectives or the ``reason`` why there are none; ``fatal``:
-            an error that ends the run; ``alone``: this rank failed and the others do not know.
 
         Raises:
             WorkerBroke: anything unforeseen.
@@ -125,17 +110,18 @@ class Slices:
         try:
             for progress in self._steps or ():
                 if time.monotonic() >= deadline:
-                    return {"finished": False, "done": False, "stage": progress.stage}
+                    return TrialReport.running(progress.stage)
             return self._finish()
         except TrialStopped:
-            return ending("stopped")
+            return TrialReport.failed("stopped")
         except OutOfMemory as failure:
-            return ending(failure.reason) | {"alone": self._base.parallel.group.size > 1}
+            alone = self._base.parallel.group.size > 1
+            return TrialReport.failed(failure.reason, self._cost(), alone=alone)
         except TrialFailed as failure:
             announce(self._label, f"failed: {failure.reason}")
-            return ending(failure.reason)
+            return TrialReport.failed(failure.reason, self._cost())
         except MilpRayError as error:
-            return ending(fatal=error)
+            return TrialReport.fatal(error)
         except Exception as error:
             # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
             raise WorkerBroke(place_of(error)) from None
@@ -152,30 +138,32 @@ class Slices:
             self._trial.close()
             self._trial = None
 
-    def _finish(self) -> dict[str, object]:
-        trial = self._trial
+    def _finish(self) -> TrialReport:
+        trial, request = self._trial, self._request
         if trial is None or trial.result is None:
-            return ending("the trial ended without a measurement")
+            return TrialReport.failed("the trial ended without a measurement")
         measured = trial.result
-        wanted = self._spec.study.trial.save_adapters and self._number != BASELINE
+        wanted = self._spec.study.trial.save_adapters and not request.is_baseline
         if wanted and self._base.parallel.group.rank == 0 and self._is_non_dominated(measured):
-            trial.save(self._spec.layout.adapter(self._alias, self._number))
+            trial.save(self._spec.layout.adapter(request.alias, request.number))
+        cost = self._cost()
         self.close()
         seconds = measured.train_seconds + measured.eval_seconds
         announce(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
-        return {
-            "finished": True,
-            "done": True,
-            "reason": "",
-            "loss": measured.loss,
-            "rouge_l": measured.rouge_l,
-            "chrf": measured.chrf,
-            "trainable_params": measured.trainable_params,
-            "train_seconds": measured.train_seconds,
-            "eval_seconds": measured.eval_seconds,
-            "train_tokens": measured.train_tokens,
-            "gpu_memory": measured.gpu_memory,
-        }
+        return TrialReport.complete(
+            {
+                "loss": measured.loss,
+                "rouge_l": measured.rouge_l,
+                "chrf": measured.chrf,
+                "trainable_params": measured.trainable_params,
+            },
+            cost,
+        )
+
+    def _cost(self) -> TrialCost:
+        """What the trial took so far."""
+        assert self._trial is not None
+        return dataclasses.replace(self._trial.cost(), node=node_name())
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Against what the user's event log holds now: trials that run at this moment may still beat it."""
@@ -184,7 +172,7 @@ class Slices:
 
         names = self._spec.study.objectives
         values = gains_of({name: getattr(measured, name) for name in names}, names)
-        with at_hand(self._spec.layout.events(self._alias)) as log:
+        with at_hand(self._spec.layout.events(self._request.alias)) as log:
             found = told_values(log)
-        others = [gains_of(told, names) for number, told in found if number != self._number]
+        others = [gains_of(told, names) for number, told in found if number != self._request.number]
         return not dominated_by_any(values, others)

@@ -1,15 +1,12 @@
-"""What the trials of a study share, and what one trial is: what travels from the driver to its workers."""
+"""What the trials of a study share: what travels from the driver to every worker, once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from milp_ray.config.models import Study
 from milp_ray.layout import Layout
-from milp_ray.memory.space import Placement
 from milp_ray.tune.cluster.shared import SharedUsers
 
 
@@ -31,9 +28,3 @@ class TrialSpec:
     def layout(self) -> Layout:
         """The run's paths."""
         return Layout(self.root)
-
-
-def ticket_of(config: Mapping[str, object]) -> tuple[str, int, Placement]:
-    """Alias, number and placement of a trial's config."""
-    number: Any = config["trial"]
-    return str(config["user"]), int(number), Placement.from_key(str(config["placement"]))

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from milp_ray.errors import MilpRayError
-from milp_ray.memory.space import Placement
+from milp_ray.trial.records import TrialReport, TrialRequest
 from milp_ray.tune.cluster.environment import forget_launchers
 from milp_ray.tune.cluster.processes import Place, end, here, host_rendezvous, on_one_node
 from milp_ray.tune.workers.last_words import last_words
@@ -85,22 +85,21 @@ class Rank:
             raise Unfit(error, ray.util.get_node_ip_address()) from None
         self._slices = Slices(self._spec, base)
 
-    def begin(self, alias: str, number: int, placement: str) -> None:
+    def begin(self, request: TrialRequest) -> None:
         """Take a trial."""
         assert self._slices is not None
-        self._slices.begin(alias, number, Placement.from_key(placement))
+        self._slices.begin(request)
 
-    def slice(self) -> dict[str, object]:
+    def slice(self) -> TrialReport:
         """Go on with the trial for a while; see :meth:`Slices.step`. For rank 0."""
         assert self._slices is not None
         return self._slices.step()
 
-    def run(self) -> dict[str, object]:
+    def run(self) -> TrialReport:
         """Go on with the trial to its end, as the others do."""
-        result: dict[str, object] = {}
-        while not result.get("finished"):
-            result = self.slice()
-        return result
+        while not (report := self.slice()).is_over:
+            pass
+        return report
 
     def drop(self) -> None:
         """Give the trial up, on all ranks. For rank 0."""
@@ -170,17 +169,17 @@ class WorkerGroup:
                 _START_SECONDS + LOADING_SECONDS,
             )
 
-    def begin(self, alias: str, number: int, placement: Placement) -> None:
+    def begin(self, request: TrialRequest) -> None:
         """Give all ranks a trial.
 
         Raises:
             GroupFailed: a rank is gone.
         """
         with self._failing():
-            self._all([rank.begin.remote(alias, number, placement.key) for rank in self._ranks], "began")
+            self._all([rank.begin.remote(request) for rank in self._ranks], "began")
             self._others = [rank.run.remote() for rank in self._ranks[1:]]
 
-    def slice(self) -> dict[str, object]:
+    def slice(self) -> TrialReport:
         """Go on with the trial; what rank 0 reports.
 
         Raises:
@@ -198,12 +197,12 @@ class WorkerGroup:
                     raise GroupFailed(f"a worker gave no sign of life for {self._patience:.0f} s")
                 for ref in done:
                     self._check(ray.get(ref))
-            result: dict[str, object] = ray.get(first)
-            if result.get("finished"):
+            report: TrialReport = ray.get(first)
+            if report.is_over:
                 for other in self._all(self._others, "ended"):
                     self._check(other)
                 self._others = []
-            return result
+            return report
 
     def drop(self) -> None:
         """Give the present trial up, on all ranks; the group is ready for another one.
@@ -237,10 +236,10 @@ class WorkerGroup:
             ray.get(done)  # an error of one is known before the others are waited for
         return list(ray.get(list(refs)))
 
-    def _check(self, result: Mapping[str, object]) -> None:
+    def _check(self, report: TrialReport) -> None:
         """Raise if a rank's report is that of its own failure, which the others know nothing of."""
-        if result.get("alone"):
-            raise GroupFailed(str(result["reason"]), final=True)
+        if report.alone:
+            raise GroupFailed(report.reason, final=True)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

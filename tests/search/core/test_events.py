@@ -73,6 +73,8 @@ def test_a_torn_first_line_begins_anew(tmp_path: Path) -> None:
         b'{"event":"asked","source":"x","proposals":[{"id":9}]}',
         b'{"event":"asked","source":"x","proposals":"no"}',
         b'{"event":"failed","id":1}',
+        b'{"event":"failed","id":1,"reason":"","cost":{"node":null}}',
+        b'{"event":"reference","values":{"loss":1,"rouge_l":1},"cost":7}',
         b"[" * 100_000,
     ],
     ids=lambda damage: damage[:40].decode("latin1"),
@@ -86,6 +88,20 @@ def test_damage_in_the_middle_is_an_error_with_the_line(tmp_path: Path, damage: 
     with pytest.raises(StorageError, match="line 4 of the event log"):
         engine(log)
     assert log.read_bytes() == before
+
+
+def test_what_trials_cost_is_kept_and_changes_no_proposal(tmp_path: Path) -> None:
+    cost = {"inject_seconds": 1.5, "node": "0a1b2c3d"}
+    told, plain = engine(tmp_path / "told.jsonl"), engine(tmp_path / "plain.jsonl")
+    for made, given in ((told, cost), (plain, None)):
+        made.set_reference(REFERENCE, given)
+        for proposal in made.ask(8):
+            made.tell(proposal.id, measure(proposal.placement), given)
+        made.fail(made.ask(1)[0].id, "why", given)
+    again = engine(tmp_path / "told.jsonl")
+    assert dict(again.observations[0].cost) == dict(again.failures[0].cost) == again.reference_cost == cost
+    assert not plain.observations[0].cost and not plain.reference_cost
+    assert again.observations == plain.observations and again.ask(2) == plain.ask(2)
 
 
 @pytest.mark.parametrize("key", ['"placement":"', '"gates":"'])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, ModelError, from_plain
+from milp_ray.errors import ClusterError, ModelError
+from milp_ray.trial.records import TrialReport, TrialState
 from milp_ray.tune.search.trainable import MemoryTrial
 from milp_ray.tune.workers.resident import resident_base
 from milp_ray.tune.workers.trial_spec import TrialSpec
@@ -32,8 +32,8 @@ def test_such_a_worker_says_so_once_and_then_ends(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(MemoryTrial, "trial_resources", SimpleNamespace(head_cpus=1.0))
     trial = MemoryTrial.__new__(MemoryTrial)
     trial.setup({"user": "u", "trial": 0, "placement": "0:4"}, TrialSpec(STUDY, {}, tmp_path / "run"))
-    found = trial.step()
-    assert not found["finished"] and isinstance(from_plain(json.loads(str(found["unfit"]))), ClusterError)
+    found = TrialReport.from_result(trial.step())
+    assert found.state is TrialState.LOST and isinstance(found.error, ClusterError)
     with pytest.raises(TypeError, match="exit_actor"):  # no actor here that could end
         trial.step()
     trial.cleanup()
@@ -47,5 +47,5 @@ def test_a_worker_that_fails_as_any_other_would_ends_the_run(
     monkeypatch.setattr(MemoryTrial, "trial_resources", SimpleNamespace(head_cpus=1.0))
     trial = MemoryTrial.__new__(MemoryTrial)
     trial.setup({"user": "u", "trial": 0, "placement": "0:4"}, TrialSpec(STUDY, {}, tmp_path))
-    found = trial.step()
-    assert found["finished"] and isinstance(from_plain(json.loads(str(found["fatal"]))), ModelError)
+    found = TrialReport.from_result(trial.step())
+    assert found.is_over and isinstance(found.error, ModelError)

@@ -13,11 +13,11 @@ import pytest
 from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import Placement
 from milp_ray.search.core.records import Counts, EngineSettings
+from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals import queue as queue_module
 from milp_ray.tune.proposals import threads
 from milp_ray.tune.proposals.overhead import Meter
 from milp_ray.tune.proposals.queue import ProposalQueue
-from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.proposals.threads import Proposer, Threads
 
 ANYWHERE = Placement(((0, 8),))
@@ -113,12 +113,12 @@ def queue_of(
     )
 
 
-def finish(queue: ProposalQueue, engines: dict[str, FakeEngine], ticket: Ticket) -> None:
-    if ticket.number == BASELINE:
-        engines[ticket.alias].reference = {}
+def finish(queue: ProposalQueue, engines: dict[str, FakeEngine], request: TrialRequest) -> None:
+    if request.number == BASELINE:
+        engines[request.alias].reference = {}
     else:
-        engines[ticket.alias].tell(ticket.number)
-    queue.ended(ticket.alias, ticket.number)
+        engines[request.alias].tell(request.number)
+    queue.ended(request.alias, request.number)
 
 
 def test_every_user_gets_its_budget_and_one_baseline() -> None:
@@ -126,10 +126,10 @@ def test_every_user_gets_its_budget_and_one_baseline() -> None:
     queue = queue_of(engines)
     seen: list[tuple[str, int]] = []
     while not queue.exhausted:
-        ticket = queue.take(wait=5)
-        if ticket is not None:
-            seen.append((ticket.alias, ticket.number))
-            finish(queue, engines, ticket)
+        request = queue.take(wait=5)
+        if request is not None:
+            seen.append((request.alias, request.number))
+            finish(queue, engines, request)
     assert sorted(seen) == sorted((name, number) for name in "abc" for number in range(-1, 6))
     queue.raise_error()
 
@@ -137,8 +137,8 @@ def test_every_user_gets_its_budget_and_one_baseline() -> None:
 def test_a_user_is_planned_for_only_when_none_of_its_own_waits() -> None:
     engines = {"a": FakeEngine({}), "b": FakeEngine({})}
     queue = queue_of(engines, trials=8, batch=2, workers=3)
-    tickets = [queue.take(wait=5) for _ in range(4)]
-    assert [t.alias for t in tickets if t] == ["a", "a", "b", "b"]
+    requests = [queue.take(wait=5) for _ in range(4)]
+    assert [t.alias for t in requests if t] == ["a", "a", "b", "b"]
     time.sleep(0.2)
     # Both users have two trials out when they are planned for again, never a stock of their own on top.
     assert engines["a"].asks[:2] == [0, 2] and engines["b"].asks[0] == 0
@@ -166,9 +166,9 @@ def test_a_user_that_can_learn_is_measured_without_memory_before_its_trials(meas
     if measured:
         engines["a"].reference = {"loss": 1.0}
     queue.ended("a", BASELINE)  # or it failed: then the user goes without
-    while (ticket := queue.take(wait=5)) is not None and ticket.alias != "a":
+    while (request := queue.take(wait=5)) is not None and request.alias != "a":
         pass
-    assert ticket is not None and ticket.number == 0
+    assert request is not None and request.number == 0
     assert introduced == [{"loss": 1.0} if measured else None]
     queue.stop()
 
@@ -181,8 +181,8 @@ def test_a_finished_study_proposes_nothing() -> None:
 def test_a_user_whose_trials_are_done_still_gets_its_baseline() -> None:
     engines = {"a": FakeEngine(None, observations=[0, 1])}
     queue = queue_of(engines, trials=2)
-    ticket = queue.take(wait=5)
-    assert ticket is not None and ticket.number == BASELINE
+    request = queue.take(wait=5)
+    assert request is not None and request.number == BASELINE
     assert queue.take(wait=0.05) is None and queue.exhausted
 
 
@@ -243,23 +243,23 @@ def test_users_are_served_one_after_the_other_and_none_is_left_out() -> None:
     queue = queue_of(engines, trials=6, workers=4)
     firsts: dict[str, int] = {}
     lasts: dict[str, int] = {}
-    live: list[Ticket] = []
+    live: list[TrialRequest] = []
     step = 0
     while not queue.exhausted:
-        ticket = queue.take(wait=0.3 if live else 5) if len(live) < 4 else None
-        if ticket is None and live:
+        request = queue.take(wait=0.3 if live else 5) if len(live) < 4 else None
+        if request is None and live:
             finish(queue, engines, live.pop(0))
-        elif ticket is not None:
-            live.append(ticket)
+        elif request is not None:
+            live.append(request)
             step += 1
-            firsts.setdefault(ticket.alias, step)
-            lasts[ticket.alias] = step
-    for ticket in live:
-        finish(queue, engines, ticket)
+            firsts.setdefault(request.alias, step)
+            lasts[request.alias] = step
+    for request in live:
+        finish(queue, engines, request)
     queue.raise_error()
     assert step == 20 * 7 and all(len(engine.observations) == 6 for engine in engines.values())
     # Served in turn, the first user's last trial would come after 6/7 of all. (On a busy machine plans come
-    # late, and other users' tickets are taken meanwhile.)
+    # late, and other users' requests are taken meanwhile.)
     assert lasts["u0"] < 0.7 * step, "the first user was at work almost to the end"
     assert sorted(firsts, key=firsts.__getitem__) == [f"u{number}" for number in range(20)]
 
@@ -281,9 +281,9 @@ def test_several_plans_are_in_flight_and_cheap_ones_pass_them() -> None:
     gate.set()
     seen: set[str] = set()
     while seen != {"a", "b", "c"}:  # which of the two comes first is the threads' luck
-        ticket = queue.take(wait=5)
-        assert ticket is not None, f"only {seen} were given anything"
-        seen.add(ticket.alias)
+        request = queue.take(wait=5)
+        assert request is not None, f"only {seen} were given anything"
+        seen.add(request.alias)
     queue.stop()
     proposer.close()
 
@@ -329,9 +329,9 @@ def test_an_event_costs_as_little_with_many_users_as_with_few() -> None:
     queue = queue_of(engines, trials=2, workers=4)
     began = looks
     for _ in range(200):
-        ticket = queue.take(wait=5)
-        assert ticket is not None
-        finish(queue, engines, ticket)
+        request = queue.take(wait=5)
+        assert request is not None
+        finish(queue, engines, request)
     assert looks - began < 200 * 10
     queue.stop()
 
@@ -342,15 +342,15 @@ def test_the_meter_sees_workers_that_wait() -> None:
     engines = {"a": FakeEngine({}, gate=gate), "b": FakeEngine({}, initial=2)}
     queue = queue_of(engines, trials=2, workers=2, meter=meter)
     for _ in range(2):
-        ticket = queue.take(wait=5)
-        assert ticket is not None and ticket.alias == "b"
-        finish(queue, engines, ticket)
+        request = queue.take(wait=5)
+        assert request is not None and request.alias == "b"
+        finish(queue, engines, request)
     time.sleep(0.3)  # both workers wait for the proposals of a
     gate.set()
     for _ in range(2):
-        ticket = queue.take(wait=5)
-        assert ticket is not None
-        finish(queue, engines, ticket)
+        request = queue.take(wait=5)
+        assert request is not None
+        finish(queue, engines, request)
     queue.stop()
     found = meter.result()
     assert found.proposals == 1 and found.proposal_median is not None and found.proposal_median >= 0.3

@@ -12,8 +12,8 @@ import ray.util.metrics
 
 from milp_ray.memory import MemorySpace, Placement
 from milp_ray.search import Engine, Objective
+from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
 from milp_ray.tune.proposals.overhead import Meter
-from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX, Counts, Gauges, quantiles
 
 DOCS = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text(encoding="utf-8")
@@ -75,8 +75,8 @@ def gauges(recorder: Recorder) -> Iterator[tuple[Gauges, Clock, Meter]]:
     made.close()
 
 
-def ticket(alias: str, number: int) -> Ticket:
-    return Ticket(alias, number, Placement(((0, 8),)), "x")
+def request(alias: str, number: int) -> TrialRequest:
+    return TrialRequest(alias, number, Placement(((0, 8),)), "x")
 
 
 def engine() -> Engine:
@@ -108,12 +108,14 @@ def test_trials_give_seconds_tokens_and_volumes(
     with made.watching(engines):
         for alias, loss in zip("abc", (2.0, 1.0, 2.9), strict=True):
             (proposal,) = engines[alias].ask(1)
-            made.trial_started(ticket(alias, proposal.id))
+            made.trial_started(request(alias, proposal.id))
             clock.now += 4
             values = {"loss": loss, "rouge_l": 0.3}
             engines[alias].tell(proposal.id, values)
-            made.trial_ended(ticket(alias, proposal.id), values, "", {"train_tokens": 600, "gpu_memory": 5.0})
-        made.trial_ended(ticket("a", BASELINE), {"loss": 3.0, "rouge_l": 0.1}, "", {"gpu_memory": 9.0})
+            made.trial_ended(
+                request(alias, proposal.id), values, "", TrialCost(train_tokens=600, gpu_memory=5)
+            )
+        made.trial_ended(request("a", BASELINE), {"loss": 3.0, "rouge_l": 0.1}, "", TrialCost(gpu_memory=9))
         made.publish()
     volumes = sorted(each.hypervolume() for each in engines.values())
     assert volumes == pytest.approx([0.02, 0.2, 0.4])
@@ -135,7 +137,7 @@ def test_more_users_are_no_more_series(recorder: Recorder, gauges: tuple[Gauges,
         for alias, one in engines.items():
             (proposal,) = one.ask(1)
             one.tell(proposal.id, {"loss": 2.0, "rouge_l": 0.3})
-            made.trial_ended(ticket(alias, proposal.id), {"loss": 2.0, "rouge_l": 0.3}, "", {})
+            made.trial_ended(request(alias, proposal.id), {"loss": 2.0, "rouge_l": 0.3}, "", None)
         made.publish()
     assert len(recorder.now) < 20
     assert not any("u-" in text for _, tags in recorder.now for _, text in tags)

@@ -18,7 +18,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
-from milp_ray.tune.proposals.records import Ticket
+from milp_ray.trial.records import TrialCost, TrialRequest
 from milp_ray.tune.search.simulated import SimulatedSpec
 from milp_ray.tune.workers import failures as losses
 from tests.processes import titled
@@ -38,13 +38,13 @@ class Hooks:
         self.reasons: list[str] = []
         self.at_end = at_end
 
-    def trial_started(self, ticket: Ticket) -> None: ...
+    def trial_started(self, request: TrialRequest) -> None: ...
 
-    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
+    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
         self.lost.append(charged)
 
     def trial_ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None:
         self.reasons.append(reason)
         self.at_end()

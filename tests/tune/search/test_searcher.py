@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import pickle
 import random
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from ray.tune.search import Searcher
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
+from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
 from milp_ray.tune.proposals.queue import ProposalQueue
-from milp_ray.tune.proposals.records import BASELINE, Ticket
 from milp_ray.tune.search.searcher import StudySearcher
 from milp_ray.tune.workers import failures as losses
 
@@ -28,17 +28,19 @@ class Seen:
         self.started: list[tuple[str, int]] = []
         self.lost: list[tuple[str, int, bool]] = []
         self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
+        self.costs: list[TrialCost | None] = []
 
-    def trial_started(self, ticket: Ticket) -> None:
-        self.started.append((ticket.alias, ticket.number))
+    def trial_started(self, request: TrialRequest) -> None:
+        self.started.append((request.alias, request.number))
 
-    def trial_lost(self, ticket: Ticket, charged: bool) -> None:
-        self.lost.append((ticket.alias, ticket.number, charged))
+    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
+        self.lost.append((request.alias, request.number, charged))
 
     def trial_ended(
-        self, ticket: Ticket, values: Mapping[str, float] | None, reason: str, cost: Mapping[str, float]
+        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
     ) -> None:
-        self.ended.append((ticket.alias, ticket.number, values, reason))
+        self.ended.append((request.alias, request.number, values, reason))
+        self.costs.append(cost)
 
 
 class Run:
@@ -86,8 +88,17 @@ class Run:
                 return f"id{self.count}", config
 
 
+COST = TrialCost(inject_seconds=1.5, eval_seconds=0.5, train_tokens=600, node="0a1b2c3d")
+RUNNING = TrialReport.running("inject").to_result()
+
+
 def good(number: float = 2.0) -> dict[str, object]:
-    return {"finished": True, "reason": "", "loss": number, "rouge_l": 0.2, "trainable_params": 5}
+    values = {"loss": number, "rouge_l": 0.2, "trainable_params": 5}
+    return TrialReport.complete(values, COST).to_result()
+
+
+def bad(reason: str) -> dict[str, object]:
+    return TrialReport.failed(reason, COST).to_result()
 
 
 def test_a_whole_study_with_out_of_order_ends_repeats_and_failures() -> None:
@@ -100,7 +111,7 @@ def test_a_whole_study_with_out_of_order_ends_repeats_and_failures() -> None:
         elif live:
             trial_id, config = live.pop(rng.randrange(len(live)))
             failing = config["trial"] == 2
-            result = good() | {"reason": "loss is not finite"} if failing else good(2 + step / 1e3)
+            result = bad("loss is not finite") if failing else good(2 + step / 1e3)
             run.searcher.on_trial_result(trial_id, result)
             for _ in range(2):  # Tune may say it twice
                 run.searcher.on_trial_complete(trial_id, result)
@@ -128,7 +139,7 @@ def test_a_dead_worker_and_a_bad_value_fail_the_trial_and_a_stopped_one_stays_pe
         ids[found[1]["trial"]] = found[0]
     run.searcher.on_trial_complete(ids[0], None, error=True)
     run.searcher.on_trial_complete(ids[1], good(float("nan")))
-    run.searcher.on_trial_complete(ids[2], {"finished": False})
+    run.searcher.on_trial_complete(ids[2], RUNNING)
     engine = run.engines["a"]
     assert [f.id for f in engine.failures] == [0, 1] and "max_failures" in engine.failures[0].reason
     assert 2 in [p.id for p in engine.pending] and not engine.observations
@@ -184,6 +195,21 @@ def test_five_trials_lost_in_a_row_end_the_run_and_cost_no_budget(tmp_path: Path
     assert {trial for _, trial in live} <= again and len(again) == 2 * (TRIALS + 1)
 
 
+def test_what_a_trial_cost_is_in_the_log_with_the_attempts_before(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a", retries=1)
+    ids = {number: trial_id for trial_id, (_, number) in take(run, 3)}
+    run.searcher.on_trial_complete(ids[0], None, error=True)
+    run.searcher.on_trial_complete(take(run, 1)[0][0], good())
+    run.searcher.on_trial_complete(ids[1], bad("out of memory"))
+    run.searcher.on_trial_complete(ids[BASELINE], good())
+    again = dataclasses.replace(COST, attempts=2)
+    assert run.seen.costs == [again, COST, COST]
+    for engine in (run.engines["a"], Run(tmp_path, users="a").engines["a"]):
+        (observation,), (failure,) = engine.observations, engine.failures
+        assert TrialCost.from_plain(observation.cost) == again
+        assert TrialCost.from_plain(failure.cost) == TrialCost.from_plain(engine.reference_cost) == COST
+
+
 def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> None:
     run = Run(tmp_path, users="a")
     live = [(trial_id, number) for trial_id, (_, number) in take(run, TRIALS + 1)]
@@ -191,7 +217,7 @@ def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> 
     for trial_id in ids[:3]:
         run.searcher.on_trial_complete(trial_id, None, error=True)
     assert not run.engines["a"].failures
-    run.searcher.on_trial_complete(ids[3], good() | {"reason": "out of memory"})
+    run.searcher.on_trial_complete(ids[3], bad("out of memory"))
     assert len(run.engines["a"].failures) == 4, "their worker lived: the others died by themselves"
     for trial_id, number in live:
         if number == BASELINE or trial_id == ids[4]:
@@ -204,8 +230,8 @@ def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> 
 
 def unfit(run: Run, trial_id: str, fact: str = "its GPU cannot be used") -> None:
     """What a worker that cannot be set up tells of itself, and then Tune."""
-    error = json.dumps(ClusterError(fact).to_plain())
-    run.searcher.on_trial_result(trial_id, {"finished": False, "unfit": error, "node": "10.0.0.7"})
+    report = TrialReport.lost(ClusterError(fact), "10.0.0.7")
+    run.searcher.on_trial_result(trial_id, report.to_result())
     run.searcher.on_trial_complete(trial_id, None, error=True)
 
 
@@ -223,7 +249,7 @@ def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_o
         found = run.next()
         assert found is not None and found[1]["trial"] == 0
         unfit(run, found[0])
-        run.searcher.on_trial_result(other[0], {"finished": False})
+        run.searcher.on_trial_result(other[0], RUNNING)
     assert run.searcher.failure is None and not run.seen.ended
     assert run.seen.lost == [("a", 0, False)] * 10
     assert run.said == ["node 10.0.0.7: its GPU cannot be used; its trials run elsewhere"]
@@ -284,8 +310,7 @@ def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> No
     found = [run.next() for _ in range(2)]
     trial_id = next(f[0] for f in found if f and f[1]["trial"] == 0)
     fatal = ModelError("the weights cannot be loaded", remedy="fetch them again")
-    ending = {"finished": True, "reason": "", "fatal": json.dumps(fatal.to_plain())}
-    run.searcher.on_trial_complete(trial_id, ending)
+    run.searcher.on_trial_complete(trial_id, TrialReport.fatal(fatal).to_result())
     assert isinstance(run.searcher.failure, ModelError) and str(run.searcher.failure) == str(fatal)
     assert run.next() is None and 0 in [p.id for p in run.engines["a"].pending]
 
@@ -294,7 +319,7 @@ def test_a_bug_in_what_trials_report_ends_the_run_too() -> None:
     run = Run(users="a")
     found = run.next()
     assert found is not None
-    run.searcher.on_trial_complete(found[0], {"finished": True, "reason": ""})  # no values
+    run.searcher.on_trial_complete(found[0], TrialReport.complete({}).to_result())  # no values
     assert isinstance(run.searcher.failure, KeyError) and run.next() is None
 
 

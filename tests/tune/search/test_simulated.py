@@ -10,7 +10,7 @@ import pytest
 from milp_ray.config.models import DataSettings, ModelSettings, SimulationSettings, Study, TrialSettings
 from milp_ray.memory.architectures import architecture_of
 from milp_ray.memory.space import Placement
-from milp_ray.tune.proposals.records import BASELINE
+from milp_ray.trial.records import BASELINE, TrialReport, TrialState
 from milp_ray.tune.search.simulated import SimulatedSpec, SimulatedTrial
 
 PLACEMENT = Placement(((0, 8), (3, 16)))
@@ -44,8 +44,9 @@ def trial_of(spec: SimulatedSpec, config: dict[str, object]) -> SimulatedTrial:
 def test_values_are_those_of_the_users_own_problem() -> None:
     spec = spec_of()
     trial = trial_of(spec, config_of())
-    first = trial.step()
-    assert first["finished"] and first["done"] and not first["reason"]
+    result = trial.step()
+    report, first = TrialReport.from_result(result), TrialReport.from_result(result).values
+    assert report.state is TrialState.COMPLETE and result["done"]
     assert {k: first[k] for k in ("loss", "rouge_l")} == spec.problem("a").measure(PLACEMENT)
     assert first["trainable_params"] == spec.architecture.trainable_params(PLACEMENT)
     assert trial.reset_config(config_of("b"))
@@ -60,13 +61,16 @@ def test_the_share_that_fails_is_the_same_every_time_and_spares_the_baseline() -
     assert 60 < len(failing) < 140
     assert failing == [number for number in range(400) if spec_of(failures=0.25).fails("a", number)]
     assert not spec_of(failures=1.0).fails("a", BASELINE) and spec_of(failures=1.0).fails("a", 0)
-    assert trial_of(spec, config_of(trial=failing[0])).step()["reason"] == "simulated failure"
+    assert (
+        TrialReport.from_result(trial_of(spec, config_of(trial=failing[0])).step()).reason
+        == "simulated failure"
+    )
 
 
 def test_a_long_trial_comes_up_between_slices() -> None:
     trial = trial_of(spec_of(seconds=0.25), config_of())
     began = time.monotonic()
     steps = [trial.step()]
-    while not steps[-1]["finished"]:
+    while not TrialReport.from_result(steps[-1]).is_over:
         steps.append(trial.step())
     assert len(steps) == 3 and 0.25 <= time.monotonic() - began < 2

@@ -18,6 +18,7 @@ from milp_ray.errors import ClusterError, ModelError
 from milp_ray.model import base as base_module
 from milp_ray.model.parallel import group as group_module
 from milp_ray.model.parallel.rendezvous import Rendezvous
+from milp_ray.trial.records import TrialReport, TrialState
 from milp_ray.tune.search.group_trial import GroupTrial
 from milp_ray.tune.workers import resident
 from milp_ray.tune.workers.trial_runner import Unfit
@@ -109,8 +110,8 @@ def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
     """Told as failed, trial after trial would be lost for as long as a node is away."""
     trial = GroupTrial.__new__(GroupTrial)
     trial._group, trial._unfit = Group(failure), None
-    found = trial.step()
-    assert not found["finished"] and found["node"] == node and fact in str(found["unfit"])
+    found = TrialReport.from_result(trial.step())
+    assert found.state is TrialState.LOST and found.node == node and fact in str(found.error)
     with pytest.raises(TypeError, match="exit_actor"):  # no actor here that could end
         trial.step()
 
@@ -118,8 +119,8 @@ def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
 def test_a_group_whose_base_fails_any_worker_ends_the_run() -> None:
     trial = GroupTrial.__new__(GroupTrial)
     trial._group, trial._unfit = Group(Unfit(ModelError("no weights"), "10.0.0.7")), None
-    found = trial.step()
-    assert found["finished"] and "no weights" in str(found["fatal"])
+    found = TrialReport.from_result(trial.step())
+    assert found.is_over and "no weights" in str(found.error)
 
 
 HANGS = """

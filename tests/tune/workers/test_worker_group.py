@@ -16,7 +16,7 @@ import pytest
 from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
 from milp_ray.memory.space import Placement
-from milp_ray.tune.proposals.records import BASELINE
+from milp_ray.trial.records import BASELINE, TrialReport, TrialRequest, TrialState
 from tests.processes import listening_addresses
 
 pytestmark = pytest.mark.slow
@@ -74,12 +74,12 @@ def make_group(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_pat
         remove_placement_group(bundles)
 
 
-def finish(group: Any, placement: Placement = PLACEMENT, number: int = 1) -> dict[str, Any]:
-    group.begin("u", number, placement)
+def finish(group: Any, placement: Placement = PLACEMENT, number: int = 1) -> TrialReport:
+    group.begin(TrialRequest("u", number, placement))
     while True:
-        result: dict[str, Any] = group.slice()
-        if result["finished"]:
-            return result
+        report: TrialReport = group.slice()
+        if report.is_over:
+            return report
 
 
 def gone(pids: list[int]) -> bool:
@@ -107,9 +107,9 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
         with Trial(base, tiny_user, Placement.from_key(key), study, seed=study.seed) as trial:
             alone = trial.run()
         assert alone is not None
-        assert found["loss"] == pytest.approx(alone.loss, abs=1e-4)
-        assert found["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
-        assert found["train_tokens"] == alone.train_tokens
+        assert found.values["loss"] == pytest.approx(alone.loss, abs=1e-4)
+        assert found.values["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
+        assert found.cost is not None and found.cost.train_tokens == alone.train_tokens and found.cost.node
     assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
     assert [place.pid for place in group._places] == pids
     group.kill()
@@ -123,8 +123,8 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
     for how, rank in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
         group.start()
         pids = [place.pid for place in group._places]
-        group.begin("u", 1, PLACEMENT)
-        assert not group.slice()["finished"]
+        group.begin(TrialRequest("u", 1, PLACEMENT))
+        assert not group.slice().is_over
         os.kill(pids[rank], how)
         began = time.monotonic()
         with pytest.raises(GroupFailed) as failed:
@@ -134,17 +134,17 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
         assert not failed.value.final and "worker" in failed.value.reason
         assert not group.alive and gone(pids)
     group.start()
-    assert finish(group, Placement(()), BASELINE)["reason"] == ""
+    assert finish(group, Placement(()), BASELINE).state is TrialState.COMPLETE
 
 
 def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
     group = make_group(trial={"epochs": 60})
     group.start()
     pids = [place.pid for place in group._places]
-    group.begin("u", 1, PLACEMENT)
-    assert not group.slice()["finished"]
+    group.begin(TrialRequest("u", 1, PLACEMENT))
+    assert not group.slice().is_over
     group.drop()
-    assert finish(group, Placement(()), BASELINE)["reason"] == ""
+    assert finish(group, Placement(()), BASELINE).state is TrialState.COMPLETE
     assert [place.pid for place in group._places] == pids
 
 
