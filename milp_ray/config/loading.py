@@ -152,12 +152,13 @@ def _override(tree: Tree, text: str) -> None:
     if tree.value is None:
         tree.value = {}
     node = tree.value
-    for part in parents:
+    for depth, part in enumerate(parents, 1):
         if not isinstance(node, dict):
             break
         child = node.get(part)
         if child is None:
             child = node[part] = {}
+            tree.lines.setdefault(tuple(parents[:depth]), 0)
         node = child
     if not isinstance(node, dict):
         tree.problems.append(Problem(where, "goes into something that has no keys", "section.key=value"))

@@ -87,6 +87,13 @@ def test_all_problems_are_reported_at_once_with_line_got_expected_and_nearest_ke
     assert "override 'nonsense'" in message
 
 
+def test_a_section_that_only_the_command_line_has_is_told_by_that(tmp_path: Path) -> None:
+    message = refused(tmp_path, SMALL, "ray.workers_per_trial=2")
+    assert "command line, ray: workers_per_trial is 2, but parallelism none" in message
+    message = refused(tmp_path, f"ray: {{max_concurrent: 1}}\n{SMALL}", "ray.workers_per_trial=2")
+    assert "line 1, ray: workers_per_trial is 2, but parallelism none" in message
+
+
 def test_numbers_are_yaml_1_2s(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path, SMALL + "optimizer: {learning_rate: 1e-4, weight_decay: 0}\n"))
     assert study.optimizer.learning_rate == 1e-4
