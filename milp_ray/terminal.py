@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
@@ -88,7 +87,9 @@ def leave(code: int) -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if any(thread.name.startswith(("propos", "prepare")) for thread in threading.enumerate()):
+    from milp_ray.search.core.threads import ComputeThread
+
+    if ComputeThread.lives():
         from milp_ray.storage import close_twins
 
         close_twins()  # which Python's own shutdown would do

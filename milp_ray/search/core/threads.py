@@ -1,4 +1,6 @@
-"""One thread per proposal: small linear algebra gains nothing from more, and loses much beside busy trials.
+"""Threads that compute, and one BLAS thread per proposal.
+
+Small linear algebra gains nothing from more threads, and loses much beside busy trials.
 
 BLAS and OpenMP threads wait for each other in every small operation. On a machine whose cores are taken by
 trials that turned fits of a second into minutes (docs/findings.md).
@@ -7,9 +9,23 @@ trials that turned fits of a second into minutes (docs/findings.md).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+class ComputeThread(threading.Thread):
+    """A daemon that fits models or compiles, in code that cannot be interrupted: Python's own shutdown would
+    wait for it, so a process in which one lives ends by :func:`milp_ray.terminal.leave`."""
+
+    def __init__(self, target: Callable[..., object], args: Iterable[object] = (), *, name: str) -> None:
+        super().__init__(target=target, args=tuple(args), name=name, daemon=True)
+
+    @classmethod
+    def lives(cls) -> bool:
+        """Whether there is one in this process."""
+        return any(isinstance(thread, cls) for thread in threading.enumerate())
+
 
 _lock = threading.Lock()
 _users = 0

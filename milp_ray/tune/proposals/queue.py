@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpRayError, SearchError
 from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.search.core.threads import ComputeThread
 from milp_ray.search.propose import propose
 from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals.overhead import Meter
@@ -135,7 +136,7 @@ class ProposalQueue:
             for index, (alias, engine) in enumerate(engines.items())
         }
         self._proposer.listen(self._wake)
-        self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
+        self._thread = ComputeThread(self._work, name="proposals")
         self._thread.start()
 
     def take(self, wait: float = 0.0) -> TrialRequest | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from milp_ray.errors import StorageError
+from milp_ray.search.core.threads import ComputeThread
 from milp_ray.search.propose import propose
 from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
 
@@ -127,8 +128,7 @@ class Threads:
         self._closed = False
         # Daemons, and not an executor, whose threads would hold up the end of Python by the length of a fit.
         self._threads = [
-            threading.Thread(target=self._serve, args=(slot,), name=f"proposer-{slot}", daemon=True)
-            for slot in range(count)
+            ComputeThread(self._serve, (slot,), name=f"proposer-{slot}") for slot in range(count)
         ]
         for thread in self._threads:
             thread.start()
@@ -176,8 +176,7 @@ class Threads:
             last = self._preparing == 0
         self._changed()
         if last and self._preparation is not None and self._preparation.has_rest:
-            rest = threading.Thread(target=self._quietly, args=(self._go_on,), name="prepare", daemon=True)
-            rest.start()
+            ComputeThread(self._quietly, (self._go_on,), name="prepare").start()
         while (job := self._jobs.get()) is not None:
             plan, future = job
             try:
