@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 # No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
+# Tests start hundreds of processes: each would compile this package anew where bytecode may not be kept.
+unexport PYTHONDONTWRITEBYTECODE
 # Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
