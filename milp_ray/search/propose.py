@@ -1,8 +1,8 @@
 """The proposing: from a plan to candidates, by a pure function that can run anywhere.
 
-:func:`propose` needs neither the engine nor its lock, so it can run in a thread or a Ray task while trials
-are told. It is deterministic: the same plan gives the same candidates on the same machine. What becomes of
-the candidates is the engine's business (``Engine.accept``).
+:func:`propose` needs neither the engine nor its lock, so it can run in a thread or a Ray task while
+trials are told. It is deterministic: the same plan gives the same candidates on the same machine. What
+becomes of the candidates is the engine's business (``Engine.accept``).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _FEW = 3  # of fewer measurements nothing is called constant
 def propose(plan: Plan) -> Candidates:
     """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
 
-    Where arithmetic fails on this search's data, what stood on it is left out, with a note: other users'
-    advice, or the model (``sobol`` proposes instead). So is an objective that is the same in every trial.
+    Where arithmetic fails on this search's data, what stood on it is left out, with a note: other
+    users' advice, or the model (``sobol`` proposes instead). So is an objective that is the same in
+    every trial.
 
     Raises:
         SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
@@ -125,22 +126,30 @@ def _free(plan: Plan, surrogate: FreeSurrogate, source: str, *notes: str) -> Can
 
 
 def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
+    """Candidates of greatest acquisition value, by a model that is fitted anew."""
     from milp_ray.memory.arrays import Configs
     from milp_ray.search.acquisition.log_nehvi import Acquisition, with_exact
     from milp_ray.search.acquisition.outcome_transforms import Scaled
 
+    # 1) placements as features, values on one scale; exact objectives are input columns instead
     scaled = Scaled(plan)
     arrays = scaled.arrays
     measured = [index for index, o in enumerate(plan.objectives) if o.exact is None]
     exact = [index for index, o in enumerate(plan.objectives) if o.exact is not None]
-    X = scaled.inputs(plan.told)
+    X_baseline = scaled.inputs(plan.told)  # n x D, D = d + len(exact)
     d = plan.space.num_features
-    fitted: Fitted = surrogate.fit(X[:, :d].contiguous(), scaled.Y[:, measured].contiguous(), plan.seed)
+    # 2) a model of the measured objectives
+    train_X, train_Y = (
+        X_baseline[:, :d].contiguous(),
+        scaled.Y[:, measured].contiguous(),
+    )  # n x d, n x measured
+    fitted: Fitted = surrogate.fit(train_X, train_Y, plan.seed)
+    # 3) the acquisition, which takes exact objectives and pending trials into account
     acquisition = Acquisition(
         with_exact(fitted, exact, len(plan.objectives), d),
-        scaled.reference,
-        X,
-        scaled.inputs(plan.pending),
+        scaled.ref_point,
+        X_baseline,
+        scaled.inputs(plan.pending),  # p x D
         seed=plan.seed,
     )
     taken, chosen = set(plan.seen), list[MemoryConfig]()
@@ -148,10 +157,11 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
     # Where other users' memories tend to be, if that is known.
     warm = Configs.of(starts(plan), plan.space.num_layers)
 
-    def values(ranks: Ints) -> npt.NDArray[np.float64]:
+    def values(ranks: Ints) -> npt.NDArray[np.float64]:  # c x L -> c
         result: npt.NDArray[np.float64] = acquisition(scaled.rows(ranks)).numpy()
         return result
 
+    # 4) one candidate after the other, each pending for the next
     while len(chosen) < plan.count:
         found = plan.search.search(
             arrays, values, seen=taken, around=around, seed=plan.seed + len(chosen), warm=warm

@@ -8,6 +8,9 @@ Two outcome transforms, objective by objective and monotone, so that dominance i
   distances.
 
 The reference point and the exact objectives' columns go through the same map.
+
+Sizes in comments: n observations, k configurations, m objectives, L layers, d features, D input
+columns.
 """
 
 from __future__ import annotations
@@ -37,41 +40,45 @@ class Scaled:
     Attributes:
         arrays: of the plan's space.
         Y: ``n x m`` values, to be maximised, scaled.
-        reference: ``m`` numbers on the same scale.
+        ref_point: ``m`` numbers on the same scale.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.arrays = SpaceArrays(plan.space)
-        Y = np.asarray(plan.gains, dtype=np.float64)
-        reference = reference_point(plan.gains, plan.reference)
-        assert reference is not None  # a plan with a model has an observation
+        Y = np.asarray(plan.gains, dtype=np.float64)  # n x m
+        ref_point = reference_point(plan.gains, plan.reference)  # m
+        assert ref_point is not None  # a plan with a model has an observation
         kind = Copula if plan.outcome == "copula" else Standardized
         self._maps = [kind(column) for column in Y.T]
         self._exact = [index for index, o in enumerate(plan.objectives) if o.exact is not None]
-        self.Y: Tensor = self._mapped(Y)
-        self.reference: Tensor = self._mapped(reference[None])[0]
+        self.Y: Tensor = self._mapped(Y)  # n x m
+        self.ref_point: Tensor = self._mapped(ref_point[None])[0]  # 1 x m -> m
 
     def inputs(self, configs: Sequence[MemoryConfig]) -> Tensor:
-        """``k x D``: features, then a column per exact objective."""
+        """``k x D``: d features, then a column per exact objective."""
         return self.rows(self.arrays.ranks(Configs.of(configs, self._plan.space.num_layers)))
 
     def rows(self, ranks: Ints) -> Tensor:
         """The same of ``k x L`` effective ranks."""
-        features = torch.as_tensor(self.arrays.features(ranks))
+        # 1) the features that models read
+        features = torch.as_tensor(self.arrays.features(ranks))  # k x d
         if not self._exact:
             return features
         objectives = self._plan.objectives
-        found = np.empty((len(ranks), len(self._exact)))
+        # 2) exact objectives are computed, turned so that more is better, ...
+        found = np.empty((len(ranks), len(self._exact)))  # k x (number of exact objectives)
         for row, line in enumerate(ranks.tolist()):
             placement = Placement(tuple((layer, rank) for layer, rank in enumerate(line) if rank))
             known = exact_values(objectives, placement)
             found[row] = [objectives[i].sign * known[objectives[i].name] for i in self._exact]
+        # 3) ... and mapped as the observed values are: the acquisition compares them
         for column, index in enumerate(self._exact):
             found[:, column] = self._maps[index](found[:, column])
-        return torch.cat([features, torch.as_tensor(found)], dim=1)
+        return torch.cat([features, torch.as_tensor(found)], dim=1)  # k x D
 
     def _mapped(self, Y: Floats) -> Tensor:
+        """``k x m`` values on the common scale."""
         columns = [scale(column) for scale, column in zip(self._maps, Y.T, strict=True)]
         return torch.as_tensor(np.stack(columns, axis=1))
 
@@ -99,8 +106,9 @@ class Copula:
         from scipy.stats import norm, rankdata  # type: ignore[import-untyped]
 
         self._linear = Standardized(values)
-        known, where = np.unique(values, return_index=True)
-        scores = norm.ppf((rankdata(values) - 0.5) / len(values))[where]
+        # u distinct ones of n values, each with the normal score of its mean rank
+        known, where = np.unique(values, return_index=True)  # u, u
+        scores = norm.ppf((rankdata(values) - 0.5) / len(values))[where]  # n -> u
         self._known, self._scores = known, np.asarray(scores, dtype=np.float64)
 
     def __call__(self, values: Floats) -> Floats:
@@ -108,6 +116,7 @@ class Copula:
         known, scores = self._known, self._scores
         if len(known) < 2:
             return self._linear(values)
+        # Linear between neighbours; beyond the ends it goes on, so that better still is still better.
         slope = (scores[-1] - scores[0]) / (known[-1] - known[0])
         inside = np.interp(values, known, scores)
         below, above = np.minimum(values - known[0], 0.0), np.maximum(values - known[-1], 0.0)

@@ -1,12 +1,16 @@
 """Gaussian process posteriors of fitted BoTorch models, as an acquisition over many candidates wants them.
 
-A BoTorch posterior object per chunk of candidates costs more in bookkeeping than in arithmetic, and computes
-covariances among candidates that nothing here reads. An :class:`Output` factors everything that does not
-depend on candidates once, so that a candidate costs one row of a matrix product. Values are those of the
-BoTorch model: tests/search/acquisition/test_posterior.py holds each surrogate's to it.
+A BoTorch posterior object per chunk of candidates costs more in bookkeeping than in arithmetic, and
+computes covariances among candidates that nothing here reads. An :class:`Output` factors everything
+that does not depend on candidates once, so that a candidate costs one row of a matrix product. Values
+are those of the BoTorch model: tests/search/acquisition/test_posterior.py holds each surrogate's to it.
 
-Kernels covered: RBF and Matérn 5/2 with a length scale per input, with or without an output scale; constant
-mean; a linear outcome transform (Standardize). That is all that the surrogates here fit.
+Kernels covered: RBF and Matérn 5/2 with a length scale per input, with or without an output scale;
+constant mean; a linear outcome transform (Standardize). That is all that the surrogates here fit. Why
+the project writes a kernel more than once: docs/search.md.
+
+Sizes in comments: n training points of d features, k known points, c candidates, D ≥ d input columns;
+S mixture components, M samples a component.
 """
 
 from __future__ import annotations
@@ -25,11 +29,11 @@ if TYPE_CHECKING:
 _JITTER = 1e-6  # of the values at known points, relative to their variance
 
 
-class Conditioned(Protocol):
-    """An output given draws of its values at k known points."""
+class ConditionedPosterior(Protocol):
+    """An output given samples of its values at k known points."""
 
     def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean per draw, ``S x M x c``, and standard deviation, ``S x c``, at ``c x D`` candidates."""
+        """Mean per sample, ``S x M x c``, and standard deviation, ``S x c``, at ``c x D`` candidates."""
         ...
 
 
@@ -41,12 +45,12 @@ class Output(Protocol):
         """S."""
         ...
 
-    def draws(self, X: Tensor, normal: Tensor) -> Tensor:
-        """``S x M x k`` joint draws at ``k x D`` points from ``M x k`` standard normal numbers."""
+    def posterior_samples(self, X: Tensor, base_samples: Tensor) -> Tensor:
+        """``S x M x k`` joint samples at ``k x D`` points from ``M x k`` standard normal numbers."""
         ...
 
-    def given(self, X: Tensor, normal: Tensor) -> Conditioned:
-        """This output given that its values at ``X`` are ``draws(X, normal)``."""
+    def condition_on(self, X: Tensor, base_samples: Tensor) -> ConditionedPosterior:
+        """This output given that its values at ``X`` are ``posterior_samples(X, base_samples)``."""
         ...
 
 
@@ -61,19 +65,19 @@ class ExactColumn:
         """1: known exactly."""
         return 1
 
-    def draws(self, X: Tensor, normal: Tensor) -> Tensor:
+    def posterior_samples(self, X: Tensor, base_samples: Tensor) -> Tensor:
         """See :class:`Output`."""
-        return X[:, self.column].expand(1, len(normal), len(X))
+        return X[:, self.column].expand(1, len(base_samples), len(X))  # 1 x M x k
 
-    def given(self, X: Tensor, normal: Tensor) -> Conditioned:
+    def condition_on(self, X: Tensor, base_samples: Tensor) -> ConditionedPosterior:
         """See :class:`Output`; nothing more is known than the column."""
-        count = len(normal)
+        M = len(base_samples)
 
-        def at(X: Tensor) -> tuple[Tensor, Tensor]:
-            column = X[:, self.column]
-            return column.expand(1, count, len(X)), torch.zeros(1, len(X), dtype=X.dtype)
+        def conditioned(X: Tensor) -> tuple[Tensor, Tensor]:
+            column = X[:, self.column]  # c
+            return column.expand(1, M, len(X)), torch.zeros(1, len(X), dtype=X.dtype)  # 1 x M x c, 1 x c
 
-        return at
+        return conditioned
 
 
 class GaussianOutput:
@@ -88,24 +92,29 @@ class GaussianOutput:
 
     def __init__(self, model: Model) -> None:
         with torch.no_grad():
+            # 1) hyperparameters, a row a component of the mixture
             kernel = model.covar_module
             base = getattr(kernel, "base_kernel", kernel)
             self._matern = _is_matern(base)
-            self._lengthscale: Tensor = base.lengthscale.detach().reshape(-1, base.lengthscale.shape[-1])
+            self._lengthscale: Tensor = base.lengthscale.detach().reshape(
+                -1, base.lengthscale.shape[-1]
+            )  # S x d
             S, self._d = self._lengthscale.shape
             self._components: int = S
             scale = getattr(kernel, "outputscale", torch.ones(1, dtype=torch.double)).detach()
-            self._variance: Tensor = scale.reshape(-1).expand(S)
-            self._mean: Tensor = model.mean_module.constant.detach().reshape(-1).expand(S)
+            self._outputscale: Tensor = scale.reshape(-1).expand(S)  # S
+            self._mean: Tensor = model.mean_module.constant.detach().reshape(-1).expand(S)  # S
             self._offset, self._factor = _outcome(model)
-            X = model.train_inputs[0].detach()
-            self._X: Tensor = X.reshape(-1, *X.shape[-2:])[0]
-            residual = model.train_targets.detach().reshape(-1, len(self._X)) - self._mean[:, None]
-            noise = model.likelihood.noise.detach().reshape(-1).expand(S)
-            covariance = self._kernel(self._scaled(self._X), self._scaled(self._X))
+            # 2) training data: the same inputs in each component, which BoTorch may have copied S times
+            X = model.train_inputs[0].detach()  # n x d or S x n x d
+            self._X: Tensor = X.reshape(-1, *X.shape[-2:])[0]  # n x d
+            residual = model.train_targets.detach().reshape(-1, len(self._X)) - self._mean[:, None]  # S x n
+            noise = model.likelihood.noise.detach().reshape(-1).expand(S)  # S
+            # 3) the Cholesky factor L of their covariance, and L⁻¹(y - mean), by which all means follow
+            covariance = self._kernel(self._scaled(self._X), self._scaled(self._X))  # S x n x n
             covariance = covariance + noise[:, None, None] * torch.eye(len(self._X), dtype=torch.double)
-            self._root = psd_safe_cholesky(covariance)
-            self._white = torch.linalg.solve_triangular(
+            self._root = psd_safe_cholesky(covariance)  # S x n x n
+            self._white = torch.linalg.solve_triangular(  # S x n x 1
                 self._root, residual.expand(S, -1).unsqueeze(-1), upper=False
             )
 
@@ -119,62 +128,78 @@ class GaussianOutput:
         mean, covariance, _ = self._joint(self._scaled(X[:, : self._d]))
         return self._offset + self._factor * mean, self._factor**2 * covariance
 
-    def draws(self, X: Tensor, normal: Tensor) -> Tensor:
+    def posterior_samples(self, X: Tensor, base_samples: Tensor) -> Tensor:
         """See :class:`Output`."""
-        mean, root, _ = self._known(self._scaled(X[:, : self._d]))
-        values = mean[:, None, :] + torch.einsum("sij,mj->smi", root, normal)
+        mean, root, _ = self._at_known(self._scaled(X[:, : self._d]))  # S x k, S x k x k
+        values = mean[:, None, :] + torch.einsum("sij,mj->smi", root, base_samples)  # S x M x k
         return self._offset + self._factor * values
 
-    def given(self, X: Tensor, normal: Tensor) -> Conditioned:
-        """See :class:`Output`."""
-        points = self._scaled(X[:, : self._d])
-        _, root, cross = self._known(points)
-        S, n, k = self._components, len(self._X), X.shape[0]
-        # The Cholesky factor of training data and known values together, inverted once.
-        whole = torch.zeros(S, n + k, n + k, dtype=torch.double)
-        whole[:, :n, :n], whole[:, n:, :n], whole[:, n:, n:] = self._root, cross.transpose(1, 2), root
-        inverse = torch.linalg.solve_triangular(whole, torch.eye(n + k, dtype=torch.double), upper=False)
-        weights = torch.cat(
-            [self._white.expand(S, n, len(normal)), normal.T.expand(S, k, len(normal))], dim=1
-        ).transpose(1, 2)
-        places = torch.cat([self._scaled(self._X), points], dim=1)
+    def condition_on(self, X: Tensor, base_samples: Tensor) -> ConditionedPosterior:
+        """See :class:`Output`.
 
-        def at(X: Tensor) -> tuple[Tensor, Tensor]:
-            K = self._kernel(places, self._scaled(X[:, : self._d]))
-            W = inverse @ K
-            centre = self._mean[:, None, None] + weights @ W
-            left = (self._variance[:, None] - W.square().sum(dim=1)).clamp_min(0.0)
-            return self._offset + self._factor * centre, self._factor * left.sqrt()
+        The values at known points are the product of a Cholesky factor and base samples. These
+        base samples are therefore what solving for the values would give back, and no sample is solved
+        for.
+        """
+        # 1) what is known at the k points from the training data
+        known = self._scaled(X[:, : self._d])  # S x k x d
+        _, root, cross = self._at_known(known)  # S x k x k, S x n x k
+        S, n, k, M = self._components, len(self._X), X.shape[0], len(base_samples)
+        # 2) the Cholesky factor of training data and known values together, inverted once
+        joint_root = torch.zeros(S, n + k, n + k, dtype=torch.double)  # S x (n + k) x (n + k)
+        joint_root[:, :n, :n], joint_root[:, n:, :n] = self._root, cross.transpose(1, 2)
+        joint_root[:, n:, n:] = root
+        inverse = torch.linalg.solve_triangular(joint_root, torch.eye(n + k, dtype=torch.double), upper=False)
+        # 3) the whitened residuals: L⁻¹(y - mean) of the training data, base samples of the known points
+        white = torch.cat([self._white.expand(S, n, M), base_samples.T.expand(S, k, M)], dim=1)
+        white = white.transpose(1, 2)  # S x (n + k) x M -> S x M x (n + k)
+        points = torch.cat([self._scaled(self._X), known], dim=1)  # S x (n + k) x d
 
-        return at
+        def conditioned(X: Tensor) -> tuple[Tensor, Tensor]:
+            # 4) of a candidate only its whitened covariance with all these points is new
+            K = self._kernel(points, self._scaled(X[:, : self._d]))  # S x (n + k) x c
+            W = inverse @ K  # S x (n + k) x c
+            # 5) its mean in each sample, and what is left of its variance, the same in all samples
+            mean = self._mean[:, None, None] + white @ W  # S x M x c
+            variance = (self._outputscale[:, None] - W.square().sum(dim=1)).clamp_min(0.0)  # S x c
+            # 6) back to the units of the data
+            return self._offset + self._factor * mean, self._factor * variance.sqrt()
 
-    def _known(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return conditioned
+
+    def _at_known(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ``S x k``, Cholesky factor ``S x k x k`` and whitened cross-covariance ``S x n x k``."""
         mean, covariance, cross = self._joint(points)
-        size = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-        jitter = _JITTER * size[:, None, None] * torch.eye(points.shape[1], dtype=torch.double)
+        # Without noise, points that were observed twice make the covariance singular.
+        size = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)  # S
+        jitter = _JITTER * size[:, None, None] * torch.eye(points.shape[1], dtype=torch.double)  # S x k x k
         return mean, psd_safe_cholesky(covariance + jitter), cross
 
     def _joint(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        K = self._kernel(self._scaled(self._X), points)
-        cross = torch.linalg.solve_triangular(self._root, K, upper=False)
-        mean = self._mean[:, None] + (cross.transpose(1, 2) @ self._white).squeeze(-1)
+        """Mean ``S x k`` and covariance ``S x k x k`` without noise of ``S x k x d`` scaled points, and
+        their whitened cross-covariance ``S x n x k`` with the training data."""
+        K = self._kernel(self._scaled(self._X), points)  # S x n x k
+        cross = torch.linalg.solve_triangular(self._root, K, upper=False)  # S x n x k
+        mean = self._mean[:, None] + (cross.transpose(1, 2) @ self._white).squeeze(-1)  # S x k
         return mean, self._kernel(points, points) - cross.transpose(1, 2) @ cross, cross
 
     def _scaled(self, X: Tensor) -> Tensor:
-        """``S x k x d``."""
+        """``k x d`` inputs in length scales, ``S x k x d``."""
         return X / self._lengthscale[:, None, :]
 
     def _kernel(self, A: Tensor, B: Tensor) -> Tensor:
-        """``S x a x b`` covariances of scaled inputs; distances in Gram form."""
-        squares = A.square().sum(-1)[:, :, None] + B.square().sum(-1)[:, None, :]
-        distance2 = torch.baddbmm(squares, A, B.transpose(1, 2), alpha=-2.0).clamp_min_(0.0)
-        variance = self._variance[:, None, None]
+        """``S x a x b`` covariances of scaled inputs ``S x a x d`` and ``S x b x d``."""
+        # 1) |A - B|² = |A|² + |B|² - 2 A·B takes no a x b x d tensor; rounding may leave it below 0
+        squares = A.square().sum(-1)[:, :, None] + B.square().sum(-1)[:, None, :]  # S x a x b
+        distance2 = torch.baddbmm(squares, A, B.transpose(1, 2), alpha=-2.0).clamp_min_(0.0)  # S x a x b
+        outputscale = self._outputscale[:, None, None]  # S x 1 x 1
+        # 2) RBF: e^(-r² / 2)
         if not self._matern:
-            return distance2.mul_(-0.5).exp_().mul_(variance)
+            return distance2.mul_(-0.5).exp_().mul_(outputscale)
+        # 3) Matérn 5/2: (1 + r + r² / 3) e^-r with r in units of 1 / √5
         r = distance2.mul_(5.0).sqrt_()
         decay = torch.exp(-r)
-        return r.square().div_(3.0).add_(r).add_(1.0).mul_(decay).mul_(variance)
+        return r.square().div_(3.0).add_(r).add_(1.0).mul_(decay).mul_(outputscale)
 
 
 def _is_matern(kernel: object) -> bool:

@@ -1,8 +1,8 @@
 """Dominance, hypervolume and the knee of a front, exact and without a model.
 
-Everything here is to be maximised: turn objectives around first (objectives.gains). Arrays are ``n x m``: n
-points, m objectives. A row with a NaN is dominated: it never counts. What a reference point should be is
-*not* covered: see reference.py.
+Everything here is to be maximised: turn objectives around first (objectives.gains). Arrays are
+``n x m``: n points, m objectives. A row with a NaN is dominated: it never counts. What a reference
+point should be is *not* covered: see reference.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-Rows = Sequence[Sequence[float]] | npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
+Rows = Sequence[Sequence[float]] | Floats
 
 
 def non_dominated(Y: Rows) -> npt.NDArray[np.bool_]:
@@ -67,13 +68,45 @@ def hypervolume(Y: Rows, reference: Sequence[float]) -> float:
     Returns:
         In the product of the objectives' units; 0 for no rows.
     """
-    bottom = np.asarray(reference, dtype=np.float64)
+    ref_point = np.asarray(reference, dtype=np.float64)
     values = _table(Y)
     if len(values) == 0:
         return 0.0
     with np.errstate(invalid="ignore"):
-        values = values[(values > bottom).all(axis=1)]
-    return _volume(values - bottom)
+        values = values[(values > ref_point).all(axis=1)]
+    return _volume(values - ref_point)
+
+
+def strips(front: Floats, ref_point: Sequence[float] | Floats) -> tuple[Floats, Floats, Floats]:
+    """The box decomposition of two objectives: the plane above a reference point, cut at each point.
+
+    A strip stands on the staircase of the front and is open above; under its floor, down to the
+    reference point, lies what the front dominates. So hypervolume, hypervolume improvement and the
+    acquisition all read these three arrays. The strip of a dominated point is empty, or has the floor
+    of the one beside it.
+
+    Args:
+        front: ``... x k x 2``, to be maximised; k = 0 is fine, points need not be above
+            ``ref_point`` nor non-dominated.
+        ref_point: ``2`` finite numbers.
+
+    Returns:
+        ``left``, ``right``: ``... x (k + 1)`` ends in the first objective, from infinity down to the
+        reference point. ``floor``: as many, in the second objective.
+    """
+    # 1) what is not above the reference point is worth as much as what is on it
+    x = np.maximum(front[..., 0], ref_point[0])  # ... x k
+    y = np.maximum(front[..., 1], ref_point[1])  # ... x k
+    # 2) from right to left a point ends one strip and begins the next
+    order = (-x).argsort(axis=-1, kind="stable")
+    ends = np.empty((*x.shape[:-1], x.shape[-1] + 2))  # ... x (k + 2)
+    ends[..., 0], ends[..., -1] = np.inf, ref_point[0]
+    ends[..., 1:-1] = np.take_along_axis(x, order, axis=-1)
+    # 3) the floor of a strip is the best second objective of all points to its right
+    floor = np.empty((*x.shape[:-1], x.shape[-1] + 1))  # ... x (k + 1)
+    floor[..., 0] = ref_point[1]
+    np.maximum.accumulate(np.take_along_axis(y, order, axis=-1), axis=-1, out=floor[..., 1:])
+    return ends[..., 1:], ends[..., :-1], floor
 
 
 def hypervolume_curve(Y: Rows, reference: Sequence[float]) -> list[float]:
@@ -99,7 +132,7 @@ def knee(Y: Rows) -> int:
     front = np.flatnonzero(non_dominated(values))
     if len(front) == 0:
         raise ValueError("no point to choose from")
-    low, high = values[front].min(axis=0), values[front].max(axis=0)
+    low, high = values[front].min(axis=0), values[front].max(axis=0)  # m, m
     scaled = (values[front] - low) / np.where(high > low, high - low, 1.0)
     # Rounding makes ties of what floating point tells apart in the last bit only.
     order = [
@@ -109,25 +142,32 @@ def knee(Y: Rows) -> int:
     return int(-max(order)[2])
 
 
-def _table(Y: Rows) -> npt.NDArray[np.float64]:
+def _table(Y: Rows) -> Floats:
     values = np.asarray(Y, dtype=np.float64)
     return values.reshape(0, 0) if values.size == 0 else values.reshape(len(values), -1)
 
 
-def _volume(values: npt.NDArray[np.float64]) -> float:
-    """Volume above the origin, by slicing along the last objective."""
+def _volume(values: Floats) -> float:
+    """Volume between ``n x m`` points and the origin, which all of them are above.
+
+    By slicing along the last objective: between two heights the volume is that of all points above
+    them in the objectives that are left.
+    """
+    # 1) no point, no volume; one objective: the best value
     if len(values) == 0:
         return 0.0
     if values.shape[1] == 1:
         return float(values.max())
-    if values.shape[1] > 2:
-        values = values[non_dominated(values)]
-    values = values[np.argsort(-values[:, -1], kind="stable")]
-    lower = np.append(values[1:, -1], 0.0)
+    # 2) two objectives: the last one is what strips are cut along, and the first strip is above all
     if values.shape[1] == 2:
-        return float(np.sum(np.maximum.accumulate(values[:, 0]) * (values[:, -1] - lower)))
+        left, right, floor = strips(values[:, ::-1], (0.0, 0.0))  # n + 1 each
+        return float(np.sum(floor[1:] * (right[1:] - left[1:])))
+    # 3) more: a slice a point, from the highest down; dominated points would only add empty ones
+    values = values[non_dominated(values)]
+    values = values[np.argsort(-values[:, -1], kind="stable")]
+    lower = np.append(values[1:, -1], 0.0)  # n
     total = 0.0
-    for index, height in enumerate(values[:, -1] - lower):
-        if height > 0:
-            total += float(height) * _volume(values[: index + 1, :-1])
+    for index, thickness in enumerate(values[:, -1] - lower):
+        if thickness > 0:
+            total += float(thickness) * _volume(values[: index + 1, :-1])  # (index + 1) x (m - 1)
     return total

@@ -1,15 +1,15 @@
-"""What a search makes of the material that was transferred to it: which placements to try next, and for how
-long to listen.
+"""Proposals that follow from other users' searches: which placements to try next, and for how long.
 
-Some proposals of every round of four are *advised*: those from which the largest hypervolume improvement is
-to be expected by the donors and the user's own trials (:mod:`milp_ray.search.transfer.multitask_gp`), one
-after the other over common draws. With ``seeds`` they are placements of donors' fronts; with ``prior`` also
-draws from :mod:`milp_ray.search.transfer.prior`, and steps from the best of all. During the space-filling
-design they are the first two at most, so a bad neighbour cannot trap anyone; later, beside the model's own,
-up to three. Where the user's trials speak against the donors, advice ends; where they speak for them, the
-design ends early.
+Some proposals of every round of four are *advised*: those with the largest expected hypervolume
+improvement by the donors and the user's own trials (:mod:`milp_ray.search.transfer.multitask_gp`),
+one after the other over common samples. With ``seeds`` they are placements of donors' fronts; with
+``prior`` also draws from :mod:`milp_ray.search.transfer.prior`, and steps from the best of all.
+During the space-filling design they are the first two at most, so a bad neighbour cannot trap anyone;
+later, beside the model's own, up to three. Where the user's trials speak against the donors, advice
+ends; where they speak for them, the design ends early.
 
-Everything follows from the plan: told trials, pending ones, and the material. The surrogate is *not* changed.
+Everything follows from the plan: told trials, pending ones, and the material. The surrogate is *not*
+changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milp_ray.memory.space import MemoryConfig
-from milp_ray.search.core.pareto import dominated_by_any, hypervolume, non_dominated
+from milp_ray.search.core.pareto import dominated_by_any, hypervolume, non_dominated, strips
 from milp_ray.search.core.reference import reference_point
 from milp_ray.search.transfer.multitask_gp import Floats, UserModel, donor_model
 from milp_ray.search.transfer.prior import PlacementPrior
@@ -38,8 +38,8 @@ _SHORTEST = 8  # trials of a design that ends early
 _DRAWS = 256  # of the prior
 _STARTS = 2  # of the acquisition's local search, each with its neighbours
 _STEPS = 3  # from the best of them
-_WORLDS = 24  # draws of the objectives
-_WORLDS_MANY = 6  # with more than two objectives, where a volume takes long
+_SAMPLES = 24  # W, of the objectives' joint posterior
+_SAMPLES_MANY = 6  # with more than two objectives, where a volume takes long
 
 
 @dataclass(frozen=True)
@@ -145,62 +145,75 @@ class _Portfolio:
         self, configs: Sequence[MemoryConfig], chosen: Sequence[MemoryConfig]
     ) -> tuple[MemoryConfig, float]:
         """The configuration that adds most, and how much; a tie goes to the first."""
+        # 1) sample what was tried, what was chosen and what may be, together
         known = [*self._tried, *chosen]
-        worlds = self._worlds([*known, *configs])
-        bottom = self._bottom()
-        total = np.zeros(len(configs))
-        for world in worlds:
-            front = world[: len(known)]
-            front = front[non_dominated(front) & (front > bottom).all(axis=1)] if len(front) else front
-            total += added(world[len(known) :], front, bottom)
-        index = int(np.argmax(total))
-        return configs[index], float(total[index])
+        samples = self._posterior_samples([*known, *configs])  # W x (k + c) x m
+        ref_point = self._ref_point()  # m
+        improvement = np.zeros(len(configs))  # c
+        for sample in samples:
+            # 2) the front of what is known, as it is in this sample
+            front = sample[: len(known)]  # k x m
+            front = front[non_dominated(front) & (front > ref_point).all(axis=1)] if len(front) else front
+            # 3) what each configuration adds to it; a sum tells as much as a mean
+            improvement += hypervolume_improvement(sample[len(known) :], front, ref_point)
+        best = int(np.argmax(improvement))
+        return configs[best], float(improvement[best])
 
-    def _worlds(self, configs: Sequence[MemoryConfig]) -> Floats:
-        """``W x c x m`` draws of all objectives at ``configs``."""
+    def _posterior_samples(self, configs: Sequence[MemoryConfig]) -> Floats:
+        """``W x c x m`` joint samples of all objectives at ``configs``."""
         plan = self._plan
-        count = _WORLDS if len(plan.objectives) <= 2 else _WORLDS_MANY
+        count = _SAMPLES if len(plan.objectives) <= 2 else _SAMPLES_MANY
         generator = np.random.default_rng(plan.seed % 2**63)
-        result = np.empty((count, len(configs), len(plan.objectives)))
+        result = np.empty((count, len(configs), len(plan.objectives)))  # W x c x m
         moments = iter(self._user.moments(configs))
         for index, objective in enumerate(plan.objectives):
+            # 1) an exact objective is the same in every sample
             if objective.exact is not None:
                 result[:, :, index] = [
                     objective.sign * objective.exact(plan.space.placement(c)) for c in configs
                 ]
                 continue
-            mean, covariance = next(moments)
+            # 2) a measured one: mean + L z, the same z for whatever is asked about in this plan
+            mean, covariance = next(moments)  # c, c x c
             jitter = 1e-6 * float(np.diag(covariance).mean())
-            root = np.linalg.cholesky(covariance + jitter * np.eye(len(configs)))
-            result[:, :, index] = mean + generator.standard_normal((count, len(configs))) @ root.T
+            root = np.linalg.cholesky(covariance + jitter * np.eye(len(configs)))  # c x c
+            base_samples = generator.standard_normal((count, len(configs)))  # W x c
+            result[:, :, index] = mean + base_samples @ root.T
         return result
 
-    def _bottom(self) -> Floats:
+    def _ref_point(self) -> Floats:
         """The reference point: the plan's, or while nothing was told the donors'."""
         plan = self._plan
         donors = [donor for donor in self._material.donors if donor.told]
         tables = plan.gains or [values for donor in donors for _, values in donor.told]
         point = reference_point(tables, plan.reference)
         assert point is not None  # there is a donor with a trial
-        return np.asarray(point, dtype=np.float64)
+        return np.asarray(point, dtype=np.float64)  # m
 
 
-def added(points: Floats, front: Floats, bottom: Floats) -> Floats:
-    """The volume that each row of ``points`` (``c x m``) alone adds to ``front`` (``k x m``, non-dominated
-    and above ``bottom``)."""
+def hypervolume_improvement(points: Floats, front: Floats, ref_point: Floats) -> Floats:
+    """The volume that each point alone adds to a front.
+
+    Args:
+        points: ``c x m``.
+        front: ``k x m``, non-dominated and above ``ref_point``.
+        ref_point: ``m``.
+
+    Returns:
+        ``c`` numbers from 0 on.
+    """
+    # 1) two objectives: what a point covers of each strip above the front
     if points.shape[1] == 2:
-        order = np.argsort(-front[:, 0], kind="stable")
-        x, y = front[order, 0], front[order, 1]
-        left, right = np.append(x, bottom[0]), np.append(np.inf, x)
-        floor = np.append(bottom[1], y)
-        wide = np.clip(np.minimum(points[:, [0]], right) - left, 0.0, None)
-        high = np.clip(points[:, [1]] - floor, 0.0, None)
-        return np.asarray((wide * high).sum(axis=1), dtype=np.float64)
-    before = hypervolume(front, list(bottom))
-    counts = [not dominated_by_any(list(p), front) and bool((p > bottom).all()) for p in points]
+        left, right, floor = strips(front, ref_point)  # k + 1 each
+        width = np.clip(np.minimum(points[:, [0]], right) - left, 0.0, None)  # c x (k + 1)
+        height = np.clip(points[:, [1]] - floor, 0.0, None)  # c x (k + 1)
+        return np.asarray((width * height).sum(axis=1), dtype=np.float64)  # c
+    # 2) otherwise the difference of two hypervolumes, for those points that change it
+    before = hypervolume(front, list(ref_point))
+    adds = [not dominated_by_any(list(p), front) and bool((p > ref_point).all()) for p in points]
     return np.array(
         [
-            hypervolume(np.vstack([front, p]), list(bottom)) - before if counted else 0.0
-            for p, counted in zip(points, counts, strict=True)
+            hypervolume(np.vstack([front, p]), list(ref_point)) - before if one_adds else 0.0
+            for p, one_adds in zip(points, adds, strict=True)
         ]
     )

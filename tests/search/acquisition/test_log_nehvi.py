@@ -8,7 +8,7 @@ from botorch.sampling.normal import SobolQMCNormalSampler
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor
 
-from milp_ray.search.acquisition.log_nehvi import Acquisition, _Gaps, with_exact
+from milp_ray.search.acquisition.log_nehvi import Acquisition, _BoxDecomposition, with_exact
 from milp_ray.search.core.pareto import hypervolume
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import Fitted, ModelSurrogate
@@ -58,7 +58,7 @@ def test_ranks_candidates_as_botorch_does(
         )
     )
     models = with_exact(fitted, [], m, D)
-    ours = Acquisition(models, below(m), X, waiting, seed=1, draws=128)(candidates)
+    ours = Acquisition(models, below(m), X, waiting, seed=1, num_samples=128)(candidates)
     with torch.no_grad():
         expected = theirs(candidates.unsqueeze(1))
     assert spearmanr(ours, expected).statistic > 0.97
@@ -69,17 +69,17 @@ def test_ranks_candidates_as_botorch_does(
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_gaps_give_the_exact_hypervolume_gained(m: int) -> None:
+def test_boxes_give_the_exact_hypervolume_gained(m: int) -> None:
     front, candidates = uniform(4, 6, m, seed=1), uniform(4, 10, m, seed=2) * 1.5
     reference = torch.full((m,), 0.2, dtype=torch.double)
-    gained = _Gaps(front, reference).log_gain(candidates.unbind(-1)).exp()
+    gained = _BoxDecomposition(front, reference).log_hvi(candidates.unbind(-1)).exp()
     expected = torch.zeros(10, dtype=torch.double)
     for draw in range(4):
         known = front[draw].tolist()
-        bottom = reference.tolist() if m > 1 else [float(front[draw].max())]
-        before = hypervolume(known, bottom)
+        ref_point = reference.tolist() if m > 1 else [float(front[draw].max())]
+        before = hypervolume(known, ref_point)
         for index, row in enumerate(candidates[draw].tolist()):
-            expected[index] += (hypervolume([*known, row], bottom) - before) / 4
+            expected[index] += (hypervolume([*known, row], ref_point) - before) / 4
     assert torch.allclose(gained, expected, atol=2e-2 if m > 1 else 2e-3)
 
 
@@ -104,7 +104,7 @@ def test_an_exact_objective_is_taken_at_its_word() -> None:
     cost = -X.sum(dim=1, keepdim=True)
     models = with_exact(fitted, [1], 2, D)
     inputs = torch.cat([X, cost], dim=1)
-    assert torch.equal(models[1].draws(inputs, inputs[:1, :0])[0, 0], cost[:, 0])
+    assert torch.equal(models[1].posterior_samples(inputs, inputs[:1, :0])[0, 0], cost[:, 0])
     reference = torch.tensor([-3.0, float(cost.min()) - 1], dtype=torch.double)
     acquisition = Acquisition(models, reference, inputs, inputs[:0], seed=0)
     same = X[:1].repeat(3, 1)
@@ -131,7 +131,7 @@ def test_fixed_draws_make_it_a_function() -> None:
 
 def test_hopeless_candidates_can_still_be_told_apart() -> None:
     front = torch.zeros(1, 1, 2, dtype=torch.double)
-    gaps = _Gaps(front, torch.full((2,), -1.0, dtype=torch.double))
-    values = gaps.log_gain([torch.tensor([[-0.3, -0.2, -0.1]], dtype=torch.double)] * 2)
+    boxes = _BoxDecomposition(front, torch.full((2,), -1.0, dtype=torch.double))
+    values = boxes.log_hvi([torch.tensor([[-0.3, -0.2, -0.1]], dtype=torch.double)] * 2)
     assert values.tolist() == sorted(values.tolist())
     assert bool(values.isfinite().all())

@@ -42,7 +42,7 @@ def test_the_reference_goes_through_the_same_map() -> None:
     plan = engine.plan(2)
     scaled = Scaled(plan)
     below = np.array([row[0] for row in plan.gains]) < -REFERENCE["loss"]
-    assert ((scaled.Y[:, 0] < scaled.reference[0]).numpy() == below).all()
+    assert ((scaled.Y[:, 0] < scaled.ref_point[0]).numpy() == below).all()
     assert len(propose(plan)) == 2
 
 

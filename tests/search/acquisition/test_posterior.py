@@ -33,9 +33,9 @@ def test_candidates_given_known_values_follow_from_the_joint(name: str) -> None:
     X, Y = data(12)
     output = GaussianOutput(surrogate(name).fit(X, Y, 0).model.models[1])
     known, candidates = data(4, seed=3)[0], data(5, seed=4)[0]
-    normal = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-    values = output.draws(known, normal)
-    centre, spread = output.given(known, normal)(candidates)
+    base_samples = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    values = output.posterior_samples(known, base_samples)
+    centre, spread = output.condition_on(known, base_samples)(candidates)
     mean, covariance = output.moments(torch.cat([known, candidates]))
     for s in range(output.components):
         K = covariance[s, :4, :4] + 1e-9 * torch.eye(4, dtype=torch.double)

@@ -8,7 +8,7 @@ import torch
 from botorch.utils.multi_objective.hypervolume import Hypervolume
 from botorch.utils.multi_objective.pareto import is_non_dominated
 
-from milp_ray.search.core.pareto import dominated_by_any, hypervolume, knee, non_dominated
+from milp_ray.search.core.pareto import dominated_by_any, hypervolume, knee, non_dominated, strips
 
 NAN = float("nan")
 
@@ -83,3 +83,20 @@ def test_knee_does_not_depend_on_units() -> None:
 def test_knee_of_nothing() -> None:
     with pytest.raises(ValueError, match="no point"):
         knee([(NAN, 1)])
+
+
+def test_strips_cover_the_plane_above_the_front_once() -> None:
+    front = np.array(
+        [[[1.0, 3.0], [2.0, 2.0], [1.5, 1.0], [0.5, -4.0]], [[3.0, 3.0], [1.0, 1.0], [0.0, 0.0], [2.0, 5.0]]]
+    )
+    left, right, floor = strips(front, (0.0, 0.0))
+    assert left.shape == right.shape == floor.shape == (2, 5)
+    assert (right[:, 1:] == left[:, :-1]).all() and np.isinf(right[:, 0]).all() and (left[:, -1] == 0).all()
+    for x, y in np.random.default_rng(0).uniform(0, 6, (50, 2)):
+        above = (left <= x) & (x < right) & (floor <= y)
+        assert above.sum(axis=1).tolist() == [not dominated_by_any((x, y), list(part)) for part in front]
+
+
+def test_strips_of_nothing_are_one_quadrant() -> None:
+    left, right, floor = strips(np.empty((0, 2)), (1.0, 2.0))
+    assert (left.tolist(), right.tolist(), floor.tolist()) == ([1.0], [np.inf], [2.0])
