@@ -1,16 +1,22 @@
-"""A user's objectives as seen through the donors': a multi-task Gaussian process, and what speaks for it.
+"""A multi-task Gaussian process over users: what donors' searches say of one user's objectives.
 
-Every donor and the user is a task. Donors share a part ρ of their covariance, the user is tied to
-that part with a loading a (the intrinsic model of coregionalisation with one factor;
-docs/references.md: Bonilla 2007): a = 0 is a user without kin, who is predicted from the own trials
-alone. The kernel adds a sum over layers (which act mostly on their own) to a joint squared
-exponential. Where all are known, values count from a user's no-memory value; level and scale of the
-user are drawn towards those of the donors.
+Every donor and the user is a task. Tasks t, t' at inputs x, x' have the covariance B[t, t'] k(x, x')
+(the intrinsic model of coregionalisation with one factor; docs/references.md: Bonilla 2007):
 
-ρ, a, the noise and the scale are the most likely of small grids. How much more likely the user's trials are
-with donors than without (:attr:`UserModel.evidence`, a log Bayes factor) is what decides whether transfer
-goes on. Differences between donors in how near they are to the user are *not* modelled, nor is what to
-propose (:mod:`milp_ray.search.transfer.warm_start`). NumPy only.
+- B = 1 within a task, ρ between two donors, a·√ρ between the user and a donor. The loading a is how
+  much the user is like the donors; a = 0 is a user without kin, whom only the own trials predict.
+- k adds a sum over layers, which act mostly on their own, to a joint squared exponential.
+- Where all are known, values count from a user's no-memory value. Level and scale of the user are
+  drawn towards those of the donors.
+
+ρ, a, the noise and the scale are the most likely of small grids. How much more likely the user's
+trials are with donors than without (:attr:`UserModel.evidence`, a log Bayes factor) decides whether
+transfer goes on. Differences between donors in how near they are to the user are *not* modelled, nor
+is what to propose (:mod:`milp_ray.search.transfer.warm_start`). NumPy only; why the project has this
+kernel beside others: docs/search.md.
+
+Sizes in comments: N trials of all donors together, n own trials, c configurations to predict, d
+features, m objectives.
 """
 
 from __future__ import annotations
@@ -40,11 +46,11 @@ _SCALE_PRIOR = 0.5  # standard deviation of its logarithm
 
 @dataclass(frozen=True)
 class _Fit:
-    """Donors of one objective: Cholesky factor of their covariance, weights, ρ, noise, scale and level."""
+    """The donors' model of one objective."""
 
-    root: Floats
-    weights: Floats
-    shared: float
+    root: Floats  # N x N, Cholesky factor of their covariance
+    weights: Floats  # N, the inverse of the covariance times their standardised values
+    shared: float  # ρ
     noise: float
     scale: float
     level: float
@@ -66,34 +72,44 @@ class DonorModel:
 
     def __init__(self, space: MemorySpace, measured: Sequence[int], donors: Sequence[Donor]) -> None:
         self.space, self.measured = space, tuple(measured)
+        # 1) all donors' trials in one table of inputs, with the task that each is of
         used = [donor for donor in donors if donor.told]
-        self.inputs = features(space, [config for donor in used for config, _ in donor.told])
-        task = np.repeat(np.arange(len(used)), [len(donor.told) for donor in used])
-        self._same = task[:, None] == task[None, :]
-        tables = [np.array([values for _, values in donor.told], dtype=np.float64) for donor in used]
+        self.inputs = features(space, [config for donor in used for config, _ in donor.told])  # N x d
+        task = np.repeat(np.arange(len(used)), [len(donor.told) for donor in used])  # N
+        self._same_task = task[:, None] == task[None, :]  # N x N
+        # 2) values count from no memory, where every donor knows what that is worth
+        tables = [
+            np.array([values for _, values in donor.told], dtype=np.float64) for donor in used
+        ]  # n_t x m
         origins = np.array([d.no_memory or [np.nan] * t.shape[1] for d, t in zip(used, tables, strict=True)])
-        self.anchored = ~np.isnan(origins).any(axis=0)
-        self.origins = np.where(self.anchored, origins.mean(axis=0), 0.0)
+        self.anchored = ~np.isnan(origins).any(axis=0)  # donors x m -> m
+        self.origins = np.where(self.anchored, origins.mean(axis=0), 0.0)  # m
         tables = [t - np.where(self.anchored, o, 0.0) for t, o in zip(tables, origins, strict=True)]
-        kernel = kernel_of(self.inputs, self.inputs)
+        # 3) one fit an objective, all on the same kernel
+        kernel = kernel_of(self.inputs, self.inputs)  # N x N
         self.fits = tuple(self._fit(kernel, [table[:, index] for table in tables]) for index in self.measured)
 
     def _fit(self, kernel: Floats, tables: Sequence[Floats]) -> _Fit:
+        """The most likely ρ and noise for one objective; ``kernel``: N x N, ``tables``: n_t a donor."""
+        # 1) each donor standardised by itself: what donors share is where they are good, not how good
         levels, scales = np.array([t.mean() for t in tables]), np.array([t.std() for t in tables])
         scale = max(float(scales.mean()), 1e-9 * (1.0 + float(np.abs(levels).max())))
-        targets = np.concatenate([(t - t.mean()) / _size(t) for t in tables])
+        targets = np.concatenate([(t - t.mean()) / _size(t) for t in tables])  # N
+        # 2) the grid's largest log marginal likelihood, -½ |L⁻¹y|² - log |L| (constants dropped)
         best, fit = -np.inf, None
         for shared, noise in product(_SHARED, _NOISE):
-            covariance = kernel * np.where(self._same, 1.0, shared) + noise * np.eye(len(kernel))
-            root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-            half = np.linalg.solve(root, targets)
-            likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(root)).sum())
+            task_covariance = np.where(self._same_task, 1.0, shared)  # N x N
+            covariance = kernel * task_covariance + noise * np.eye(len(kernel))  # N x N
+            root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)  # N x N
+            white = np.linalg.solve(root, targets)  # N
+            likelihood = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
             if likelihood > best:
-                best, fit = likelihood, (root, half, shared, noise)
+                best, fit = likelihood, (root, white, shared, noise)
         assert fit is not None
-        root, half, shared, noise = fit
+        root, white, shared, noise = fit
+        # 3) another user's level may be as far off as donors' are from each other, and their scale more
         spread = float(np.hypot(levels.std(), scale))
-        weights = np.asarray(np.linalg.solve(root.T, half), dtype=np.float64)
+        weights = np.asarray(np.linalg.solve(root.T, white), dtype=np.float64)  # N
         return _Fit(root, weights, shared, noise, scale, float(levels.mean()), spread)
 
 
@@ -124,39 +140,44 @@ class UserModel:
         no_memory: Sequence[float],
     ) -> None:
         self._donors = donors
-        values = np.asarray(gains, dtype=np.float64).reshape(len(configs), len(no_memory))
+        # 1) the own trials that count; from here on n is their number
+        values = np.asarray(gains, dtype=np.float64).reshape(len(configs), len(no_memory))  # n x m
         valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
         self._inputs = features(donors.space, [c for c, keep in zip(configs, valid, strict=True) if keep])
-        self._across = kernel_of(donors.inputs, self._inputs)
-        self._within = kernel_of(self._inputs, self._inputs)
+        # 2) the kernel between donors' and own trials, and among these
+        self._across = kernel_of(donors.inputs, self._inputs)  # N x n
+        self._within = kernel_of(self._inputs, self._inputs)  # n x n
+        # 3) per objective the tie to the donors that is most likely
         self.evidence = 0.0
         self._tied: list[_Tied] = []
         for fit, index in zip(donors.fits, donors.measured, strict=True):
             origin = no_memory[index] if donors.anchored[index] else 0.0
-            own = values[valid, index]
-            if np.isnan(
-                origin
-            ):  # where the user's own is not known, the trials' mean or the donors' takes it
+            own = values[valid, index]  # n
+            # Where the user's own is not known, the trials' mean takes its place, or the donors' one.
+            if np.isnan(origin):
                 origin = float(own.mean()) - fit.level if len(own) else float(donors.origins[index])
-            start = fit.level + origin
-            tied, evidence = _tie(fit, self._across, self._within, own, start)
+            prior_mean = fit.level + origin
+            tied, evidence = _tie(fit, self._across, self._within, own, prior_mean)
             self._tied.append(tied)
             self.evidence += evidence
 
     def moments(self, configs: Sequence[MemoryConfig]) -> list[tuple[Floats, Floats]]:
         """Per measured objective the mean (``c``) and covariance (``c x c``) of the noise-free values."""
-        inputs = features(self._donors.space, configs)
-        donors, within = kernel_of(self._donors.inputs, inputs), kernel_of(inputs, inputs)
-        own = kernel_of(self._inputs, inputs)
+        # 1) the kernel of what is asked about with donors' trials, with itself, and with own trials
+        inputs = features(self._donors.space, configs)  # c x d
+        donors, within = kernel_of(self._donors.inputs, inputs), kernel_of(inputs, inputs)  # N x c, c x c
+        own = kernel_of(self._inputs, inputs)  # n x c
         result = []
         for fit, tied in zip(self._donors.fits, self._tied, strict=True):
-            half = np.linalg.solve(fit.root, donors) * tied.loading
+            # 2) mean and covariance given the donors; the level, unknown, adds to all alike
+            white = np.linalg.solve(fit.root, donors) * tied.loading  # N x c
             size, level = tied.scale**2, fit.spread**2
-            mean = tied.start + tied.scale * tied.loading * (fit.weights @ donors)
-            covariance = size * (within - half.T @ half) + level
+            mean = tied.prior_mean + tied.scale * tied.loading * (fit.weights @ donors)  # c
+            covariance = size * (within - white.T @ white) + level  # c x c
+            # 3) and given the own trials as well
             if len(self._inputs):
-                cross = np.linalg.solve(tied.root, size * (own - tied.half.T @ half) + level)
-                mean = mean + cross.T @ tied.left
+                cross = np.linalg.solve(tied.root, size * (own - tied.white.T @ white) + level)  # n x c
+                mean = mean + cross.T @ tied.residual
                 covariance = covariance - cross.T @ cross
             result.append((mean, covariance))
         return result
@@ -166,35 +187,50 @@ class UserModel:
 class _Tied:
     """A user's tie to the donors in one objective, at the most likely loading and scale."""
 
-    loading: float
+    loading: float  # a·√ρ
     scale: float
-    start: float
-    half: Floats  # solved covariance of donors' and own rows, times the loading
-    root: Floats  # Cholesky factor of the own rows' covariance, given the donors
-    left: Floats  # solved residuals
+    prior_mean: float
+    white: Floats  # N x n, whitened covariance of donors' and own trials
+    root: Floats  # n x n, Cholesky factor of the own trials' covariance, given the donors
+    residual: Floats  # n, whitened: what the donors do not explain
 
 
-def _tie(fit: _Fit, across: Floats, within: Floats, own: Floats, start: float) -> tuple[_Tied, float]:
+def _tie(fit: _Fit, across: Floats, within: Floats, own: Floats, prior_mean: float) -> tuple[_Tied, float]:
+    """The most likely tie, and how much more likely the own trials are with donors than without.
+
+    Args:
+        fit: of the donors.
+        across: ``N x n`` kernel between donors' and own trials.
+        within: ``n x n`` kernel of the own trials.
+        own: ``n`` values.
+        prior_mean: of the user's level.
+    """
     n = len(own)
-    solved, expected = np.linalg.solve(fit.root, across), fit.weights @ across
+    # 1) what does not depend on the grid: whitened kernel, and what donors predict
+    white_across, expected = np.linalg.solve(fit.root, across), fit.weights @ across  # N x n, n
     scores = np.full((len(_LOADINGS), len(_SCALES)), -np.inf)
     best: tuple[float, _Tied] | None = None
     for (i, share), (j, relative) in product(enumerate(_LOADINGS), enumerate(_SCALES)):
+        # Without a trial nothing is more likely than anything else: what is assumed holds.
         if n == 0 and (i != _EXPECTED or relative != 1.0):
             continue
+        # 2) covariance of the own trials, given the donors: what these explain is taken off
         loading, scale = share * float(np.sqrt(fit.shared)), fit.scale * relative
-        half = np.asarray(loading * solved, dtype=np.float64)
-        covariance = scale**2 * (within - half.T @ half + fit.noise * np.eye(n)) + fit.spread**2
+        white = np.asarray(loading * white_across, dtype=np.float64)  # N x n
+        covariance = scale**2 * (within - white.T @ white + fit.noise * np.eye(n)) + fit.spread**2  # n x n
         covariance += 1e-8 * fit.spread**2 * np.eye(n)  # the scale may be nothing beside the level
-        root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-        left = np.asarray(np.linalg.solve(root, own - start - scale * loading * expected), dtype=np.float64)
-        scores[i, j] = -0.5 * float(left @ left) - float(np.log(np.diag(root)).sum())
+        root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)  # n x n
+        # 3) log density of the own values, and of the scale's log-normal prior
+        away = own - prior_mean - scale * loading * expected  # n
+        residual = np.asarray(np.linalg.solve(root, away), dtype=np.float64)  # n
+        scores[i, j] = -0.5 * float(residual @ residual) - float(np.log(np.diag(root)).sum())
         scores[i, j] -= 0.5 * (np.log(relative) / _SCALE_PRIOR) ** 2
         if best is None or scores[i, j] > best[0]:
-            best = scores[i, j], _Tied(loading, scale, start, half, root, left)
+            best = scores[i, j], _Tied(loading, scale, prior_mean, white, root, residual)
     assert best is not None
     if n == 0:
         return best[1], 0.0
+    # 4) log Bayes factor: the mean density over all a > 0 against that of a = 0; both sum over scales
     with_donors = np.logaddexp.reduce(scores[1:], axis=None) - np.log(len(_LOADINGS) - 1)
     return best[1], float(with_donors - np.logaddexp.reduce(scores[0]))
 
@@ -212,13 +248,15 @@ def features(space: MemorySpace, configs: Sequence[MemoryConfig]) -> Floats:
 
 
 def kernel_of(one: Floats, other: Floats) -> Floats:
-    """The covariance of one task, ``a x b``, of rows of :func:`features`."""
+    """The covariance of one task, ``a x b``, of rows of :func:`features`, ``a x d`` and ``b x d``."""
     d = one.shape[1]
-    apart = np.zeros((len(one), len(other)))
-    added = np.zeros_like(apart)
+    # 1) column by column, so that no a x b x d array is made
+    distance2 = np.zeros((len(one), len(other)))  # a x b
+    additive = np.zeros_like(distance2)
     for column in range(d):
-        square = (one[:, column][:, None] - other[:, column][None, :]) ** 2
-        apart += square
-        added += np.exp(-square / (2 * _ADDED_LENGTH**2))
-    joint = np.exp(-apart / (2 * _JOINT_LENGTH**2 * d))
-    return np.asarray(_ADDED * added / d + _JOINT * joint, dtype=np.float64)
+        square = (one[:, column][:, None] - other[:, column][None, :]) ** 2  # a x b
+        distance2 += square
+        additive += np.exp(-square / (2 * _ADDED_LENGTH**2))
+    # 2) the mean over features of a kernel of each alone, and a joint one that knows interactions
+    joint = np.exp(-distance2 / (2 * _JOINT_LENGTH**2 * d))
+    return np.asarray(_ADDED * additive / d + _JOINT * joint, dtype=np.float64)
