@@ -43,10 +43,11 @@ class MapSaas:
         from botorch.models.transforms import Standardize
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
-        # Quantiles rather than draws: the ensemble then covers sparse and dense models at every fit.
-        share = (torch.arange(self.taus, dtype=torch.double) + 0.5) / self.taus
-        taus = 0.1 * torch.tan(0.5 * torch.pi * share)
+        # 1) quantiles rather than draws: the ensemble then covers sparse and dense models at every fit
+        share = (torch.arange(self.taus, dtype=torch.double) + 0.5) / self.taus  # S
+        taus = 0.1 * torch.tan(0.5 * torch.pi * share)  # S
         models = []
+        # 2) one ensemble an objective, whose S members BoTorch fits at once
         # Restarts of a failed fit draw from torch's global generator.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")

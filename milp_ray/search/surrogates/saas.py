@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 3
 
-
 PRESETS: Mapping[str, Mapping[str, int | None]] = {
     # Half of AutoPEFT's steps and less: the sampler needs less warm-up than the one they used, see nuts.py.
     "default": {"warmup": 48, "samples": 32, "thinning": 4, "keep": 8, "most": 160},
@@ -40,9 +39,11 @@ class Saas:
         warmup: NUTS steps that adapt the step size and are thrown away.
         samples: draws after that.
         thinning: every so-many-th draw is kept.
-        keep: at most so many of these serve the acquisition, evenly spread; its cost is proportional to them.
-        most: hyperparameters are inferred from at most so many observations, evenly spread over time, as the
-            time of a chain grows with the cube; the posterior always rests on all. ``paper`` takes all.
+        keep: S; at most so many of these serve the acquisition, evenly spread; its cost is proportional
+            to them.
+        most: hyperparameters are inferred from at most so many observations, evenly spread over time, as
+            the time of a chain grows with the cube; the posterior always rests on all. ``paper`` takes
+            all.
         double: float64 sampling; see :func:`milp_ray.search.surrogates.nuts.sample_saas`.
     """
 
@@ -96,6 +97,7 @@ class Saas:
         )
 
     def _output(self, X: Tensor, y: Tensor, seed: int) -> SaasFullyBayesianSingleTaskGP | None:
+        """The model of one objective, from ``n x d`` and ``n x 1``; None: no chain gave usable draws."""
         import torch
         from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
         from botorch.models.transforms import Standardize
@@ -106,8 +108,10 @@ class Saas:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a constant outcome, or a single one, is no news to us
             model = SaasFullyBayesianSingleTaskGP(X, y, outcome_transform=Standardize(1))
-        standardized = model.pyro_model.train_Y.squeeze(-1).numpy()
+        # 1) the model standardizes the outcome; the sampler takes it from there
+        standardized = model.pyro_model.train_Y.squeeze(-1).numpy()  # n x 1 -> n
         used = self._used(len(X))
+        # 2) up to three chains, each with a seed of its own
         for attempt in range(_ATTEMPTS):
             with contextlib.suppress(RuntimeError, ArithmeticError, NotPSDError):
                 draws = nuts.sample_saas(
@@ -118,10 +122,12 @@ class Saas:
                     samples=self._number("samples"),
                     double=self.double,
                 )
+                # 3) the draws that are kept, as the model's hyperparameters: S, and S x d length scales
                 loaded = {name: torch.as_tensor(values[self._kept()]) for name, values in draws.items()}
                 if _finite(loaded.values()):
                     model.load_mcmc_samples(loaded)
                     model.eval()
+                    # 4) finite draws may still give a covariance that nothing can be computed from
                     with torch.no_grad():
                         posterior = model.posterior(X[:1])
                         if _finite((posterior.mean, posterior.variance)):
