@@ -33,6 +33,15 @@ class ModuleShape:
 class Architecture:
     """What the rest of milp_ray knows of a base model's structure.
 
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=32, intermediate_size=64)
+        >>> llama = architecture_of(config)
+        >>> [module.name for module in llama.modules(1)]
+        ['model.layers.1.mlp.gate_proj', 'model.layers.1.mlp.up_proj', 'model.layers.1.mlp.down_proj']
+        >>> llama.trainable_params(Placement(((1, 4),)))  # rank 4: 4·(32 + 64) on each of three modules
+        1152
+
     Attributes:
         model_type: as in the model's config.json.
         num_layers: transformer layers.

@@ -46,6 +46,15 @@ class Placement:
 
     Two configurations with the same placement train the same memory; :attr:`key` is what is deduplicated,
     cached and compared. The empty placement is *no memory*.
+    Example:
+        >>> placement = Placement(((3, 8), (7, 16)))
+        >>> placement.key
+        '3:8,7:16'
+        >>> Placement.from_key("3:8,7:16") == placement
+        True
+        >>> len(Placement())  # no memory
+        0
+
     """
 
     ranks: tuple[tuple[int, int], ...] = ()
@@ -91,6 +100,14 @@ NO_MEMORY = Placement()
 
 class MemorySpace:
     """All configurations a study may try on one model.
+
+    Example:
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> theta = MemoryConfig(gates=(True, False, True, False), num_loras=3, rank=8)
+        >>> space.placement(theta).as_dict()  # three LoRAs of rank 8 on two layers
+        {0: 16, 2: 8}
+        >>> space.placement(space.sample(random.Random(0))).key
+        '0:16,3:16'
 
     Args:
         num_layers: L, layers of the model.

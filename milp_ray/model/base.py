@@ -139,6 +139,13 @@ class BaseModel:
 def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
 
+    Example:
+        >>> base = load_base(ModelSettings(path=str(tiny_model), device="cpu"))
+        >>> base.architecture.num_layers, base.dtype
+        (4, torch.float32)
+        >>> any(parameter.requires_grad for parameter in base.model.parameters())
+        False
+
     Raises:
         ModelError: no usable configuration or tokenizer (:mod:`milp_ray.model.pretrained`), or something
             else missing (:mod:`milp_ray.model.requirements`); no weights or weights of another model; more

@@ -55,6 +55,16 @@ _ROUNDS = 8  # plans of one ask that may turn out stale because other threads ac
 class Engine:
     """One search.
 
+    Example:
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> objectives = [Objective("loss", "min"), Objective("rouge_l", "max")]
+        >>> engine = Engine(space, objectives, initial=4, batch=2, surrogate="random", seed=1)
+        >>> for proposal in engine.ask():  # a placement a trial
+        ...     layers = len(proposal.placement)
+        ...     engine.tell(proposal.id, {"loss": 3.0 - 0.1 * layers, "rouge_l": 0.1 + 0.01 * proposal.id})
+        >>> [seen.values["rouge_l"] for seen in engine.front()]
+        [0.1, 0.11]
+
     Args:
         space: where to search.
         objectives: what is optimised, at least one of them measured.

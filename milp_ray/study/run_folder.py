@@ -86,6 +86,21 @@ _DRIVERS = Part(
 class RunFolder(Layout):
     """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`.
 
+    Example:
+        >>> study = Study.model_validate(
+        ...     {
+        ...         "name": "example",
+        ...         "model": {"path": "a-model"},
+        ...         "data": {"path": "users.jsonl"},
+        ...         "storage": {"path": str(folder)},
+        ...     }
+        ... )
+        >>> run = RunFolder.create(study, fingerprint="f" * 64)
+        >>> sorted(path.name for path in run.root.iterdir())
+        ['alias.key', 'lock', 'run.json', 'study.yaml']
+        >>> RunFolder.open(run.root).study.name
+        'example'
+
     Attributes:
         root: the folder; of a run at a URL this process's twin.
         place: its path or URL, for people and commands.

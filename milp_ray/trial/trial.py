@@ -99,6 +99,27 @@ class Trial:
     Nothing depends on earlier trials or on torch's global random numbers, and neither is touched: the same
     arguments give the same numbers (on a CPU, with the same number of threads, to the last bit).
 
+    Example:
+        >>> from milp_ray.model.base import load_base
+        >>> study = Study.model_validate(
+        ...     {
+        ...         "name": "example",
+        ...         "model": {"path": str(tiny_model), "device": "cpu"},
+        ...         "data": {"path": "users.jsonl"},
+        ...         "prompts": {"max_length": 48},
+        ...         "trial": {"epochs": 1, "max_new_tokens": 4},
+        ...     }
+        ... )
+        >>> base = load_base(study.model)
+        >>> asked = (Sample("What do you drink?", "Tea.", n_hist=1),)
+        >>> user = UserSplit("u-1", ("I like tea.",), (), asked, (), search_cut=1, final_cut=1)
+        >>> with Trial(base, user, Placement(((0, 2),)), study, seed=0) as trial:
+        ...     measured = trial.run()
+        >>> measured.loss > 0, measured.trainable_params == trial.trainable_params
+        (True, True)
+        >>> base.attached is None  # the base is as it was
+        True
+
     Args:
         base: no other memory may be on it from the first step to :meth:`close`.
         user: whose memory it is.

@@ -35,6 +35,16 @@ _SAMPLE_KEYS = ("query", "response", "context", "n_hist", "src")
 def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
     """Read a file of user records; at most one line of it (``max_line_bytes``) is held besides the records.
 
+    Example:
+        >>> person = UserRecord("ann", ("I like tea.",), (Sample("What do you drink?", "Tea."),))
+        >>> path = folder / "users.jsonl"
+        >>> _ = path.write_text(line_of(person), encoding="utf-8")
+        >>> result = read_jsonl(path)
+        >>> result.users == (person,), dict(result.skipped)
+        (True, {})
+        >>> result.users[0]  # texts and ids stay out of every repr
+        UserRecord(history=1, samples=1)
+
     Raises:
         DataError: the file cannot be read, or with its problems (the first 20, and how many more).
     """

@@ -37,6 +37,12 @@ _REMEDY = "restore the log from a backup, or move it away and begin this user's 
 class EventLog:
     """A log in a file, or in memory only.
 
+    Example:
+        >>> log = EventLog(folder / "events.jsonl")
+        >>> log.append({"event": "failed", "id": 0, "reason": "out of memory"})
+        >>> EventLog(folder / "events.jsonl").events == log.events  # what is appended is on the disk
+        True
+
     Args:
         path: of the file, made with its folder if absent; None keeps the events in memory.
 

@@ -19,6 +19,12 @@ from milp_ray.memory.space import Placement
 class Objective:
     """One objective of a search.
 
+    Example:
+        >>> loss = Objective("loss", "min")
+        >>> size = Objective("size", "min", exact=lambda placement: 1.0 * sum(placement.as_dict().values()))
+        >>> gains([loss, size], {"loss": 2.5, "size": 24.0})  # turned so that more is better
+        (-2.5, -24.0)
+
     Attributes:
         name: key of its value in what is told; letters, digits and ``_``, not starting with a digit.
         direction: ``"min"`` or ``"max"``.

@@ -19,6 +19,17 @@ from milp_ray.search.core.transfer_data import Material
 class Plan:
     """All that a batch of proposals depends on. Pickles if the exact objectives' functions do.
 
+    Example:
+        >>> from milp_ray.search import Engine
+        >>> from milp_ray.search.propose import propose
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> engine = Engine(space, [Objective("loss", "min")], initial=2)
+        >>> plan = engine.plan(2)
+        >>> plan.initial, plan.count, plan.told
+        (True, 2, ())
+        >>> list(propose(plan)) == list(propose(plan))  # all that a proposal depends on
+        True
+
     Attributes:
         space, objectives: of the engine. surrogate, options: which model proposes. search: the effort of the
         local search. count: how many candidates are wanted. initial: whether the initial design is to be

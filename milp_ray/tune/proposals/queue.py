@@ -93,6 +93,18 @@ class ProposalQueue:
     Where finished users can be learned from (``introduce``), a new user's no-memory measurement comes first
     and its own trials once that has ended: it says which of them are near to it.
 
+    Example:
+        >>> from milp_ray.search import Engine, Objective
+        >>> from milp_ray.memory.space import MemorySpace
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> engine = Engine(space, [Objective("loss", "min")], surrogate="random", reference={"loss": 3.0})
+        >>> queue = ProposalQueue({"u-1": engine}, trials=1, batch=1, workers=1)
+        >>> request = queue.take(wait=10.0)
+        >>> request.alias, request.number
+        ('u-1', 0)
+        >>> queue.stop()
+        >>> queue.join()
+
     Args:
         engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
         trials: budget per user; failed trials count.

@@ -43,6 +43,18 @@ class Listener(Protocol):
 class StudySearcher(Searcher):  # type: ignore[misc]
     """Multiplexes users. Outcomes are told once; anything Tune repeats is ignored.
 
+    Example:
+        >>> from milp_ray.memory.space import MemorySpace
+        >>> from milp_ray.search import Engine, Objective
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> engine = Engine(space, [Objective("loss", "min")], surrogate="random", reference={"loss": 3.0})
+        >>> queue = ProposalQueue({"u-1": engine}, trials=1, batch=1, workers=1)
+        >>> searcher = StudySearcher({"u-1": engine}, queue, ("loss",), lambda: False, listeners=[])
+        >>> sorted(searcher.suggest("tune-1"))  # no text, no id: Tune writes it to files
+        ['placement', 'trial', 'user']
+        >>> queue.stop()
+        >>> queue.join()
+
     Args:
         engines: one per user, by alias.
         queue: ready requests of the same engines.

@@ -110,6 +110,15 @@ class Rank:
 class WorkerGroup:
     """The ranks of one placement group. Not thread-safe.
 
+    Example:
+        Two ranks on the bundles that a Tune trial runs in, as ``GroupTrial`` starts them; it takes a
+        cluster and a base model.
+
+        >>> group = WorkerGroup(  # doctest: +SKIP
+        ...     spec, [{"CPU": 1}] * 2, placement_group, timeout=60, slice_seconds=2
+        ... )
+        >>> group.start()  # doctest: +SKIP
+
     Args:
         spec: of all trials, a reference to it in Ray's object store.
         timeout: seconds without a sign of life after which a rank counts as hung.
