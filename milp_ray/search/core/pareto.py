@@ -101,12 +101,18 @@ def strips(front: Floats, ref_point: Sequence[float] | Floats) -> tuple[Floats, 
     order = (-x).argsort(axis=-1, kind="stable")
     ends = np.empty((*x.shape[:-1], x.shape[-1] + 2))  # ... x (k + 2)
     ends[..., 0], ends[..., -1] = np.inf, ref_point[0]
-    ends[..., 1:-1] = np.take_along_axis(x, order, axis=-1)
+    ends[..., 1:-1] = _taken(x, order)
     # 3) the floor of a strip is the best second objective of all points to its right
     floor = np.empty((*x.shape[:-1], x.shape[-1] + 1))  # ... x (k + 1)
     floor[..., 0] = ref_point[1]
-    np.maximum.accumulate(np.take_along_axis(y, order, axis=-1), axis=-1, out=floor[..., 1:])
+    np.maximum.accumulate(_taken(y, order), axis=-1, out=floor[..., 1:])
     return ends[..., 1:], ends[..., :-1], floor
+
+
+def _taken(values: Floats, order: npt.NDArray[np.intp]) -> Floats:
+    """``... x k`` values in an order of each row's own."""
+    # One front is the usual case, and take_along_axis would cost as much as all the rest of strips.
+    return values[order] if values.ndim == 1 else np.take_along_axis(values, order, axis=-1)
 
 
 def hypervolume_curve(Y: Rows, reference: Sequence[float]) -> list[float]:
