@@ -44,7 +44,7 @@ from milp_ray.search.core.reference import checked_reference, exact_ranges, give
 from milp_ray.search.core.transfer_data import Material, event_of
 from milp_ray.search.propose import propose
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
-from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.surrogates import Sampler, make_surrogate
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Engine:
         self._trials = None if trials is None else whole_number(trials, "trials", 0)
         self._seed = whole_number(seed, "seed", None)
         self._surrogate, self._options = surrogate, dict(surrogate_options or {})
-        self._model_free = isinstance(make_surrogate(surrogate, self._options), FreeSurrogate)
+        self._model_free = isinstance(make_surrogate(surrogate, self._options), Sampler)
         if outcome not in ("standardize", "copula"):
             raise SearchError(
                 "no such outcome transform", where="search.outcome", expected="standardize or copula"

@@ -20,9 +20,9 @@ from milp_ray.search.core.threads import single_threaded
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import (
     Fitted,
-    FreeSurrogate,
     ModelSurrogate,
     PlanSurrogate,
+    Sampler,
     SurrogateFailed,
 )
 from milp_ray.search.transfer.warm_start import NO_ADVICE, advise, starts
@@ -99,14 +99,14 @@ def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
 
 def _by_sobol(plan: Plan, *notes: str) -> Candidates:
     sobol = make_surrogate("sobol")
-    assert isinstance(sobol, FreeSurrogate)
-    return _free(plan, sobol, "sobol", *notes)
+    assert isinstance(sobol, Sampler)
+    return _sampled(plan, sobol, "sobol", *notes)
 
 
 def _by_surrogate(plan: Plan) -> Candidates:
     surrogate = make_surrogate(plan.surrogate, plan.options)
-    if isinstance(surrogate, FreeSurrogate):
-        return _free(plan, surrogate, plan.surrogate)
+    if isinstance(surrogate, Sampler):
+        return _sampled(plan, surrogate, plan.surrogate)
     try:
         with single_threaded():
             if isinstance(surrogate, PlanSurrogate):
@@ -121,8 +121,8 @@ def _by_surrogate(plan: Plan) -> Candidates:
     return _by_sobol(plan, f"{reason}; sobol proposed instead")
 
 
-def _free(plan: Plan, surrogate: FreeSurrogate, source: str, *notes: str) -> Candidates:
-    return Candidates(surrogate.configs(plan.space, plan.seen, plan.count, plan.seed), source, notes)
+def _sampled(plan: Plan, sampler: Sampler, source: str, *notes: str) -> Candidates:
+    return Candidates(sampler.configs(plan.space, plan.seen, plan.count, plan.seed), source, notes)
 
 
 def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:

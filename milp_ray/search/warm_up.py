@@ -24,7 +24,7 @@ from pathlib import Path
 
 from milp_ray.errors import StorageError
 from milp_ray.search.engine import Engine
-from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.surrogates import Sampler, make_surrogate
 from milp_ray.search.surrogates.saas import Saas
 from milp_ray.storage import check_own, writing
 
@@ -135,7 +135,7 @@ def _foreign(place: Path) -> str:
 def _compile(engine: Engine, trials: int | None) -> tuple[int, ...]:
     settings = engine.settings
     surrogate = make_surrogate(settings.surrogate, settings.surrogate_options)
-    if isinstance(surrogate, FreeSurrogate):
+    if isinstance(surrogate, Sampler):
         return ()
     import milp_ray.search.acquisition.log_nehvi  # noqa: F401  (torch and BoTorch)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from milp_ray.errors import SearchError
 from milp_ray.registry import Registry
-from milp_ray.search.surrogates.base import FreeSurrogate, ModelSurrogate, PlanSurrogate, Surrogate
+from milp_ray.search.surrogates.base import ModelSurrogate, PlanSurrogate, Sampler, Surrogate
 
 Factory = Callable[..., Surrogate]
 
@@ -61,9 +61,9 @@ def make_surrogate(name: str, options: Mapping[str, object] | None = None) -> Su
 
 
 __all__ = [
-    "FreeSurrogate",
     "ModelSurrogate",
     "PlanSurrogate",
+    "Sampler",
     "Surrogate",
     "check_surrogate",
     "make_surrogate",

@@ -1,9 +1,9 @@
 """What a surrogate is: a model of the objectives that is fitted anew for every batch of proposals.
 
-Three kinds. One with a model fits BoTorch models of the *measured* objectives; the acquisition turns them
-into proposals. One without a model proposes from the space directly. A third is somebody else's optimiser,
-for comparison. Which acquisition is used, exact objectives and pending points are *not* a surrogate's
-business.
+Three kinds. One with a model fits BoTorch models of the *measured* objectives; the acquisition turns
+them into proposals. A sampler has no model and proposes from the space directly. A third is somebody
+else's optimiser, for comparison. Which acquisition is used, exact objectives and pending points are
+*not* a surrogate's business.
 
 Importing a surrogate's module must stay cheap: torch, BoTorch and JAX are imported inside ``fit``.
 """
@@ -68,8 +68,8 @@ class ModelSurrogate(Protocol):
 
 
 @runtime_checkable
-class FreeSurrogate(Protocol):
-    """A surrogate without a model."""
+class Sampler(Protocol):
+    """It proposes from the space directly, without a model."""
 
     def configs(self, space: MemorySpace, seen: Collection[str], count: int, seed: int) -> list[MemoryConfig]:
         """Up to ``count`` configurations with distinct placements, none empty and none in ``seen``.
@@ -96,7 +96,7 @@ class PlanSurrogate(Protocol):
         ...
 
 
-Surrogate = ModelSurrogate | FreeSurrogate | PlanSurrogate
+Surrogate = ModelSurrogate | Sampler | PlanSurrogate
 
 
 def check_data(X: Tensor, Y: Tensor) -> None:

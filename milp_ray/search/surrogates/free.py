@@ -1,4 +1,4 @@
-"""Surrogates without a model, ``random`` and ``sobol``: yardsticks, and what is left when no model fits."""
+"""Samplers, ``random`` and ``sobol``: yardsticks, and what is left when no model fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Random:
     """Independent draws from the space, those seen before drawn again."""
 
     def configs(self, space: MemorySpace, seen: Collection[str], count: int, seed: int) -> list[MemoryConfig]:
-        """See :class:`~milp_ray.search.surrogates.base.FreeSurrogate`."""
+        """See :class:`~milp_ray.search.surrogates.base.Sampler`."""
         generator = random.Random(seed)
         taken, result = {*seen, ""}, list[MemoryConfig]()
         tries = 0
@@ -41,5 +41,5 @@ class Sobol:
     """
 
     def configs(self, space: MemorySpace, seen: Collection[str], count: int, seed: int) -> list[MemoryConfig]:
-        """See :class:`~milp_ray.search.surrogates.base.FreeSurrogate`."""
+        """See :class:`~milp_ray.search.surrogates.base.Sampler`."""
         return Design(space, seed).first(count, {*seen, ""})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from milp_ray.errors import StorageError
 from milp_ray.search.core.threads import ComputeThread
 from milp_ray.search.propose import propose
-from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.surrogates import Sampler, make_surrogate
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import MemorySpace
@@ -57,7 +57,7 @@ def needs_model(plan: Plan) -> bool:
 
 def is_free(surrogate: str) -> bool:
     """Whether a surrogate proposes without a model."""
-    return isinstance(make_surrogate(surrogate), FreeSurrogate)
+    return isinstance(make_surrogate(surrogate), Sampler)
 
 
 @dataclass(frozen=True)

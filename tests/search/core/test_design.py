@@ -6,7 +6,7 @@ import pytest
 
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.design import Design, count_placements, every_config
-from milp_ray.search.surrogates import FreeSurrogate, make_surrogate
+from milp_ray.search.surrogates import Sampler, make_surrogate
 
 BIG = MemorySpace(num_layers=32, max_loras=32, ranks=(8, 16, 32, 64, 96))
 
@@ -72,7 +72,7 @@ def test_large_spaces_are_not_counted() -> None:
 def test_free_surrogates_find_the_last_placements(name: str) -> None:
     space = MemorySpace(3, 3, (8, 16))
     surrogate = make_surrogate(name)
-    assert isinstance(surrogate, FreeSurrogate)
+    assert isinstance(surrogate, Sampler)
     every = sorted({space.placement(config).key for config in every_config(space)})
     seen = set(every[3:])
     assert sorted(keys(space, surrogate.configs(space, seen, 10, seed=5))) == every[:3]
