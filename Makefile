@@ -13,13 +13,16 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two at a time: many tests wait for processes that they started. A file's tests stay together.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: demo test test-quick test-lowest audit lock install install-lowest lint format house bench clean
+.PHONY: demo test test-nightly test-quick test-lowest audit lock install install-lowest lint format house bench clean
 
 demo: install
 	$(BIN)/milp-ray demo
 
 test: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=25
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly" --durations=25
+
+test-nightly: install
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
 
 test-quick: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"

@@ -165,6 +165,7 @@ def test_exit_codes_of_wrong_studies_and_broken_jobs(head: Head, project: Path) 
     assert code == 3 and "FAILED, exit code 3" in output
 
 
+@pytest.mark.nightly
 def test_rays_own_command_works_as_typed(head: Head, project: Path) -> None:
     ray = shutil.which("ray", path=head.environment["PATH"])
     assert ray

@@ -122,6 +122,7 @@ def test_a_bucket_that_is_missing_ends_the_run_before_it_begins(
     assert "make the bucket first" in output and "Traceback" not in output
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_groups_of_workers_on_several_nodes(
     study_file: Path,

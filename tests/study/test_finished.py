@@ -186,6 +186,7 @@ assert not any(name.startswith("milp_ray") for name in sys.modules)
     assert torch.equal(ours, theirs) and not torch.allclose(ours, bare)
 
 
+@pytest.mark.nightly
 def test_two_workers_per_trial_find_what_one_finds(finished: Finished, start: Start) -> None:
     runs = finished.runs
     two = ["ray.workers_per_trial=2", "ray.parallelism=zero3", "ray.cpus_per_worker=0.5"]
