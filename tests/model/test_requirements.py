@@ -290,9 +290,8 @@ def test_what_only_a_gpus_machine_can_tell_is_left_to_it(model: Path) -> None:
         check_requirements(settings(model), load_config(settings(model)))
 
 
-def test_a_tokenizer_of_sentencepiece_is_not_said_to_be_one_of_tiktoken(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def without_tokenizer_json(model: Path) -> None:
+    """As Llama's and Mistral's folders came at first: what remains is for a SentencePiece file."""
     (model / "tokenizer.json").unlink()
     names = {
         "tokenizer_class": "LlamaTokenizer",
@@ -301,6 +300,12 @@ def test_a_tokenizer_of_sentencepiece_is_not_said_to_be_one_of_tiktoken(
         "unk_token": "<unk>",
     }
     (model / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def test_a_tokenizer_of_sentencepiece_is_not_said_to_be_one_of_tiktoken(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_tokenizer_json(model)
     (model / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15")  # the beginning of one
     with monkeypatch.context() as patch:
         patch.setattr(requirements, "_is_there", lambda module: module != "sentencepiece")
@@ -313,14 +318,7 @@ def test_a_tokenizer_of_sentencepiece_is_not_said_to_be_one_of_tiktoken(
 
 def test_folders_of_llama_and_mistral_with_sentencepiece_alone_load(model: Path) -> None:
     spm = pytest.importorskip("sentencepiece")
-    (model / "tokenizer.json").unlink()
-    names = {
-        "tokenizer_class": "LlamaTokenizer",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    without_tokenizer_json(model)
     texts = [f"number {n} of many words, such as {chr(97 + n % 26) * 3} and tea" for n in range(300)]
     with (model / "tokenizer.model").open("wb") as file:
         spm.SentencePieceTrainer.train(

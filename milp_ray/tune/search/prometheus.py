@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
+from milp_ray.trial.records import TrialCost, TrialRequest
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
@@ -145,7 +145,7 @@ class Gauges:
                 self._tokens.add(now, cost.train_tokens)
                 self._memory = max(self._memory, cost.gpu_memory)
         engine = self._engines.get(request.alias)
-        if values is not None and request.number != BASELINE and engine is not None:
+        if values is not None and not request.is_baseline and engine is not None:
             volume = engine.hypervolume()
             with self._lock:
                 self._volumes[request.alias] = volume

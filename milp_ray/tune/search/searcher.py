@@ -177,8 +177,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """What a worker reports, with the attempts before it in this session."""
         if (cost := report.cost) is None:
             return None
-        before = max(0, self._attempts[request] - 1)
-        return dataclasses.replace(cost, attempts=before + cost.attempts)
+        return dataclasses.replace(cost, attempts=self._attempts[request] - 1 + cost.attempts)
 
     def _not_set_up(self, request: TrialRequest, unfit: TrialReport) -> None:
         """A trial's worker could not be set up: the trial runs on another one."""
@@ -242,7 +241,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if not all(math.isfinite(value) for value in values.values()):
             self._failed(request, "a measured value is not finite", cost)
             return
-        engine, noted = self._engines[request.alias], cost.to_plain() if cost is not None else None
+        engine, noted = self._engines[request.alias], _plain(cost)
         if request.is_baseline:
             engine.set_reference(values, noted)
         else:
@@ -253,8 +252,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if request.is_baseline:  # the reference is inferred then, and a resume measures it again
             self.baselines_failed[request.alias] = reason
         else:
-            noted = cost.to_plain() if cost is not None else None
-            self._engines[request.alias].fail(request.number, reason, noted)
+            self._engines[request.alias].fail(request.number, reason, _plain(cost))
         self._ended(request, None, reason, cost)
 
     def _ended(
@@ -264,3 +262,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._queue.ended(request.alias, request.number)
         for listener in self._listeners:
             listener.trial_ended(request, values, reason, cost)
+
+
+def _plain(cost: TrialCost | None) -> dict[str, float | str] | None:
+    """A cost as the event log keeps it."""
+    return None if cost is None else cost.to_plain()
