@@ -15,8 +15,8 @@
       tables/ plots/     for people: parquet, CSV, PNG
       tune/ train/       Ray Tune's and Ray Train's own files
 
-Where storage.path is a URL, these are names at the URL and paths in a process's twin of it
-(:mod:`milp_ray.storage.twin`). What the files mean is for their writers.
+Where storage.path is a URL, these are names at the URL and paths in a process's mirror of it
+(:mod:`milp_ray.storage.mirror`). What the files mean is for their writers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Layout:
     """The paths of one run.
 
     Attributes:
-        root: its folder; of a run at a URL this process's twin.
+        root: its folder; of a run at a URL this process's mirror.
 
     >>> Layout(Path("runs/demo")).events("u-46uuhep4l4blc").as_posix()
     'runs/demo/events/u-46uuhep4l4blc.jsonl'

@@ -90,8 +90,8 @@ def leave(code: int) -> NoReturn:
     from milp_ray.search.core.threads import ComputeThread
 
     if ComputeThread.lives():
-        from milp_ray.storage import close_twins
+        from milp_ray.storage import close_mirrors
 
-        close_twins()  # which Python's own shutdown would do
+        close_mirrors()  # which Python's own shutdown would do
         os._exit(code)
     sys.exit(code)

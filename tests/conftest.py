@@ -148,7 +148,7 @@ def gcs_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, own_twins: None) -> str:
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, own_mirrors: None) -> str:
     """The URL of a fresh bucket; this process and its children find the server as they would find MinIO."""
     settings = {
         "AWS_ENDPOINT_URL": s3_server,
@@ -175,13 +175,13 @@ def entered() -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Twins of this test's own, gone with it."""
-    from milp_ray.storage import close_twins
+def own_mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Mirrors of this test's own, gone with it."""
+    from milp_ray.storage import close_mirrors
 
     monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / "cache"))
     yield
-    close_twins()
+    close_mirrors()
 
 
 def _text(seed: int, words: int) -> str:

@@ -20,28 +20,28 @@ from milp_ray.storage.files import (
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
+from milp_ray.storage.mirror import Mirror, close_mirrors, mirror_at, mirror_of, shown
 from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
 from milp_ray.storage.objects import local_copy
 from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
-from milp_ray.storage.twin import Twin, close_twins, shown, twin_at, twin_of
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
     "GROUP",
     "OWNER",
+    "Mirror",
     "Part",
     "Scratch",
     "Session",
-    "Twin",
     "abandoned",
     "at_hand",
     "can_read",
     "check_log",
     "check_own",
     "check_whole",
-    "close_twins",
+    "close_mirrors",
     "ensure_held",
     "folders_below",
     "follow",
@@ -54,6 +54,8 @@ __all__ = [
     "local_copy",
     "look",
     "make_folder",
+    "mirror_at",
+    "mirror_of",
     "names_in",
     "next_session",
     "publish_for",
@@ -66,8 +68,6 @@ __all__ = [
     "storage_error",
     "sweep_drafts",
     "sync_folder",
-    "twin_at",
-    "twin_of",
     "url_fault",
     "write_folder",
     "write_json",

@@ -1,8 +1,8 @@
 """Files and folders of a run, written whole or not at all, on a file system or at a URL.
 
 On a file system a temporary sibling is renamed; what a killed writer leaves of it is cleared away by
-:mod:`milp_ray.storage.leftovers`. A path in the twin of a run at a URL
-(:mod:`milp_ray.storage.twin`) is written to the URL before the function returns. No store renames a folder:
+:mod:`milp_ray.storage.leftovers`. A path in the mirror of a run at a URL
+(:mod:`milp_ray.storage.mirror`) is written to the URL before the function returns. No store renames a folder:
 there its files come first and the one that readers look for comes last, and goes first when it is deleted;
 while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
 :mod:`milp_ray.search.core.events`.
@@ -22,10 +22,10 @@ from pathlib import Path
 from milp_ray.errors import StorageError
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import sync_folder, write_synced, writing
+from milp_ray.storage.mirror import Mirror, mirror_of
 from milp_ray.storage.modes import follow, make_folder
 from milp_ray.storage.part import Part
 from milp_ray.storage.session import check_session
-from milp_ray.storage.twin import Twin, twin_of
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,8 +35,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: nothing of the new file is left behind then.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if (twin := twin_of(path)) is not None:
-        twin.check_own()
+    if (mirror := mirror_of(path)) is not None:
+        mirror.check_own()
     with writing(path):
         make_folder(path.parent)
         try:
@@ -45,13 +45,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
             check_session(path)
-            if twin is not None:
-                twin.put(path, draft.read_bytes())
+            if mirror is not None:
+                mirror.put(path, draft.read_bytes())
             draft.replace(path)
-            if twin is None:
+            if mirror is None:
                 sync_folder(path.parent)
             else:
-                twin.contents.add(twin.name(path), path.stat().st_size)
+                mirror.contents.add(mirror.name(path), path.stat().st_size)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
@@ -66,7 +66,7 @@ def write_json(path: Path, value: object) -> None:
 def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "") -> None:
     """Write a folder of files; an earlier folder at ``path`` is replaced.
 
-    In a twin the folder is at the URL only: :func:`at_hand` gets it back.
+    In a mirror the folder is at the URL only: :func:`at_hand` gets it back.
 
     Args:
         path: of the folder.
@@ -78,8 +78,8 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
             neither is there (files without ``last`` are none). Killed between two renames, it leaves neither,
             until :func:`~milp_ray.storage.leftovers.sweep_drafts` brings the earlier one back.
     """
-    if (twin := twin_of(path)) is not None:
-        _upload(twin, path, write, last)
+    if (mirror := mirror_of(path)) is not None:
+        _upload(mirror, path, write, last)
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -108,25 +108,25 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
             raise
 
 
-def _upload(twin: Twin, path: Path, write: Callable[[Path], object], last: str) -> None:
-    name = twin.name(path)
-    twin.check_own()
+def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], last: str) -> None:
+    name = mirror.name(path)
+    mirror.check_own()
     with writing(path):
-        draft = Path(tempfile.mkdtemp(dir=twin.folder))
+        draft = Path(tempfile.mkdtemp(dir=mirror.folder))
         try:
             write(draft)
             contents = {file.name: file.read_bytes() for file in sorted(draft.iterdir())}
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    before = {found.name[len(name) + 1 :] for found in twin.objects.found(name)}
+    before = {found.name[len(name) + 1 :] for found in mirror.objects.found(name)}
     check_session(path)
     if last in before:
-        twin.objects.delete(f"{name}/{last}")
+        mirror.objects.delete(f"{name}/{last}")
     for file in sorted(contents, key=lambda file: file == last):
         check_session(path)
-        twin.put(path / file, contents[file])
+        mirror.put(path / file, contents[file])
     for file in before - contents.keys() - {last}:
-        twin.objects.delete(f"{name}/{file}")
+        mirror.objects.delete(f"{name}/{file}")
 
 
 def remove_folder(path: Path, *, last: str = "") -> None:
@@ -141,11 +141,11 @@ def remove_folder(path: Path, *, last: str = "") -> None:
         RunBusyError: see :func:`~milp_ray.storage.session.check_session`.
     """
     check_session(path)
-    if (twin := twin_of(path)) is not None:
+    if (mirror := mirror_of(path)) is not None:
         if last:
-            twin.objects.delete(twin.name(path / last))
-        twin.objects.delete_folder(twin.name(path))
-        twin.contents.drop(twin.name(path))
+            mirror.objects.delete(mirror.name(path / last))
+        mirror.objects.delete_folder(mirror.name(path))
+        mirror.contents.drop(mirror.name(path))
     with writing(path), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
@@ -158,9 +158,9 @@ def remove_file(path: Path) -> None:
         RunBusyError: see :func:`~milp_ray.storage.session.check_session`.
     """
     check_session(path)
-    if (twin := twin_of(path)) is not None:
-        twin.objects.delete(twin.name(path))
-        twin.contents.drop(twin.name(path))
+    if (mirror := mirror_of(path)) is not None:
+        mirror.objects.delete(mirror.name(path))
+        mirror.contents.drop(mirror.name(path))
     with writing(path):
         path.unlink(missing_ok=True)
 
@@ -172,8 +172,8 @@ def check_whole(root: Path) -> None:
     Raises:
         StorageError: somebody has.
     """
-    if (twin := twin_of(root)) is not None:
-        twin.check()
+    if (mirror := mirror_of(root)) is not None:
+        mirror.check()
 
 
 @contextmanager
@@ -184,15 +184,15 @@ def at_hand(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: it could not be read.
     """
-    if (twin := twin_of(path)) is None:
+    if (mirror := mirror_of(path)) is None:
         yield path
         return
-    with twin.at_hand(path) as copy:
+    with mirror.at_hand(path) as copy:
         yield copy
 
 
 def look(folder: Path, pattern: str) -> None:
-    """See what other processes have written below a folder since: in a twin, get what is not there yet.
+    """See what other processes have written below a folder since: in a mirror, get what is not there yet.
 
     Args:
         folder: in the run.
@@ -201,18 +201,18 @@ def look(folder: Path, pattern: str) -> None:
     Raises:
         StorageError: the URL could not be read.
     """
-    if (twin := twin_of(folder)) is not None:
-        twin.pull(Part(folders={twin.name(folder): pattern}))
+    if (mirror := mirror_of(folder)) is not None:
+        mirror.pull(Part(folders={mirror.name(folder): pattern}))
 
 
 def put_file(path: Path, content: bytes) -> None:
-    """Write a file of a folder that counts only with its last file; in a twin at the URL alone.
+    """Write a file of a folder that counts only with its last file; in a mirror at the URL alone.
 
     For use inside :func:`writing`.
     """
     check_session(path)
-    if (twin := twin_of(path)) is not None:
-        twin.put(path, content)
+    if (mirror := mirror_of(path)) is not None:
+        mirror.put(path, content)
     else:
         write_synced(path, content)
         follow(path)
@@ -225,8 +225,8 @@ def get_file(path: Path) -> bytes:
         OSError: it cannot be read, or there is none.
         StorageError: the URL cannot be read.
     """
-    twin = twin_of(path)
-    return path.read_bytes() if twin is None else twin.objects.get(twin.name(path))
+    mirror = mirror_of(path)
+    return path.read_bytes() if mirror is None else mirror.objects.get(mirror.name(path))
 
 
 def can_read(path: Path) -> bool:
@@ -244,9 +244,9 @@ def names_in(folder: Path) -> set[str]:
     Raises:
         OSError, StorageError: it cannot be read.
     """
-    if (twin := twin_of(folder)) is not None:
-        start = len(twin.name(folder)) + 1
-        return {found.name[start:].partition("/")[0] for found in twin.objects.found(twin.name(folder))}
+    if (mirror := mirror_of(folder)) is not None:
+        start = len(mirror.name(folder)) + 1
+        return {found.name[start:].partition("/")[0] for found in mirror.objects.found(mirror.name(folder))}
     with contextlib.suppress(FileNotFoundError):
         return {path.name for path in folder.iterdir()}
     return set()
@@ -258,12 +258,12 @@ def check_log(path: Path) -> None:
     Raises:
         StorageError: somebody removed or cut it; or see :func:`check_whole`.
     """
-    if (twin := twin_of(path)) is not None:
-        twin.check_own()
+    if (mirror := mirror_of(path)) is not None:
+        mirror.check_own()
         with contextlib.suppress(FileNotFoundError):
-            twin.contents.check_log(twin.name(path), path.read_bytes())
+            mirror.contents.check_log(mirror.name(path), path.read_bytes())
             return
-        twin.contents.check_log(twin.name(path), b"")
+        mirror.contents.check_log(mirror.name(path), b"")
 
 
 def folders_below(folder: Path) -> list[tuple[str, str]]:
@@ -272,9 +272,9 @@ def folders_below(folder: Path) -> list[tuple[str, str]]:
     Raises:
         OSError, StorageError: it cannot be read.
     """
-    if (twin := twin_of(folder)) is not None:
-        start = len(twin.name(folder)) + 1
-        parts = [found.name[start:].split("/") for found in twin.objects.found(twin.name(folder))]
+    if (mirror := mirror_of(folder)) is not None:
+        start = len(mirror.name(folder)) + 1
+        parts = [found.name[start:].split("/") for found in mirror.objects.found(mirror.name(folder))]
         return sorted({(part[0], part[1]) for part in parts if len(part) > 2})
     return sorted((path.parent.name, path.name) for path in folder.glob("[!.]*/[!.]*") if path.is_dir())
 
@@ -288,8 +288,8 @@ def growing(path: Path) -> Iterator[None]:
             now; nothing should be written then.
     """
     ensure_held(path)
-    twin = twin_of(path)
-    pusher = None if twin is None else twin.growing()
+    mirror = mirror_of(path)
+    pusher = None if mirror is None else mirror.growing()
     yield
     if pusher is not None:
         pusher.mark(path)

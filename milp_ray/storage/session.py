@@ -18,7 +18,7 @@ from milp_ray.errors import RunBusyError, StorageError
 from milp_ray.layout import SESSION
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import storage_error
-from milp_ray.storage.twin import shown, twin_of
+from milp_ray.storage.mirror import mirror_of, shown
 
 # Of this process, which works for one session of a run: root of the run -> id of the session.
 _mine: dict[Path, str] = {}
@@ -80,8 +80,8 @@ def _session_of(root: Path) -> Session | None:
     """The session that a run is in; None for one that was never in any."""
     path = root / SESSION
     try:
-        twin = twin_of(path)
-        content = path.read_bytes() if twin is None else twin.objects.get(twin.name(path))
+        mirror = mirror_of(path)
+        content = path.read_bytes() if mirror is None else mirror.objects.get(mirror.name(path))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -11,7 +11,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import RunFolderError
 from milp_ray.ids import child
 from milp_ray.layout import FIRST, LEASES, META
-from milp_ray.storage import is_url, joined, twin_at
+from milp_ray.storage import is_url, joined, mirror_at
 
 
 def place_of(study: Study) -> str:
@@ -27,7 +27,7 @@ def is_run(place: str) -> bool:
     Raises:
         StorageError: the URL cannot be read.
     """
-    return twin_at(place).objects.exists(META) if is_url(place) else (Path(place) / META).is_file()
+    return mirror_at(place).objects.exists(META) if is_url(place) else (Path(place) / META).is_file()
 
 
 def refuse_existing(place: str) -> None:
@@ -50,5 +50,5 @@ def refuse_existing(place: str) -> None:
 def _is_taken(url: str) -> bool:
     """Whether something that is no run is at a URL. A creation that was cut off left its first files without
     run.json, or a lease: they are nobody's."""
-    names = [found.name for found in twin_at(url).objects.found()]
+    names = [found.name for found in mirror_at(url).objects.found()]
     return any(name not in FIRST and not name.startswith(f"{LEASES}/") for name in names)

@@ -1,7 +1,7 @@
 """The run folder: who may write it, and how it is written whole or not at all.
 
-Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is this process's twin of it
-(:mod:`milp_ray.storage.twin`). Where each file is says :mod:`milp_ray.layout`; what the files mean is for
+Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is this process's mirror of it
+(:mod:`milp_ray.storage.mirror`). Where each file is says :mod:`milp_ray.layout`; what the files mean is for
 their writers.
 """
 
@@ -43,19 +43,19 @@ from milp_ray.layout import (
 from milp_ray.model.fingerprint import COMMIT
 from milp_ray.storage import (
     GROUP,
+    Mirror,
     Part,
     Session,
-    Twin,
     follow,
     has_credentials,
     is_url,
+    mirror_at,
+    mirror_of,
     next_session,
     reading,
     shown,
     sweep_drafts,
     sync_folder,
-    twin_at,
-    twin_of,
     url_fault,
     write_json,
     write_whole,
@@ -102,7 +102,7 @@ class RunFolder(Layout):
         'example'
 
     Attributes:
-        root: the folder; of a run at a URL this process's twin.
+        root: the folder; of a run at a URL this process's mirror.
         place: its path or URL, for people and commands.
         study, key, meta: what it holds of these.
         session: of the driver that holds it, which is this process; None outside :meth:`lock`.
@@ -158,7 +158,7 @@ class RunFolder(Layout):
             META: json.dumps(meta, indent=1).encode(),
         }
         if is_url(place):
-            return cls(_create_at(twin_at(place), first), frozen, key, meta)._made()
+            return cls(_create_at(mirror_at(place), first), frozen, key, meta)._made()
         root = Path(place)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -196,9 +196,9 @@ class RunFolder(Layout):
         """
         if is_url(path):
             _check_url(str(path))
-            twin = twin_at(str(path))
-            twin.refresh(_READERS)
-            root = twin.root
+            mirror = mirror_at(str(path))
+            mirror.refresh(_READERS)
+            root = mirror.root
         else:
             root = Path(path).expanduser().resolve()
         layout = Layout(root)
@@ -332,8 +332,8 @@ class RunFolder(Layout):
             raise RuntimeError("only the driver of a run removes it")
         if not self._is_new or self.session.number != 1 or not self._unused():
             return False
-        if (twin := twin_of(self.root)) is not None:
-            twin.remove(last=LAST)
+        if (mirror := mirror_of(self.root)) is not None:
+            mirror.remove(last=LAST)
             return True
         confirm_held(self.root)
         with writing(self.root):
@@ -348,20 +348,20 @@ class RunFolder(Layout):
         there counts, and what this process has still to push."""
         with reading(self.root):
             logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / EVENTS).glob("*.jsonl")}
-            if (twin := twin_of(self.root)) is None:
+            if (mirror := mirror_of(self.root)) is None:
                 names = {path.name for path in self.root.iterdir()}
             else:
-                found = [each.name for each in twin.objects.found()]
+                found = [each.name for each in mirror.objects.found()]
                 names = {name.partition("/")[0] for name in found}
-                logs |= {name: twin.objects.get(name) for name in found if name.startswith(f"{EVENTS}/")}
+                logs |= {name: mirror.objects.get(name) for name in found if name.startswith(f"{EVENTS}/")}
         return names <= OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())
 
-    def _keep_tune_log(self, twin: Twin) -> None:
+    def _keep_tune_log(self, mirror: Mirror) -> None:
         """Tune's own errors, which a person may be told to look into, go to the URL as well."""
         log = self.tune_log
         with contextlib.suppress(MilpRayError):
             if log.exists():
-                twin.put(log, log.read_bytes())
+                mirror.put(log, log.read_bytes())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -375,13 +375,13 @@ class RunFolder(Layout):
             RunBusyError: another driver holds it, or removed it.
             StorageError: the URL cannot be read or, at the end, not be written.
         """
-        if (twin := twin_of(self.root)) is not None:
-            with twin.driving(_DRIVERS):
+        if (mirror := mirror_of(self.root)) is not None:
+            with mirror.driving(_DRIVERS):
                 try:
                     with self._in_session():
                         yield
                 finally:
-                    self._keep_tune_log(twin)
+                    self._keep_tune_log(mirror)
             return
         self._check_same()
         with folder_lock(self.root):
@@ -452,16 +452,16 @@ def _sweep_creations(root: Path) -> None:
                 shutil.rmtree(draft)
 
 
-def _create_at(twin: Twin, first: Mapping[str, bytes]) -> Path:
+def _create_at(mirror: Mirror, first: Mapping[str, bytes]) -> Path:
     """Put a run's first files at a URL, ``run.json`` last, so that it is there whole or not at all."""
-    twin.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
-    with Lease(twin.objects) as lease:
-        refuse_existing(twin.url)
+    mirror.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
+    with Lease(mirror.objects) as lease:
+        refuse_existing(mirror.url)
         for name in FIRST:
-            twin.objects.guarded(lease).put(name, first[name])
-    with writing(twin.root):
-        _write_first(twin.root, first)
-    return twin.root
+            mirror.objects.guarded(lease).put(name, first[name])
+    with writing(mirror.root):
+        _write_first(mirror.root, first)
+    return mirror.root
 
 
 def _check_url(url: str) -> None:

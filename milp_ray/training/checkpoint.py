@@ -21,7 +21,7 @@ from torch import Tensor
 
 from milp_ray.errors import StorageError
 from milp_ray.model.parallel.group import Group
-from milp_ray.storage import get_file, make_folder, names_in, put_file, remove_folder, twin_of, writing
+from milp_ray.storage import get_file, make_folder, mirror_of, names_in, put_file, remove_folder, writing
 
 _KEPT = 2
 _FORMAT = 2  # of what a state holds; 2: an adapter is one vector to its optimizer
@@ -90,7 +90,7 @@ class Checkpoints:
         number = self.group.gather(last)[0] + 1  # a network file system may show the ranks different things
         path = self.folder / f"{number:06d}"
         # At a URL nothing is renamed: a state without its last file is none.
-        draft = path if twin_of(self.folder) else self.folder / f".{number:06d}.tmp"
+        draft = path if mirror_of(self.folder) else self.folder / f".{number:06d}.tmp"
         rank = self.group.rank
         files = {f"rank-{rank}.safetensors": _packed(random=state.random, optimizer=self._own(state))}
         if rank == 0:
@@ -139,7 +139,7 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         found = sorted(self.folder / name for name in names_in(self.folder) if name.isdecimal())
-        if twin_of(self.folder):
+        if mirror_of(self.folder):
             return [path for path in found if _META in names_in(path)]
         return found
 

@@ -44,8 +44,8 @@ def url_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
 
 
 @pytest.fixture(params=("s3", "memory"))
-def url(request: pytest.FixtureRequest, own_twins: None) -> Iterator[str]:
-    """A fresh URL of each scheme, for twins."""
+def url(request: pytest.FixtureRequest, own_mirrors: None) -> Iterator[str]:
+    """A fresh URL of each scheme, for mirrors."""
     yield request.getfixturevalue("url_of")(request.param)
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import at_hand, check_whole, look, remove_file, twin_at, write_folder, write_json
+from milp_ray.storage import at_hand, check_whole, look, mirror_at, remove_file, write_folder, write_json
 from milp_ray.storage.local import held
+from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.part import Part
-from milp_ray.storage.twin import Twin
 
 EVERY = Part(("run.json",), {"events": "*", "scores": "*", "memories": "*/adapter_config.json"})
 LINES = b'{"event":"created"}\n{"event":"asked"}\n{"event":"told"}\n'
@@ -24,16 +24,16 @@ BY_ANOTHER = "removed or cut short by another program"
 
 
 @pytest.fixture
-def twin(own_twins: None, url_of: Callable[[str], str]) -> Twin:
+def mirror(own_mirrors: None, url_of: Callable[[str], str]) -> Mirror:
     """A run whose one user is done, as a driver gets it."""
-    twin = twin_at(url_of("memory"))
-    twin.objects.put("events/u-a.jsonl", LINES)
-    twin.objects.put("scores/u-a.json", b"{}")
-    return twin
+    mirror = mirror_at(url_of("memory"))
+    mirror.objects.put("events/u-a.jsonl", LINES)
+    mirror.objects.put("scores/u-a.json", b"{}")
+    return mirror
 
 
-def log_of(twin: Twin) -> Path:
-    return twin.root / "events" / "u-a.jsonl"
+def log_of(mirror: Mirror) -> Path:
+    return mirror.root / "events" / "u-a.jsonl"
 
 
 def cut(path: Path) -> None:
@@ -46,67 +46,67 @@ def replace(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut, replace])
 def test_a_finished_log_is_neither_begun_anew_nor_overwritten_at_the_url(
-    twin: Twin, harm: Callable[[Path], None]
+    mirror: Mirror, harm: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(StorageError, match=BY_ANOTHER), twin.driving(EVERY):
-        harm(log_of(twin))
-        EventLog(log_of(twin)).append({"event": "created"})
-    assert twin.objects.get("events/u-a.jsonl") == LINES
+    with pytest.raises(StorageError, match=BY_ANOTHER), mirror.driving(EVERY):
+        harm(log_of(mirror))
+        EventLog(log_of(mirror)).append({"event": "created"})
+    assert mirror.objects.get("events/u-a.jsonl") == LINES
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut, replace])
 def test_a_log_that_is_harmed_while_it_grows_ends_the_run_with_all_that_was_brought_to_the_url(
-    twin: Twin, harm: Callable[[Path], None]
+    mirror: Mirror, harm: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(StorageError) as caught, twin.driving(EVERY):
-        log = EventLog(log_of(twin))
+    with pytest.raises(StorageError) as caught, mirror.driving(EVERY):
+        log = EventLog(log_of(mirror))
         log.append({"event": "asked"})
-        twin._push_log(log_of(twin))
-        harm(log_of(twin))
+        mirror._push_log(log_of(mirror))
+        harm(log_of(mirror))
         with pytest.raises(StorageError):
             log.append({"event": "told"})
-        twin._pusher.mark(log_of(twin))  # type: ignore[union-attr]
+        mirror._pusher.mark(log_of(mirror))  # type: ignore[union-attr]
     assert BY_ANOTHER in str(caught.value) and "resume" in str(caught.value)
-    assert twin.objects.get("events/u-a.jsonl") == LINES + b'{"event":"asked"}\n'
+    assert mirror.objects.get("events/u-a.jsonl") == LINES + b'{"event":"asked"}\n'
 
 
-def test_scores_that_vanish_are_not_taken_for_a_test_that_is_missing(twin: Twin) -> None:
-    with twin.driving(EVERY):
-        check_whole(twin.root)
-        write_json(twin.root / "scores" / "u-b.json", {})
-        remove_file(twin.root / "scores" / "u-b.json")
-        check_whole(twin.root)
-        (twin.root / "scores" / "u-a.json").unlink()
-        for look_again in (lambda: check_whole(twin.root), lambda: look(twin.root / "scores", "*.json")):
+def test_scores_that_vanish_are_not_taken_for_a_test_that_is_missing(mirror: Mirror) -> None:
+    with mirror.driving(EVERY):
+        check_whole(mirror.root)
+        write_json(mirror.root / "scores" / "u-b.json", {})
+        remove_file(mirror.root / "scores" / "u-b.json")
+        check_whole(mirror.root)
+        (mirror.root / "scores" / "u-a.json").unlink()
+        for look_again in (lambda: check_whole(mirror.root), lambda: look(mirror.root / "scores", "*.json")):
             with pytest.raises(StorageError, match=f"1 file .*{BY_ANOTHER}.*scores/u-a.json"):
                 look_again()
 
 
-def test_a_copy_that_is_gone_as_a_whole_is_not_made_again(twin: Twin) -> None:
+def test_a_copy_that_is_gone_as_a_whole_is_not_made_again(mirror: Mirror) -> None:
     def adapter(draft: Path) -> None:
         (draft / "adapter_config.json").write_text("{}")
 
     ways: list[Callable[[], object]] = [
-        lambda: EventLog(log_of(twin)),
-        lambda: write_json(twin.root / "scores" / "u-b.json", {}),
-        lambda: write_folder(twin.root / "memories" / "u-a", adapter),
-        lambda: look(twin.root / "scores", "*.json"),
-        lambda: at_hand(twin.root / "memories" / "u-a").__enter__(),
+        lambda: EventLog(log_of(mirror)),
+        lambda: write_json(mirror.root / "scores" / "u-b.json", {}),
+        lambda: write_folder(mirror.root / "memories" / "u-a", adapter),
+        lambda: look(mirror.root / "scores", "*.json"),
+        lambda: at_hand(mirror.root / "memories" / "u-a").__enter__(),
     ]
-    twin.pull(EVERY)
-    shutil.rmtree(twin.folder)
+    mirror.pull(EVERY)
+    shutil.rmtree(mirror.folder)
     for way in ways:
         with pytest.raises(StorageError, match=BY_ANOTHER):
             way()
-    assert not twin.folder.exists()
-    assert [found.name for found in twin.objects.found()] == ["events/u-a.jsonl", "scores/u-a.json"]
+    assert not mirror.folder.exists()
+    assert [found.name for found in mirror.objects.found()] == ["events/u-a.jsonl", "scores/u-a.json"]
 
 
-def test_files_in_use_show_that_they_are(twin: Twin) -> None:
-    twin.pull(EVERY)
-    path = log_of(twin)
+def test_files_in_use_show_that_they_are(mirror: Mirror) -> None:
+    mirror.pull(EVERY)
+    path = log_of(mirror)
     os.utime(path, (1e9, 1e9))
-    twin.contents.touch()
+    mirror.contents.touch()
     assert path.stat().st_mtime == 1e9 < path.stat().st_atime, "what is newer at the URL is newer here"
 
 

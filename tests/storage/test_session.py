@@ -12,13 +12,13 @@ from milp_ray.errors import RunBusyError, StorageError, from_plain
 from milp_ray.layout import SESSION
 from milp_ray.storage import (
     get_file,
+    mirror_at,
     names_in,
     next_session,
     publish_for,
     put_file,
     remove_file,
     remove_folder,
-    twin_at,
     write_folder,
     write_json,
 )
@@ -26,13 +26,13 @@ from milp_ray.storage.part import Part
 
 
 @pytest.fixture(params=("folder", "memory"))
-def root(request: pytest.FixtureRequest, tmp_path: Path, own_twins: None) -> Iterator[Path]:
+def root(request: pytest.FixtureRequest, tmp_path: Path, own_mirrors: None) -> Iterator[Path]:
     """A run in a folder, and at a URL, as a worker sees it."""
     if request.param == "folder":
         found = tmp_path / "run"
         found.mkdir()
     else:
-        found = twin_at(request.getfixturevalue("url_of")("memory")).root
+        found = mirror_at(request.getfixturevalue("url_of")("memory")).root
     yield found
     publish_for(found, "")
 
@@ -81,25 +81,25 @@ def test_a_worker_of_a_driver_that_lost_the_run_writes_nothing(
 
 
 def test_at_a_url_a_folder_that_is_under_way_when_the_run_is_taken_over_stays_without_its_last_file(
-    own_twins: None, url_of: Callable[[str], str]
+    own_mirrors: None, url_of: Callable[[str], str]
 ) -> None:
-    root = twin_at(url_of("memory")).root
+    root = mirror_at(url_of("memory")).root
     publish_for(root, begin(root))
-    put = twin_at(twin_at_url(root)).put
+    put = mirror_at(mirror_at_url(root)).put
 
     def slow(path: Path, content: bytes) -> None:
         put(path, content)
         if path.name == "w.bin":
             put(root / SESSION, b'{"id": "other", "number": 2}')
 
-    twin_at(twin_at_url(root)).put = slow  # type: ignore[method-assign]
+    mirror_at(mirror_at_url(root)).put = slow  # type: ignore[method-assign]
     with pytest.raises(RunBusyError):
         write_folder(root / "memories" / "u-a", two_files, last="last.json")
     publish_for(root, "")
     assert names_in(root / "memories" / "u-a") == {"w.bin"}
 
 
-def twin_at_url(root: Path) -> str:
+def mirror_at_url(root: Path) -> str:
     from milp_ray.storage import shown
 
     return shown(root)
@@ -136,8 +136,8 @@ def test_the_refusal_keeps_its_kind_on_every_way_to_the_driver() -> None:
         assert type(back) is RunBusyError and back.exit_code == 1
 
 
-def test_a_driver_writes_its_session_under_its_lease(own_twins: None, url_of: Callable[[str], str]) -> None:
-    twin = twin_at(url_of("memory"))
-    with twin.driving(Part()):
-        begin(twin.root)
-    assert twin.objects.exists(SESSION)
+def test_a_driver_writes_its_session_under_its_lease(own_mirrors: None, url_of: Callable[[str], str]) -> None:
+    mirror = mirror_at(url_of("memory"))
+    with mirror.driving(Part()):
+        begin(mirror.root)
+    assert mirror.objects.exists(SESSION)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from milp_ray.storage import close_twins
+from milp_ray.storage import close_mirrors
 from milp_ray.storage.objects import Objects, objects_at
 from tests.study.conftest import CANARY, Start, call
 from tests.study.test_end_to_end import wait_for
@@ -107,10 +107,10 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
     assert len(list((copies / "memories").iterdir())) == 2
     assert run in called("experiment", run, aliases[0])
     assert "milp-ray resume" in called("search", str(study_file), storage, code=2)
-    close_twins()  # of this process
+    close_mirrors()  # of this process
     assert f"run folder: {run}" in finish(start("resume", run))  # tabulates again
     assert "front of u-" in finish(start("fronts", run))
-    assert not list(second.iterdir()), "the twins of ended workers are still there"
+    assert not list(second.iterdir()), "the mirrors of ended workers are still there"
 
 
 def test_a_bucket_that_is_missing_ends_the_run_before_it_begins(

@@ -19,7 +19,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from milp_ray.config.loading import load_study
-from milp_ray.storage import close_twins, leftovers, twin
+from milp_ray.storage import close_mirrors, leftovers, mirror
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, place, run_folder
 from tests.study.conftest import user_line, write_study
@@ -59,7 +59,7 @@ class Case:
         leftovers.SWEPT_SECONDS = 0.0
         if self.url:
             local, root = fs.LocalFileSystem(), self.store / "small"
-            twin.objects_at = lambda url: Objects(local, str(root), url, ())
+            mirror.objects_at = lambda url: Objects(local, str(root), url, ())
             if self.keeps:
                 push_late()
 
@@ -133,7 +133,7 @@ def try_all(make: Callable[[str], Case]) -> None:
 def _tried(make: Callable[[str], Case]) -> list[str]:
     """How many points were tried, and what was wrong. In a process of its own, since it is not put back."""
     make("first").work()  # what is imported by now is not imported by every child
-    close_twins()
+    close_mirrors()
     whole = make("whole")
     code, writes = in_a_child(whole.work, whole.watched)
     assert code == 0

@@ -16,7 +16,7 @@ from milp_ray.ids import new_key
 from milp_ray.report.console import fronts_view
 from milp_ray.report.plots import draw_run
 from milp_ray.search import Engine
-from milp_ray.storage import close_twins
+from milp_ray.storage import close_mirrors
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.check import check_study
 from milp_ray.study.fetch import fetch
@@ -81,7 +81,7 @@ def test_two_machines_search_one_user_each(
                 searched(engines)
             record(folder, population, inputs.architecture)
         draw_run(folder)
-        close_twins()
+        close_mirrors()
         monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / str(machine)))
         folder = RunFolder.open(place)
         inputs = load_inputs(folder.study, folder.key, folder.fingerprint)

@@ -22,7 +22,7 @@ from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.memory.adapter_notes import check_content, note_of
 from milp_ray.memory.adapters import write_adapter
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import close_twins, leftovers, write_folder, write_json
+from milp_ray.storage import close_mirrors, leftovers, write_folder, write_json
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
@@ -270,7 +270,7 @@ def a_memory_of(user: str) -> Callable[[Path], None]:
 
 
 @pytest.fixture(params=("s3", "memory"))
-def url(request: pytest.FixtureRequest, own_twins: None) -> str:
+def url(request: pytest.FixtureRequest, own_mirrors: None) -> str:
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/runs"
     return f"memory://{secrets.token_hex(6)}/runs"
@@ -281,7 +281,7 @@ def on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
     """Forgets all that this machine has of any run."""
 
     def move() -> None:
-        close_twins()
+        close_mirrors()
         monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / secrets.token_hex(4)))
 
     return move

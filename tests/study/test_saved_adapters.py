@@ -21,7 +21,7 @@ def adapter(draft: Path) -> None:
 
 @pytest.mark.parametrize("place", ["folder", "url"])
 def test_what_is_not_on_the_front_goes_and_other_users_keep_theirs(
-    place: str, tmp_path: Path, own_twins: None
+    place: str, tmp_path: Path, own_mirrors: None
 ) -> None:
     study = a_study(tmp_path) if place == "folder" else at(f"memory://{secrets.token_hex(6)}/runs")
     folder = RunFolder.create(study, "f")

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, RunBusyError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import close_twins, twin_of, write_json
-from milp_ray.storage import twin as twins
+from milp_ray.storage import close_mirrors, mirror_of, write_json
+from milp_ray.storage import mirror as mirrors
 from milp_ray.storage.objects import objects_at
 from milp_ray.study import run_folder
 from milp_ray.study.driver import _at_work
@@ -26,7 +26,7 @@ NO_CLUSTER = "the cluster cannot be had"
 
 
 @pytest.fixture(params=("folder", "memory"))
-def made(request: pytest.FixtureRequest, tmp_path: Path, own_twins: None) -> RunFolder:
+def made(request: pytest.FixtureRequest, tmp_path: Path, own_mirrors: None) -> RunFolder:
     """A new run in a folder, and at a URL."""
     if request.param == "folder":
         return RunFolder.create(a_study(tmp_path / "runs"), "f")
@@ -43,17 +43,17 @@ def elsewhere(made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     @contextmanager
     def there() -> Iterator[RunFolder]:
         with monkeypatch.context() as patched:
-            patched.setattr(twins, "_twins", {})
+            patched.setattr(mirrors, "_mirrors", {})
             patched.setenv("MILP_RAY_CACHE", str(tmp_path / secrets.token_hex(4)))
             yield RunFolder.open(made.place)
-            close_twins()
+            close_mirrors()
 
     return there
 
 
 def all_of(run: RunFolder) -> dict[str, bytes]:
     """Everything of a run but who holds it: by name."""
-    if twin_of(run.root) is not None:
+    if mirror_of(run.root) is not None:
         store = objects_at(run.place)
         names = [found.name for found in store.found() if not found.name.startswith("lease/")]
         return {name: store.get(name) for name in names}
@@ -85,8 +85,8 @@ def test_a_new_run_without_a_cluster_leaves_nothing_and_its_name_free(made: RunF
         made.tune.mkdir(exist_ok=True)
         (made.tune / "tune.log").write_text("why")
     assert not notes, "there is nothing to resume"
-    assert not is_run(made.place) and (twin_of(made.root) is None or not all_of(made))
-    assert twin_of(made.root) is not None or not list(made.root.parent.iterdir())
+    assert not is_run(made.place) and (mirror_of(made.root) is None or not all_of(made))
+    assert mirror_of(made.root) is not None or not list(made.root.parent.iterdir())
     RunFolder.create(made.study, "f")
 
 
@@ -139,7 +139,7 @@ def test_what_another_driver_does_once_this_one_has_let_go_is_kept(
     monkeypatch.setattr(RunFolder, "lock", then_the_other)
     with failing(made):
         pass
-    close_twins()
+    close_mirrors()
     found = all_of(RunFolder.open(made.place))
     assert found["alias.key"] == made.key and found["events/u-a.jsonl"].count(b"\n") == 3
 
@@ -147,11 +147,11 @@ def test_what_another_driver_does_once_this_one_has_let_go_is_kept(
 def test_a_driver_that_was_taken_over_removes_nothing(
     made: RunFolder, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (twin := twin_of(made.root)) is None:
+    if (mirror := mirror_of(made.root)) is None:
         pytest.skip("a lock of the file system is not taken over")
     with failing(made):
-        for found in twin.objects.found("lease"):
-            twin.objects.delete(found.name)  # as somebody does who thinks that it is gone
+        for found in mirror.objects.found("lease"):
+            mirror.objects.delete(found.name)  # as somebody does who thinks that it is gone
         with elsewhere() as other, other.lock():
             work(other)
     found = all_of(made)

@@ -10,7 +10,7 @@ import torch
 
 from milp_ray.errors import StorageError
 from milp_ray.model.parallel.group import SOLO, Group
-from milp_ray.storage import close_twins, names_in, twin_at
+from milp_ray.storage import close_mirrors, mirror_at, names_in
 from milp_ray.storage.objects import Objects
 from milp_ray.training.checkpoint import Checkpoints, State
 from tests.storage.conftest import Failing
@@ -30,7 +30,7 @@ def kept(folder: Path, group: Group = SOLO) -> Checkpoints:
 
 @pytest.fixture
 def folder(s3: str) -> Path:
-    return twin_at(f"{s3}/run").root / "checkpoints" / "u-a"
+    return mirror_at(f"{s3}/run").root / "checkpoints" / "u-a"
 
 
 def test_another_machine_goes_on_from_the_last_state_and_two_stay(
@@ -40,9 +40,9 @@ def test_another_machine_goes_on_from_the_last_state_and_two_stay(
     for step in (1, 2, 3):
         kept(folder).save(state(step))
     assert names_in(folder) == {"000002", "000003"}
-    close_twins()
+    close_mirrors()
     monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / "another machine"))
-    folder = twin_at(f"{s3}/run").root / "checkpoints" / "u-a"
+    folder = mirror_at(f"{s3}/run").root / "checkpoints" / "u-a"
     checkpoints = kept(folder)
     found = checkpoints.load()
     assert found is not None and found.step == 3 and torch.equal(found.adapter["x"], state(3).adapter["x"])
@@ -53,7 +53,7 @@ def test_another_machine_goes_on_from_the_last_state_and_two_stay(
 
 def test_a_state_that_could_not_be_written_whole_is_none(folder: Path, s3: str) -> None:
     kept(folder).save(state(1))
-    objects: Objects = twin_at(f"{s3}/run").objects
+    objects: Objects = mirror_at(f"{s3}/run").objects
     between = objects._fs = Failing(objects._fs)
     objects._pauses = (0.0,)
     for part in ("adapter", "rank-0", "state.json"):
@@ -76,7 +76,7 @@ def test_a_state_that_could_not_be_written_whole_is_none(folder: Path, s3: str) 
 def test_a_damaged_state_is_passed_over(folder: Path, s3: str) -> None:
     for step in (1, 2):
         kept(folder).save(state(step))
-    twin_at(f"{s3}/run").objects.put("checkpoints/u-a/000002/adapter.safetensors", b"damaged")
+    mirror_at(f"{s3}/run").objects.put("checkpoints/u-a/000002/adapter.safetensors", b"damaged")
     checkpoints = kept(folder)
     found = checkpoints.load()
     assert found is not None and found.step == 1
@@ -84,7 +84,7 @@ def test_a_damaged_state_is_passed_over(folder: Path, s3: str) -> None:
 
 
 def on_two_nodes(group: Group, folder: Path, place: str) -> tuple[str, int, float, float]:
-    """Each rank has a twin of its own, as on nodes that share nothing."""
+    """Each rank has a mirror of its own, as on nodes that share nothing."""
     os.environ["MILP_RAY_CACHE"] = f"{place}/{group.rank}"
     checkpoints = kept(folder, group)
     for step in (1, 2, 3):

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.layout import Layout
-from milp_ray.storage import can_read, shown, twin_of
+from milp_ray.storage import can_read, mirror_of, shown
 
 SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
@@ -71,6 +71,6 @@ def _blind(who: str, folder: Path) -> ClusterError:
         f"{who} the run folder {shown(folder)}",
         expected="a folder that all nodes share, or a URL that all may read",
         remedy="give every node the credentials and the endpoint"
-        if twin_of(folder)
+        if mirror_of(folder)
         else "set storage.path to a shared file system (NFS) or a URL (s3://, gs://)",
     )

@@ -1,10 +1,11 @@
-"""A run at a URL has a twin in every process that works on it: a private folder of this machine.
+"""A run at a URL has a mirror in every process that works on it: a private folder of this machine.
 
-The process reads and writes its twin as if that were the run folder; what it writes whole goes to the URL at
-once (:mod:`milp_ray.storage.files`), logs that grow follow within a second. A path in the twin
-(:class:`TwinPath`) is, in another process, the same place in that process's own twin, so it can be sent to a
-worker on any node. Twins share nothing but the URL, are readable by their owner only, and go with their
-process. What a killed driver left is kept for the next one on this machine.
+The process reads and writes its mirror as if that were the run folder. What it writes whole goes to
+the URL at once (:mod:`milp_ray.storage.files`), logs that grow follow within a second. A path in a
+mirror (:class:`MirrorPath`) is, in another process, the same place in that process's own mirror, so
+it can be sent to a worker on any node. Mirrors share nothing but the URL, are readable by their
+owner only, and go with their process. What a killed driver left is kept for the next one on this
+machine.
 
 Which files a run has is not known here: see :mod:`milp_ray.study.run_folder`.
 """
@@ -36,30 +37,31 @@ from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
 _OWNED, _DRIVER, _RUN = "owner", "driver", "run"
+_FOLDER = "twins"  # as earlier versions called it, whose unpushed logs may lie there
 _THREADS = 8
-_twins: dict[str, Twin] = {}
+_mirrors: dict[str, Mirror] = {}
 _lock = threading.Lock()
 
 
-class TwinPath(PosixPath):
-    """A path in a twin. Pickled, it is the same place at the URL, whatever process reads it."""
+class MirrorPath(PosixPath):
+    """A path in a mirror. Pickled, it is the same place at the URL, whatever process reads it."""
 
     __slots__ = ()
 
     def __reduce__(self) -> tuple[object, ...]:
-        twin = twin_of(self)
-        if twin is None:
+        mirror = mirror_of(self)
+        if mirror is None:
             return (Path, (str(self),))
-        return (_path_at, (twin.url, "" if self == twin.root else twin.name(self)))
+        return (_path_at, (mirror.url, "" if self == mirror.root else mirror.name(self)))
 
 
 def _path_at(url: str, name: str) -> Path:
-    root = twin_at(url).root
+    root = mirror_at(url).root
     return root / name if name else root
 
 
-class Twin:
-    """See the module. Made by :func:`twin_at`.
+class Mirror:
+    """See the module. Made by :func:`mirror_at`.
 
     Attributes:
         url: of the run.
@@ -82,7 +84,7 @@ class Twin:
             self._sweep()
             self.folder = Path(tempfile.mkdtemp(prefix=f"{self._mark}-", dir=self._base))
             self._owned = held(self.folder / _OWNED)
-            self.root: Path = TwinPath(self.folder / _RUN)
+            self.root: Path = MirrorPath(self.folder / _RUN)
             self.root.mkdir()
         self.contents = Contents(self.root)
 
@@ -136,7 +138,7 @@ class Twin:
             raise self.contents.gone()
 
     def pull(self, part: Part) -> None:
-        """Get what is not in the twin yet of a part of the run.
+        """Get what is not in the mirror yet of a part of the run.
 
         Raises:
             StorageError: the URL cannot be read; or see :meth:`check`.
@@ -276,8 +278,8 @@ class Twin:
         if os.getpid() != self._process:
             return  # a fork's end is not that of its parent
         with _lock:
-            if _twins.get(self.url) is self:
-                del _twins[self.url]
+            if _mirrors.get(self.url) is self:
+                del _mirrors[self.url]
         if not (self.folder / _DRIVER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._owned.close()
@@ -333,54 +335,54 @@ class Twin:
         shutil.rmtree(logs, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove twins of processes that were killed, unless a driver's: it may hold what was not pushed."""
+        """Remove mirrors of killed processes, unless a driver's: it may hold what was not pushed."""
         for old in self._base.iterdir():
             if not (old / _DRIVER).exists() and abandoned(old / _OWNED):
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def twin_at(url: str) -> Twin:
-    """This process's twin of the run at a URL.
+def mirror_at(url: str) -> Mirror:
+    """This process's mirror of the run at a URL.
 
     Raises:
         StorageError: the URL cannot be used, or the temporary folder not be written.
     """
     url = url.rstrip("/")
     with _lock:
-        if url not in _twins:
-            _twins[url] = Twin(url, objects_at(url))
-        return _twins[url]
+        if url not in _mirrors:
+            _mirrors[url] = Mirror(url, objects_at(url))
+        return _mirrors[url]
 
 
-def twin_of(path: Path) -> Twin | None:
-    """The twin that a path is in; None for a path of the file system."""
-    if not _twins:
+def mirror_of(path: Path) -> Mirror | None:
+    """The mirror that a path is in; None for a path of the file system."""
+    if not _mirrors:
         return None
-    return next((twin for twin in list(_twins.values()) if path.is_relative_to(twin.root)), None)
+    return next((mirror for mirror in list(_mirrors.values()) if path.is_relative_to(mirror.root)), None)
 
 
-def close_twins() -> None:
-    """Delete this process's twins, as its end does."""
-    for twin in list(_twins.values()):
-        twin.close()
+def close_mirrors() -> None:
+    """Delete this process's mirrors, as its end does."""
+    for mirror in list(_mirrors.values()):
+        mirror.close()
 
 
-atexit.register(close_twins)
+atexit.register(close_mirrors)
 
 
 def shown(path: Path) -> str:
-    """A path as people know it: its URL, if it is in a twin."""
-    twin = twin_of(path)
-    if twin is None:
+    """A path as people know it: its URL, if it is in a mirror."""
+    mirror = mirror_of(path)
+    if mirror is None:
         return str(path)
-    return twin.url if path == twin.root else joined(twin.url, twin.name(path))
+    return mirror.url if path == mirror.root else joined(mirror.url, mirror.name(path))
 
 
 def _base() -> Path:
     cache = os.environ.get("MILP_RAY_CACHE")
     if cache:
-        return Path(cache).expanduser().absolute() / "twins"
-    return Path(tempfile.gettempdir()) / f"milp-ray-twins-{os.getuid()}"
+        return Path(cache).expanduser().absolute() / _FOLDER
+    return Path(tempfile.gettempdir()) / f"milp-ray-{_FOLDER}-{os.getuid()}"
 
 
 def _is_plain(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A twin is read and written as the run folder; what counts is at the URL."""
+"""A mirror is read and written as the run folder; what counts is at the URL."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.search.core.events import EventLog
 from milp_ray.storage import (
     at_hand,
-    close_twins,
+    close_mirrors,
     get_file,
     look,
+    mirror_at,
     names_in,
     put_file,
     remove_file,
     remove_folder,
     shown,
-    twin_at,
     write_folder,
     write_json,
 )
-from milp_ray.storage import twin as twin_module
+from milp_ray.storage import mirror as mirror_module
 from milp_ray.storage.lease import Lease
+from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.objects import Objects, objects_at
 from milp_ray.storage.part import Part
-from milp_ray.storage.twin import Twin
 from tests.storage.conftest import Failing
 
 EVERY = Part(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
@@ -51,15 +51,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 @pytest.fixture
-def other_machine(url: str, tmp_path: Path) -> Iterator[Twin]:
-    """A twin of the same URL elsewhere."""
-    twin = Twin(url, objects_at(url), tmp_path / "elsewhere")
-    yield twin
-    twin.close()
+def other_machine(url: str, tmp_path: Path) -> Iterator[Mirror]:
+    """A mirror of the same URL elsewhere."""
+    mirror = Mirror(url, objects_at(url), tmp_path / "elsewhere")
+    yield mirror
+    mirror.close()
 
 
-def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Twin) -> None:
-    root = twin_at(url).root
+def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Mirror) -> None:
+    root = mirror_at(url).root
     write_json(root / "scores" / "u-a.json", {"a": 1})
     assert objects_at(url).get("scores/u-a.json") == b'{\n "a": 1\n}'
     other_machine.pull(EVERY)
@@ -73,10 +73,10 @@ def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Twi
 def test_a_put_that_fails_leaves_the_old_file_at_both_ends(
     url: str, failing: Callable[[Objects], Failing]
 ) -> None:
-    twin = twin_at(url)
-    path = twin.root / "scores" / "u-a.json"
+    mirror = mirror_at(url)
+    path = mirror.root / "scores" / "u-a.json"
     write_json(path, {"a": 1})
-    between = failing(twin.objects)
+    between = failing(mirror.objects)
     between.error, between.left = OSError("AWS Error NETWORK_CONNECTION"), 99
     with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
         write_json(path, {"a": 2})
@@ -90,8 +90,8 @@ def adapter(draft: Path, weights: bytes = b"w") -> None:
     (draft / "adapter_model.safetensors").write_bytes(weights)
 
 
-def test_a_folder_of_one_process_is_at_hand_in_another(url: str, other_machine: Twin) -> None:
-    folder = twin_at(url).root / "memories" / "u-a"
+def test_a_folder_of_one_process_is_at_hand_in_another(url: str, other_machine: Mirror) -> None:
+    folder = mirror_at(url).root / "memories" / "u-a"
     write_folder(folder, adapter, last="adapter_config.json")
     assert names_in(folder.parent) == {"u-a"} and names_in(folder) == {
         "adapter_config.json",
@@ -110,9 +110,9 @@ def test_a_folder_of_one_process_is_at_hand_in_another(url: str, other_machine: 
 def test_a_folder_without_its_last_file_is_none_whenever_it_fails(
     url: str, failing: Callable[[Objects], Failing]
 ) -> None:
-    twin = twin_at(url)
-    folder = twin.root / "memories" / "u-a"
-    between = failing(twin.objects)
+    mirror = mirror_at(url)
+    folder = mirror.root / "memories" / "u-a"
+    between = failing(mirror.objects)
     for file in ("adapter_config", "adapter_model"):
         write_folder(folder, adapter, last="adapter_config.json")
         between.error, between.left, between.matching = OSError("AWS Error INTERNAL"), 99, file
@@ -126,8 +126,8 @@ def test_a_folder_without_its_last_file_is_none_whenever_it_fails(
     assert names_in(folder) == set()
 
 
-def test_what_others_wrote_is_seen_on_request(url: str, other_machine: Twin) -> None:
-    root = twin_at(url).root
+def test_what_others_wrote_is_seen_on_request(url: str, other_machine: Mirror) -> None:
+    root = mirror_at(url).root
     other_machine.objects.put("scores/u-a.json", b"{}")
     other_machine.objects.put("memories/u-a/adapter_config.json", b"{}")
     other_machine.objects.put("memories/u-a/adapter_model.safetensors", b"large")
@@ -138,30 +138,30 @@ def test_what_others_wrote_is_seen_on_request(url: str, other_machine: Twin) -> 
 
 
 def test_only_plain_names_go_out_and_come_in(url: str) -> None:
-    twin = twin_at(url)
+    mirror = mirror_at(url)
     for name in ("alice@example.org", "a b", "-x", "é"):
         with pytest.raises(StorageError, match="not a plain file name"):
-            write_json(twin.root / "scores" / name, {})
-    assert twin.objects.found() == []
-    twin.objects.put("scores/a b.json", b"{}")
-    twin.objects.put("scores/fine.json", b"{}")
-    twin.pull(EVERY)
-    assert [p.name for p in (twin.root / "scores").iterdir()] == ["fine.json"]
+            write_json(mirror.root / "scores" / name, {})
+    assert mirror.objects.found() == []
+    mirror.objects.put("scores/a b.json", b"{}")
+    mirror.objects.put("scores/fine.json", b"{}")
+    mirror.pull(EVERY)
+    assert [p.name for p in (mirror.root / "scores").iterdir()] == ["fine.json"]
 
 
 @pytest.mark.parametrize("name", ["events/../../../../evil", "/etc/passwd", "a//b", "..", ".x", "a/-rf", ""])
-def test_a_bucket_cannot_write_outside_the_twin(name: str) -> None:
-    assert not twin_module._is_plain(name)
+def test_a_bucket_cannot_write_outside_the_mirror(name: str) -> None:
+    assert not mirror_module._is_plain(name)
 
 
-def test_a_twin_is_private_and_goes_with_its_process(url: str, tmp_path: Path) -> None:
-    twin = twin_at(url)
-    assert twin.folder.stat().st_mode & 0o077 == 0 and twin.folder.parent.stat().st_mode & 0o077 == 0
-    close_twins()
+def test_a_mirror_is_private_and_goes_with_its_process(url: str, tmp_path: Path) -> None:
+    mirror = mirror_at(url)
+    assert mirror.folder.stat().st_mode & 0o077 == 0 and mirror.folder.parent.stat().st_mode & 0o077 == 0
+    close_mirrors()
     assert not list((tmp_path / "cache" / "twins").iterdir())
     (tmp_path / "cache" / "twins").chmod(0o755)
     with pytest.raises(StorageError, match="not private"):
-        twin_at(url)
+        mirror_at(url)
 
 
 def _use(path: Path) -> None:
@@ -170,7 +170,7 @@ def _use(path: Path) -> None:
 
 
 def test_a_path_sent_to_another_process_is_the_same_place(s3: str) -> None:
-    root = twin_at(f"{s3}/run").root
+    root = mirror_at(f"{s3}/run").root
     write_json(root / "tables" / "a.json", {})
     assert pickle.loads(pickle.dumps(root / "tables")) == root / "tables"
     assert pickle.loads(pickle.dumps(root)) == root
@@ -181,80 +181,80 @@ def test_a_path_sent_to_another_process_is_the_same_place(s3: str) -> None:
     assert get_file(root / "tables" / "b.json") == b"from the other process"
 
 
-def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_machine: Twin) -> None:
-    twin = twin_at(url)
-    with twin.driving(EVERY):
-        log = EventLog(twin.root / "events" / "u-a.jsonl")
+def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_machine: Mirror) -> None:
+    mirror = mirror_at(url)
+    with mirror.driving(EVERY):
+        log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
-        eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
+        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
         for number in range(200):
             log.append({"event": "told", "id": number})
         assert events_of(other_machine.objects.get("events/u-a.jsonl")) < 201, "each line was put by itself"
-        eventually(lambda: events_of(twin.objects.get("events/u-a.jsonl")) == 201, seconds=3)
+        eventually(lambda: events_of(mirror.objects.get("events/u-a.jsonl")) == 201, seconds=3)
         log.append({"event": "last"})
     with other_machine.driving(EVERY):
         mine = (other_machine.root / "events" / "u-a.jsonl").read_bytes()
-    assert mine == (twin.root / "events" / "u-a.jsonl").read_bytes() and events_of(mine) == 202
+    assert mine == (mirror.root / "events" / "u-a.jsonl").read_bytes() and events_of(mine) == 202
 
 
-def test_two_drivers_one_after_the_other_on_two_machines(url: str, other_machine: Twin) -> None:
-    twin = twin_at(url)
-    for number, driver in enumerate([twin, other_machine, twin, other_machine]):
+def test_two_drivers_one_after_the_other_on_two_machines(url: str, other_machine: Mirror) -> None:
+    mirror = mirror_at(url)
+    for number, driver in enumerate([mirror, other_machine, mirror, other_machine]):
         with driver.driving(EVERY):
             log = EventLog(driver.root / "events" / "u-a.jsonl")
             assert len(log.events) == number
-            if driver is twin:
+            if driver is mirror:
                 log.append({"event": "x", "number": number})
             else:
                 path = driver.root / "events" / "u-a.jsonl"
                 path.write_bytes(path.read_bytes() + b'{"event":"x"}\n')
                 assert driver.growing() is not None
                 driver.growing().mark(path)  # type: ignore[union-attr]
-    assert events_of(twin.objects.get("events/u-a.jsonl")) == 4
+    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 4
 
 
 def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
     url: str, failing: Callable[[Objects], Failing]
 ) -> None:
-    twin = twin_at(url)
-    between = failing(twin.objects)
-    lease = Lease(twin.objects, stale=3)
-    with pytest.raises(StorageError, match="QUOTA"), twin.driving(EVERY, lease=lease):
-        log = EventLog(twin.root / "events" / "u-a.jsonl")
+    mirror = mirror_at(url)
+    between = failing(mirror.objects)
+    lease = Lease(mirror.objects, stale=3)
+    with pytest.raises(StorageError, match="QUOTA"), mirror.driving(EVERY, lease=lease):
+        log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
-        eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
+        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
         between.error, between.left, between.matching = OSError("AWS Error QUOTA"), 10**6, "events"
         log.append({"event": "told"})
 
         def refused() -> bool:
-            before = (twin.root / "events" / "u-a.jsonl").read_bytes()
+            before = (mirror.root / "events" / "u-a.jsonl").read_bytes()
             try:
                 log.append({"event": "more"})
             except StorageError:
-                return (twin.root / "events" / "u-a.jsonl").read_bytes() == before
+                return (mirror.root / "events" / "u-a.jsonl").read_bytes() == before
             return False
 
         eventually(refused)
         log.append({"event": "never"})
     written = log.events
     between.error = None
-    assert events_of(twin.objects.get("events/u-a.jsonl")) == 1
-    close_twins()
-    again = twin_at(url)
+    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 1
+    close_mirrors()
+    again = mirror_at(url)
     with again.driving(EVERY):
         assert EventLog(again.root / "events" / "u-a.jsonl").events == written
     assert events_of(again.objects.get("events/u-a.jsonl")) == len(written) > 1
-    close_twins()
+    close_mirrors()
     assert not list(again.folder.parent.iterdir()), "what was brought to the URL is not kept here"
 
 
 _KILLED = """
 import os, signal, sys
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import Part, twin, twin_at
-pusher = twin.Pusher
-twin.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test
-here = twin_at(sys.argv[1])
+from milp_ray.storage import Part, mirror, mirror_at
+pusher = mirror.Pusher
+mirror.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test
+here = mirror_at(sys.argv[1])
 with here.driving(Part(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
     log.append({"event": "told", "id": 0})
@@ -277,12 +277,12 @@ def test_a_killed_driver_loses_nothing_that_this_machine_has(s3: str, tmp_path: 
     url = f"{s3}/run"
     kill_a_driver(url)
     assert events_of(objects_at(url).get("events/u-a.jsonl")) == 1
-    twin = twin_at(url)
+    mirror = mirror_at(url)
     assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was swept"
-    with twin.driving(EVERY):
-        assert [e["id"] for e in EventLog(twin.root / "events" / "u-a.jsonl").events] == [0, 1, 2]
-    assert events_of(twin.objects.get("events/u-a.jsonl")) == 3
-    assert list((tmp_path / "cache" / "twins").iterdir()) == [twin.folder]
+    with mirror.driving(EVERY):
+        assert [e["id"] for e in EventLog(mirror.root / "events" / "u-a.jsonl").events] == [0, 1, 2]
+    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 3
+    assert list((tmp_path / "cache" / "twins").iterdir()) == [mirror.folder]
 
 
 @pytest.mark.parametrize("there", [b'{"event":"another"}\n', b'{"event":"told","id":0}\n' * 9])
@@ -290,56 +290,55 @@ def test_what_a_killed_driver_left_does_not_undo_what_came_after(s3: str, there:
     url = f"{s3}/run"
     kill_a_driver(url)
     objects_at(url).put("events/u-a.jsonl", there)  # by a driver on another machine
-    twin = twin_at(url)
-    with twin.driving(EVERY):
-        assert (twin.root / "events" / "u-a.jsonl").read_bytes() == there
-    assert twin.objects.get("events/u-a.jsonl") == there
+    mirror = mirror_at(url)
+    with mirror.driving(EVERY):
+        assert (mirror.root / "events" / "u-a.jsonl").read_bytes() == there
+    assert mirror.objects.get("events/u-a.jsonl") == there
 
 
 def test_what_a_killed_driver_left_of_another_run_of_the_name_is_dropped(s3: str) -> None:
     url = f"{s3}/run"
     kill_a_driver(url)
     objects_at(url).put("alias.key", b"of another run")
-    twin = twin_at(url)
-    with twin.driving(EVERY):
-        assert events_of((twin.root / "events" / "u-a.jsonl").read_bytes()) == 1
+    mirror = mirror_at(url)
+    with mirror.driving(EVERY):
+        assert events_of((mirror.root / "events" / "u-a.jsonl").read_bytes()) == 1
 
 
 def test_a_user_who_was_forgotten_meanwhile_does_not_come_back(s3: str) -> None:
     url = f"{s3}/run"
     kill_a_driver(url)
     objects_at(url).delete("events/u-a.jsonl")  # on another machine
-    twin = twin_at(url)
-    with twin.driving(EVERY):
-        assert not (twin.root / "events" / "u-a.jsonl").exists()
-    assert not twin.objects.exists("events/u-a.jsonl")
+    mirror = mirror_at(url)
+    with mirror.driving(EVERY):
+        assert not (mirror.root / "events" / "u-a.jsonl").exists()
+    assert not mirror.objects.exists("events/u-a.jsonl")
 
 
-def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Twin) -> None:
-    twin = twin_at(url)
-    lost = Lease(twin.objects, beat=1000, stale=3)
-    with pytest.raises(RunFolderError, match="took over"), twin.driving(EVERY, lease=lost):
-        log = EventLog(twin.root / "events" / "u-a.jsonl")
+def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Mirror) -> None:
+    mirror = mirror_at(url)
+    lost = Lease(mirror.objects, beat=1000, stale=3)
+    with pytest.raises(RunFolderError, match="took over"), mirror.driving(EVERY, lease=lost):
+        log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
-        eventually(lambda: twin.objects.exists("events/u-a.jsonl"))
-        for found in twin.objects.found("lease"):
-            twin.objects.delete(found.name)  # as somebody does who thinks that it is gone
+        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
+        for found in mirror.objects.found("lease"):
+            mirror.objects.delete(found.name)  # as somebody does who thinks that it is gone
         with other_machine.driving(EVERY):
             time.sleep(1.1)  # its last renewal is too old now
             log.append({"event": "told"})
-            eventually(lambda: twin._pusher is not None and twin._pusher._error is not None)
+            eventually(lambda: mirror._pusher is not None and mirror._pusher._error is not None)
             with pytest.raises(RunFolderError):
-                write_json(twin.root / "tables" / "x.json", {})
+                write_json(mirror.root / "tables" / "x.json", {})
         log.append({"event": "never"})
-    assert events_of(twin.objects.get("events/u-a.jsonl")) == 1
-    assert not twin.objects.exists("tables/x.json")
+    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 1
+    assert not mirror.objects.exists("tables/x.json")
 
 
-def test_twins_of_killed_workers_are_swept(s3: str, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from milp_ray.storage import twin_at; twin_at(sys.argv[1]); os.kill(os.getpid(), 9)"
-    )
+def test_mirrors_of_killed_workers_are_swept(s3: str, tmp_path: Path) -> None:
+    made = "import os, sys; from milp_ray.storage import mirror_at; mirror_at(sys.argv[1])"
+    code = f"{made}; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, f"{s3}/run"], check=False)
     left = list((tmp_path / "cache" / "twins").iterdir())
     assert len(left) == 1
-    assert twin_at(f"{s3}/other").folder not in left and not left[0].exists()
+    assert mirror_at(f"{s3}/other").folder not in left and not left[0].exists()
