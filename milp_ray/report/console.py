@@ -18,7 +18,7 @@ from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.adapter_notes import NOTE, check_note, noted_placement
 from milp_ray.memory.space import Placement
-from milp_ray.storage import look
+from milp_ray.storage import pull
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
 
@@ -144,7 +144,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
 def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list[RenderableType]:
     """What there is to tell of a memory that is not of the chosen placement, as after more trials."""
     memory = folder.memory(alias)
-    look(memory, NOTE)
+    pull(memory, NOTE)
     check_note(memory, user=alias)
     now = set(chosen[chosen.user == alias].placement)
     if noted_placement(memory) in (None, *now):

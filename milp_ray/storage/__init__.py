@@ -1,15 +1,15 @@
 """Writing whole or not at all, on a local or network file system (NFS) or at a URL (s3://, gs://, …)."""
 
 from milp_ray.storage.files import (
-    at_hand,
     can_read,
     check_log,
     check_whole,
     folders_below,
     get_file,
     growing,
-    look,
+    local_copy,
     names_in,
+    pull,
     put_file,
     remove_file,
     remove_folder,
@@ -22,7 +22,7 @@ from milp_ray.storage.leftovers import sweep_drafts
 from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.mirror import Mirror, close_mirrors, mirror_at, mirror_of, shown
 from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
-from milp_ray.storage.objects import local_copy
+from milp_ray.storage.objects import temporary_copy
 from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
@@ -36,7 +36,6 @@ __all__ = [
     "Scratch",
     "Session",
     "abandoned",
-    "at_hand",
     "can_read",
     "check_log",
     "check_own",
@@ -52,13 +51,13 @@ __all__ = [
     "is_url",
     "joined",
     "local_copy",
-    "look",
     "make_folder",
     "mirror_at",
     "mirror_of",
     "names_in",
     "next_session",
     "publish_for",
+    "pull",
     "put_file",
     "readers_of",
     "reading",
@@ -68,6 +67,7 @@ __all__ = [
     "storage_error",
     "sweep_drafts",
     "sync_folder",
+    "temporary_copy",
     "url_fault",
     "write_folder",
     "write_json",

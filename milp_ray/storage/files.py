@@ -66,7 +66,7 @@ def write_json(path: Path, value: object) -> None:
 def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "") -> None:
     """Write a folder of files; an earlier folder at ``path`` is replaced.
 
-    In a mirror the folder is at the URL only: :func:`at_hand` gets it back.
+    In a mirror the folder is at the URL only: :func:`local_copy` gets it back.
 
     Args:
         path: of the folder.
@@ -177,7 +177,7 @@ def check_whole(root: Path) -> None:
 
 
 @contextmanager
-def at_hand(path: Path) -> Iterator[Path]:
+def local_copy(path: Path) -> Iterator[Path]:
     """A file or folder as it is now, for the length of a ``with`` block: itself, or a copy of what is at the
     URL. Where there is none, the path of nothing.
 
@@ -187,11 +187,11 @@ def at_hand(path: Path) -> Iterator[Path]:
     if (mirror := mirror_of(path)) is None:
         yield path
         return
-    with mirror.at_hand(path) as copy:
+    with mirror.local_copy(path) as copy:
         yield copy
 
 
-def look(folder: Path, pattern: str) -> None:
+def pull(folder: Path, pattern: str) -> None:
     """See what other processes have written below a folder since: in a mirror, get what is not there yet.
 
     Args:
@@ -281,15 +281,15 @@ def folders_below(folder: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def growing(path: Path) -> Iterator[None]:
-    """Around the writing of an event log's next line: it is pushed within a second.
+    """Around the writing of an event log's next line: it is uploaded within a second.
 
     Raises:
-        StorageError, RunFolderError: earlier lines could not be pushed, or the run is another driver's by
+        StorageError, RunFolderError: earlier lines could not be uploaded, or the run is another driver's by
             now; nothing should be written then.
     """
     ensure_held(path)
     mirror = mirror_of(path)
-    pusher = None if mirror is None else mirror.growing()
+    uploader = None if mirror is None else mirror.growing()
     yield
-    if pusher is not None:
-        pusher.mark(path)
+    if uploader is not None:
+        uploader.mark(path)

@@ -30,14 +30,14 @@ from milp_ray.layout import EVENTS, KEY, LEASES
 from milp_ray.storage.contents import Contents
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import abandoned, held, write_synced, writing
+from milp_ray.storage.log_uploader import LogUploader
 from milp_ray.storage.objects import Found, Objects, objects_at
 from milp_ray.storage.part import Part
-from milp_ray.storage.pusher import Pusher
 from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
 _OWNED, _DRIVER, _RUN = "owner", "driver", "run"
-_FOLDER = "twins"  # as earlier versions called it, whose unpushed logs may lie there
+_FOLDER = "twins"  # the name of earlier versions, whose logs may lie there, not uploaded yet
 _THREADS = 8
 _mirrors: dict[str, Mirror] = {}
 _lock = threading.Lock()
@@ -77,7 +77,7 @@ class Mirror:
         self._mark = hashlib.sha256(url.encode()).hexdigest()[:24]
         self._process = os.getpid()
         self._lease: Lease | None = None
-        self._pusher: Pusher | None = None
+        self._uploader: LogUploader | None = None
         with writing(self._base):
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(self._base)
@@ -173,7 +173,7 @@ class Mirror:
             self.contents.add(found.name, len(content))
 
     @contextmanager
-    def at_hand(self, path: Path) -> Iterator[Path]:
+    def local_copy(self, path: Path) -> Iterator[Path]:
         """A copy of a file or folder as it is at the URL now, under the same name; absent if it is there."""
         name = self.name(path)
         self.check_own()
@@ -199,7 +199,7 @@ class Mirror:
 
     @contextmanager
     def driving(self, part: Part, *, lease: Lease | None = None) -> Iterator[None]:
-        """Be the one process that works on the run; logs that grow are pushed meanwhile.
+        """Be the one process that works on the run; logs that grow are uploaded meanwhile.
 
         Args:
             part: what a driver needs of the run.
@@ -211,7 +211,7 @@ class Mirror:
         """
         with lease or Lease(self.objects) as held:
             # What this process pulled before may be behind, as another driver may have worked since. Its own
-            # logs of before may not all have been pushed.
+            # logs of before may not all have been uploaded.
             left = self.folder / "left"
             with writing(self.folder):
                 if (self.root / EVENTS).exists():
@@ -221,7 +221,7 @@ class Mirror:
             self.refresh(part)
             self._lease = held
             with self._written_under(held):
-                self._pusher = Pusher(self._push_log)
+                self._uploader = LogUploader(self._upload_log)
                 try:
                     self._continue(left)
                     self._take_over()
@@ -253,9 +253,9 @@ class Mirror:
         """
         if self._lease is None:
             raise RuntimeError("only the driver of a run removes it")
-        if self._pusher is not None:
-            self._pusher.drop()
-            self._pusher = None
+        if self._uploader is not None:
+            self._uploader.drop()
+            self._uploader = None
         names = [each for each in (found.name for found in self.objects.found()) if not _is_lease(each)]
         for name in sorted(names, key=lambda name: (name in last and last.index(name) + 1, name)):
             self._lease.confirm()
@@ -266,15 +266,15 @@ class Mirror:
         for name in names:
             self.contents.drop(name)
 
-    def growing(self) -> Pusher | None:
-        """Who pushes logs that grow; None where this process is no driver."""
+    def growing(self) -> LogUploader | None:
+        """Who uploads logs that grow; None where this process is no driver."""
         self.check_own()
-        if self._pusher is not None:
-            self._pusher.check()
-        return self._pusher
+        if self._uploader is not None:
+            self._uploader.check()
+        return self._uploader
 
     def close(self) -> None:
-        """Delete the local folder, unless it holds what could not be pushed."""
+        """Delete the local folder, unless it holds what could not be uploaded."""
         if os.getpid() != self._process:
             return  # a fork's end is not that of its parent
         with _lock:
@@ -286,10 +286,10 @@ class Mirror:
 
     def _end(self, error: BaseException | None) -> None:
         """Push what is left. Where that fails, a later driver of this machine finds it."""
-        pusher, self._pusher = self._pusher, None
+        uploader, self._uploader = self._uploader, None
         try:
-            if pusher is not None:
-                pusher.close()
+            if uploader is not None:
+                uploader.close()
             (self.folder / _DRIVER).unlink(missing_ok=True)
         except (StorageError, RunFolderError) as failure:
             if error is None:
@@ -299,7 +299,7 @@ class Mirror:
         finally:
             self._lease = None
 
-    def _push_log(self, path: Path) -> None:
+    def _upload_log(self, path: Path) -> None:
         content = _content(path)  # of which a line may be half written at this moment
         content, name = content[: content.rfind(b"\n") + 1], self.name(path)
         self.contents.check_log(name, content)
@@ -308,7 +308,7 @@ class Mirror:
             self.contents.add_log(name, content)
 
     def _take_over(self) -> None:
-        """Take what a killed driver of this machine had not pushed."""
+        """Take what a killed driver of this machine had not uploaded."""
         for old in self._base.glob(f"{self._mark}-*"):
             if old == self.folder or not (old / _DRIVER).exists() or not abandoned(old / _OWNED):
                 continue
@@ -330,12 +330,12 @@ class Mirror:
                 with writing(mine):
                     mine.parent.mkdir(exist_ok=True)
                     write_synced(mine, there)
-                if self._pusher is not None:
-                    self._pusher.mark(mine)
+                if self._uploader is not None:
+                    self._uploader.mark(mine)
         shutil.rmtree(logs, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove mirrors of killed processes, unless a driver's: it may hold what was not pushed."""
+        """Remove mirrors of killed processes, unless a driver's: it may hold what was not uploaded."""
         for old in self._base.iterdir():
             if not (old / _DRIVER).exists() and abandoned(old / _OWNED):
                 shutil.rmtree(old, ignore_errors=True)

@@ -301,7 +301,7 @@ def objects_at(url: str) -> Objects:
 
 
 @contextmanager
-def local_copy(url: str) -> Iterator[Path]:
+def temporary_copy(url: str) -> Iterator[Path]:
     """A private copy of a file at a URL, for the length of a ``with`` block; absent if there is none.
 
     The copy has no name in any folder, only one below ``/proc`` for this process: whatever ends the process

@@ -25,7 +25,7 @@ from milp_ray.layout import EVENTS, SCORES
 from milp_ray.model.pretrained import load_config
 from milp_ray.search.core.events import ended_trials
 from milp_ray.search.surrogates import check_surrogate
-from milp_ray.storage import is_url, look, names_in, reading
+from milp_ray.storage import is_url, names_in, pull, reading
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.exposure import exposures
 from milp_ray.study.inputs import Inputs, load_base_fingerprint, load_space
@@ -91,7 +91,7 @@ def _storage(study: Study) -> RunFolder | None:
 
 def _progress(run: RunFolder, users: Users) -> str:
     """How far a run is, as its files say; a driver may be at work on it."""
-    look(run.root / EVENTS, "*.jsonl")
+    pull(run.root / EVENTS, "*.jsonl")
     ended = sum(ended_trials(run.events(alias)) for alias in users.splits)
     text = f"{ended} of {run.study.search.trials * len(users.splits)} trials ended"
     if run.study.simulation is not None:

@@ -145,7 +145,7 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
             )
         if missing:
             console.print(f"{missing} users are left out: their search is not over (milp-ray resume)")
-        _look(run)
+        _preflight(run)
         return run.work()
 
 
@@ -184,11 +184,11 @@ def _work(folder: RunFolder, inputs: Inputs, console: Console, *, looked_at: boo
     with _at_work(folder, console):
         run = Run(folder, inputs, console, final=folder.study.final.automatic)
         if not looked_at:
-            _look(run)
+            _preflight(run)
         return run.work()
 
 
-def _look(run: Run) -> None:
+def _preflight(run: Run) -> None:
     """Find what would keep every worker from going on, before Ray is started.
 
     A worker's first steps went well when the run began: they are tried again only with other packages.

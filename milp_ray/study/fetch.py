@@ -10,7 +10,7 @@ from milp_ray.layout import ADAPTER_CONFIG, MEMORIES, PLOTS, TABLES
 from milp_ray.memory.adapter_notes import NOTE, check_content
 from milp_ray.memory.adapters import WEIGHTS
 from milp_ray.memory.export import copy_adapter
-from milp_ray.storage import OWNER, at_hand, names_in, reading, write_folder
+from milp_ray.storage import OWNER, local_copy, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
 
 _DRAFTS = ".*"  # of processes that were killed
@@ -58,7 +58,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
     def write(draft: Path) -> None:
         draft.chmod(OWNER)  # memories and tables are about users: whoever fetched them decides who else reads
         for kind in kinds:
-            with at_hand(folder.root / kind) as copy:
+            with local_copy(folder.root / kind) as copy:
                 if copy.is_dir():
                     if kind.startswith(f"{MEMORIES}/"):
                         _copy_memory(copy, draft / kind, one_rank)

@@ -119,7 +119,7 @@ class StudyProgress:
         finally:
             with self._lock:
                 for alias in engines:
-                    self._look(alias)
+                    self._limit_if_finished(alias)
                 self._engines = {}
 
     def observed(self, alias: str, number: int, values: Mapping[str, float]) -> None:
@@ -159,7 +159,7 @@ class StudyProgress:
             self._touch(request.alias)
             if values is not None:
                 self.observed(request.alias, request.number, values)
-            self._look(request.alias)
+            self._limit_if_finished(request.alias)
             if request.number != BASELINE:
                 self._ended_now += 1
                 self._count(request.alias, done=int(values is not None), failed=int(values is None))
@@ -222,7 +222,7 @@ class StudyProgress:
     def _limit(self, alias: str, trials: int) -> None:
         self._count(alias, trials=trials - self._users[alias].trials)
 
-    def _look(self, alias: str) -> None:
+    def _limit_if_finished(self, alias: str) -> None:
         """Take note if an engine will propose nothing more."""
         engine = self._engines.get(alias)
         if engine is not None and engine.finished:

@@ -345,7 +345,7 @@ class RunFolder(Layout):
 
     def _unused(self) -> bool:
         """Whether there is nothing but what creation and a search without any trial write. At a URL what is
-        there counts, and what this process has still to push."""
+        there counts, and what this process has still to upload."""
         with reading(self.root):
             logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / EVENTS).glob("*.jsonl")}
             if (mirror := mirror_of(self.root)) is None:
@@ -368,7 +368,7 @@ class RunFolder(Layout):
         """Hold the run for this driver, and remove what a killed one left half-made.
 
         In a folder it is a lock and a lease (:mod:`milp_ray.storage.folder_lock`), at a URL a lease alone
-        (:mod:`milp_ray.storage.lease`), and event logs are pushed while it is held. A session of the run
+        (:mod:`milp_ray.storage.lease`), and event logs are uploaded while it is held. A session of the run
         begins, so that workers of an earlier driver publish nothing more.
 
         Raises:

@@ -13,7 +13,7 @@ import pytest
 
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import at_hand, check_whole, look, mirror_at, remove_file, write_folder, write_json
+from milp_ray.storage import check_whole, local_copy, mirror_at, pull, remove_file, write_folder, write_json
 from milp_ray.storage.local import held
 from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.part import Part
@@ -61,11 +61,11 @@ def test_a_log_that_is_harmed_while_it_grows_ends_the_run_with_all_that_was_brou
     with pytest.raises(StorageError) as caught, mirror.driving(EVERY):
         log = EventLog(log_of(mirror))
         log.append({"event": "asked"})
-        mirror._push_log(log_of(mirror))
+        mirror._upload_log(log_of(mirror))
         harm(log_of(mirror))
         with pytest.raises(StorageError):
             log.append({"event": "told"})
-        mirror._pusher.mark(log_of(mirror))  # type: ignore[union-attr]
+        mirror._uploader.mark(log_of(mirror))  # type: ignore[union-attr]
     assert BY_ANOTHER in str(caught.value) and "resume" in str(caught.value)
     assert mirror.objects.get("events/u-a.jsonl") == LINES + b'{"event":"asked"}\n'
 
@@ -77,7 +77,7 @@ def test_scores_that_vanish_are_not_taken_for_a_test_that_is_missing(mirror: Mir
         remove_file(mirror.root / "scores" / "u-b.json")
         check_whole(mirror.root)
         (mirror.root / "scores" / "u-a.json").unlink()
-        for look_again in (lambda: check_whole(mirror.root), lambda: look(mirror.root / "scores", "*.json")):
+        for look_again in (lambda: check_whole(mirror.root), lambda: pull(mirror.root / "scores", "*.json")):
             with pytest.raises(StorageError, match=f"1 file .*{BY_ANOTHER}.*scores/u-a.json"):
                 look_again()
 
@@ -90,8 +90,8 @@ def test_a_copy_that_is_gone_as_a_whole_is_not_made_again(mirror: Mirror) -> Non
         lambda: EventLog(log_of(mirror)),
         lambda: write_json(mirror.root / "scores" / "u-b.json", {}),
         lambda: write_folder(mirror.root / "memories" / "u-a", adapter),
-        lambda: look(mirror.root / "scores", "*.json"),
-        lambda: at_hand(mirror.root / "memories" / "u-a").__enter__(),
+        lambda: pull(mirror.root / "scores", "*.json"),
+        lambda: local_copy(mirror.root / "memories" / "u-a").__enter__(),
     ]
     mirror.pull(EVERY)
     shutil.rmtree(mirror.folder)

@@ -16,12 +16,12 @@ import pytest
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.search.core.events import EventLog
 from milp_ray.storage import (
-    at_hand,
     close_mirrors,
     get_file,
-    look,
+    local_copy,
     mirror_at,
     names_in,
+    pull,
     put_file,
     remove_file,
     remove_folder,
@@ -90,7 +90,7 @@ def adapter(draft: Path, weights: bytes = b"w") -> None:
     (draft / "adapter_model.safetensors").write_bytes(weights)
 
 
-def test_a_folder_of_one_process_is_at_hand_in_another(url: str, other_machine: Mirror) -> None:
+def test_a_folder_of_one_process_is_read_in_another(url: str, other_machine: Mirror) -> None:
     folder = mirror_at(url).root / "memories" / "u-a"
     write_folder(folder, adapter, last="adapter_config.json")
     assert names_in(folder.parent) == {"u-a"} and names_in(folder) == {
@@ -98,10 +98,10 @@ def test_a_folder_of_one_process_is_at_hand_in_another(url: str, other_machine: 
         "adapter_model.safetensors",
     }
     assert not folder.exists(), "a worker's disk would fill with what it has written"
-    with other_machine.at_hand(other_machine.root / "memories" / "u-a") as copy:
+    with other_machine.local_copy(other_machine.root / "memories" / "u-a") as copy:
         assert copy.name == "u-a" and (copy / "adapter_model.safetensors").read_bytes() == b"w"
     assert not copy.exists()
-    with at_hand(folder.parent / "u-b") as copy:
+    with local_copy(folder.parent / "u-b") as copy:
         assert not copy.exists()
     write_folder(folder, lambda draft: (draft / "adapter_config.json").write_bytes(b"new"))
     assert names_in(folder) == {"adapter_config.json"}
@@ -120,7 +120,7 @@ def test_a_folder_without_its_last_file_is_none_whenever_it_fails(
             write_folder(folder, lambda draft: adapter(draft, b"new"), last="adapter_config.json")
         between.error = None
         assert "adapter_config.json" not in names_in(folder)
-        look(folder.parent, "*/adapter_config.json")
+        pull(folder.parent, "*/adapter_config.json")
         assert not (folder / "adapter_config.json").exists()
     remove_folder(folder, last="adapter_config.json")
     assert names_in(folder) == set()
@@ -131,8 +131,8 @@ def test_what_others_wrote_is_seen_on_request(url: str, other_machine: Mirror) -
     other_machine.objects.put("scores/u-a.json", b"{}")
     other_machine.objects.put("memories/u-a/adapter_config.json", b"{}")
     other_machine.objects.put("memories/u-a/adapter_model.safetensors", b"large")
-    look(root / "scores", "*.json")
-    look(root / "memories", "*/adapter_config.json")
+    pull(root / "scores", "*.json")
+    pull(root / "memories", "*/adapter_config.json")
     assert (root / "scores" / "u-a.json").exists()
     assert [p.name for p in (root / "memories" / "u-a").iterdir()] == ["adapter_config.json"]
 
@@ -252,14 +252,14 @@ _KILLED = """
 import os, signal, sys
 from milp_ray.search.core.events import EventLog
 from milp_ray.storage import Part, mirror, mirror_at
-pusher = mirror.Pusher
-mirror.Pusher = lambda push: pusher(push, 1000.0)  # no round of its own in this test
+uploader = mirror.LogUploader
+mirror.LogUploader = lambda upload: uploader(upload, 1000.0)  # no round of its own in this test
 here = mirror_at(sys.argv[1])
 with here.driving(Part(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
     log.append({"event": "told", "id": 0})
-    here._pusher.close()
-    here._pusher = pusher(here._push_log, 1000.0)
+    here._uploader.close()
+    here._uploader = uploader(here._upload_log, 1000.0)
     for number in (1, 2):
         log.append({"event": "told", "id": number})
     with (here.root / "events" / "u-a.jsonl").open("ab") as file:
@@ -327,7 +327,7 @@ def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machin
         with other_machine.driving(EVERY):
             time.sleep(1.1)  # its last renewal is too old now
             log.append({"event": "told"})
-            eventually(lambda: mirror._pusher is not None and mirror._pusher._error is not None)
+            eventually(lambda: mirror._uploader is not None and mirror._uploader._error is not None)
             with pytest.raises(RunFolderError):
                 write_json(mirror.root / "tables" / "x.json", {})
         log.append({"event": "never"})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import RunBusyError, StorageError
-from milp_ray.storage.objects import Objects, local_copy, objects_at
+from milp_ray.storage.objects import Objects, objects_at, temporary_copy
 from tests.storage.conftest import Failing
 
 
@@ -117,15 +117,15 @@ def test_urls_that_are_refused_are_never_quoted(url: str, expected: str) -> None
     assert "secret" not in str(caught.value).replace("AWS_SECRET", "")
 
 
-def test_a_file_at_a_url_is_at_hand_for_a_while(
+def test_a_file_at_a_url_is_copied_for_a_while(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     objects_at(url).put("users.jsonl", b"x" * 9_000_000)
-    with local_copy(f"{url}/users.jsonl") as copy:
+    with temporary_copy(f"{url}/users.jsonl") as copy:
         assert copy.is_file() and len(copy.read_bytes()) == copy.stat().st_size == 9_000_000
         assert not list(tmp_path.iterdir()), "a process that is killed here would leave users' texts"
-    with local_copy(f"{url}/nothing.jsonl") as copy:
+    with temporary_copy(f"{url}/nothing.jsonl") as copy:
         assert not copy.exists()
 
 

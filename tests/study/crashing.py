@@ -169,7 +169,7 @@ def without_ray(base: object = None) -> None:
     search_run.run_search = _search(base)  # type: ignore[assignment]
     final.run_final = _final  # type: ignore[assignment]
     sys.modules["milp_ray.search.ax.export"] = _experiments()
-    mirror.Pusher = _PushesAtOnce  # type: ignore[misc, assignment]
+    mirror.LogUploader = _UploadsAtOnce  # type: ignore[misc, assignment]
 
 
 def _experiments() -> types.ModuleType:
@@ -192,13 +192,13 @@ class _NoGauges:
         pass
 
 
-class _PushesAtOnce:
-    """The pusher without its thread, so that writes come in the same order in every process."""
+class _UploadsAtOnce:
+    """The uploader without its thread, so that writes come in the same order in every process."""
 
-    lazy = False  # whether nothing is pushed before the end
+    lazy = False  # whether nothing is uploaded before the end
 
-    def __init__(self, push: Callable[[Path], None]) -> None:
-        self._push = push
+    def __init__(self, upload: Callable[[Path], None]) -> None:
+        self._upload = upload
         self._marked: dict[Path, None] = {}
 
     def check(self) -> None:
@@ -213,15 +213,15 @@ class _PushesAtOnce:
         while self._marked:
             path = next(iter(self._marked))
             del self._marked[path]
-            self._push(path)
+            self._upload(path)
 
     def drop(self) -> None:
         self._marked.clear()
 
 
-def push_late() -> None:
-    """Have logs pushed at the end only, as where a store is slow."""
-    _PushesAtOnce.lazy = True
+def upload_late() -> None:
+    """Have logs uploaded at the end only, as where a store is slow."""
+    _UploadsAtOnce.lazy = True
 
 
 def _search(base: object) -> Callable[..., dict[str, str]]:

@@ -81,7 +81,7 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
     assert len(aliases) == 2
     assert told(objects) == [(alias, number) for alias in aliases for number in range(TRIALS)]
     assert set(before) <= set(told(objects)) and f"run folder: {run}" in output
-    assert list(first.glob("*/driver")), "what the killed driver may not have pushed stays on its machine"
+    assert list(first.glob("*/driver")), "what the killed driver may not have uploaded stays on its machine"
     assert not list(second.glob("*/driver")), "the resumed one has not brought everything to the URL"
 
     names = [found.name for found in objects.found()]

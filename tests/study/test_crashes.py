@@ -23,7 +23,7 @@ from milp_ray.storage import close_mirrors, leftovers, mirror
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, place, run_folder
 from tests.study.conftest import user_line, write_study
-from tests.study.crashing import in_a_child, push_late, without_ray
+from tests.study.crashing import in_a_child, upload_late, without_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUIET = Console(quiet=True)
@@ -61,7 +61,7 @@ class Case:
             local, root = fs.LocalFileSystem(), self.store / "small"
             mirror.objects_at = lambda url: Objects(local, str(root), url, ())
             if self.keeps:
-                push_late()
+                upload_late()
 
     def work(self) -> None:
         """What a person does who wants the study done: begin it, or go on with it."""

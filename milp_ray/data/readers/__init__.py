@@ -15,7 +15,7 @@ from milp_ray.config.models import DataSettings
 from milp_ray.data.records import UserRecord
 from milp_ray.errors import DataError, Problem
 from milp_ray.registry import Registry
-from milp_ray.storage import is_url, local_copy
+from milp_ray.storage import is_url, temporary_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def read_users(settings: DataSettings) -> ReadResult:
         raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(reader_names()), remedy)])
     path = settings.path
     if is_url(path):
-        with local_copy(path) as copy:
+        with temporary_copy(path) as copy:
             try:
                 result = reader(copy)
             except DataError as error:  # names the copy, which nobody knows

@@ -92,7 +92,7 @@ class EventLog:
                 data = file.read()
                 kept = data[: data.rfind(b"\n") + 1]
                 self.events = _parsed(kept, path)
-                if len(kept) < len(data):  # in a mirror, too: only whole lines are pushed
+                if len(kept) < len(data):  # in a mirror, too: only whole lines are uploaded
                     file.truncate(len(kept))
                     os.fsync(file.fileno())
                     self.repaired = (

@@ -18,7 +18,7 @@ from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, alike, from_plain
 from milp_ray.layout import MEMORIES, SCORES, Layout
 from milp_ray.memory.space import Placement
-from milp_ray.storage import look
+from milp_ray.storage import pull
 from milp_ray.tune.cluster.processes import Place
 from milp_ray.tune.cluster.shared import SharedUsers
 from milp_ray.tune.workers.failures import pause_after
@@ -45,8 +45,8 @@ class FinalSpec:
 
     def look(self) -> None:
         """See what other processes have written (matters for a run at a URL)."""
-        look(self.root / MEMORIES, "*/*.json")
-        look(self.root / SCORES, "*.json")
+        pull(self.root / MEMORIES, "*/*.json")
+        pull(self.root / SCORES, "*.json")
 
     def has_memory(self, alias: str) -> bool:
         """Whether a user's memory is there."""

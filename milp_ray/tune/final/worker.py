@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
-from milp_ray.storage import at_hand, publish_for, write_json
+from milp_ray.storage import local_copy, publish_for, write_json
 from milp_ray.tune.cluster.dashboard import announce
 from milp_ray.tune.cluster.processes import end, here, host_rendezvous, on_one_node
 from milp_ray.tune.cluster.reservations import let_go
@@ -276,7 +276,7 @@ class _Rank:
             for model, owner in (("own", alias), ("other", job.other)):
                 if owner is not None:
                     placement = self._spec.placements[owner].key
-                    with at_hand(self._spec.layout.memory(owner)) as memory:
+                    with local_copy(self._spec.layout.memory(owner)) as memory:
                         check_note(memory, placement=placement, user=owner)
                         with loaded(self._base, memory):
                             table[model] = scores()

@@ -16,7 +16,7 @@ import ray
 from milp_ray.config.objectives import gains_of
 from milp_ray.errors import MilpRayError, TrialFailed, place_of
 from milp_ray.ids import trial_name
-from milp_ray.storage import at_hand, publish_for
+from milp_ray.storage import local_copy, publish_for
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest
 from milp_ray.tune.cluster.dashboard import announce
 from milp_ray.tune.cluster.processes import node_name
@@ -172,7 +172,7 @@ class Slices:
 
         names = self._spec.study.objectives
         values = gains_of({name: getattr(measured, name) for name in names}, names)
-        with at_hand(self._spec.layout.events(self._request.alias)) as log:
+        with local_copy(self._spec.layout.events(self._request.alias)) as log:
             found = told_values(log)
         others = [gains_of(told, names) for number, told in found if number != self._request.number]
         return not dominated_by_any(values, others)

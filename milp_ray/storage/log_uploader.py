@@ -10,29 +10,29 @@ from pathlib import Path
 _THREADS = 8
 
 
-class Pusher:
-    """A thread that pushes what was marked. One failure, after all tries, ends it.
+class LogUploader:
+    """A thread that uploads what was marked. One failure, after all tries, ends it.
 
     Args:
-        push: writes one file's present content to the store.
+        upload: writes one file's present content to the store.
         seconds: from one round to the next; Google takes one new version of an object a second.
     """
 
-    def __init__(self, push: Callable[[Path], None], seconds: float = 1.0) -> None:
-        self._push = push
+    def __init__(self, upload: Callable[[Path], None], seconds: float = 1.0) -> None:
+        self._upload = upload
         self._seconds = seconds
         self._marked: dict[Path, None] = {}
         self._error: BaseException | None = None
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """To be called before a file is changed.
 
         Raises:
-            StorageError, RunFolderError: something could not be pushed, so nothing more should happen.
+            StorageError, RunFolderError: something could not be uploaded, so nothing more should happen.
         """
         if self._error is not None:
             raise self._error
@@ -56,7 +56,7 @@ class Pusher:
         self.check()
 
     def drop(self) -> None:
-        """End, and push nothing more but what is under way."""
+        """End, and upload nothing more but what is under way."""
         with self._changed:
             self._marked.clear()
             self._closing = True
@@ -64,16 +64,16 @@ class Pusher:
         self._thread.join()
 
     def _work(self) -> None:
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="push") as pool:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="upload") as pool:
             while paths := self._next():
                 try:
-                    list(pool.map(self._push, paths))
+                    list(pool.map(self._upload, paths))
                 except BaseException as error:
                     self._error = error
                     return
 
     def _next(self) -> list[Path]:
-        """What to push now; empty at the end."""
+        """What to upload now; empty at the end."""
         with self._changed:
             # A round takes in what happens until the next one is due.
             self._changed.wait_for(lambda: self._closing, timeout=self._seconds)
