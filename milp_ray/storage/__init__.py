@@ -18,28 +18,30 @@ from milp_ray.storage.files import (
     write_whole,
 )
 from milp_ray.storage.folder_lock import ensure_held
-from milp_ray.storage.leftovers import sweep_drafts
-from milp_ray.storage.local import abandoned, held, reading, storage_error, sync_folder, write_synced, writing
+from milp_ray.storage.local import reading, storage_error, sync_folder, write_synced, writing
+from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.mirror import Mirror, close_mirrors, mirror_at, mirror_of, shown
 from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
 from milp_ray.storage.objects import temporary_copy
 from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
+from milp_ray.storage.stale_drafts import clean_up_drafts
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
     "GROUP",
     "OWNER",
+    "LockFile",
     "Mirror",
     "Part",
     "Scratch",
     "Session",
-    "abandoned",
     "can_read",
     "check_log",
     "check_own",
     "check_whole",
+    "clean_up_drafts",
     "close_mirrors",
     "ensure_held",
     "folders_below",
@@ -47,7 +49,7 @@ __all__ = [
     "get_file",
     "growing",
     "has_credentials",
-    "held",
+    "is_stale",
     "is_url",
     "joined",
     "local_copy",
@@ -65,7 +67,6 @@ __all__ = [
     "remove_folder",
     "shown",
     "storage_error",
-    "sweep_drafts",
     "sync_folder",
     "temporary_copy",
     "url_fault",

@@ -1,7 +1,7 @@
 """Files and folders of a run, written whole or not at all, on a file system or at a URL.
 
 On a file system a temporary sibling is renamed; what a killed writer leaves of it is cleared away by
-:mod:`milp_ray.storage.leftovers`. A path in the mirror of a run at a URL
+:mod:`milp_ray.storage.stale_drafts`. A path in the mirror of a run at a URL
 (:mod:`milp_ray.storage.mirror`) is written to the URL before the function returns. No store renames a folder:
 there its files come first and the one that readers look for comes last, and goes first when it is deleted;
 while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
@@ -76,7 +76,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
     Raises:
         StorageError: nothing of the new folder is left behind then, and the earlier one is intact; at a URL
             neither is there (files without ``last`` are none). Killed between two renames, it leaves neither,
-            until :func:`~milp_ray.storage.leftovers.sweep_drafts` brings the earlier one back.
+            until :func:`~milp_ray.storage.stale_drafts.clean_up_drafts` brings the earlier one back.
     """
     if (mirror := mirror_of(path)) is not None:
         _upload(mirror, path, write, last)

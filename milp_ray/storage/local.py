@@ -1,19 +1,15 @@
-"""What the operating system's refusals mean to a user; waiting for the disk; files that show who lives.
+"""What the operating system's refusals mean to a user, and waiting for the disk.
 
 What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage.files`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
 from milp_ray.errors import StorageError
 
@@ -76,73 +72,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class Held:
-    """A file of this process's, and the folder that it lies in, until :meth:`close` or the process's end."""
-
-    def __init__(self, path: Path, file: IO[str], folder: int) -> None:
-        self._path, self._file, self._folder = path, file, folder
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the file is still where it was made, and the same one."""
-        try:
-            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
-
-    def close(self) -> None:
-        """Hold it no longer."""
-        if not self._file.closed:
-            self._file.close()
-            os.close(self._folder)
-
-
-def held(path: Path, content: str = "") -> Held:
-    """Make a file that this process holds until it closes it or ends, however it ends.
-
-    A lock rather than a process id says so: containers that share a folder number their processes alike. The
-    file is there with its lock or not at all, so that nobody takes it for :func:`abandoned` in between. The
-    folder is locked, too, though for nobody of ours: systemd-tmpfiles, which cleans temporary folders, leaves
-    one alone that is (tmpfiles.d(5); it does not look at locks of files).
-
-    Raises:
-        OSError: the file cannot be made.
-    """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    with contextlib.suppress(OSError):  # a file system without such locks: only that cleaner loses by it
-        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    try:
-        return Held(path, _locked(path, content), folder)
-    except BaseException:
-        os.close(folder)
-        raise
-
-
-def _locked(path: Path, content: str) -> IO[str]:
-    draft = path.with_name(f".{path.name}.tmp")
-    file = draft.open("w", encoding="ascii")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    file.write(content)
-    file.flush()
-    draft.replace(path)
-    return file
-
-
-def abandoned(path: Path) -> bool:
-    """Whether a file was :func:`held`, by a process that is gone; False where there is none."""
-    try:
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False

@@ -29,14 +29,15 @@ from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.layout import EVENTS, KEY, LEASES
 from milp_ray.storage.contents import Contents
 from milp_ray.storage.lease import Lease
-from milp_ray.storage.local import abandoned, held, write_synced, writing
+from milp_ray.storage.local import write_synced, writing
+from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.log_uploader import LogUploader
 from milp_ray.storage.objects import Found, Objects, objects_at
 from milp_ray.storage.part import Part
 from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
-_OWNED, _DRIVER, _RUN = "owner", "driver", "run"
+_OWNER, _DRIVER, _RUN = "owner", "driver", "run"
 _FOLDER = "twins"  # the name of earlier versions, whose logs may lie there, not uploaded yet
 _THREADS = 8
 _mirrors: dict[str, Mirror] = {}
@@ -81,9 +82,9 @@ class Mirror:
         with writing(self._base):
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(self._base)
-            self._sweep()
+            self._clean_up()
             self.folder = Path(tempfile.mkdtemp(prefix=f"{self._mark}-", dir=self._base))
-            self._owned = held(self.folder / _OWNED)
+            self._owner = LockFile(self.folder / _OWNER)
             self.root: Path = MirrorPath(self.folder / _RUN)
             self.root.mkdir()
         self.contents = Contents(self.root)
@@ -134,7 +135,7 @@ class Mirror:
 
     def check_own(self) -> None:
         """As :meth:`check`, but of the folder as a whole only, which costs nothing."""
-        if not self._owned.is_there:
+        if not self._owner.is_there:
             raise self.contents.gone()
 
     def pull(self, part: Part) -> None:
@@ -209,7 +210,7 @@ class Mirror:
             RunFolderError: another process works on the run, or took it over.
             StorageError: something could not be read or written.
         """
-        with lease or Lease(self.objects) as held:
+        with lease or Lease(self.objects) as lease:
             # What this process pulled before may be behind, as another driver may have worked since. Its own
             # logs of before may not all have been uploaded.
             left = self.folder / "left"
@@ -219,8 +220,8 @@ class Mirror:
                     self.contents.drop(EVENTS)
                 (self.folder / _DRIVER).touch()
             self.refresh(part)
-            self._lease = held
-            with self._written_under(held):
+            self._lease = lease
+            with self._written_under(lease):
                 self._uploader = LogUploader(self._upload_log)
                 try:
                     self._continue(left)
@@ -282,7 +283,7 @@ class Mirror:
                 del _mirrors[self.url]
         if not (self.folder / _DRIVER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._owned.close()
+        self._owner.close()
 
     def _end(self, error: BaseException | None) -> None:
         """Push what is left. Where that fails, a later driver of this machine finds it."""
@@ -310,7 +311,7 @@ class Mirror:
     def _take_over(self) -> None:
         """Take what a killed driver of this machine had not uploaded."""
         for old in self._base.glob(f"{self._mark}-*"):
-            if old == self.folder or not (old / _DRIVER).exists() or not abandoned(old / _OWNED):
+            if old == self.folder or not (old / _DRIVER).exists() or not is_stale(old / _OWNER):
                 continue
             if _content(old / _RUN / KEY) == _content(self.root / KEY):  # the same run, not one of its name
                 self._continue(old / "left")
@@ -334,10 +335,10 @@ class Mirror:
                     self._uploader.mark(mine)
         shutil.rmtree(logs, ignore_errors=True)
 
-    def _sweep(self) -> None:
+    def _clean_up(self) -> None:
         """Remove mirrors of killed processes, unless a driver's: it may hold what was not uploaded."""
         for old in self._base.iterdir():
-            if not (old / _DRIVER).exists() and abandoned(old / _OWNED):
+            if not (old / _DRIVER).exists() and is_stale(old / _OWNER):
                 shutil.rmtree(old, ignore_errors=True)
 
 

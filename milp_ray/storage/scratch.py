@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from milp_ray.storage.local import abandoned, held
+from milp_ray.storage.lock_file import LockFile, is_stale
 
 _OWNER, _ROOM = "owner", "room"
 
@@ -32,9 +32,9 @@ class Scratch:
     """
 
     def __init__(self, kind: str) -> None:
-        _sweep(Path(tempfile.gettempdir()), kind)
+        _clean_up(Path(tempfile.gettempdir()), kind)
         self._folder = Path(tempfile.mkdtemp(prefix=kind))
-        self._owner = held(self._folder / _OWNER)
+        self._owner = LockFile(self._folder / _OWNER)
         self.room = self._folder / _ROOM
         self.room.mkdir()
 
@@ -52,8 +52,8 @@ class Scratch:
         self._owner.close()
 
 
-def _sweep(parent: Path, kind: str) -> None:
+def _clean_up(parent: Path, kind: str) -> None:
     for old in parent.glob(f"{kind}*"):
         with contextlib.suppress(OSError):
-            if old.lstat().st_uid == os.getuid() and abandoned(old / _OWNER):
+            if old.lstat().st_uid == os.getuid() and is_stale(old / _OWNER):
                 shutil.rmtree(old, ignore_errors=True)

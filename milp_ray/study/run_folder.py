@@ -46,6 +46,7 @@ from milp_ray.storage import (
     Mirror,
     Part,
     Session,
+    clean_up_drafts,
     follow,
     has_credentials,
     is_url,
@@ -54,7 +55,6 @@ from milp_ray.storage import (
     next_session,
     reading,
     shown,
-    sweep_drafts,
     sync_folder,
     url_fault,
     write_json,
@@ -63,7 +63,7 @@ from milp_ray.storage import (
 )
 from milp_ray.storage.folder_lock import confirm_held, folder_lock
 from milp_ray.storage.lease import Lease
-from milp_ray.storage.leftovers import is_young
+from milp_ray.storage.stale_drafts import is_young
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import is_run, place_of, refuse_existing
@@ -162,7 +162,7 @@ class RunFolder(Layout):
         root = Path(place)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_creations(root)
+            _clean_up_creations(root)
             draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", suffix=_DRAFT, dir=root.parent))
             try:
                 _write_first(draft, first)
@@ -385,7 +385,7 @@ class RunFolder(Layout):
             return
         self._check_same()
         with folder_lock(self.root):
-            self._sweep()
+            self._clean_up()
             with self._in_session():
                 yield
 
@@ -413,7 +413,7 @@ class RunFolder(Layout):
             remedy=f"search again; where there is a run now, it goes on with: milp-ray resume {self.place}",
         )
 
-    def _sweep(self) -> None:
+    def _clean_up(self) -> None:
         """Remove what drivers that were killed, and their workers, left half-made."""
         for scratch in (*self.tune.glob("search-*"), self.train):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -421,7 +421,7 @@ class RunFolder(Layout):
             folders = [self.root]
             folders += [path for kind in WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
         for folder in folders:
-            sweep_drafts(folder)
+            clean_up_drafts(folder)
 
 
 _DRAFT, _REMOVED = ".draft", ".removed"
@@ -441,7 +441,7 @@ def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
 
 
-def _sweep_creations(root: Path) -> None:
+def _clean_up_creations(root: Path) -> None:
     """Remove what is left of runs of this name whose making, or removal, was killed: drafts that hold nothing
     but first files, and all that was removed."""
     for gone in root.parent.glob(f".{root.name}-*{_REMOVED}"):

@@ -14,7 +14,7 @@ import pytest
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
 from milp_ray.storage import check_whole, local_copy, mirror_at, pull, remove_file, write_folder, write_json
-from milp_ray.storage.local import held
+from milp_ray.storage.lock_file import LockFile
 from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.part import Part
 
@@ -118,8 +118,8 @@ def test_systemd_leaves_a_folder_alone_whose_owner_lives(tmp_path: Path) -> None
     for name in ("alive", "dead"):
         (area / name / "run" / "events").mkdir(parents=True)
         (area / name / "run" / "events" / "u-a.jsonl").write_bytes(LINES)
-    with held(area / "alive" / "owner"):
-        held(area / "dead" / "owner").close()
+    with LockFile(area / "alive" / "owner"):
+        LockFile(area / "dead" / "owner").close()
         time.sleep(1.5)
         rules = tmp_path / "clean.conf"
         rules.write_text(f"e {area} - - - 1s\n")

@@ -278,7 +278,7 @@ def test_a_killed_driver_loses_nothing_that_this_machine_has(s3: str, tmp_path: 
     kill_a_driver(url)
     assert events_of(objects_at(url).get("events/u-a.jsonl")) == 1
     mirror = mirror_at(url)
-    assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was swept"
+    assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was cleaned up"
     with mirror.driving(EVERY):
         assert [e["id"] for e in EventLog(mirror.root / "events" / "u-a.jsonl").events] == [0, 1, 2]
     assert events_of(mirror.objects.get("events/u-a.jsonl")) == 3
@@ -335,7 +335,7 @@ def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machin
     assert not mirror.objects.exists("tables/x.json")
 
 
-def test_mirrors_of_killed_workers_are_swept(s3: str, tmp_path: Path) -> None:
+def test_mirrors_of_killed_workers_are_cleaned_up(s3: str, tmp_path: Path) -> None:
     made = "import os, sys; from milp_ray.storage import mirror_at; mirror_at(sys.argv[1])"
     code = f"{made}; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, f"{s3}/run"], check=False)

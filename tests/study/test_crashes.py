@@ -19,7 +19,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from milp_ray.config.loading import load_study
-from milp_ray.storage import close_mirrors, leftovers, mirror
+from milp_ray.storage import close_mirrors, mirror, stale_drafts
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, place, run_folder
 from tests.study.conftest import user_line, write_study
@@ -56,7 +56,7 @@ class Case:
         without_ray(self.base)
         os.environ["MILP_RAY_CACHE"] = str(self.folder / "cache")
         driver.new_key = lambda: b"k" * run_folder.KEY_BYTES
-        leftovers.SWEPT_SECONDS = 0.0
+        stale_drafts.STALE_SECONDS = 0.0
         if self.url:
             local, root = fs.LocalFileSystem(), self.store / "small"
             mirror.objects_at = lambda url: Objects(local, str(root), url, ())

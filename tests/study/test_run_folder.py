@@ -22,7 +22,7 @@ from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.memory.adapter_notes import check_content, note_of
 from milp_ray.memory.adapters import write_adapter
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import close_mirrors, leftovers, write_folder, write_json
+from milp_ray.storage import close_mirrors, stale_drafts, write_folder, write_json
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
@@ -184,7 +184,7 @@ def test_one_driver_at_a_time_even_after_a_kill(tmp_path: Path) -> None:
 def test_what_killed_drivers_left_goes_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "SWEPT_SECONDS", 0.0)
+    monkeypatch.setattr(stale_drafts, "STALE_SECONDS", 0.0)
     folder = RunFolder.create(a_study(tmp_path), "f")
     kept = [
         folder.tune / "tune.log",
@@ -226,7 +226,7 @@ def test_a_creation_that_was_killed_leaves_its_draft_until_the_next(
         (tmp_path / name / file).write_text("")
     shutil.rmtree(RunFolder.create(a_study(tmp_path), "f").root)
     assert len(list(tmp_path.iterdir())) == 3, "younger than a minute: somebody may be making it"
-    monkeypatch.setattr(leftovers, "SWEPT_SECONDS", 0.0)
+    monkeypatch.setattr(stale_drafts, "STALE_SECONDS", 0.0)
     RunFolder.create(a_study(tmp_path), "f")
     assert {path.name for path in tmp_path.iterdir()} == {"s", young_of_another, someones}
 

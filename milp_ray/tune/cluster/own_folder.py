@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.errors import ClusterError
-from milp_ray.storage import abandoned, held
+from milp_ray.storage import LockFile, is_stale
 
 # Paths of Ray's sockets must stay under 107 characters, which a long TMPDIR would break.
 _LONGEST_PARENT = 28
@@ -57,7 +57,7 @@ def own_folder() -> Iterator[OwnFolder]:
     # comes after it.
     remove = functools.partial(_remove, own.path)
     atexit.register(remove)
-    owner = held(own.path / _OWNER, str(os.getpid()))  # the number is for people
+    owner = LockFile(own.path / _OWNER, str(os.getpid()))  # the number is for people
     try:
         yield own
     finally:
@@ -121,7 +121,7 @@ def sweep(parent: Path) -> None:
     """Remove what killed runs of this user left behind: their Ray is gone with them."""
     for old in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if old.stat().st_uid == os.getuid() and (abandoned(old / _OWNER) or _is_remnant(old)):
+            if old.stat().st_uid == os.getuid() and (is_stale(old / _OWNER) or _is_remnant(old)):
                 shutil.rmtree(old, ignore_errors=True)
 
 

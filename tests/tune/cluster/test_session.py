@@ -18,7 +18,7 @@ import pytest
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
-from milp_ray.storage import held
+from milp_ray.storage import LockFile
 from milp_ray.tune.cluster.own_folder import sweep
 from milp_ray.tune.cluster.session import _connecting, ray_session
 from tests.processes import listening_addresses, wait_for
@@ -82,7 +82,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_pat
         str(os.getpid())
     )  # which was another process's in its container
     # In another container: its process id says nothing here.
-    with held(tmp_path / "mr-alive" / "pid", str(dead.pid)):
+    with LockFile(tmp_path / "mr-alive" / "pid", str(dead.pid)):
         sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-begins", "mr-foreign"]
 
@@ -210,7 +210,6 @@ JOIN = """
 import os, sys
 sys.path.remove("")  # as the command does; the folder holds a module that Ray's workers would import
 from milp_ray.config.models import RaySettings
-from milp_ray.storage import held
 from milp_ray.tune.cluster.session import _connecting, ray_session
 with ray_session(RaySettings(address=sys.argv[1])):
     import ray

@@ -1,7 +1,8 @@
-"""What a writer that was killed left beside its files: drafts, and a folder that it was replacing.
+"""What a killed writer left beside its files: stale drafts, and a folder that it was replacing.
 
-Whole writing (:mod:`milp_ray.storage.files`) makes ``.NAME.PID.tmp`` and, where a folder is replaced, renames
-the earlier one to ``.NAME.PID.old`` before the draft takes its place. An ended process removes both.
+An atomic write (:mod:`milp_ray.storage.files`) makes ``.NAME.PID.tmp`` and, where it replaces a
+folder, renames the earlier one to ``.NAME.PID.old`` before the draft takes its place. A writer that
+ends by itself leaves neither.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from milp_ray.storage.local import writing
 
 _DRAFT = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)")
-# A younger one may be another process's that is at work; no process id tells, as it may be another machine's.
-SWEPT_SECONDS = 60.0
+# A younger draft may be of a process at work. No process id tells: it may be another machine's.
+STALE_SECONDS = 60.0
 
 
-def sweep_drafts(folder: Path) -> None:
-    """Remove what killed writers left in a folder; a folder that was on its way to be replaced comes back.
+def clean_up_drafts(folder: Path) -> None:
+    """Remove the stale drafts in a folder; a folder that was being replaced comes back.
 
     Raises:
         StorageError: the folder cannot be read, or not be written.
@@ -40,4 +41,4 @@ def sweep_drafts(folder: Path) -> None:
 
 def is_young(path: Path) -> bool:
     """Whether a file or folder was written or renamed within the last minute."""
-    return time.time() - path.stat().st_ctime < SWEPT_SECONDS
+    return time.time() - path.stat().st_ctime < STALE_SECONDS
