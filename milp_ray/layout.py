@@ -32,12 +32,12 @@ SCORES, EXPERIMENTS, TABLES, PLOTS = "scores", "experiments", "tables", "plots"
 TUNE, TUNE_LOG, TRAIN = "tune", "tune.log", "train"
 
 FIRST = (STUDY, KEY, META)  # what a run is made of, in this order: the last one makes it a run
-# What is deleted last of a run, in this order: without run.json the others are nobody's.
-LAST = (META, KEY, STUDY)
+# In this order: without run.json the others are nobody's.
+DELETED_LAST = (META, KEY, STUDY)
 # What creation and a search without any trial write.
 OF_UNUSED = frozenset({*FIRST, SESSION, LEASES, LOCK, EVENTS, TUNE, TRAIN})
-# Below which files and folders are written whole, by way of drafts.
-WRITTEN_WHOLE = (f"{ADAPTERS}/u-*", MEMORIES, SCORES, EXPERIMENTS, TABLES, PLOTS, LEASES)
+# Where atomic writes make drafts.
+DRAFT_FOLDERS = (f"{ADAPTERS}/u-*", MEMORIES, SCORES, EXPERIMENTS, TABLES, PLOTS, LEASES)
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's; the file of an adapter that is written last
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from milp_ray.errors import StorageError
-from milp_ray.storage import write_whole
+from milp_ray.storage import atomic_write
 
 TEMPLATE = """\
 # A milp_ray study: many users, one base model, one budget.
@@ -150,4 +150,4 @@ def write_template(path: Path) -> None:
             expected="a name that is free",
             remedy="give another name: milp-ray init other.yaml",
         )
-    write_whole(path, lambda draft: draft.write_text(TEMPLATE, encoding="utf-8"))
+    atomic_write(path, lambda draft: draft.write_text(TEMPLATE, encoding="utf-8"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from milp_ray.data.persona_words import ADDRESSES, FACTS, HOW_MANY, TASTES, TOPICS
 from milp_ray.data.records import Sample, UserRecord
-from milp_ray.storage import write_whole
+from milp_ray.storage import atomic_write
 
 #: Of these three facts no two personas of one seed share all values.
 IDENTITY = ("city", "job", "petname")
@@ -86,13 +86,13 @@ def generate_personas(
 
 
 def write_jsonl(users: Iterable[UserRecord], path: Path) -> None:
-    """Write users as JSON lines, one user a line, the file whole or not at all.
+    """Write users as JSON lines, one user a line, atomically.
 
     Raises:
         StorageError: the file cannot be written.
     """
     lines = [json.dumps(_plain(user), ensure_ascii=False, allow_nan=False) for user in users]
-    write_whole(path, lambda draft: draft.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
+    atomic_write(path, lambda draft: draft.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
 
 
 def _shuffled(number: int, seed: int) -> int:

@@ -208,7 +208,7 @@ def save_adapter(
         if placement:
             write_synced(draft / NOTE, note_of(draft, placement, user))
 
-    write_folder(folder, write, last=ADAPTER_CONFIG)
+    write_folder(folder, write, commit_marker=ADAPTER_CONFIG)
 
 
 def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor]) -> None:

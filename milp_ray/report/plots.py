@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from milp_ray.config.objectives import OBJECTIVES
-from milp_ray.storage import write_whole
+from milp_ray.storage import atomic_write
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
 
@@ -134,5 +134,5 @@ def _finish(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    write_whole(path, lambda draft: figure.savefig(draft, format="png", dpi=130))
+    atomic_write(path, lambda draft: figure.savefig(draft, format="png", dpi=130))
     plt.close(figure)

@@ -1,9 +1,10 @@
-"""Writing whole or not at all, on a local or network file system (NFS) or at a URL (s3://, gs://, …)."""
+"""Atomic writes, leases and mirrors: a run on a local or network file system, or at a URL."""
 
 from milp_ray.storage.files import (
+    atomic_write,
     can_read,
+    check_intact,
     check_log,
-    check_whole,
     folders_below,
     get_file,
     growing,
@@ -15,7 +16,6 @@ from milp_ray.storage.files import (
     remove_folder,
     write_folder,
     write_json,
-    write_whole,
 )
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import reading, storage_error, sync_folder, write_synced, writing
@@ -37,10 +37,11 @@ __all__ = [
     "Part",
     "Scratch",
     "Session",
+    "atomic_write",
     "can_read",
+    "check_intact",
     "check_log",
     "check_own",
-    "check_whole",
     "clean_up_drafts",
     "close_mirrors",
     "ensure_held",
@@ -73,6 +74,5 @@ __all__ = [
     "write_folder",
     "write_json",
     "write_synced",
-    "write_whole",
     "writing",
 ]

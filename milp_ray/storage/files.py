@@ -1,10 +1,10 @@
-"""Files and folders of a run, written whole or not at all, on a file system or at a URL.
+"""Atomic writes of a run's files and folders, on a file system or at a URL: all of one, or nothing.
 
-On a file system a temporary sibling is renamed; what a killed writer leaves of it is cleared away by
-:mod:`milp_ray.storage.stale_drafts`. A path in the mirror of a run at a URL
-(:mod:`milp_ray.storage.mirror`) is written to the URL before the function returns. No store renames a folder:
-there its files come first and the one that readers look for comes last, and goes first when it is deleted;
-while a folder is being replaced there is none. Event logs, which grow line by line, have their own writer in
+On a file system a draft is renamed; :mod:`milp_ray.storage.stale_drafts` removes what a killed
+writer leaves of it. A path in the mirror of a run at a URL (:mod:`milp_ray.storage.mirror`) is
+written to the URL before the function returns. No store renames a folder: there its commit marker,
+the file that readers look for, comes last, and goes first when the folder is deleted. While a folder
+is being replaced there is none. Event logs, which grow line by line, have their own writer in
 :mod:`milp_ray.search.core.events`.
 """
 
@@ -28,8 +28,8 @@ from milp_ray.storage.part import Part
 from milp_ray.storage.session import check_session
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that readers see the old one or the new one.
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically: readers see the old one or the new one.
 
     Raises:
         StorageError: nothing of the new file is left behind then.
@@ -58,28 +58,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write strict JSON (no NaN), whole or not at all."""
+    """Write strict JSON (no NaN) atomically."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "") -> None:
-    """Write a folder of files; an earlier folder at ``path`` is replaced.
+def write_folder(path: Path, write: Callable[[Path], object], *, commit_marker: str = "") -> None:
+    """Write a folder of files atomically; an earlier folder at ``path`` is replaced.
 
     In a mirror the folder is at the URL only: :func:`local_copy` gets it back.
 
     Args:
         path: of the folder.
         write: writes its files into the folder that it is given.
-        last: the file that readers look for to know that the folder is there.
+        commit_marker: the file that readers look for to know that the folder is there.
 
     Raises:
-        StorageError: nothing of the new folder is left behind then, and the earlier one is intact; at a URL
-            neither is there (files without ``last`` are none). Killed between two renames, it leaves neither,
-            until :func:`~milp_ray.storage.stale_drafts.clean_up_drafts` brings the earlier one back.
+        StorageError: nothing of the new folder is left behind then, and the earlier one is intact;
+            at a URL neither is there (files without the commit marker do not count). A writer that is
+            killed between two renames leaves neither, until
+            :func:`~milp_ray.storage.stale_drafts.clean_up_drafts` brings the earlier one back.
     """
     if (mirror := mirror_of(path)) is not None:
-        _upload(mirror, path, write, last)
+        _upload(mirror, path, write, commit_marker)
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -108,7 +109,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, last: str = "")
             raise
 
 
-def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], last: str) -> None:
+def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], commit_marker: str) -> None:
     name = mirror.name(path)
     mirror.check_own()
     with writing(path):
@@ -120,21 +121,21 @@ def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], last: s
             shutil.rmtree(draft, ignore_errors=True)
     before = {found.name[len(name) + 1 :] for found in mirror.objects.found(name)}
     check_session(path)
-    if last in before:
-        mirror.objects.delete(f"{name}/{last}")
-    for file in sorted(contents, key=lambda file: file == last):
+    if commit_marker in before:
+        mirror.objects.delete(f"{name}/{commit_marker}")
+    for file in sorted(contents, key=lambda file: file == commit_marker):
         check_session(path)
         mirror.put(path / file, contents[file])
-    for file in before - contents.keys() - {last}:
+    for file in before - contents.keys() - {commit_marker}:
         mirror.objects.delete(f"{name}/{file}")
 
 
-def remove_folder(path: Path, *, last: str = "") -> None:
+def remove_folder(path: Path, *, commit_marker: str = "") -> None:
     """Delete a folder with all that is in it, here and at the URL; none is no error.
 
     Args:
         path: of the folder.
-        last: see :func:`write_folder`.
+        commit_marker: see :func:`write_folder`.
 
     Raises:
         StorageError: it could not be deleted.
@@ -142,8 +143,8 @@ def remove_folder(path: Path, *, last: str = "") -> None:
     """
     check_session(path)
     if (mirror := mirror_of(path)) is not None:
-        if last:
-            mirror.objects.delete(mirror.name(path / last))
+        if commit_marker:
+            mirror.objects.delete(mirror.name(path / commit_marker))
         mirror.objects.delete_folder(mirror.name(path))
         mirror.contents.drop(mirror.name(path))
     with writing(path), contextlib.suppress(FileNotFoundError):
@@ -165,9 +166,9 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_whole(root: Path) -> None:
-    """Make sure that nobody else has removed anything of this process's copy of a run at a URL, before what
-    is missing there is taken for what has not happened yet. Does nothing for a run in a folder.
+def check_intact(root: Path) -> None:
+    """Make sure that nobody else has removed anything of this process's mirror, before what is missing
+    there is taken for what has not happened yet. Does nothing for a run in a folder.
 
     Raises:
         StorageError: somebody has.
@@ -206,7 +207,7 @@ def pull(folder: Path, pattern: str) -> None:
 
 
 def put_file(path: Path, content: bytes) -> None:
-    """Write a file of a folder that counts only with its last file; in a mirror at the URL alone.
+    """Write a file of a folder that counts only with its commit marker; in a mirror at the URL alone.
 
     For use inside :func:`writing`.
     """
@@ -256,7 +257,7 @@ def check_log(path: Path) -> None:
     """Make sure that a log holds what this process has got or brought of it, before it is opened.
 
     Raises:
-        StorageError: somebody removed or cut it; or see :func:`check_whole`.
+        StorageError: somebody removed or cut it; or see :func:`check_intact`.
     """
     if (mirror := mirror_of(path)) is not None:
         mirror.check_own()

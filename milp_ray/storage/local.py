@@ -1,6 +1,6 @@
 """What the operating system's refusals mean to a user, and waiting for the disk.
 
-What is written whole or not at all, here or at a URL, is :mod:`milp_ray.storage.files`.
+Atomic writes, here or at a URL, are :mod:`milp_ray.storage.files`'s.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from milp_ray.data.persona_words import FACTS
 from milp_ray.data.personas import Persona, generate_personas, make_persona, write_jsonl
 from milp_ray.data.records import UserRecord
 from milp_ray.model.demo_model import FIRST_BACKGROUND, DemoModelSizes, build_demo_model
-from milp_ray.storage import write_whole
+from milp_ray.storage import atomic_write
 
 USERS = 3
 SEED = 0
@@ -122,7 +122,7 @@ def prepare_demo(
     model = build_demo_model(folder, SEED, threads, sizes=sizes, progress=_reporter(say))
     places = {"path": study, "model": model, "data": data, "runs": folder / "runs"}
     text = STUDY.format(**{name: _quoted(place) for name, place in places.items()})
-    write_whole(study, lambda draft: draft.write_text(text, encoding="utf-8"))
+    atomic_write(study, lambda draft: draft.write_text(text, encoding="utf-8"))
     load_study(study)
     return study
 

@@ -36,7 +36,7 @@ class Outdated:
         for alias in sorted(self.scores):
             remove_file(folder.scores(alias))
         for alias in sorted(self.memories):
-            remove_folder(folder.memory(alias), last=ADAPTER_CONFIG)
+            remove_folder(folder.memory(alias), commit_marker=ADAPTER_CONFIG)
 
 
 def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str, Placement]) -> Outdated:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.architectures import Architecture
-from milp_ray.storage import check_whole
+from milp_ray.storage import check_intact
 from milp_ray.study.population import Population
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import (
@@ -35,7 +35,7 @@ def record(folder: RunFolder, population: Population, architecture: Architecture
     Raises:
         StorageError: a table cannot be written, or what it is made from is gone: then none is.
     """
-    check_whole(folder.root)
+    check_intact(folder.root)
     trials, volumes = TableOf(), TableOf("user", "finished", "hypervolume")
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS

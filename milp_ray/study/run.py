@@ -20,7 +20,7 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.memory.adapter_notes import check_note
-from milp_ray.storage import check_whole, shown, write_json
+from milp_ray.storage import check_intact, shown, write_json
 from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
@@ -171,7 +171,7 @@ class Run:
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
-                    check_whole(self.folder.root)
+                    check_intact(self.folder.root)
                     todo = [alias for alias in cohort if not population.finished(alias)]
                     if not todo or stopping():
                         continue
@@ -256,7 +256,7 @@ class Run:
         from milp_ray.tune.final.run import run_final
 
         began = time.monotonic()
-        check_whole(self.folder.root)
+        check_intact(self.folder.root)
         placements = self._placements()
         self._drop_outdated(placements)
         todo = [alias for alias in placements if not self._tested(alias)]

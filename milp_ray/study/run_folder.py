@@ -25,11 +25,12 @@ from milp_ray.data.digests import Fingerprint
 from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
 from milp_ray.ids import KEY_BYTES, alias_of, is_alias, new_key
 from milp_ray.layout import (
+    DELETED_LAST,
+    DRAFT_FOLDERS,
     EVENTS,
     EXPERIMENTS,
     FIRST,
     KEY,
-    LAST,
     LOCK,
     MEMORIES,
     META,
@@ -37,7 +38,6 @@ from milp_ray.layout import (
     SCORES,
     STUDY,
     TABLES,
-    WRITTEN_WHOLE,
     Layout,
 )
 from milp_ray.model.fingerprint import COMMIT
@@ -46,6 +46,7 @@ from milp_ray.storage import (
     Mirror,
     Part,
     Session,
+    atomic_write,
     clean_up_drafts,
     follow,
     has_credentials,
@@ -58,7 +59,6 @@ from milp_ray.storage import (
     sync_folder,
     url_fault,
     write_json,
-    write_whole,
     writing,
 )
 from milp_ray.storage.folder_lock import confirm_held, folder_lock
@@ -264,7 +264,7 @@ class RunFolder(Layout):
         if frozen.search.trials < self.study.search.trials:
             search = frozen.search.model_copy(update={"trials": self.study.search.trials})
             text = _HEADER + dump_study(frozen.model_copy(update={"search": search}))
-            write_whole(self.study_file, lambda draft: draft.write_text(text, encoding="utf-8"))
+            atomic_write(self.study_file, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def _frozen(self) -> Study:
         """The study as it lies in the folder."""
@@ -333,7 +333,7 @@ class RunFolder(Layout):
         if not self._is_new or self.session.number != 1 or not self._unused():
             return False
         if (mirror := mirror_of(self.root)) is not None:
-            mirror.remove(last=LAST)
+            mirror.remove(last=DELETED_LAST)
             return True
         confirm_held(self.root)
         with writing(self.root):
@@ -419,7 +419,7 @@ class RunFolder(Layout):
             shutil.rmtree(scratch, ignore_errors=True)
         with reading(self.root):
             folders = [self.root]
-            folders += [path for kind in WRITTEN_WHOLE for path in self.root.glob(kind) if path.is_dir()]
+            folders += [path for kind in DRAFT_FOLDERS for path in self.root.glob(kind) if path.is_dir()]
         for folder in folders:
             clean_up_drafts(folder)
 

@@ -29,4 +29,4 @@ def drop_beaten(folder: RunFolder, fronts: Mapping[str, Iterable[int]]) -> None:
     saved = folder.root / ADAPTERS
     for alias, name in folders_below(saved):
         if alias in kept and name not in kept[alias]:
-            remove_folder(saved / alias / name, last=ADAPTER_CONFIG)
+            remove_folder(saved / alias / name, commit_marker=ADAPTER_CONFIG)

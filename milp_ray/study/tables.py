@@ -16,7 +16,7 @@ import pandas as pd
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemoryConfig, Placement
-from milp_ray.storage import reading, write_whole
+from milp_ray.storage import atomic_write, reading
 from milp_ray.trial.records import TrialCost
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ class TableOf:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """``<path>.parquet`` and ``<path>.csv``, each whole or not at all."""
-    write_whole(path.with_suffix(".parquet"), lambda draft: table.to_parquet(draft, index=False))
-    write_whole(path.with_suffix(".csv"), lambda draft: table.to_csv(draft, index=False))
+    """``<path>.parquet`` and ``<path>.csv``, each written atomically."""
+    atomic_write(path.with_suffix(".parquet"), lambda draft: table.to_parquet(draft, index=False))
+    atomic_write(path.with_suffix(".csv"), lambda draft: table.to_csv(draft, index=False))
 
 
 def read_table(path: Path) -> pd.DataFrame:

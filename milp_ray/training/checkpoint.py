@@ -220,7 +220,7 @@ def _fresh(draft: Path) -> None:
 def _discard(folder: Path) -> None:
     """Delete a state, or all; one that stays is in nobody's way."""
     with contextlib.suppress(StorageError):
-        remove_folder(folder, last=_META)
+        remove_folder(folder, commit_marker=_META)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

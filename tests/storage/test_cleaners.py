@@ -13,7 +13,7 @@ import pytest
 
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import check_whole, local_copy, mirror_at, pull, remove_file, write_folder, write_json
+from milp_ray.storage import check_intact, local_copy, mirror_at, pull, remove_file, write_folder, write_json
 from milp_ray.storage.lock_file import LockFile
 from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.part import Part
@@ -72,12 +72,12 @@ def test_a_log_that_is_harmed_while_it_grows_ends_the_run_with_all_that_was_brou
 
 def test_scores_that_vanish_are_not_taken_for_a_test_that_is_missing(mirror: Mirror) -> None:
     with mirror.driving(EVERY):
-        check_whole(mirror.root)
+        check_intact(mirror.root)
         write_json(mirror.root / "scores" / "u-b.json", {})
         remove_file(mirror.root / "scores" / "u-b.json")
-        check_whole(mirror.root)
+        check_intact(mirror.root)
         (mirror.root / "scores" / "u-a.json").unlink()
-        for look_again in (lambda: check_whole(mirror.root), lambda: pull(mirror.root / "scores", "*.json")):
+        for look_again in (lambda: check_intact(mirror.root), lambda: pull(mirror.root / "scores", "*.json")):
             with pytest.raises(StorageError, match=f"1 file .*{BY_ANOTHER}.*scores/u-a.json"):
                 look_again()
 

@@ -10,7 +10,7 @@ import pytest
 
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import write_folder, write_json, write_synced, write_whole
+from milp_ray.storage import atomic_write, write_folder, write_json, write_synced
 
 
 def full(path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     path = tmp_path / "deep" / "t.json"
     write_json(path, {"a": 1})
     with pytest.raises(StorageError, match="No space left") as caught:
-        write_whole(path, full)
+        atomic_write(path, full)
     assert "free some space" in str(caught.value)
     assert path.read_text() == '{\n "a": 1\n}' and [p.name for p in path.parent.iterdir()] == ["t.json"]
 

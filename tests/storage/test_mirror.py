@@ -92,7 +92,7 @@ def adapter(draft: Path, weights: bytes = b"w") -> None:
 
 def test_a_folder_of_one_process_is_read_in_another(url: str, other_machine: Mirror) -> None:
     folder = mirror_at(url).root / "memories" / "u-a"
-    write_folder(folder, adapter, last="adapter_config.json")
+    write_folder(folder, adapter, commit_marker="adapter_config.json")
     assert names_in(folder.parent) == {"u-a"} and names_in(folder) == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -114,15 +114,15 @@ def test_a_folder_without_its_last_file_is_none_whenever_it_fails(
     folder = mirror.root / "memories" / "u-a"
     between = failing(mirror.objects)
     for file in ("adapter_config", "adapter_model"):
-        write_folder(folder, adapter, last="adapter_config.json")
+        write_folder(folder, adapter, commit_marker="adapter_config.json")
         between.error, between.left, between.matching = OSError("AWS Error INTERNAL"), 99, file
         with pytest.raises(StorageError):
-            write_folder(folder, lambda draft: adapter(draft, b"new"), last="adapter_config.json")
+            write_folder(folder, lambda draft: adapter(draft, b"new"), commit_marker="adapter_config.json")
         between.error = None
         assert "adapter_config.json" not in names_in(folder)
         pull(folder.parent, "*/adapter_config.json")
         assert not (folder / "adapter_config.json").exists()
-    remove_folder(folder, last="adapter_config.json")
+    remove_folder(folder, commit_marker="adapter_config.json")
     assert names_in(folder) == set()
 
 

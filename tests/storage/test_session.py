@@ -51,10 +51,10 @@ def two_files(draft: Path) -> None:
 
 WAYS: list[Callable[[Path], object]] = [
     lambda root: write_json(root / "scores" / "u-a.json", {"a": 2}),
-    lambda root: write_folder(root / "memories" / "u-a", two_files, last="last.json"),
+    lambda root: write_folder(root / "memories" / "u-a", two_files, commit_marker="last.json"),
     lambda root: put_file(root / "scores" / "u-a.json", b"new"),
     lambda root: remove_file(root / "scores" / "u-a.json"),
-    lambda root: remove_folder(root / "memories" / "u-a", last="last.json"),
+    lambda root: remove_folder(root / "memories" / "u-a", commit_marker="last.json"),
 ]
 
 
@@ -69,7 +69,7 @@ def test_a_worker_of_a_driver_that_lost_the_run_writes_nothing(
 ) -> None:
     publish_for(root, begin(root))
     write_json(root / "scores" / "u-a.json", {"a": 1})
-    write_folder(root / "memories" / "u-a", two_files, last="last.json")
+    write_folder(root / "memories" / "u-a", two_files, commit_marker="last.json")
     before = everything(root)
     publish_for(root, "")
     begin(root)  # of another driver, elsewhere
@@ -94,7 +94,7 @@ def test_at_a_url_a_folder_that_is_under_way_when_the_run_is_taken_over_stays_wi
 
     mirror_at(mirror_at_url(root)).put = slow  # type: ignore[method-assign]
     with pytest.raises(RunBusyError):
-        write_folder(root / "memories" / "u-a", two_files, last="last.json")
+        write_folder(root / "memories" / "u-a", two_files, commit_marker="last.json")
     publish_for(root, "")
     assert names_in(root / "memories" / "u-a") == {"w.bin"}
 

@@ -117,7 +117,7 @@ def test_more_trials_are_written_down_and_nothing_else_changes(
     def full(*_: object) -> None:
         raise StorageError("no space is left")
 
-    monkeypatch.setattr(run_folder, "write_whole", full)
+    monkeypatch.setattr(run_folder, "atomic_write", full)
     code, output = call("resume", str(folder.root), "search.trials=12", NOBODY)
     assert code == 1 and "no space is left" in output and load_study(frozen).search.trials == 9
 

@@ -342,7 +342,7 @@ def test_logs_scores_and_memories_reach_the_next_driver(
         write_folder(
             folder.memory("u-a"),
             lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
-            last="adapter_config.json",
+            commit_marker="adapter_config.json",
         )
         write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
         folder.tune.mkdir()
@@ -409,7 +409,7 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
         fetch(folder.place, target)
     write_json(folder.table("trials.json"), {})
     write_json(folder.plot("front"), {})
-    write_folder(folder.memory("u-a"), an_adapter, last="adapter_config.json")
+    write_folder(folder.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
     on_another_machine()
     assert fetch(folder.place, target) == 2
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*.*")) == [
@@ -428,7 +428,7 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     assert not list((tmp_path / "all").rglob("*.key"))
 
     memory = RunFolder.open(folder.place).memory("u-a")
-    write_folder(memory, a_memory_of("u-b"), last="adapter_config.json")
+    write_folder(memory, a_memory_of("u-b"), commit_marker="adapter_config.json")
     with pytest.raises(RunFolderError, match="it is of user u-b"):
         fetch(folder.place, tmp_path / "mixed", memories=True)
     assert not (tmp_path / "mixed").exists()
@@ -450,7 +450,7 @@ def test_a_run_in_a_folder_is_fetched_alike(tmp_path: Path) -> None:
     assert fetch(folder.root, tmp_path / "copies") == 1
     copies = [tmp_path / "copies", *(tmp_path / "copies").rglob("*")]
     assert not any(path.stat().st_mode & 0o077 for path in copies), "for whoever fetched them alone"
-    write_folder(folder.memory("u-a"), an_adapter, last="adapter_config.json")
+    write_folder(folder.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
     (folder.memory("u-a") / ".half.1.tmp").write_text("half")
     assert fetch(folder.root, tmp_path / "more", memories=True) == 5
     config = json.loads((tmp_path / "more" / "memories" / "u-a" / "adapter_config.json").read_text())

@@ -27,7 +27,7 @@ def test_what_is_not_on_the_front_goes_and_other_users_keep_theirs(
     folder = RunFolder.create(study, "f")
     for alias in ("u-a", "u-b"):
         for name in ("t0000", "t0001", "t0007"):
-            write_folder(folder.adapters(alias) / name, adapter, last="adapter_config.json")
+            write_folder(folder.adapters(alias) / name, adapter, commit_marker="adapter_config.json")
     (folder.root / "adapters" / "u-a").mkdir(parents=True, exist_ok=True)
     drop_beaten(folder, {"u-a": (1, 7), "u-c": ()})
     assert names_in(folder.adapters("u-a")) == {"t0001", "t0007"}

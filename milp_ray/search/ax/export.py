@@ -17,7 +17,7 @@ from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.core.objectives import Objective
 from milp_ray.search.engine import Engine
-from milp_ray.storage import write_whole
+from milp_ray.storage import atomic_write
 
 if TYPE_CHECKING:
     from ax.api.client import Client
@@ -121,12 +121,12 @@ def new_client(
 
 
 def save_client(client: Client, path: Path) -> None:
-    """Save a client as JSON, whole or not at all; ``Client.load_from_json_file`` opens it.
+    """Save a client as JSON, atomically; ``Client.load_from_json_file`` opens it.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    write_whole(path, lambda draft: client.save_to_json_file(str(draft)))
+    atomic_write(path, lambda draft: client.save_to_json_file(str(draft)))
 
 
 def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, int]:
