@@ -1,16 +1,17 @@
-"""Who works on a run: one process at a time, by a lease that it renews while it lives.
+"""Who works on a run: one owner at a time, by a lease that its owner renews while it lives.
 
-Asks nothing of a store but that a list shows what was put before (S3, Google Cloud Storage and file systems
-do): everyone who wants the run puts an object of its own (``lease/by-ID``) and then lists. Of two at once at
-least one sees the other and takes its object back, so that never two go on. Who has the run puts its object
-again every few seconds. An id is claimed once and never again, so that a late delete meets nobody else.
+The lease asks nothing of a store but that a list shows what was put before (S3, Google Cloud
+Storage and file systems do): everyone who wants the run puts an object of its own (``lease/by-ID``)
+and then lists. Of two at once at least one sees the other and takes its object back, so two never go
+on. The owner puts its object again every few seconds, its heartbeat. An id is claimed once and never
+again, so a late delete meets nobody else.
 
-No two clocks are compared. Whoever wants a run that is held watches the holder's heartbeats, and takes over
-when none came for ``stale`` seconds *by its own boot clock*. The holder writes only for ``stale / 3`` seconds
-after it began its last renewal, by the boot clock or the wall clock, whichever went further: a renewal that
-was under way, and a put of up to ``stale / 3`` seconds, are over before anybody takes over. One that is later
-than that, since its machine was suspended, say, claims the run anew, and has it only if nobody had it since:
-``lease/last`` names who took it last.
+No two clocks are compared. Whoever wants a run that has an owner watches the owner's heartbeats, and
+takes over when none came for ``timeout`` seconds *by its own boot clock*. The owner writes only for
+``timeout / 3`` seconds after it began its last renewal, by the boot clock or the wall clock, whichever
+went further: a renewal that was under way, and a put of up to ``timeout / 3`` seconds, are over before
+anybody takes over. An owner that is later than that, since its machine was suspended, say, claims the
+run anew, and has it only if nobody had it since: ``lease/last`` names who took it last.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ _log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Holds a run for the length of a ``with`` block.
+    """Makes this process the owner of a run for the length of a ``with`` block.
 
     Args:
         objects: of the run.
-        beat: seconds between two renewals.
-        stale: seconds of silence after which a holder counts as gone.
+        interval: seconds between two heartbeats.
+        timeout: seconds without a heartbeat after which an owner counts as gone.
         clock: of this machine.
-        process: who holds it; None: this process.
-        kernel_lock: this process also has a lock that any other holder on this machine would have.
-        background: renew it in a thread; else the caller does, by :meth:`heartbeat`.
+        process: the owner; None: this process.
+        kernel_lock: this process also has a lock that any other owner on this machine would have.
+        background: renew the lease in a thread; else the caller does, by :meth:`heartbeat`.
 
     Raises:
-        RunBusyError: on entry, another holder is alive. One of another machine is watched until it shows a
-            sign of life or was silent for long enough.
+        RunBusyError: on entry, another owner is alive. One of another machine is watched until its
+            heartbeat moves or the timeout is over.
         StorageError: on entry, the store cannot be used.
     """
 
@@ -62,15 +63,15 @@ class Lease:
         self,
         objects: Objects,
         *,
-        beat: float = 15.0,
-        stale: float = 120.0,
+        interval: float = 15.0,
+        timeout: float = 120.0,
         clock: Clock = CLOCK,
         process: Process | None = None,
         kernel_lock: bool = False,
         background: bool = True,
     ) -> None:
         self._objects = objects
-        self._every, self._stale, self._valid = beat, stale, stale / 3
+        self._interval, self._timeout, self._valid = interval, timeout, timeout / 3
         self._clock = clock
         self._process = process or Process.this()
         self._kernel_lock, self._background = kernel_lock, background
@@ -109,7 +110,7 @@ class Lease:
         if left > 1 and not self._lost:
             _log.warning("the storage left writes unanswered; the run is given back in %.0f s", left)
         while left > 0 and not self._lost:
-            self._clock.sleep(min(left, self._every))
+            self._clock.sleep(min(left, self._interval))
             if not self._background:
                 with contextlib.suppress(MilpRayError):
                     self.heartbeat()
@@ -204,16 +205,16 @@ class Lease:
         if self._is_gone(other):
             self._objects.delete(f"{_CLAIM}{other.id}")
         elif heartbeat != other.heartbeat:
-            raise self._held(other, 0.0)
-        elif silent > self._stale:
+            raise self._busy(other, 0.0)
+        elif silent > self._timeout:
             self._objects.delete(f"{_CLAIM}{other.id}")
-        elif self._is_beside(other):
-            raise self._held(other, self._clock.wall() - other.written)
+        elif self._is_active_here(other):
+            raise self._busy(other, self._clock.wall() - other.written)
         else:
             if silent <= 0:
-                host, seconds = other.process.host, self._stale
+                host, seconds = other.process.host, self._timeout
                 _log.warning("%s holds the run; waiting up to %.0f s for a sign of life", host, seconds)
-            self._clock.sleep(min(max(self._stale - silent, 0.1), self._every / 3))
+            self._clock.sleep(min(max(self._timeout - silent, 0.1), self._interval / 3))
 
     def _claimed(self, began: Instant, *, first: bool = False) -> bool:
         """Put an object under a new id, and look whether nobody else has; step back if so.
@@ -240,26 +241,26 @@ class Lease:
         return True
 
     def _is_gone(self, other: Owner) -> bool:
-        """Whether a holder is known to have ended."""
+        """Whether an owner is known to have ended."""
         if self._kernel_lock and other.process.boot == self._process.boot:
             return True
         return self._process.has_ended(other)
 
-    def _is_beside(self, other: Owner) -> bool:
-        """Whether a holder lives on this machine, whose wall clock is its own, and was active lately."""
+    def _is_active_here(self, other: Owner) -> bool:
+        """Whether an owner was active lately on this machine, whose wall clock this process shares."""
         return (
             other.process.machine == self._process.machine
-            and self._clock.wall() - other.written < self._stale
+            and self._clock.wall() - other.written < self._timeout
         )
 
-    def _held(self, other: Owner, silent: float) -> RunBusyError:
+    def _busy(self, other: Owner, silent: float) -> RunBusyError:
         return RunBusyError(
             f"another milp-ray is working on this run: process {other.process.pid} on {other.process.host}, "
             f"last sign of life {max(silent, 0):.0f} s ago",
             where=self._objects.url,
             expected="one driver per run",
             remedy="wait for it, or stop it with Ctrl-C, then resume; one that was killed is given up "
-            f"after {self._stale:.0f} s without a sign of life",
+            f"after {self._timeout:.0f} s without a sign of life",
         )
 
     def _claims(self) -> set[str]:
@@ -322,6 +323,6 @@ class Lease:
                 _log.warning("a lease could not be given back: %s", failure.problems[0].fact)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._every) and not self._lost:
+        while not self._ended.wait(self._interval) and not self._lost:
             with contextlib.suppress(MilpRayError):  # ensure_held() tells, should it last
                 self.heartbeat()

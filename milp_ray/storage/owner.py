@@ -68,7 +68,7 @@ class Owner:
 
     Attributes:
         id: of the lease.
-        process: that holds it.
+        process: whose it is.
         heartbeat: how often it was put.
         written: seconds since 1970 when it was put last, by its own machine's clock.
         first: whether it is of the first format, whose ``started`` is in seconds since 1970.

@@ -57,7 +57,7 @@ def test_an_empty_lock_file_of_an_earlier_version_is_no_obstacle(tmp_path: Path)
 def test_a_driver_of_another_machine_whose_heartbeat_moves_is_not_taken_over(
     tmp_path: Path, locks_stay_here: None
 ) -> None:
-    there, here = lease_on("there", beat=0.2, stale=60), lease_on("here", beat=0.3, stale=60)
+    there, here = lease_on("there", interval=0.2, timeout=60), lease_on("here", interval=0.3, timeout=60)
     working = pytest.raises(RunBusyError, match="process 1 on there")
     with folder_lock(tmp_path, lease=there), working, folder_lock(tmp_path, lease=here):
         pass
@@ -67,11 +67,11 @@ def test_a_silent_driver_is_taken_over_and_writes_nothing_more(tmp_path: Path, l
     mount = tmp_path / "mount"
     (tmp_path / "run").mkdir()
     mount.symlink_to(tmp_path / "run")  # the same folder under another name, as another machine has it
-    with folder_lock(mount, lease=lease_on("there", beat=1000, stale=1.5)):
+    with folder_lock(mount, lease=lease_on("there", interval=1000, timeout=1.5)):
         log = EventLog(mount / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         write_json(mount / "scores" / "u-a.json", {"a": 1})
-        with folder_lock(tmp_path / "run", lease=lease_on("here", beat=1000, stale=1.5)):
+        with folder_lock(tmp_path / "run", lease=lease_on("here", interval=1000, timeout=1.5)):
             for write in (
                 lambda: log.append({"event": "told"}),
                 lambda: EventLog(mount / "events" / "u-a.jsonl"),
@@ -128,7 +128,7 @@ def test_without_locks_one_of_many_has_it(tmp_path: Path, monkeypatch: pytest.Mo
 
     def want(number: int) -> None:
         try:
-            with folder_lock(tmp_path / ".", lease=lease_on(f"m{number}", beat=0.2, stale=30)):
+            with folder_lock(tmp_path / ".", lease=lease_on(f"m{number}", interval=0.2, timeout=30)):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.7)

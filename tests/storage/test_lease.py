@@ -1,4 +1,4 @@
-"""One holder at a time, on every kind of store, whoever dies and whoever comes at the same moment."""
+"""One owner at a time, on every kind of store, whoever dies and whoever comes at the same moment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leases(objects: Objects) -> list[str]:
     return [found.name for found in objects.found(LEASES) if "/by-" in found.name]
 
 
-def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> None:
+def test_a_second_owner_is_refused_and_told_who_has_it(objects: Objects) -> None:
     with Lease(objects):
         with pytest.raises(RunFolderError, match=r"another milp-ray.*process \d+ on .*last sign of life"):
             Lease(objects).__enter__()
@@ -47,11 +47,11 @@ def test_a_second_holder_is_refused_and_told_who_has_it(objects: Objects) -> Non
 def test_one_of_another_machine_is_refused_once_it_shows_a_sign_of_life(
     objects: Objects, elsewhere: Callable[[str], None]
 ) -> None:
-    with Lease(objects, beat=0.3, stale=60):
+    with Lease(objects, interval=0.3, timeout=60):
         elsewhere("another")
         began = time.monotonic()
         with pytest.raises(RunFolderError, match="another milp-ray"):
-            Lease(objects, beat=0.3, stale=60).__enter__()
+            Lease(objects, interval=0.3, timeout=60).__enter__()
         assert time.monotonic() - began < 20
 
 
@@ -75,10 +75,10 @@ def test_one_that_is_silent_is_taken_over_and_notices(
     objects: Objects, elsewhere: Callable[[str], None]
 ) -> None:
     here, there = Skipping(), Skipping()
-    first = Lease(objects, beat=1000, stale=300, clock=here)
+    first = Lease(objects, interval=1000, timeout=300, clock=here)
     with first:
         elsewhere("another")
-        with Lease(objects, beat=1000, stale=300, clock=there) as second:
+        with Lease(objects, interval=1000, timeout=300, clock=there) as second:
             here.sleep(160)  # half of stale: it makes sure before it writes
             with pytest.raises(RunFolderError, match="took over"):
                 first.ensure_held()
@@ -92,7 +92,7 @@ def test_one_that_cannot_reach_the_store_for_long_does_not_write(
     objects: Objects, failing: Callable[[Objects], Failing]
 ) -> None:
     clock = Skipping()
-    with Lease(objects, beat=1000, stale=300, clock=clock) as held:
+    with Lease(objects, interval=1000, timeout=300, clock=clock) as held:
         between = failing(objects)
         between.error, between.left = OSError("AWS Error NETWORK_CONNECTION"), 99
         held.ensure_held()  # it is not that long
@@ -109,7 +109,7 @@ def test_of_many_at_once_one_has_it(objects: Objects, elsewhere: Callable[[str],
 
     def want(number: int) -> None:
         try:
-            with Lease(objects, beat=0.2, stale=30):
+            with Lease(objects, interval=0.2, timeout=30):
                 with lock:
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
@@ -136,13 +136,13 @@ def _hold(url: str, ready: multiprocessing.synchronize.Event) -> None:
 def test_one_that_was_killed_on_this_machine_is_known_to_be_gone_at_once(s3: str) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    holder = context.Process(target=_hold, args=(f"{s3}/run", ready))
-    holder.start()
+    owner = context.Process(target=_hold, args=(f"{s3}/run", ready))
+    owner.start()
     assert ready.wait(60)
-    with pytest.raises(RunFolderError, match=f"process {holder.pid} on"):
+    with pytest.raises(RunFolderError, match=f"process {owner.pid} on"):
         Lease(objects_at(f"{s3}/run")).__enter__()
-    holder.kill()
-    holder.join()
+    owner.kill()
+    owner.join()
     began = time.monotonic()
     with Lease(objects_at(f"{s3}/run")):
         assert time.monotonic() - began < 10
@@ -170,7 +170,7 @@ def test_after_a_suspension_the_run_is_claimed_anew_before_anything_is_written(
     objects: Objects, jump: str
 ) -> None:
     clock = Jumping()
-    with Lease(objects, beat=1000, clock=clock) as lease:
+    with Lease(objects, interval=1000, clock=clock) as lease:
         before = leases(objects)
         lease.ensure_held()
         assert leases(objects) == before, "nothing is asked while the last renewal is young"
@@ -183,7 +183,7 @@ def test_after_a_suspension_the_run_is_claimed_anew_before_anything_is_written(
 def test_one_that_slept_through_another_drivers_whole_work_has_lost_the_run(objects: Objects) -> None:
     clock = Jumping()
     there, here = there_and_here()
-    with Lease(objects, beat=1000, clock=clock, process=there) as lease:
+    with Lease(objects, interval=1000, clock=clock, process=there) as lease:
         objects.delete(leases(objects)[0])  # as who takes a silent one over does
         with Lease(objects, process=here):
             pass
@@ -197,8 +197,8 @@ def test_a_clock_that_is_ahead_takes_no_living_run(objects: Objects) -> None:
     ahead = Jumping()
     ahead.wall_ahead = 7200.0
     working = pytest.raises(RunFolderError, match="process 1 on there")
-    with Lease(objects, beat=0.2, stale=30, process=there), working:
-        Lease(objects, beat=0.3, stale=30, clock=ahead, process=here).__enter__()
+    with Lease(objects, interval=0.2, timeout=30, process=there), working:
+        Lease(objects, interval=0.3, timeout=30, clock=ahead, process=here).__enter__()
 
 
 @pytest.mark.parametrize("after", ["the look", "a wait"])
@@ -229,14 +229,14 @@ def test_a_watcher_that_was_suspended_looks_again_before_it_takes_over(objects: 
     clock = Watching()
     watched = Looked(objects._fs, objects._root, objects.url)
     working = pytest.raises(RunFolderError, match="process 1 on there")
-    with Lease(objects, beat=1000, process=there) as other, working:
+    with Lease(objects, interval=1000, process=there) as other, working:
         Lease(watched, clock=clock, process=here).__enter__()
 
 
 def test_every_attempt_to_write_asks_the_lease(
     objects: Objects, failing: Callable[[Objects], Failing]
 ) -> None:
-    with Lease(objects, stale=3) as lease:
+    with Lease(objects, timeout=3) as lease:
         between = failing(objects)
         between.error, between.left, between.matching = OSError("no answer"), 1, "table"
         between.on_failure = lambda: setattr(lease, "_lost", True)

@@ -218,7 +218,7 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
 ) -> None:
     mirror = mirror_at(url)
     between = failing(mirror.objects)
-    lease = Lease(mirror.objects, stale=3)
+    lease = Lease(mirror.objects, timeout=3)
     with pytest.raises(StorageError, match="QUOTA"), mirror.driving(EVERY, lease=lease):
         log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
@@ -317,7 +317,7 @@ def test_a_user_who_was_forgotten_meanwhile_does_not_come_back(s3: str) -> None:
 
 def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Mirror) -> None:
     mirror = mirror_at(url)
-    lost = Lease(mirror.objects, beat=1000, stale=3)
+    lost = Lease(mirror.objects, interval=1000, timeout=3)
     with pytest.raises(RunFolderError, match="took over"), mirror.driving(EVERY, lease=lost):
         log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})

@@ -170,13 +170,13 @@ def test_one_driver_at_a_time_even_after_a_kill(tmp_path: Path) -> None:
     folder = RunFolder.create(a_study(tmp_path), "f")
     context = multiprocessing.get_context("spawn")
     ready, go = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(folder.root, ready, go))
-    holder.start()
+    owner = context.Process(target=_hold, args=(folder.root, ready, go))
+    owner.start()
     assert ready.wait(30)
     with pytest.raises(RunFolderError, match="another milp-ray"), folder.lock():
         pass
-    holder.kill()
-    holder.join()
+    owner.kill()
+    owner.join()
     with folder.lock():
         pass
 
@@ -361,13 +361,13 @@ def test_one_driver_at_a_time_at_a_url(s3: str) -> None:
     folder = RunFolder.create(at(f"{s3}/runs"), "f")
     context = multiprocessing.get_context("spawn")
     ready, go = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(folder.place, ready, go))
-    holder.start()
+    owner = context.Process(target=_hold, args=(folder.place, ready, go))
+    owner.start()
     assert ready.wait(60)
     with pytest.raises(RunFolderError, match="another milp-ray is working"), folder.lock():
         pass
-    holder.kill()
-    holder.join()
+    owner.kill()
+    owner.join()
     with folder.lock():
         pass
 
