@@ -1,13 +1,14 @@
 """Atomic writes, leases and mirrors: a run on a local or network file system, or at a URL."""
 
+from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.files import (
+    appending,
     atomic_write,
     can_read,
     check_intact,
     check_log,
     folders_below,
     get_file,
-    growing,
     local_copy,
     names_in,
     pull,
@@ -23,7 +24,6 @@ from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.mirror import Mirror, close_mirrors, mirror_at, mirror_of, shown
 from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
 from milp_ray.storage.objects import temporary_copy
-from milp_ray.storage.part import Part
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
 from milp_ray.storage.stale_drafts import clean_up_drafts
@@ -32,11 +32,12 @@ from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 __all__ = [
     "GROUP",
     "OWNER",
+    "FileSet",
     "LockFile",
     "Mirror",
-    "Part",
     "Scratch",
     "Session",
+    "appending",
     "atomic_write",
     "can_read",
     "check_intact",
@@ -48,7 +49,6 @@ __all__ = [
     "folders_below",
     "follow",
     "get_file",
-    "growing",
     "has_credentials",
     "is_stale",
     "is_url",

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from milp_ray.errors import StorageError
+from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import sync_folder, write_synced, writing
 from milp_ray.storage.mirror import Mirror, mirror_of
 from milp_ray.storage.modes import follow, make_folder
-from milp_ray.storage.part import Part
 from milp_ray.storage.session import check_session
 
 
@@ -119,7 +119,7 @@ def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], commit_
             contents = {file.name: file.read_bytes() for file in sorted(draft.iterdir())}
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    before = {found.name[len(name) + 1 :] for found in mirror.objects.found(name)}
+    before = {found.name[len(name) + 1 :] for found in mirror.objects.list_below(name)}
     check_session(path)
     if commit_marker in before:
         mirror.objects.delete(f"{name}/{commit_marker}")
@@ -203,7 +203,7 @@ def pull(folder: Path, pattern: str) -> None:
         StorageError: the URL could not be read.
     """
     if (mirror := mirror_of(folder)) is not None:
-        mirror.pull(Part(folders={mirror.name(folder): pattern}))
+        mirror.pull(FileSet(folders={mirror.name(folder): pattern}))
 
 
 def put_file(path: Path, content: bytes) -> None:
@@ -247,7 +247,9 @@ def names_in(folder: Path) -> set[str]:
     """
     if (mirror := mirror_of(folder)) is not None:
         start = len(mirror.name(folder)) + 1
-        return {found.name[start:].partition("/")[0] for found in mirror.objects.found(mirror.name(folder))}
+        return {
+            found.name[start:].partition("/")[0] for found in mirror.objects.list_below(mirror.name(folder))
+        }
     with contextlib.suppress(FileNotFoundError):
         return {path.name for path in folder.iterdir()}
     return set()
@@ -275,14 +277,14 @@ def folders_below(folder: Path) -> list[tuple[str, str]]:
     """
     if (mirror := mirror_of(folder)) is not None:
         start = len(mirror.name(folder)) + 1
-        parts = [found.name[start:].split("/") for found in mirror.objects.found(mirror.name(folder))]
+        parts = [found.name[start:].split("/") for found in mirror.objects.list_below(mirror.name(folder))]
         return sorted({(part[0], part[1]) for part in parts if len(part) > 2})
     return sorted((path.parent.name, path.name) for path in folder.glob("[!.]*/[!.]*") if path.is_dir())
 
 
 @contextmanager
-def growing(path: Path) -> Iterator[None]:
-    """Around the writing of an event log's next line: it is uploaded within a second.
+def appending(path: Path) -> Iterator[None]:
+    """Around the writing of an event log's next line, which a mirror uploads within a second.
 
     Raises:
         StorageError, RunFolderError: earlier lines could not be uploaded, or the run is another driver's by

@@ -265,7 +265,7 @@ class Lease:
 
     def _claims(self) -> set[str]:
         """Names of the objects of all who have the run or want it."""
-        return {found.name for found in self._objects.found(LEASES) if found.name.startswith(_CLAIM)}
+        return {found.name for found in self._objects.list_below(LEASES) if found.name.startswith(_CLAIM)}
 
     def _others(self) -> list[Owner]:
         others = (self._owner(name) for name in sorted(self._claims()))

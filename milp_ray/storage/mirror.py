@@ -28,12 +28,12 @@ from pathlib import Path, PosixPath
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.layout import EVENTS, KEY, LEASES
 from milp_ray.storage.contents import Contents
+from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import write_synced, writing
 from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.log_uploader import LogUploader
-from milp_ray.storage.objects import Found, Objects, objects_at
-from milp_ray.storage.part import Part
+from milp_ray.storage.objects import ObjectInfo, Objects, objects_at
 from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
@@ -113,7 +113,7 @@ class Mirror:
         self.check_own()
         self.objects.put(self.name(path), content)
 
-    def refresh(self, part: Part) -> None:
+    def refresh(self, part: FileSet) -> None:
         """Have a part of the run as it is now. Does nothing for a driver, which has it."""
         if self._lease is not None:
             return
@@ -138,23 +138,23 @@ class Mirror:
         if not self._owner.is_there:
             raise self.contents.gone()
 
-    def pull(self, part: Part) -> None:
+    def pull(self, part: FileSet) -> None:
         """Get what is not in the mirror yet of a part of the run.
 
         Raises:
             StorageError: the URL cannot be read; or see :meth:`check`.
         """
         self.check()
-        there = [Found(name, 0, None) for name in part.files]
+        there = [ObjectInfo(name, 0, None) for name in part.files]
         for folder in part.folders:
-            there += [found for found in self.objects.found(folder) if part.has(found.name)]
+            there += [found for found in self.objects.list_below(folder) if part.has(found.name)]
         missing = [
             found for found in there if _is_plain(found.name) and not (self.root / found.name).exists()
         ]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="pull") as pool:
             list(pool.map(self._get, missing))
 
-    def _get(self, found: Found) -> None:
+    def _get(self, found: ObjectInfo) -> None:
         try:
             content = self.objects.get(found.name)
         except FileNotFoundError:  # deleted meanwhile
@@ -184,7 +184,7 @@ class Mirror:
             copy = room / path.name
             names = {name: copy}
             if not self.objects.exists(name):
-                below = [found.name[len(name) + 1 :] for found in self.objects.found(name)]
+                below = [found.name[len(name) + 1 :] for found in self.objects.list_below(name)]
                 names = {f"{name}/{each}": copy / each for each in below if _is_plain(each)}
             for each, target in names.items():
                 try:
@@ -199,7 +199,7 @@ class Mirror:
             shutil.rmtree(room, ignore_errors=True)
 
     @contextmanager
-    def driving(self, part: Part, *, lease: Lease | None = None) -> Iterator[None]:
+    def driving(self, part: FileSet, *, lease: Lease | None = None) -> Iterator[None]:
         """Be the one process that works on the run; logs that grow are uploaded meanwhile.
 
         Args:
@@ -257,7 +257,7 @@ class Mirror:
         if self._uploader is not None:
             self._uploader.drop()
             self._uploader = None
-        names = [each for each in (found.name for found in self.objects.found()) if not _is_lease(each)]
+        names = [each for each in (found.name for found in self.objects.list_below()) if not _is_lease(each)]
         for name in sorted(names, key=lambda name: (name in last and last.index(name) + 1, name)):
             self._lease.confirm()
             self.objects.delete(name)

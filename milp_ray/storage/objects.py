@@ -53,7 +53,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ObjectInfo:
     """An object. ``mtime``: seconds since 1970 by the store's clock; None where it keeps no times."""
 
     name: str
@@ -188,11 +188,11 @@ class Objects:
         """Whether there is an object of this very name."""
         return self._tried(name, lambda: bool(self._fs.get_file_info(self._path(name)).is_file))
 
-    def found(self, folder: str = "") -> list[Found]:
+    def list_below(self, folder: str = "") -> list[ObjectInfo]:
         """All objects below a folder, at any depth, by name; none where there is no such folder."""
         return sorted(
             (
-                Found(
+                ObjectInfo(
                     info.path[len(self._root) :].lstrip("/"),
                     info.size,
                     None if info.mtime_ns is None else info.mtime_ns / 1e9,

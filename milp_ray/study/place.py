@@ -50,5 +50,5 @@ def refuse_existing(place: str) -> None:
 def _is_taken(url: str) -> bool:
     """Whether something that is no run is at a URL. A creation that was cut off left its first files without
     run.json, or a lease: they are nobody's."""
-    names = [found.name for found in mirror_at(url).objects.found()]
+    names = [found.name for found in mirror_at(url).objects.list_below()]
     return any(name not in FIRST and not name.startswith(f"{LEASES}/") for name in names)

@@ -43,8 +43,8 @@ from milp_ray.layout import (
 from milp_ray.model.fingerprint import COMMIT
 from milp_ray.storage import (
     GROUP,
+    FileSet,
     Mirror,
-    Part,
     Session,
     atomic_write,
     clean_up_drafts,
@@ -76,8 +76,8 @@ FORMAT = 2
 # What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
 _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 # What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
-_READERS = Part(FIRST, {TABLES: "*"})
-_DRIVERS = Part(
+_READERS = FileSet(FIRST, {TABLES: "*"})
+_DRIVERS = FileSet(
     FIRST,
     {TABLES: "*", EVENTS: "*", SCORES: "*", EXPERIMENTS: "*", MEMORIES: "*/*.json"},
 )
@@ -351,7 +351,7 @@ class RunFolder(Layout):
             if (mirror := mirror_of(self.root)) is None:
                 names = {path.name for path in self.root.iterdir()}
             else:
-                found = [each.name for each in mirror.objects.found()]
+                found = [each.name for each in mirror.objects.list_below()]
                 names = {name.partition("/")[0] for name in found}
                 logs |= {name: mirror.objects.get(name) for name in found if name.startswith(f"{EVENTS}/")}
         return names <= OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())

@@ -14,11 +14,11 @@ import pytest
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
 from milp_ray.storage import check_intact, local_copy, mirror_at, pull, remove_file, write_folder, write_json
+from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lock_file import LockFile
 from milp_ray.storage.mirror import Mirror
-from milp_ray.storage.part import Part
 
-EVERY = Part(("run.json",), {"events": "*", "scores": "*", "memories": "*/adapter_config.json"})
+EVERY = FileSet(("run.json",), {"events": "*", "scores": "*", "memories": "*/adapter_config.json"})
 LINES = b'{"event":"created"}\n{"event":"asked"}\n{"event":"told"}\n'
 BY_ANOTHER = "removed or cut short by another program"
 
@@ -99,7 +99,7 @@ def test_a_copy_that_is_gone_as_a_whole_is_not_made_again(mirror: Mirror) -> Non
         with pytest.raises(StorageError, match=BY_ANOTHER):
             way()
     assert not mirror.folder.exists()
-    assert [found.name for found in mirror.objects.found()] == ["events/u-a.jsonl", "scores/u-a.json"]
+    assert [found.name for found in mirror.objects.list_below()] == ["events/u-a.jsonl", "scores/u-a.json"]
 
 
 def test_files_in_use_show_that_they_are(mirror: Mirror) -> None:

@@ -31,7 +31,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def leases(objects: Objects) -> list[str]:
-    return [found.name for found in objects.found(LEASES) if "/by-" in found.name]
+    return [found.name for found in objects.list_below(LEASES) if "/by-" in found.name]
 
 
 def test_a_second_owner_is_refused_and_told_who_has_it(objects: Objects) -> None:

@@ -30,13 +30,13 @@ from milp_ray.storage import (
     write_json,
 )
 from milp_ray.storage import mirror as mirror_module
+from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.objects import Objects, objects_at
-from milp_ray.storage.part import Part
 from tests.storage.conftest import Failing
 
-EVERY = Part(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
+EVERY = FileSet(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
 
 
 def events_of(log: bytes) -> int:
@@ -67,7 +67,7 @@ def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Mir
     assert shown(root / "scores" / "u-a.json") == f"{url}/scores/u-a.json" and shown(root) == url
     remove_file(root / "scores" / "u-a.json")
     remove_file(root / "scores" / "u-a.json")
-    assert objects_at(url).found() == [] and not (root / "scores" / "u-a.json").exists()
+    assert objects_at(url).list_below() == [] and not (root / "scores" / "u-a.json").exists()
 
 
 def test_a_put_that_fails_leaves_the_old_file_at_both_ends(
@@ -142,7 +142,7 @@ def test_only_plain_names_go_out_and_come_in(url: str) -> None:
     for name in ("alice@example.org", "a b", "-x", "é"):
         with pytest.raises(StorageError, match="not a plain file name"):
             write_json(mirror.root / "scores" / name, {})
-    assert mirror.objects.found() == []
+    assert mirror.objects.list_below() == []
     mirror.objects.put("scores/a b.json", b"{}")
     mirror.objects.put("scores/fine.json", b"{}")
     mirror.pull(EVERY)
@@ -251,11 +251,11 @@ def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
 _KILLED = """
 import os, signal, sys
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import Part, mirror, mirror_at
+from milp_ray.storage import FileSet, mirror, mirror_at
 uploader = mirror.LogUploader
 mirror.LogUploader = lambda upload: uploader(upload, 1000.0)  # no round of its own in this test
 here = mirror_at(sys.argv[1])
-with here.driving(Part(("alias.key",), {"events": "*"})):
+with here.driving(FileSet(("alias.key",), {"events": "*"})):
     log = EventLog(here.root / "events" / "u-a.jsonl")
     log.append({"event": "told", "id": 0})
     here._uploader.close()
@@ -322,7 +322,7 @@ def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machin
         log = EventLog(mirror.root / "events" / "u-a.jsonl")
         log.append({"event": "created"})
         eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
-        for found in mirror.objects.found("lease"):
+        for found in mirror.objects.list_below("lease"):
             mirror.objects.delete(found.name)  # as somebody does who thinks that it is gone
         with other_machine.driving(EVERY):
             time.sleep(1.1)  # its last renewal is too old now

@@ -15,7 +15,7 @@ from tests.storage.conftest import Failing
 
 
 def test_put_get_list_and_delete(objects: Objects) -> None:
-    assert objects.found() == [] and not objects.exists("a.json")
+    assert objects.list_below() == [] and not objects.exists("a.json")
     with pytest.raises(FileNotFoundError):
         objects.get("a.json")
     objects.put("a.json", b"1")
@@ -25,7 +25,7 @@ def test_put_get_list_and_delete(objects: Objects) -> None:
     objects.put("empty", b"")
     assert objects.get("events/u.jsonl") == b"one\ntwo\n" and objects.get("empty") == b""
     assert len(objects.get("memories/u-a/adapter_model.safetensors")) == 6_000_000
-    found = objects.found()
+    found = objects.list_below()
     assert [(f.name, f.size) for f in found] == [
         ("a.json", 1),
         ("empty", 0),
@@ -33,22 +33,22 @@ def test_put_get_list_and_delete(objects: Objects) -> None:
         ("memories/u-a/adapter_model.safetensors", 6_000_000),
     ]
     assert all(f.mtime is None or abs(f.mtime - time.time()) < 60 for f in found)
-    assert [f.name for f in objects.found("events")] == ["events/u.jsonl"]
+    assert [f.name for f in objects.list_below("events")] == ["events/u.jsonl"]
     assert objects.exists("a.json") and not objects.exists("events") and not objects.exists("a")
     for _ in range(2):  # none is no error
         objects.delete("a.json")
         objects.delete_folder("memories/u-a")
-    assert [f.name for f in objects.found()] == ["empty", "events/u.jsonl"]
+    assert [f.name for f in objects.list_below()] == ["empty", "events/u.jsonl"]
     objects.delete_folder()
-    assert objects.found() == []
+    assert objects.list_below() == []
 
 
 def test_one_name_is_no_prefix_of_another(objects: Objects) -> None:
     objects.put("events/u-a.jsonl", b"1")
     objects.put("events-of-others/u-b.jsonl", b"1")
-    assert [f.name for f in objects.found("events")] == ["events/u-a.jsonl"]
+    assert [f.name for f in objects.list_below("events")] == ["events/u-a.jsonl"]
     objects.delete_folder("events")
-    assert [f.name for f in objects.found()] == ["events-of-others/u-b.jsonl"]
+    assert [f.name for f in objects.list_below()] == ["events-of-others/u-b.jsonl"]
 
 
 def test_what_fails_for_a_moment_is_tried_again(
@@ -70,7 +70,7 @@ def test_a_put_that_fails_leaves_the_old_object(
         objects.put("a", b"new")
     assert "AWS_ENDPOINT_URL" in str(caught.value) and between.calls == 3
     between.error = None
-    assert objects.get("a") == b"old" and [f.name for f in objects.found()] == ["a"]
+    assert objects.get("a") == b"old" and [f.name for f in objects.list_below()] == ["a"]
 
 
 def test_what_no_further_try_mends_is_said_at_once(
@@ -86,7 +86,7 @@ def test_what_no_further_try_mends_is_said_at_once(
 @pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_a_missing_bucket_is_said_with_the_remedy(objects: Objects) -> None:
     objects._root = "no-such-bucket-here/runs"
-    assert objects.found() == []
+    assert objects.list_below() == []
     with pytest.raises(StorageError, match="make the bucket first"):
         objects.put("a", b"1")
 

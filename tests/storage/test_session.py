@@ -22,7 +22,7 @@ from milp_ray.storage import (
     write_folder,
     write_json,
 )
-from milp_ray.storage.part import Part
+from milp_ray.storage.file_set import FileSet
 
 
 @pytest.fixture(params=("folder", "memory"))
@@ -138,6 +138,6 @@ def test_the_refusal_keeps_its_kind_on_every_way_to_the_driver() -> None:
 
 def test_a_driver_writes_its_session_under_its_lease(own_mirrors: None, url_of: Callable[[str], str]) -> None:
     mirror = mirror_at(url_of("memory"))
-    with mirror.driving(Part()):
+    with mirror.driving(FileSet()):
         begin(mirror.root)
     assert mirror.objects.exists(SESSION)

@@ -41,7 +41,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def told(objects: Objects) -> list[tuple[str, int]]:
     found = []
-    for name in [found.name for found in objects.found("events")]:
+    for name in [found.name for found in objects.list_below("events")]:
         events = [json.loads(line) for line in objects.get(name).splitlines()]
         found += [(Path(name).stem, event["id"]) for event in events if event["event"] == "told"]
     return sorted(found)
@@ -84,7 +84,7 @@ def test_killed_and_resumed_on_another_machine_to_the_end(
     assert list(first.glob("*/driver")), "what the killed driver may not have uploaded stays on its machine"
     assert not list(second.glob("*/driver")), "the resumed one has not brought everything to the URL"
 
-    names = [found.name for found in objects.found()]
+    names = [found.name for found in objects.list_below()]
     for alias in aliases:
         assert {
             f"memories/{alias}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")
@@ -147,17 +147,20 @@ def test_groups_of_workers_on_several_nodes(
     ]
     process = start("search", str(study_file), *settings)
     wait_for(
-        lambda: any(f.name.startswith("checkpoints/") for f in objects.found()), process, 280, every=EVERY
+        lambda: any(f.name.startswith("checkpoints/") for f in objects.list_below()),
+        process,
+        280,
+        every=EVERY,
     )
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
-    names = [found.name for found in objects.found()]
+    names = [found.name for found in objects.list_below()]
     assert any(name.endswith("/state.json") for name in names)
     assert any(name.endswith("/rank-1.safetensors") for name in names)
     assert len(told(objects)) == 4
 
     finish(start("resume", run))
-    names = [found.name for found in objects.found()]
+    names = [found.name for found in objects.list_below()]
     assert sum(name.startswith("scores/") for name in names) == 2
     assert not [name for name in names if name.startswith("checkpoints/")]

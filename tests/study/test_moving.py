@@ -69,7 +69,7 @@ def test_two_machines_search_one_user_each(
 ) -> None:
     check_study(study)
     place = place_of(study)
-    assert objects_at(place).found() == [], "a check writes nothing"
+    assert objects_at(place).list_below() == [], "a check writes nothing"
     key = new_key()
     inputs = load_inputs(study, key)
     folder = RunFolder.create(study, inputs.users.fingerprint, key)
@@ -92,7 +92,7 @@ def test_two_machines_search_one_user_each(
     assert f"goes on with it: {2 * TRIALS} of {2 * TRIALS} trials ended" in printed
     assert all(f"front of {alias}" in printed for alias in inputs.users.splits)
     objects = objects_at(place)
-    names = [found.name for found in objects.found()]
+    names = [found.name for found in objects.list_below()]
     for alias in inputs.users.splits:
         assert {f"events/{alias}.jsonl", f"experiments/{alias}.json", f"plots/front-{alias}.png"} < {*names}
     assert not any(CANARY in name or CANARY.encode() in objects.get(name) for name in names)

@@ -288,7 +288,7 @@ def on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
 
 
 def names_at(url: str) -> list[str]:
-    return [found.name for found in objects_at(url).found()]
+    return [found.name for found in objects_at(url).list_below()]
 
 
 def at(url: str, **data: object) -> Study:

@@ -55,7 +55,7 @@ def all_of(run: RunFolder) -> dict[str, bytes]:
     """Everything of a run but who holds it: by name."""
     if mirror_of(run.root) is not None:
         store = objects_at(run.place)
-        names = [found.name for found in store.found() if not found.name.startswith("lease/")]
+        names = [found.name for found in store.list_below() if not found.name.startswith("lease/")]
         return {name: store.get(name) for name in names}
     names = [path for path in run.root.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(run.root)): path.read_bytes() for path in names}
@@ -150,7 +150,7 @@ def test_a_driver_that_was_taken_over_removes_nothing(
     if (mirror := mirror_of(made.root)) is None:
         pytest.skip("a lock of the file system is not taken over")
     with failing(made):
-        for found in mirror.objects.found("lease"):
+        for found in mirror.objects.list_below("lease"):
             mirror.objects.delete(found.name)  # as somebody does who thinks that it is gone
         with elsewhere() as other, other.lock():
             work(other)

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 from milp_ray.errors import StorageError
 from milp_ray.storage import (
+    appending,
     check_log,
     ensure_held,
     follow,
-    growing,
     make_folder,
     storage_error,
     sync_folder,
@@ -76,7 +76,7 @@ class EventLog:
         """
         data = json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
         if self.path is not None:
-            with growing(self.path):
+            with appending(self.path):
                 self._write(self.path, data)
                 self._size += len(data)
         self.events.append(event)

@@ -1,4 +1,4 @@
-"""Which of a run's files a process needs."""
+"""Which of a run's files a process needs: the rest is not even listed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True)
-class Part:
+class FileSet:
     """What a process needs of a run, so that the rest need not even be listed.
 
     Attributes:
