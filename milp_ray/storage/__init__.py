@@ -27,6 +27,7 @@ from milp_ray.storage.objects import temporary_copy
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
 from milp_ray.storage.stale_drafts import clean_up_drafts
+from milp_ray.storage.url_driver import driving, remove_run
 from milp_ray.storage.urls import has_credentials, is_url, joined, url_fault
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "check_own",
     "clean_up_drafts",
     "close_mirrors",
+    "driving",
     "ensure_held",
     "folders_below",
     "follow",
@@ -66,6 +68,7 @@ __all__ = [
     "reading",
     "remove_file",
     "remove_folder",
+    "remove_run",
     "shown",
     "storage_error",
     "sync_folder",

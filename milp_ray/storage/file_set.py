@@ -12,16 +12,16 @@ class FileSet:
     """What a process needs of a run, so that the rest need not even be listed.
 
     Attributes:
-        files: by name.
+        names: of files.
         folders: folder -> which of the files below it, a pattern as for ``fnmatch``.
     """
 
-    files: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether an object of this name belongs to it."""
-        return name in self.files or any(
+        return name in self.names or any(
             name.startswith(f"{folder}/") and fnmatchcase(name[len(folder) + 1 :], pattern)
             for folder, pattern in self.folders.items()
         )

@@ -292,7 +292,7 @@ def appending(path: Path) -> Iterator[None]:
     """
     ensure_held(path)
     mirror = mirror_of(path)
-    uploader = None if mirror is None else mirror.growing()
+    uploader = None if mirror is None else mirror.appending()
     yield
     if uploader is not None:
         uploader.mark(path)

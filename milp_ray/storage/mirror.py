@@ -7,7 +7,8 @@ it can be sent to a worker on any node. Mirrors share nothing but the URL, are r
 owner only, and go with their process. What a killed driver left is kept for the next one on this
 machine.
 
-Which files a run has is not known here: see :mod:`milp_ray.study.run_folder`.
+What a driver does beside is :mod:`milp_ray.storage.url_driver`'s. Which files a run has is not known
+here: see :mod:`milp_ray.study.run_folder`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
 
-from milp_ray.errors import RunFolderError, StorageError
-from milp_ray.layout import EVENTS, KEY, LEASES
+from milp_ray.errors import StorageError
+from milp_ray.layout import EVENTS, LEASES
 from milp_ray.storage.contents import Contents
 from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lease import Lease
@@ -37,7 +38,8 @@ from milp_ray.storage.objects import ObjectInfo, Objects, objects_at
 from milp_ray.storage.urls import joined
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,127}")
-_OWNER, _DRIVER, _RUN = "owner", "driver", "run"
+# In a mirror's folder: who lives, whether a driver it is, and the run.
+_OWNER, DRIVER, RUN = "owner", "driver", "run"
 _FOLDER = "twins"  # the name of earlier versions, whose logs may lie there, not uploaded yet
 _THREADS = 8
 _mirrors: dict[str, Mirror] = {}
@@ -68,7 +70,10 @@ class Mirror:
         url: of the run.
         root: the folder that is read and written in place of it.
         objects: at the URL.
-        contents: what is known to be in the folder.
+        folder: in which ``root`` is.
+        contents: what is known to be in ``root``.
+        lease: of the run, where this process drives it.
+        uploader: of the run's logs, where this process drives it.
     """
 
     def __init__(self, url: str, objects: Objects, base: Path | None = None) -> None:
@@ -77,15 +82,15 @@ class Mirror:
         self._base = base or _base()
         self._mark = hashlib.sha256(url.encode()).hexdigest()[:24]
         self._process = os.getpid()
-        self._lease: Lease | None = None
-        self._uploader: LogUploader | None = None
+        self.lease: Lease | None = None
+        self.uploader: LogUploader | None = None
         with writing(self._base):
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(self._base)
             self._clean_up()
             self.folder = Path(tempfile.mkdtemp(prefix=f"{self._mark}-", dir=self._base))
             self._owner = LockFile(self.folder / _OWNER)
-            self.root: Path = MirrorPath(self.folder / _RUN)
+            self.root: Path = MirrorPath(self.folder / RUN)
             self.root.mkdir()
         self.contents = Contents(self.root)
 
@@ -113,16 +118,16 @@ class Mirror:
         self.check_own()
         self.objects.put(self.name(path), content)
 
-    def refresh(self, part: FileSet) -> None:
-        """Have a part of the run as it is now. Does nothing for a driver, which has it."""
-        if self._lease is not None:
+    def refresh(self, files: FileSet) -> None:
+        """Get files of the run as they are now. Does nothing for a driver, which has them."""
+        if self.lease is not None:
             return
         with writing(self.folder):
             for path in sorted(self.root.rglob("*")):
-                if path.is_file() and part.has("/".join(path.relative_to(self.root).parts)):
+                if path.is_file() and files.has("/".join(path.relative_to(self.root).parts)):
                     path.unlink(missing_ok=True)
                     self.contents.drop("/".join(path.relative_to(self.root).parts))
-        self.pull(part)
+        self.pull(files)
 
     def check(self) -> None:
         """Make sure that nobody else has removed anything of the folder.
@@ -138,16 +143,16 @@ class Mirror:
         if not self._owner.is_there:
             raise self.contents.gone()
 
-    def pull(self, part: FileSet) -> None:
-        """Get what is not in the mirror yet of a part of the run.
+    def pull(self, files: FileSet) -> None:
+        """Get those of the run's files that are not in the mirror yet.
 
         Raises:
             StorageError: the URL cannot be read; or see :meth:`check`.
         """
         self.check()
-        there = [ObjectInfo(name, 0, None) for name in part.files]
-        for folder in part.folders:
-            there += [found for found in self.objects.list_below(folder) if part.has(found.name)]
+        there = [ObjectInfo(name, 0, None) for name in files.names]
+        for folder in files.folders:
+            there += [found for found in self.objects.list_below(folder) if files.has(found.name)]
         missing = [
             found for found in there if _is_plain(found.name) and not (self.root / found.name).exists()
         ]
@@ -198,81 +203,21 @@ class Mirror:
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
-    @contextmanager
-    def driving(self, part: FileSet, *, lease: Lease | None = None) -> Iterator[None]:
-        """Be the one process that works on the run; logs that grow are uploaded meanwhile.
-
-        Args:
-            part: what a driver needs of the run.
-            lease: to take; None: one as usual.
+    def appending(self) -> LogUploader | None:
+        """Who uploads logs that are appended to; None where this process is no driver.
 
         Raises:
-            RunFolderError: another process works on the run, or took it over.
-            StorageError: something could not be read or written.
+            StorageError, RunFolderError: what was appended before could not be uploaded.
         """
-        with lease or Lease(self.objects) as lease:
-            # What this process pulled before may be behind, as another driver may have worked since. Its own
-            # logs of before may not all have been uploaded.
-            left = self.folder / "left"
-            with writing(self.folder):
-                if (self.root / EVENTS).exists():
-                    (self.root / EVENTS).rename(left)
-                    self.contents.drop(EVENTS)
-                (self.folder / _DRIVER).touch()
-            self.refresh(part)
-            self._lease = lease
-            with self._written_under(lease):
-                self._uploader = LogUploader(self._upload_log)
-                try:
-                    self._continue(left)
-                    self._take_over()
-                    with self.contents.in_use():
-                        yield
-                except BaseException as error:
-                    self._end(error)
-                    raise
-                else:
-                    self._end(None)
-
-    @contextmanager
-    def _written_under(self, lease: Lease) -> Iterator[None]:
-        """Whatever puts or deletes objects meanwhile, in whatever attempt, asks the lease first."""
-        plain, self.objects = self.objects, self.objects.guarded(lease)
-        try:
-            yield
-        finally:
-            self.objects = plain
-
-    def remove(self, last: tuple[str, ...]) -> None:
-        """Delete the run at the URL, but for the lease. For its driver, which writes nothing of it any more.
-
-        Args:
-            last: names that go after all others, in this order.
-
-        Raises:
-            RunFolderError, StorageError: it is not this process's any more, or could not be deleted.
-        """
-        if self._lease is None:
-            raise RuntimeError("only the driver of a run removes it")
-        if self._uploader is not None:
-            self._uploader.drop()
-            self._uploader = None
-        names = [each for each in (found.name for found in self.objects.list_below()) if not _is_lease(each)]
-        for name in sorted(names, key=lambda name: (name in last and last.index(name) + 1, name)):
-            self._lease.confirm()
-            self.objects.delete(name)
-        with writing(self.root):
-            shutil.rmtree(self.root)
-            self.root.mkdir()
-        for name in names:
-            self.contents.drop(name)
-
-    def growing(self) -> LogUploader | None:
-        """Who uploads logs that grow; None where this process is no driver."""
         self.check_own()
-        if self._uploader is not None:
-            self._uploader.check()
-        return self._uploader
+        if self.uploader is not None:
+            self.uploader.check()
+        return self.uploader
+
+    def killed_drivers(self) -> list[Path]:
+        """Folders of the mirrors of this run that killed drivers of this machine left."""
+        others = (old for old in self._base.glob(f"{self._mark}-*") if old != self.folder)
+        return [old for old in others if (old / DRIVER).exists() and is_stale(old / _OWNER)]
 
     def close(self) -> None:
         """Delete the local folder, unless it holds what could not be uploaded."""
@@ -281,64 +226,14 @@ class Mirror:
         with _lock:
             if _mirrors.get(self.url) is self:
                 del _mirrors[self.url]
-        if not (self.folder / _DRIVER).exists():
+        if not (self.folder / DRIVER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._owner.close()
-
-    def _end(self, error: BaseException | None) -> None:
-        """Push what is left. Where that fails, a later driver of this machine finds it."""
-        uploader, self._uploader = self._uploader, None
-        try:
-            if uploader is not None:
-                uploader.close()
-            (self.folder / _DRIVER).unlink(missing_ok=True)
-        except (StorageError, RunFolderError) as failure:
-            if error is None:
-                raise
-            if failure is not error:
-                error.add_note(f"and at the end: {failure}")
-        finally:
-            self._lease = None
-
-    def _upload_log(self, path: Path) -> None:
-        content = _content(path)  # of which a line may be half written at this moment
-        content, name = content[: content.rfind(b"\n") + 1], self.name(path)
-        self.contents.check_log(name, content)
-        if content:
-            self.put(path, content)
-            self.contents.add_log(name, content)
-
-    def _take_over(self) -> None:
-        """Take what a killed driver of this machine had not uploaded."""
-        for old in self._base.glob(f"{self._mark}-*"):
-            if old == self.folder or not (old / _DRIVER).exists() or not is_stale(old / _OWNER):
-                continue
-            if _content(old / _RUN / KEY) == _content(self.root / KEY):  # the same run, not one of its name
-                self._continue(old / "left")
-                self._continue(old / _RUN / EVENTS)
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _continue(self, logs: Path) -> None:
-        """Take over logs that go on where those at the URL end, and delete them there.
-
-        One that is not at the URL at all is not brought back: its user may have been forgotten.
-        """
-        for log in sorted(logs.glob("*.jsonl")):
-            mine = self.root / EVENTS / log.name
-            here, there = _content(mine), _content(log)
-            there = there[: there.rfind(b"\n") + 1]
-            if here and len(there) > len(here) and there.startswith(here):
-                with writing(mine):
-                    mine.parent.mkdir(exist_ok=True)
-                    write_synced(mine, there)
-                if self._uploader is not None:
-                    self._uploader.mark(mine)
-        shutil.rmtree(logs, ignore_errors=True)
 
     def _clean_up(self) -> None:
         """Remove mirrors of killed processes, unless a driver's: it may hold what was not uploaded."""
         for old in self._base.iterdir():
-            if not (old / _DRIVER).exists() and is_stale(old / _OWNER):
+            if not (old / DRIVER).exists() and is_stale(old / _OWNER):
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -388,11 +283,8 @@ def _base() -> Path:
 
 def _is_plain(name: str) -> bool:
     """Whether an object's name, which anybody may have chosen, stays below the folder."""
-    return not _is_lease(name) and all(_PART.fullmatch(part) for part in name.split("/"))
-
-
-def _is_lease(name: str) -> bool:
-    return name.startswith(f"{LEASES}/")
+    is_lease = name.startswith(f"{LEASES}/")
+    return not is_lease and all(_PART.fullmatch(part) for part in name.split("/"))
 
 
 def _check_private(base: Path) -> None:
@@ -405,10 +297,3 @@ def _check_private(base: Path) -> None:
             expected="a folder of yours that nobody else may enter (mode 0700)",
             remedy="remove it, or set MILP_RAY_CACHE to a folder of yours",
         )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""

@@ -48,6 +48,7 @@ from milp_ray.storage import (
     Session,
     atomic_write,
     clean_up_drafts,
+    driving,
     follow,
     has_credentials,
     is_url,
@@ -55,6 +56,7 @@ from milp_ray.storage import (
     mirror_of,
     next_session,
     reading,
+    remove_run,
     shown,
     sync_folder,
     url_fault,
@@ -333,7 +335,7 @@ class RunFolder(Layout):
         if not self._is_new or self.session.number != 1 or not self._unused():
             return False
         if (mirror := mirror_of(self.root)) is not None:
-            mirror.remove(last=DELETED_LAST)
+            remove_run(mirror, last=DELETED_LAST)
             return True
         confirm_held(self.root)
         with writing(self.root):
@@ -376,7 +378,7 @@ class RunFolder(Layout):
             StorageError: the URL cannot be read or, at the end, not be written.
         """
         if (mirror := mirror_of(self.root)) is not None:
-            with mirror.driving(_DRIVERS):
+            with driving(mirror, _DRIVERS):
                 try:
                     with self._in_session():
                         yield

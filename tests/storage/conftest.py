@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.objects import Objects, objects_at
 
 STORES = ("s3", "gs", "memory", "folder")
@@ -89,3 +90,11 @@ def failing() -> Callable[[Objects], Failing]:
         return between
 
     return make
+
+
+@pytest.fixture
+def other_machine(url: str, tmp_path: Path) -> Iterator[Mirror]:
+    """A mirror of the same URL elsewhere."""
+    mirror = Mirror(url, objects_at(url), tmp_path / "elsewhere")
+    yield mirror
+    mirror.close()

@@ -13,10 +13,20 @@ import pytest
 
 from milp_ray.errors import StorageError
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import check_intact, local_copy, mirror_at, pull, remove_file, write_folder, write_json
+from milp_ray.storage import (
+    check_intact,
+    driving,
+    local_copy,
+    mirror_at,
+    pull,
+    remove_file,
+    write_folder,
+    write_json,
+)
 from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lock_file import LockFile
 from milp_ray.storage.mirror import Mirror
+from milp_ray.storage.url_driver import upload_log
 
 EVERY = FileSet(("run.json",), {"events": "*", "scores": "*", "memories": "*/adapter_config.json"})
 LINES = b'{"event":"created"}\n{"event":"asked"}\n{"event":"told"}\n'
@@ -48,7 +58,7 @@ def replace(path: Path) -> None:
 def test_a_finished_log_is_neither_begun_anew_nor_overwritten_at_the_url(
     mirror: Mirror, harm: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(StorageError, match=BY_ANOTHER), mirror.driving(EVERY):
+    with pytest.raises(StorageError, match=BY_ANOTHER), driving(mirror, EVERY):
         harm(log_of(mirror))
         EventLog(log_of(mirror)).append({"event": "created"})
     assert mirror.objects.get("events/u-a.jsonl") == LINES
@@ -58,20 +68,20 @@ def test_a_finished_log_is_neither_begun_anew_nor_overwritten_at_the_url(
 def test_a_log_that_is_harmed_while_it_grows_ends_the_run_with_all_that_was_brought_to_the_url(
     mirror: Mirror, harm: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(StorageError) as caught, mirror.driving(EVERY):
+    with pytest.raises(StorageError) as caught, driving(mirror, EVERY):
         log = EventLog(log_of(mirror))
         log.append({"event": "asked"})
-        mirror._upload_log(log_of(mirror))
+        upload_log(mirror, log_of(mirror))
         harm(log_of(mirror))
         with pytest.raises(StorageError):
             log.append({"event": "told"})
-        mirror._uploader.mark(log_of(mirror))  # type: ignore[union-attr]
+        mirror.uploader.mark(log_of(mirror))  # type: ignore[union-attr]
     assert BY_ANOTHER in str(caught.value) and "resume" in str(caught.value)
     assert mirror.objects.get("events/u-a.jsonl") == LINES + b'{"event":"asked"}\n'
 
 
 def test_scores_that_vanish_are_not_taken_for_a_test_that_is_missing(mirror: Mirror) -> None:
-    with mirror.driving(EVERY):
+    with driving(mirror, EVERY):
         check_intact(mirror.root)
         write_json(mirror.root / "scores" / "u-b.json", {})
         remove_file(mirror.root / "scores" / "u-b.json")

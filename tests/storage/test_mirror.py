@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from milp_ray.errors import RunFolderError, StorageError
-from milp_ray.search.core.events import EventLog
+from milp_ray.errors import StorageError
 from milp_ray.storage import (
     close_mirrors,
     get_file,
@@ -31,31 +28,11 @@ from milp_ray.storage import (
 )
 from milp_ray.storage import mirror as mirror_module
 from milp_ray.storage.file_set import FileSet
-from milp_ray.storage.lease import Lease
 from milp_ray.storage.mirror import Mirror
 from milp_ray.storage.objects import Objects, objects_at
 from tests.storage.conftest import Failing
 
 EVERY = FileSet(("run.json", "alias.key"), {"events": "*", "scores": "*", "tables": "*"})
-
-
-def events_of(log: bytes) -> int:
-    return log.count(b"\n")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def other_machine(url: str, tmp_path: Path) -> Iterator[Mirror]:
-    """A mirror of the same URL elsewhere."""
-    mirror = Mirror(url, objects_at(url), tmp_path / "elsewhere")
-    yield mirror
-    mirror.close()
 
 
 def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Mirror) -> None:
@@ -179,160 +156,6 @@ def test_a_path_sent_to_another_process_is_the_same_place(s3: str) -> None:
     process.join()
     assert process.exitcode == 0 and not (root / "tables" / "b.json").exists()
     assert get_file(root / "tables" / "b.json") == b"from the other process"
-
-
-def test_a_log_follows_within_a_second_and_is_whole_at_the_end(url: str, other_machine: Mirror) -> None:
-    mirror = mirror_at(url)
-    with mirror.driving(EVERY):
-        log = EventLog(mirror.root / "events" / "u-a.jsonl")
-        log.append({"event": "created"})
-        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
-        for number in range(200):
-            log.append({"event": "told", "id": number})
-        assert events_of(other_machine.objects.get("events/u-a.jsonl")) < 201, "each line was put by itself"
-        eventually(lambda: events_of(mirror.objects.get("events/u-a.jsonl")) == 201, seconds=3)
-        log.append({"event": "last"})
-    with other_machine.driving(EVERY):
-        mine = (other_machine.root / "events" / "u-a.jsonl").read_bytes()
-    assert mine == (mirror.root / "events" / "u-a.jsonl").read_bytes() and events_of(mine) == 202
-
-
-def test_two_drivers_one_after_the_other_on_two_machines(url: str, other_machine: Mirror) -> None:
-    mirror = mirror_at(url)
-    for number, driver in enumerate([mirror, other_machine, mirror, other_machine]):
-        with driver.driving(EVERY):
-            log = EventLog(driver.root / "events" / "u-a.jsonl")
-            assert len(log.events) == number
-            if driver is mirror:
-                log.append({"event": "x", "number": number})
-            else:
-                path = driver.root / "events" / "u-a.jsonl"
-                path.write_bytes(path.read_bytes() + b'{"event":"x"}\n')
-                assert driver.growing() is not None
-                driver.growing().mark(path)  # type: ignore[union-attr]
-    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 4
-
-
-def test_a_store_that_fails_ends_the_driver_and_a_later_one_has_all_lines(
-    url: str, failing: Callable[[Objects], Failing]
-) -> None:
-    mirror = mirror_at(url)
-    between = failing(mirror.objects)
-    lease = Lease(mirror.objects, timeout=3)
-    with pytest.raises(StorageError, match="QUOTA"), mirror.driving(EVERY, lease=lease):
-        log = EventLog(mirror.root / "events" / "u-a.jsonl")
-        log.append({"event": "created"})
-        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
-        between.error, between.left, between.matching = OSError("AWS Error QUOTA"), 10**6, "events"
-        log.append({"event": "told"})
-
-        def refused() -> bool:
-            before = (mirror.root / "events" / "u-a.jsonl").read_bytes()
-            try:
-                log.append({"event": "more"})
-            except StorageError:
-                return (mirror.root / "events" / "u-a.jsonl").read_bytes() == before
-            return False
-
-        eventually(refused)
-        log.append({"event": "never"})
-    written = log.events
-    between.error = None
-    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 1
-    close_mirrors()
-    again = mirror_at(url)
-    with again.driving(EVERY):
-        assert EventLog(again.root / "events" / "u-a.jsonl").events == written
-    assert events_of(again.objects.get("events/u-a.jsonl")) == len(written) > 1
-    close_mirrors()
-    assert not list(again.folder.parent.iterdir()), "what was brought to the URL is not kept here"
-
-
-_KILLED = """
-import os, signal, sys
-from milp_ray.search.core.events import EventLog
-from milp_ray.storage import FileSet, mirror, mirror_at
-uploader = mirror.LogUploader
-mirror.LogUploader = lambda upload: uploader(upload, 1000.0)  # no round of its own in this test
-here = mirror_at(sys.argv[1])
-with here.driving(FileSet(("alias.key",), {"events": "*"})):
-    log = EventLog(here.root / "events" / "u-a.jsonl")
-    log.append({"event": "told", "id": 0})
-    here._uploader.close()
-    here._uploader = uploader(here._upload_log, 1000.0)
-    for number in (1, 2):
-        log.append({"event": "told", "id": number})
-    with (here.root / "events" / "u-a.jsonl").open("ab") as file:
-        file.write(b'{"event":"torn')
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def kill_a_driver(url: str) -> None:
-    done = subprocess.run([sys.executable, "-c", _KILLED, url], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def test_a_killed_driver_loses_nothing_that_this_machine_has(s3: str, tmp_path: Path) -> None:
-    url = f"{s3}/run"
-    kill_a_driver(url)
-    assert events_of(objects_at(url).get("events/u-a.jsonl")) == 1
-    mirror = mirror_at(url)
-    assert len(list((tmp_path / "cache" / "twins").iterdir())) == 2, "it was cleaned up"
-    with mirror.driving(EVERY):
-        assert [e["id"] for e in EventLog(mirror.root / "events" / "u-a.jsonl").events] == [0, 1, 2]
-    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 3
-    assert list((tmp_path / "cache" / "twins").iterdir()) == [mirror.folder]
-
-
-@pytest.mark.parametrize("there", [b'{"event":"another"}\n', b'{"event":"told","id":0}\n' * 9])
-def test_what_a_killed_driver_left_does_not_undo_what_came_after(s3: str, there: bytes) -> None:
-    url = f"{s3}/run"
-    kill_a_driver(url)
-    objects_at(url).put("events/u-a.jsonl", there)  # by a driver on another machine
-    mirror = mirror_at(url)
-    with mirror.driving(EVERY):
-        assert (mirror.root / "events" / "u-a.jsonl").read_bytes() == there
-    assert mirror.objects.get("events/u-a.jsonl") == there
-
-
-def test_what_a_killed_driver_left_of_another_run_of_the_name_is_dropped(s3: str) -> None:
-    url = f"{s3}/run"
-    kill_a_driver(url)
-    objects_at(url).put("alias.key", b"of another run")
-    mirror = mirror_at(url)
-    with mirror.driving(EVERY):
-        assert events_of((mirror.root / "events" / "u-a.jsonl").read_bytes()) == 1
-
-
-def test_a_user_who_was_forgotten_meanwhile_does_not_come_back(s3: str) -> None:
-    url = f"{s3}/run"
-    kill_a_driver(url)
-    objects_at(url).delete("events/u-a.jsonl")  # on another machine
-    mirror = mirror_at(url)
-    with mirror.driving(EVERY):
-        assert not (mirror.root / "events" / "u-a.jsonl").exists()
-    assert not mirror.objects.exists("events/u-a.jsonl")
-
-
-def test_a_driver_that_was_taken_over_writes_nothing_more(url: str, other_machine: Mirror) -> None:
-    mirror = mirror_at(url)
-    lost = Lease(mirror.objects, interval=1000, timeout=3)
-    with pytest.raises(RunFolderError, match="took over"), mirror.driving(EVERY, lease=lost):
-        log = EventLog(mirror.root / "events" / "u-a.jsonl")
-        log.append({"event": "created"})
-        eventually(lambda: mirror.objects.exists("events/u-a.jsonl"))
-        for found in mirror.objects.list_below("lease"):
-            mirror.objects.delete(found.name)  # as somebody does who thinks that it is gone
-        with other_machine.driving(EVERY):
-            time.sleep(1.1)  # its last renewal is too old now
-            log.append({"event": "told"})
-            eventually(lambda: mirror._uploader is not None and mirror._uploader._error is not None)
-            with pytest.raises(RunFolderError):
-                write_json(mirror.root / "tables" / "x.json", {})
-        log.append({"event": "never"})
-    assert events_of(mirror.objects.get("events/u-a.jsonl")) == 1
-    assert not mirror.objects.exists("tables/x.json")
 
 
 def test_mirrors_of_killed_workers_are_cleaned_up(s3: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from milp_ray.errors import RunBusyError, StorageError, from_plain
 from milp_ray.layout import SESSION
 from milp_ray.storage import (
+    driving,
     get_file,
     mirror_at,
     names_in,
@@ -138,6 +139,6 @@ def test_the_refusal_keeps_its_kind_on_every_way_to_the_driver() -> None:
 
 def test_a_driver_writes_its_session_under_its_lease(own_mirrors: None, url_of: Callable[[str], str]) -> None:
     mirror = mirror_at(url_of("memory"))
-    with mirror.driving(FileSet()):
+    with driving(mirror, FileSet()):
         begin(mirror.root)
     assert mirror.objects.exists(SESSION)

@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 
-from milp_ray.storage import mirror, write_json
+from milp_ray.storage import url_driver, write_json
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, run
 from milp_ray.tune.cluster import dashboard, shared
@@ -169,7 +169,7 @@ def without_ray(base: object = None) -> None:
     search_run.run_search = _search(base)  # type: ignore[assignment]
     final.run_final = _final  # type: ignore[assignment]
     sys.modules["milp_ray.search.ax.export"] = _experiments()
-    mirror.LogUploader = _UploadsAtOnce  # type: ignore[misc, assignment]
+    url_driver.LogUploader = _UploadsAtOnce  # type: ignore[misc, assignment]
 
 
 def _experiments() -> types.ModuleType:
