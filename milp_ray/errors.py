@@ -70,8 +70,8 @@ class ProblemsError(MilpRayError):
         Exception.__init__(self, "\n".join([head, *(f"  {problem}" for problem in self.problems)]))
 
 
-def place_of(error: BaseException) -> str:
-    """What a foreign exception was and where it arose, without its message, which may quote a user's text."""
+def exception_site(error: BaseException) -> str:
+    """A foreign exception's type and where it arose; its message is left out, as it may quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError, own_words, place_of
+from milp_ray.errors import ClusterError, MilpRayError, ModelError, StorageError, exception_site, own_words
 from milp_ray.model.limits import GIB, is_out_of_memory
 from milp_ray.model.parallel.sharding import ALONE, Parallel
 from milp_ray.model.requirements import load_fault
@@ -88,7 +88,7 @@ def readable(path: str) -> Iterator[None]:
     except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
         check_passing(error)
         raise load_fault(error, "the base model") or ModelError(
-            f"the base model at {path!r} cannot be loaded ({place_of(error)}: {own_words(error)})",
+            f"the base model at {path!r} cannot be loaded ({exception_site(error)}: {own_words(error)})",
             where="model.path",
             expected="a config.json that transformers knows, and weights of its architecture",
             remedy="fetch the model again, or correct model.path",

@@ -21,7 +21,7 @@ import psutil
 
 from milp_ray.config.models import Study
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.errors import MilpRayError, ModelError, TrialFailed, place_of
+from milp_ray.errors import MilpRayError, ModelError, TrialFailed, exception_site
 
 GIB = 2**30
 MOST_BYTES = 4 * GIB
@@ -95,7 +95,7 @@ def rehearse(wanted: Rehearsed) -> None:
     except MilpRayError:
         raise
     except Exception as error:  # without its message, which may quote a text
-        raise _unusable(f"a first step on it fails: {place_of(error)}") from None
+        raise _unusable(f"a first step on it fails: {exception_site(error)}") from None
 
 
 def _unusable(fact: str) -> ModelError:
@@ -135,5 +135,5 @@ def main() -> None:
     except MilpRayError as error:
         answer = {"fault": error.to_plain()}
     except Exception as error:
-        answer = {"broke": place_of(error)}
+        answer = {"broke": exception_site(error)}
     sys.stdout.write("\n" + json.dumps(answer) + "\n")

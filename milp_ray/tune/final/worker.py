@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
-from milp_ray.errors import MilpRayError, TrialFailed, place_of
+from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.storage import local_copy, publish_for, write_json
 from milp_ray.tune.cluster.dashboard import announce
 from milp_ray.tune.cluster.processes import end, here, host_rendezvous, on_one_node
@@ -157,11 +157,11 @@ class FinalLoop:
         except MilpRayError as error:
             ray.get(self.assignments.fail.remote(seat.group, error.to_plain()))
             if error.exit_code != 2:
-                raise RuntimeError(place_of(error)) from None
+                raise RuntimeError(exception_site(error)) from None
         except _AloneOutOfMemory:
             raise RuntimeError("out of memory") from None
         except Exception as error:
-            raise RuntimeError(place_of(error)) from None
+            raise RuntimeError(exception_site(error)) from None
 
 
 class _AloneOutOfMemory(Exception):  # noqa: N818  (it names an outcome)

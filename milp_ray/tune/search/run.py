@@ -24,7 +24,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.util.debug import reset_log_once
 
-from milp_ray.errors import ClusterError, own_words, place_of
+from milp_ray.errors import ClusterError, exception_site, own_words
 from milp_ray.ids import trial_name
 from milp_ray.layout import TUNE_LOG
 from milp_ray.storage import follow, make_folder, shown, storage_error, writing
@@ -229,7 +229,7 @@ def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Excep
             return storage_error(cause, folder)
         cause = cause.__cause__ or cause.__context__
     return ClusterError(
-        f"Ray Tune gave up: {place_of(error)}{_rays_words(error)}",
+        f"Ray Tune gave up: {exception_site(error)}{_rays_words(error)}",
         expected="a cluster that lives as long as the search",
         remedy=f"look into {shown(folder / TUNE_LOG)}",
     )

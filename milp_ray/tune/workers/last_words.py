@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 
-from milp_ray.errors import own_words, place_of
+from milp_ray.errors import exception_site, own_words
 from milp_ray.tune.workers.trial_runner import WorkerBroke
 
 _MOST = 240
@@ -47,7 +47,7 @@ def last_words(error: BaseException) -> str:
         return own_words(
             RuntimeError(f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"), _MOST
         )
-    return place_of(error)
+    return exception_site(error)
 
 
 def _of_task(error: ray.exceptions.RayTaskError) -> str:

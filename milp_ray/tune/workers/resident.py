@@ -20,7 +20,7 @@ import ray
 
 from milp_ray.config.models import Study
 from milp_ray.core_dumps import no_core_dumps
-from milp_ray.errors import ClusterError, MilpRayError, place_of
+from milp_ray.errors import ClusterError, MilpRayError, exception_site
 from milp_ray.tune.cluster.shared import check_sees
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | N
         if meeting is not None and isinstance(error, RuntimeError):
             raise  # a rank was lost while others waited for it, most likely: whoever started them tries again
         raise ClusterError(
-            f"a worker could not be set up: {place_of(error)}",
+            f"a worker could not be set up: {exception_site(error)}",
             expected="a worker that imports the pinned packages and has room for the base model",
             remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
         ) from None

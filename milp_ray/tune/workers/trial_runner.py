@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from milp_ray.config.objectives import gains_of
-from milp_ray.errors import MilpRayError, TrialFailed, place_of
+from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.ids import trial_name
 from milp_ray.storage import local_copy, publish_for
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest
@@ -124,7 +124,7 @@ class Slices:
             return TrialReport.fatal(error)
         except Exception as error:
             # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
-            raise WorkerBroke(place_of(error)) from None
+            raise WorkerBroke(exception_site(error)) from None
 
     def drop(self) -> None:
         """Give the present trial up."""
