@@ -71,7 +71,7 @@ class ProblemsError(MilpRayError):
 
 
 def exception_site(error: BaseException) -> str:
-    """A foreign exception's type and where it arose; its message is left out, as it may quote a user's text."""
+    """A foreign exception's type and site, without its message, which may quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"

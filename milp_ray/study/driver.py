@@ -15,11 +15,11 @@ from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.inputs import Inputs, load_inputs
-from milp_ray.study.origin import changed_packages, fewer_trials
 from milp_ray.study.place import place_of, refuse_existing
 from milp_ray.study.population import Population
 from milp_ray.study.preflight import preflight, together
 from milp_ray.study.prompt_frame import prompt_frame
+from milp_ray.study.provenance import changed_packages, fewer_trials
 from milp_ray.study.record import save_experiment
 from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder

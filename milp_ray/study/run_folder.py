@@ -67,9 +67,9 @@ from milp_ray.storage.folder_lock import confirm_held, folder_lock
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.stale_drafts import is_young
 from milp_ray.study.alias_key import given_key
-from milp_ray.study.origin import differences, packages, without_ids
 from milp_ray.study.place import is_run, place_of, refuse_existing
 from milp_ray.study.prompt_frame import with_frame
+from milp_ray.study.provenance import differences, packages, without_ids
 
 # 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one of each
 # user, whose number follows from the alias. In 1 it is one of the whole file, and users are numbered by their
@@ -301,7 +301,7 @@ class RunFolder(Layout):
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a resolved study is another than the run's; see :func:`milp_ray.study.origin.differences`."""
+        """Where a resolved study is another than the run's; see :func:`milp_ray.study.provenance.differences`."""
         if self.meta["format"] == 1:  # of which the study's author need not know
             rules = {"text_rules": self.study.data.text_rules}
             study = study.model_copy(update={"data": study.data.model_copy(update=rules)})
