@@ -55,10 +55,10 @@ def closing_lines(outcome: Outcome) -> Text:
         *([f"users whose test failed: {outcome.users_untested}"] if outcome.users_untested else []),
         *([outcome.metrics.line()] if outcome.metrics and outcome.metrics.workers else []),
         *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
-        f"run folder: {folder.place}",
+        f"run folder: {folder.location}",
     ]
     if outcome.interrupted:
-        notes.append(f"stopped before the end; continue with: milp-ray resume {folder.place}")
+        notes.append(f"stopped before the end; continue with: milp-ray resume {folder.location}")
     return Text("\n".join(notes))
 
 
@@ -69,7 +69,7 @@ def _memories(outcome: Outcome) -> str:
             "no model was trained, and there is no final stage"
         )
     if not outcome.trained:
-        return f"users: {outcome.users}; train their memories with: milp-ray final {outcome.folder.place}"
+        return f"users: {outcome.users}; train their memories with: milp-ray final {outcome.folder.location}"
     return f"users: {outcome.users - outcome.users_without_memory} of {outcome.users} have a memory"
 
 
@@ -149,16 +149,19 @@ def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list
     now = set(chosen[chosen.user == alias].placement)
     if noted_placement(memory) in (None, *now):
         return []
-    return [Text(), Text(f"the memory is of an earlier choice: milp-ray final {folder.place} trains it anew")]
+    return [
+        Text(),
+        Text(f"the memory is of an earlier choice: milp-ray final {folder.location} trains it anew"),
+    ]
 
 
 def _tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not _has(folder, "trials"):
         raise RunFolderError(
             "the run has no tables yet",
-            where=folder.place,
+            where=folder.location,
             expected="a run that ended or was stopped",
-            remedy=f"continue it with: milp-ray resume {folder.place}",
+            remedy=f"continue it with: milp-ray resume {folder.location}",
         )
     return read_table(folder.table("trials")), read_table(folder.table("chosen"))
 

@@ -29,7 +29,7 @@ from milp_ray.storage import is_url, names_in, pull, reading
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.exposure import exposures
 from milp_ray.study.inputs import Inputs, load_base_fingerprint, load_space
-from milp_ray.study.place import place_of, refuse_existing
+from milp_ray.study.location import refuse_existing, run_location
 from milp_ray.study.preflight import attempt, preflight, together
 from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
@@ -73,12 +73,12 @@ def check_study(study: Study) -> RenderableType:
 def _storage(study: Study) -> RunFolder | None:
     """The run that the study has already, after looking whether it, or a new one, can be written."""
     run = RunFolder.of(study)
-    place = place_of(study)
+    location = run_location(study)
     if run is None:
-        refuse_existing(place)
-    if is_url(place):  # it was listed; whether it may be written shows when it is
+        refuse_existing(location)
+    if is_url(location):  # it was listed; whether it may be written shows when it is
         return run
-    nearest = next(folder for folder in (Path(place), *Path(place).parents) if folder.exists())
+    nearest = next(folder for folder in (Path(location), *Path(location).parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StorageError(
             f"{nearest} {'cannot be written' if nearest.is_dir() else 'is a file'}",
@@ -132,7 +132,7 @@ def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) 
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
         *([("a worker's first steps", first_steps)] if first_steps else []),
-        ("run folder", place_of(study)),
+        ("run folder", run_location(study)),
         *(("note", text) for text in (*exposures(study), *_without_gpu(study))),
         *([("run", f"is there; a job, or milp-ray resume, goes on with it: {progress}")] if progress else []),
     ]

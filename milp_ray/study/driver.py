@@ -15,7 +15,7 @@ from milp_ray.ids import new_key
 from milp_ray.search.surrogates import check_surrogate
 from milp_ray.study.alias_key import given_key
 from milp_ray.study.inputs import Inputs, load_inputs
-from milp_ray.study.place import place_of, refuse_existing
+from milp_ray.study.location import refuse_existing, run_location
 from milp_ray.study.population import Population
 from milp_ray.study.preflight import preflight, together
 from milp_ray.study.prompt_frame import prompt_frame
@@ -39,7 +39,7 @@ def start(study: Study, console: Console) -> Outcome:
 
 def _made(study: Study) -> tuple[RunFolder, Inputs]:
     """The folder of a new run of a resolved study, once all that it needs was found to be usable."""
-    refuse_existing(place_of(study))
+    refuse_existing(run_location(study))
     check_surrogate(study.search.surrogate)
     key = given_key(study) or new_key()
     inputs = load_inputs(study, key)
@@ -83,7 +83,7 @@ def final_of(study: Study, console: Console) -> Outcome:
     if folder is None:
         raise RunFolderError(
             "the study has no run yet",
-            where=place_of(study),
+            where=run_location(study),
             expected="a run whose search is over for at least one user",
             remedy="search first, with the same study",
         )
@@ -128,7 +128,7 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
     if folder.study.simulation is not None:
         raise RunFolderError(
             "a simulated run has no final job",
-            where=folder.place,
+            where=folder.location,
             expected="a run whose trials train a model",
             remedy="take simulation out of the study, and search under another name",
         )
@@ -139,9 +139,9 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
         if missing == len(run.population.aliases):
             raise RunFolderError(
                 "no user's search is over",
-                where=folder.place,
+                where=folder.location,
                 expected="at least one user whose trials are all done",
-                remedy=f"finish the search with: milp-ray resume {folder.place}",
+                remedy=f"finish the search with: milp-ray resume {folder.location}",
             )
         if missing:
             console.print(f"{missing} users are left out: their search is not over (milp-ray resume)")
@@ -215,7 +215,7 @@ def _at_work(folder: RunFolder, console: Console) -> Iterator[None]:
             yield
         except (Exception, KeyboardInterrupt) as error:  # a bug's traceback ends with it, too
             if not _left_nothing(folder, error):
-                error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.place}")
+                error.add_note(f"what is finished is kept; continue with: milp-ray resume {folder.location}")
             raise
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from milp_ray.config.models import Study
 from milp_ray.storage import is_url, readers_of
-from milp_ray.study.place import place_of
+from milp_ray.study.location import run_location
 
 
 def exposures(study: Study) -> list[str]:
-    """A line for each place of a resolved study that others can read, with the remedy.
+    """A line for each file or folder of a resolved study that others can read, with the remedy.
 
     What is at a URL is the store's to guard. A run that its group may read by ``storage.readable_by`` is as
     asked.
     """
-    place = place_of(study)
+    location = run_location(study)
     found = []
     for what, path, expected, remedy in (
         ("the users' data", study.data.path, "", "chmod go= "),
-        ("the run's memories and tables", place, study.storage.readable_by, "chmod -R go= "),
+        ("the run's memories and tables", location, study.storage.readable_by, "chmod -R go= "),
     ):
         if is_url(path) or not Path(path).exists():
             continue

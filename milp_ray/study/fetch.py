@@ -45,9 +45,9 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
     if not names_in(folder.root / TABLES):
         raise RunFolderError(
             "the run has no tables yet",
-            where=folder.place,
+            where=folder.location,
             expected="a run that ended or was stopped",
-            remedy=f"continue it with: milp-ray resume {folder.place}",
+            remedy=f"continue it with: milp-ray resume {folder.location}",
         )
     if memories:
         # One after the other: a population's adapters need room for one copy only.

@@ -156,9 +156,9 @@ class Run:
         if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
-                where=self.folder.place,
+                where=self.folder.location,
                 expected="every user's budget used up",
-                remedy=f"look into {shown(self.folder.tune_log)}, then: milp-ray resume {self.folder.place}",
+                remedy=f"look into {shown(self.folder.tune_log)}, then: milp-ray resume {self.folder.location}",
             )
 
     def _search(self, stopping: StopRequest, gauges: Gauges) -> None:

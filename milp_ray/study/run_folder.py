@@ -67,7 +67,7 @@ from milp_ray.storage.folder_lock import confirm_held, folder_lock
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.stale_drafts import is_young
 from milp_ray.study.alias_key import given_key
-from milp_ray.study.place import is_run, place_of, refuse_existing
+from milp_ray.study.location import is_run, refuse_existing, run_location
 from milp_ray.study.prompt_frame import with_frame
 from milp_ray.study.provenance import differences, packages, without_ids
 
@@ -105,14 +105,14 @@ class RunFolder(Layout):
 
     Attributes:
         root: the folder; of a run at a URL this process's mirror.
-        place: its path or URL, for people and commands.
+        location: its path or URL, for people and commands.
         study, key, meta: what it holds of these.
         session: of the driver that holds it, which is this process; None outside :meth:`lock`.
     """
 
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
         super().__init__(root)
-        self.place = shown(root)
+        self.location = shown(root)
         self.study = study
         self.key = key
         self.meta = meta
@@ -139,9 +139,9 @@ class RunFolder(Layout):
 
         Raises:
             RunFolderError: there is one already.
-            StorageError: the place cannot be written.
+            StorageError: the folder cannot be written.
         """
-        place = place_of(study)
+        location = run_location(study)
         key = key or new_key()
         frozen = without_ids(study, key)
         meta: dict[str, object] = {
@@ -153,15 +153,15 @@ class RunFolder(Layout):
             "packages": packages(),
             "prompts": dict(prompts or {}),
         }
-        refuse_existing(place)
+        refuse_existing(location)
         first = {
             STUDY: (_HEADER + dump_study(frozen)).encode(),
             KEY: key,
             META: json.dumps(meta, indent=1).encode(),
         }
-        if is_url(place):
-            return cls(_create_at(mirror_at(place), first), frozen, key, meta)._made()
-        root = Path(place)
+        if is_url(location):
+            return cls(_create_at(mirror_at(location), first), frozen, key, meta)._made()
+        root = Path(location)
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             _clean_up_creations(root)
@@ -180,7 +180,7 @@ class RunFolder(Layout):
             except OSError as error:
                 shutil.rmtree(draft, ignore_errors=True)
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    refuse_existing(place)
+                    refuse_existing(location)
                 raise
         return cls(root, frozen, key, meta)._made()
 
@@ -235,12 +235,12 @@ class RunFolder(Layout):
             StudyError: the run is of another study; every value that differs is named.
             RunFolderError, StorageError: as :meth:`open`.
         """
-        place = place_of(study)
-        if not is_run(place):
+        location = run_location(study)
+        if not is_run(location):
             return None
-        folder = cls.open(place)
+        folder = cls.open(location)
         if problems := folder.differences(study):
-            raise StudyError(f"the run {place} is of another study", problems)
+            raise StudyError(f"the run {location} is of another study", problems)
         users = without_ids(study, folder.key).data.users
         data = folder.study.data.model_copy(update={"path": study.data.path, "users": users})
         folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
@@ -301,7 +301,7 @@ class RunFolder(Layout):
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a resolved study is another than the run's; see :func:`milp_ray.study.provenance.differences`."""
+        """Where a resolved study is another than the run's: :func:`milp_ray.study.provenance.differences`."""
         if self.meta["format"] == 1:  # of which the study's author need not know
             rules = {"text_rules": self.study.data.text_rules}
             study = study.model_copy(update={"data": study.data.model_copy(update=rules)})
@@ -316,7 +316,7 @@ class RunFolder(Layout):
         """The error that a user who is not in the run stands for."""
         return RunFolderError(
             "the run has no such user",
-            where=self.place,
+            where=self.location,
             expected=expected,
             remedy="list the aliases with: milp-ray fronts RUN",
         )
@@ -410,9 +410,9 @@ class RunFolder(Layout):
                 return
         raise RunBusyError(
             "the run was removed meanwhile, or replaced by another of its name",
-            where=self.place,
+            where=self.location,
             expected="the run that this process made or opened",
-            remedy=f"search again; where there is a run now, it goes on with: milp-ray resume {self.place}",
+            remedy=f"search again; where there is a run now, it goes on with: milp-ray resume {self.location}",
         )
 
     def _clean_up(self) -> None:

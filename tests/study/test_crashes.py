@@ -21,7 +21,7 @@ from rich.console import Console
 from milp_ray.config.loading import load_study
 from milp_ray.storage import close_mirrors, mirror, stale_drafts
 from milp_ray.storage.objects import Objects
-from milp_ray.study import driver, place, run_folder
+from milp_ray.study import driver, location, run_folder
 from tests.study.conftest import user_line, write_study
 from tests.study.crashing import in_a_child, upload_late, without_ray
 
@@ -68,8 +68,8 @@ class Case:
         self.prepare()
         words = [f"storage.path={URL}" if self.url else f"storage.path={self.folder / 'runs'}"]
         study = load_study(self.study, words)
-        found = place.place_of(study)
-        if place.is_run(found):
+        found = location.run_location(study)
+        if location.is_run(found):
             driver.resume(found, QUIET)
         else:
             driver.start(study, QUIET)

@@ -21,7 +21,7 @@ from milp_ray.storage.objects import objects_at
 from milp_ray.study.check import check_study
 from milp_ray.study.fetch import fetch
 from milp_ray.study.inputs import load_inputs
-from milp_ray.study.place import place_of
+from milp_ray.study.location import run_location
 from milp_ray.study.population import Population
 from milp_ray.study.record import record
 from milp_ray.study.run_folder import RunFolder
@@ -68,8 +68,8 @@ def test_two_machines_search_one_user_each(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_study(study)
-    place = place_of(study)
-    assert objects_at(place).list_below() == [], "a check writes nothing"
+    location = run_location(study)
+    assert objects_at(location).list_below() == [], "a check writes nothing"
     key = new_key()
     inputs = load_inputs(study, key)
     folder = RunFolder.create(study, inputs.users.fingerprint, key)
@@ -83,7 +83,7 @@ def test_two_machines_search_one_user_each(
         draw_run(folder)
         close_mirrors()
         monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / str(machine)))
-        folder = RunFolder.open(place)
+        folder = RunFolder.open(location)
         inputs = load_inputs(folder.study, folder.key, folder.fingerprint)
     console = Console(record=True, width=160)
     console.print(check_study(study))
@@ -91,10 +91,10 @@ def test_two_machines_search_one_user_each(
     printed = console.export_text()
     assert f"goes on with it: {2 * TRIALS} of {2 * TRIALS} trials ended" in printed
     assert all(f"front of {alias}" in printed for alias in inputs.users.splits)
-    objects = objects_at(place)
+    objects = objects_at(location)
     names = [found.name for found in objects.list_below()]
     for alias in inputs.users.splits:
         assert {f"events/{alias}.jsonl", f"experiments/{alias}.json", f"plots/front-{alias}.png"} < {*names}
     assert not any(CANARY in name or CANARY.encode() in objects.get(name) for name in names)
     copied = len([name for name in names if name.startswith(("tables/", "plots/"))])
-    assert fetch(place, tmp_path / "copies") == copied
+    assert fetch(location, tmp_path / "copies") == copied

@@ -26,7 +26,7 @@ from milp_ray.storage import close_mirrors, stale_drafts, write_folder, write_js
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
-from milp_ray.study.place import is_run, place_of
+from milp_ray.study.location import is_run, run_location
 from milp_ray.study.run_folder import RunFolder
 
 
@@ -45,7 +45,7 @@ def test_whatever_ends_a_run_tells_how_to_go_on(tmp_path: Path, error: BaseExcep
     folder = RunFolder.create(a_study(tmp_path), "f" * 64)
     with pytest.raises(type(error)) as raised, _at_work(folder, Console(quiet=True)):
         raise error
-    assert any(f"milp-ray resume {folder.place}" in note for note in raised.value.__notes__)
+    assert any(f"milp-ray resume {folder.location}" in note for note in raised.value.__notes__)
 
 
 def test_create_then_open(tmp_path: Path) -> None:
@@ -300,13 +300,13 @@ def test_a_run_at_a_url_is_opened_on_another_machine(
     url: str, on_another_machine: Callable[[], None]
 ) -> None:
     made = RunFolder.create(at(url, users=("alice@example.org",)), "f" * 64)
-    assert made.place == f"{url}/s" == place_of(made.study) and is_run(made.place)
+    assert made.location == f"{url}/s" == run_location(made.study) and is_run(made.location)
     assert names_at(f"{url}/s") == ["alias.key", "lease/last", "run.json", "study.yaml"]
     assert not any(b"alice" in objects_at(f"{url}/s").get(name) for name in names_at(f"{url}/s"))
     on_another_machine()
     again = RunFolder.open(f"{url}/s/")
     assert (again.study, again.key, again.fingerprint) == (made.study, made.key, "f" * 64)
-    assert again.root != made.root and again.place == made.place
+    assert again.root != made.root and again.location == made.location
     assert (again.root / "alias.key").stat().st_mode & 0o077 == 0
 
 
@@ -327,7 +327,7 @@ def test_a_creation_that_was_cut_off_is_in_nobodys_way(url: str) -> None:
     objects_at(f"{url}/s").put("alias.key", b"half")
     assert not is_run(f"{url}/s")
     made = RunFolder.create(at(url), "f")
-    assert RunFolder.open(made.place).key == made.key
+    assert RunFolder.open(made.location).key == made.key
 
 
 def test_logs_scores_and_memories_reach_the_next_driver(
@@ -347,9 +347,11 @@ def test_logs_scores_and_memories_reach_the_next_driver(
         write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
         folder.tune.mkdir()
         (folder.tune / "tune.log").write_text("why")
-    assert "adapters/u-a/t0007/x" in names_at(folder.place) and "tune/tune.log" in names_at(folder.place)
+    assert "adapters/u-a/t0007/x" in names_at(folder.location) and "tune/tune.log" in names_at(
+        folder.location
+    )
     on_another_machine()
-    again = RunFolder.open(folder.place)
+    again = RunFolder.open(folder.location)
     with again.lock():
         assert len(EventLog(again.events("u-a")).events) == 2
         assert again.scores("u-a").exists()
@@ -361,7 +363,7 @@ def test_one_driver_at_a_time_at_a_url(s3: str) -> None:
     folder = RunFolder.create(at(f"{s3}/runs"), "f")
     context = multiprocessing.get_context("spawn")
     ready, go = context.Event(), context.Event()
-    owner = context.Process(target=_hold, args=(folder.place, ready, go))
+    owner = context.Process(target=_hold, args=(folder.location, ready, go))
     owner.start()
     assert ready.wait(60)
     with pytest.raises(RunFolderError, match="another milp-ray is working"), folder.lock():
@@ -406,19 +408,19 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     folder = RunFolder.create(at(url), "f")
     target = tmp_path / "deep" / "copies"
     with pytest.raises(RunFolderError, match="no tables yet"):
-        fetch(folder.place, target)
+        fetch(folder.location, target)
     write_json(folder.table("trials.json"), {})
     write_json(folder.plot("front"), {})
     write_folder(folder.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
     on_another_machine()
-    assert fetch(folder.place, target) == 2
+    assert fetch(folder.location, target) == 2
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*.*")) == [
         "plots/front.png",
         "tables/trials.json",
     ]
     with pytest.raises(RunFolderError, match="something already"):
-        fetch(folder.place, target)
-    assert fetch(folder.place, tmp_path / "all", memories=True, one_rank=True) == 6
+        fetch(folder.location, target)
+    assert fetch(folder.location, tmp_path / "all", memories=True, one_rank=True) == 6
     memory = tmp_path / "all" / "memories" / "u-a"
     assert {path.name for path in memory.iterdir()} == {*ADAPTER, "beside.md", "memory.json"}
     check_content(memory, placement="0:4,1:2", user="u-a")
@@ -427,10 +429,10 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     assert "rank_pattern" not in config
     assert not list((tmp_path / "all").rglob("*.key"))
 
-    memory = RunFolder.open(folder.place).memory("u-a")
+    memory = RunFolder.open(folder.location).memory("u-a")
     write_folder(memory, a_memory_of("u-b"), commit_marker="adapter_config.json")
     with pytest.raises(RunFolderError, match="it is of user u-b"):
-        fetch(folder.place, tmp_path / "mixed", memories=True)
+        fetch(folder.location, tmp_path / "mixed", memories=True)
     assert not (tmp_path / "mixed").exists()
 
     def full(*_: object, **__: object) -> None:
@@ -438,7 +440,7 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
 
     monkeypatch.setattr("shutil.copytree", full)
     with pytest.raises(StorageError, match="No space left"):
-        fetch(folder.place, tmp_path / "full")
+        fetch(folder.location, tmp_path / "full")
     assert not (tmp_path / "full").exists() and not list(tmp_path.glob(".full*"))
 
 

@@ -17,7 +17,7 @@ from milp_ray.storage import mirror as mirrors
 from milp_ray.storage.objects import objects_at
 from milp_ray.study import run_folder
 from milp_ray.study.driver import _at_work
-from milp_ray.study.place import is_run
+from milp_ray.study.location import is_run
 from milp_ray.study.run_folder import RunFolder
 from tests.study.test_run_folder import a_study, at
 
@@ -45,7 +45,7 @@ def elsewhere(made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patched:
             patched.setattr(mirrors, "_mirrors", {})
             patched.setenv("MILP_RAY_CACHE", str(tmp_path / secrets.token_hex(4)))
-            yield RunFolder.open(made.place)
+            yield RunFolder.open(made.location)
             close_mirrors()
 
     return there
@@ -54,7 +54,7 @@ def elsewhere(made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def all_of(run: RunFolder) -> dict[str, bytes]:
     """Everything of a run but who holds it: by name."""
     if mirror_of(run.root) is not None:
-        store = objects_at(run.place)
+        store = objects_at(run.location)
         names = [found.name for found in store.list_below() if not found.name.startswith("lease/")]
         return {name: store.get(name) for name in names}
     names = [path for path in run.root.rglob("*") if path.is_file() and path.name != "lock"]
@@ -85,7 +85,7 @@ def test_a_new_run_without_a_cluster_leaves_nothing_and_its_name_free(made: RunF
         made.tune.mkdir(exist_ok=True)
         (made.tune / "tune.log").write_text("why")
     assert not notes, "there is nothing to resume"
-    assert not is_run(made.place) and (mirror_of(made.root) is None or not all_of(made))
+    assert not is_run(made.location) and (mirror_of(made.root) is None or not all_of(made))
     assert mirror_of(made.root) is not None or not list(made.root.parent.iterdir())
     RunFolder.create(made.study, "f")
 
@@ -99,7 +99,7 @@ def test_whatever_is_more_than_a_beginning_is_kept(made: RunFolder, left: str) -
             log.append({"event": "asked"})
         else:
             write_json(made.root / left, {})
-    assert is_run(made.place) and left in all_of(made) and "milp-ray resume" in notes[0]
+    assert is_run(made.location) and left in all_of(made) and "milp-ray resume" in notes[0]
 
 
 def test_a_run_that_another_driver_worked_on_is_kept(made: RunFolder, elsewhere: Elsewhere) -> None:
@@ -116,7 +116,7 @@ def test_a_run_that_another_driver_worked_on_is_kept(made: RunFolder, elsewhere:
 def test_a_run_that_was_opened_is_kept(made: RunFolder, elsewhere: Elsewhere) -> None:
     with elsewhere() as other, failing(other) as notes:
         pass
-    assert is_run(made.place) and notes
+    assert is_run(made.location) and notes
 
 
 def test_what_another_driver_does_once_this_one_has_let_go_is_kept(
@@ -131,7 +131,7 @@ def test_what_another_driver_does_once_this_one_has_let_go_is_kept(
             with lock(self):
                 yield
         finally:
-            if self is made and is_run(made.place):
+            if self is made and is_run(made.location):
                 with elsewhere() as other, lock(other):
                     work(other)
 
@@ -140,7 +140,7 @@ def test_what_another_driver_does_once_this_one_has_let_go_is_kept(
     with failing(made):
         pass
     close_mirrors()
-    found = all_of(RunFolder.open(made.place))
+    found = all_of(RunFolder.open(made.location))
     assert found["alias.key"] == made.key and found["events/u-a.jsonl"].count(b"\n") == 3
 
 
@@ -161,7 +161,7 @@ def test_a_driver_that_was_taken_over_removes_nothing(
 def test_a_run_that_was_removed_or_replaced_is_not_worked_on(made: RunFolder) -> None:
     with failing(made):
         pass
-    assert not is_run(made.place)
+    assert not is_run(made.location)
     with pytest.raises(RunBusyError, match="removed meanwhile"), made.lock():
         pass
     again = RunFolder.create(made.study, "f")

@@ -1,4 +1,4 @@
-"""Where a study's run is, or would be, and whether something is there.
+"""The location of a study's run, and whether something is there.
 
 What is in a run is :mod:`milp_ray.study.run_folder`'s.
 """
@@ -14,33 +14,33 @@ from milp_ray.layout import FIRST, LEASES, META
 from milp_ray.storage import is_url, joined, mirror_at
 
 
-def place_of(study: Study) -> str:
-    """Where a resolved study's run is, or would be: a path, or a URL."""
+def run_location(study: Study) -> str:
+    """The location of a resolved study's run, made already or not: a path, or a URL."""
     if is_url(study.storage.path):
         return joined(study.storage.path, study.name)
     return str(child(Path(study.storage.path), study.name))
 
 
-def is_run(place: str) -> bool:
+def is_run(location: str) -> bool:
     """Whether there is a run at a path or URL.
 
     Raises:
         StorageError: the URL cannot be read.
     """
-    return mirror_at(place).objects.exists(META) if is_url(place) else (Path(place) / META).is_file()
+    return mirror_at(location).objects.exists(META) if is_url(location) else (Path(location) / META).is_file()
 
 
-def refuse_existing(place: str) -> None:
+def refuse_existing(location: str) -> None:
     """Raise :class:`RunFolderError` if there is anything at a path or URL."""
-    run = is_run(place)
-    if not run and not (_is_taken(place) if is_url(place) else Path(place).exists()):
+    run = is_run(location)
+    if not run and not (_is_taken(location) if is_url(location) else Path(location).exists()):
         return
     raise RunFolderError(
         "the run folder exists already" if run else "something that is no run folder is in the way",
-        where=place,
+        where=location,
         expected="a study name that has no run yet",
         remedy=(
-            f"continue it with: milp-ray resume {place}   or run anew under another name: name=<new name>"
+            f"continue it with: milp-ray resume {location}   or run anew under another name: name=<new name>"
         )
         if run
         else "choose another study name or storage.path",
