@@ -20,7 +20,7 @@ from milp_ray.study.population import Population
 from milp_ray.study.preflight import preflight, together
 from milp_ray.study.prompt_frame import prompt_frame
 from milp_ray.study.provenance import changed_packages, fewer_trials
-from milp_ray.study.record import save_experiment
+from milp_ray.study.results import save_experiment
 from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import signals_interrupt

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from milp_ray.search import Engine, Observation
 from milp_ray.search.core.events import log_is_lost
-from milp_ray.study.choose import choose
 from milp_ray.study.inputs import Inputs, engine_for, objectives_of
 from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.selection import select
 
 _COHORT_TRIALS = 5000  # Tune's own state grows with a run's trials, and is measured to be fine up to these
 
@@ -155,6 +155,6 @@ class Population:
             bool(engine.finished) and not counts.pending,
             engine.reference,
             best,
-            choose(engine, study.choose, self._inputs.architecture) if counts.told else None,
+            select(engine, study.choose, self._inputs.architecture) if counts.told else None,
             tuple(seen.id for seen in engine.front()),
         )

@@ -26,7 +26,7 @@ from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
 from milp_ray.study.population import Population
 from milp_ray.study.progress import StudyProgress
-from milp_ray.study.record import record
+from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.saved_adapters import drop_beaten
 from milp_ray.study.stopping import StopRequest, stop_on_signals
@@ -158,7 +158,8 @@ class Run:
                 "Ray ended the search before all trials were done",
                 where=self.folder.location,
                 expected="every user's budget used up",
-                remedy=f"look into {shown(self.folder.tune_log)}, then: milp-ray resume {self.folder.location}",
+                remedy=f"look into {shown(self.folder.tune_log)}, then: "
+                f"milp-ray resume {self.folder.location}",
             )
 
     def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
@@ -328,7 +329,7 @@ class Run:
         return self.folder.memory_config(alias).exists()
 
     def _record(self) -> None:
-        record(self.folder, self.population, self.inputs.architecture)
+        write_tables(self.folder, self.population, self.inputs.architecture)
         if self.outcome.metrics is not None and self.outcome.metrics.workers:
             path = self.folder.table("search_metrics").with_suffix(".json")
             write_json(path, self.outcome.metrics.to_plain())

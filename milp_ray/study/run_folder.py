@@ -412,7 +412,8 @@ class RunFolder(Layout):
             "the run was removed meanwhile, or replaced by another of its name",
             where=self.location,
             expected="the run that this process made or opened",
-            remedy=f"search again; where there is a run now, it goes on with: milp-ray resume {self.location}",
+            remedy="search again; where there is a run now, it goes on with: "
+            f"milp-ray resume {self.location}",
         )
 
     def _clean_up(self) -> None:

@@ -23,7 +23,7 @@ from milp_ray.study.fetch import fetch
 from milp_ray.study.inputs import load_inputs
 from milp_ray.study.location import run_location
 from milp_ray.study.population import Population
-from milp_ray.study.record import record
+from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
 from tests.study.conftest import CANARY, user_line
 
@@ -79,7 +79,7 @@ def test_two_machines_search_one_user_each(
             assert sum(summary.over for _, summary in population.summaries()) == machine - 1
             with population.opened(population.aliases[:machine]) as engines:
                 searched(engines)
-            record(folder, population, inputs.architecture)
+            write_tables(folder, population, inputs.architecture)
         draw_run(folder)
         close_mirrors()
         monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / str(machine)))

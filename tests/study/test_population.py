@@ -29,7 +29,7 @@ from milp_ray.memory.space import space_from
 from milp_ray.report.console import user_view
 from milp_ray.study.inputs import Inputs, Users
 from milp_ray.study.population import Population, Summary
-from milp_ray.study.record import record
+from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
 from milp_ray.trial.records import TrialCost
@@ -114,7 +114,7 @@ def test_the_table_says_what_trials_took_as_far_as_logs_know(tmp_path: Path) -> 
         first, second, _ = engine.ask(3)
         engine.tell(first.id, {"loss": 2.0, "rouge_l": 0.1}, cost.to_plain())
         engine.fail(second.id, "out of memory", cost.to_plain())
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     table = read_table(folder.table("trials"))
     names = [one.name for one in fields(TrialCost)]
     known = table[table.user == ALIASES[1]].set_index("trial")
@@ -131,7 +131,7 @@ def test_a_log_that_is_gone_or_cut_is_no_search_that_has_not_begun(
     population, folder, inputs = population_of(tmp_path)
     for alias in ALIASES[:2]:
         search(population, alias, 3)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     before = read_table(folder.table("trials"))
     log = folder.events(ALIASES[0])
     harm(log)
@@ -139,7 +139,7 @@ def test_a_log_that_is_gone_or_cut_is_no_search_that_has_not_begun(
     with pytest.raises(StorageError, match="event log is gone, or shorter"):
         population.engine(ALIASES[0])
     with pytest.raises(StorageError, match="event log is gone, or shorter"):
-        record(folder, population, inputs.architecture)
+        write_tables(folder, population, inputs.architecture)
     assert read_table(folder.table("trials")).equals(before)
     assert (log.read_bytes() if log.exists() else None) == left
 
@@ -156,7 +156,7 @@ def test_a_log_that_vanishes_under_an_engine_is_said(tmp_path: Path) -> None:
 def test_show_tells_of_a_memory_of_an_earlier_choice_and_of_anothers(tmp_path: Path) -> None:
     population, folder, inputs = population_of(tmp_path)
     search(population, ALIASES[0], 3)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     chosen = population.chosen()[ALIASES[0]].placement.key
 
     def shown(placement: str, user: str) -> str:
@@ -172,7 +172,7 @@ def test_show_tells_of_a_memory_of_an_earlier_choice_and_of_anothers(tmp_path: P
     assert "earlier choice" not in shown(chosen, ALIASES[0])
     assert "earlier choice" in shown("0:1", ALIASES[0])
     search(population, ALIASES[1], 3)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     with pytest.raises(RunFolderError, match="it is of user"):
         shown(chosen, ALIASES[1])
 
@@ -189,11 +189,11 @@ def test_engines_live_as_long_as_they_are_at_work(tmp_path: Path) -> None:
 
 def test_tables_hold_every_user_that_was_begun(tmp_path: Path) -> None:
     population, folder, inputs = population_of(tmp_path)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     assert not (tmp_path / "tables").exists()
     search(population, ALIASES[0], 3)
     search(population, ALIASES[3], 2)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     trials = read_table(folder.table("trials"))
     assert list(trials.user.unique()) == [ALIASES[0], ALIASES[3]] and len(trials) == 3 + 2 + 2
     assert len(read_table(folder.table("hypervolume"))) == 5 and len(read_table(folder.table("chosen"))) == 2
@@ -204,6 +204,6 @@ def test_a_space_of_one_configuration_has_tables_and_no_experiment(tmp_path: Pat
     population, folder, inputs = population_of(tmp_path, trials=1, layers=1, memory=smallest)
     for alias in ALIASES:
         search(population, alias, 1)
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
     assert len(read_table(folder.table("chosen"))) == len(ALIASES)
     assert not (tmp_path / "experiments").exists()

@@ -25,7 +25,7 @@ from milp_ray.study.check import check_study
 from milp_ray.study.driver import _made, _opened
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.population import Population
-from milp_ray.study.record import record
+from milp_ray.study.results import write_tables
 from milp_ray.study.run import Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
@@ -99,7 +99,7 @@ def searched(folder: RunFolder, inputs: Inputs) -> None:
                         engine.fail(proposal.id, "simulated failure")
                     else:
                         engine.tell(proposal.id, problem.measure(proposal.placement))
-    record(folder, population, inputs.architecture)
+    write_tables(folder, population, inputs.architecture)
 
 
 def without_times(content: bytes) -> bytes:
@@ -208,7 +208,7 @@ def test_a_user_whose_line_was_removed_is_left_out_and_the_others_go_on(tmp_path
     assert after.cohorts() == without and all(
         after.engine(alias).counts == before.engine(alias).counts for alias in after.aliases
     )
-    record(folder, after, again.architecture)
+    write_tables(folder, after, again.architecture)
     for path in folder.root.glob(f"*/*{gone}*"):  # as docs/data.md has it
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     held = [

@@ -1,4 +1,4 @@
-"""Which point of a user's front becomes the user's memory.
+"""Selects the point of a user's front that becomes the memory, by the study's section ``choose``.
 
 Policies: ``knee`` (the balanced point), ``best:<objective>``, ``budget`` (the best one that is small enough).
 """
@@ -14,7 +14,7 @@ from milp_ray.search import Engine, Objective, Observation
 from milp_ray.search.core.pareto import knee
 
 
-def choose(
+def select(
     engine: Engine,
     settings: ChooseSettings,
     architecture: Architecture,

@@ -1,7 +1,7 @@
-"""Writes the tables of a run, and its Ax experiments, from whatever is finished.
+"""The results of a run, written from whatever is finished: its tables and its Ax experiments.
 
-What the tables hold is :mod:`milp_ray.study.tables`. Every engine is looked at once, so that a population of
-any size needs the memory of its tables only.
+What the tables hold is :mod:`milp_ray.study.tables`'s. Every engine is looked at once, so a
+population of any size needs the memory of its tables only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_EXPERIMENTS = 50
 
 
-def record(folder: RunFolder, population: Population, architecture: Architecture) -> None:
+def write_tables(folder: RunFolder, population: Population, architecture: Architecture) -> None:
     """Write all tables; nothing while no trial was ever asked for.
 
     Raises:

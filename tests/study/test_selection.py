@@ -10,7 +10,7 @@ from milp_ray.config.models import ChooseSettings
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.search import Objective, Observation
-from milp_ray.study.choose import choose
+from milp_ray.study.selection import select
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
 # Parameters of a placement in this test: its total rank.
@@ -23,7 +23,7 @@ def seen(number: int, rank: int, loss: float, rouge: float) -> Observation:
 
 
 def searched(front: list[Observation], *others: Observation) -> SimpleNamespace:
-    """What `choose` needs of an engine."""
+    """What `select` needs of an engine."""
     return SimpleNamespace(front=lambda: front, observations=[*front, *others], objectives=OBJECTIVES)
 
 
@@ -45,17 +45,17 @@ FRONT = [seen(0, 64, 2.0, 0.10), seen(1, 32, 2.1, 0.19), seen(2, 8, 2.6, 0.20)]
 def test_policies(policy: str, budget: int | None, expected: int) -> None:
     settings = ChooseSettings(policy=policy, budget=budget)
     for front in (FRONT, FRONT[::-1]):
-        assert choose(searched(front), settings, SIZES).id == expected  # type: ignore[arg-type]
+        assert select(searched(front), settings, SIZES).id == expected  # type: ignore[arg-type]
 
 
 def test_a_single_point_and_an_empty_front() -> None:
     settings = ChooseSettings()
-    assert choose(searched(FRONT[:1]), settings, SIZES).id == 0  # type: ignore[arg-type]
+    assert select(searched(FRONT[:1]), settings, SIZES).id == 0  # type: ignore[arg-type]
     with pytest.raises(SearchError, match="milp-ray show"):
-        choose(searched([]), settings, SIZES)  # type: ignore[arg-type]
+        select(searched([]), settings, SIZES)  # type: ignore[arg-type]
 
 
 def test_a_budget_may_take_a_trial_that_is_not_on_the_front() -> None:
     small = seen(3, 4, 2.7, 0.05)  # dominated, and the only one that fits
     settings = ChooseSettings(policy="budget", budget=5)
-    assert choose(searched(FRONT, small), settings, SIZES).id == 3  # type: ignore[arg-type]
+    assert select(searched(FRONT, small), settings, SIZES).id == 3  # type: ignore[arg-type]
