@@ -166,7 +166,7 @@ def demo(
     from milp_ray.study.demo import next_name, prepare_demo
     from milp_ray.study.driver import start
 
-    study = prepare_demo(folder, say=out.print)
+    study = prepare_demo(folder, notify=out.print)
     return closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
 
 

@@ -92,7 +92,7 @@ def submit(client: JobSubmissionClient, package: Package, *, again: bool = False
 def report(
     client: JobSubmissionClient,
     sent: Submitted,
-    say: Callable[[str], object],
+    notify: Callable[[str], object],
     write: Callable[[str], object] | None,
 ) -> int:
     """Say what became of a submission and, with ``write``, follow the job; returns the exit code.
@@ -107,7 +107,7 @@ def report(
         "running": "the same job is under way as",
         "done": "the same job is done already (submit it with --again to run it again):",
     }
-    say(f"{said[sent.state]} {sent.id}")
+    notify(f"{said[sent.state]} {sent.id}")
     if write is None or sent.state == "done":
         return 0
     try:
@@ -117,8 +117,8 @@ def report(
         raise
     code = exit_code(ended)
     if state_of(ended) == "FAILED" and ended.driver_exit_code is None:
-        say(f"the job's command never ran to its end: {reason_of(ended)}")
-    say(f"{sent.id}: {state_of(ended)}, exit code {code}")
+        notify(f"the job's command never ran to its end: {reason_of(ended)}")
+    notify(f"{sent.id}: {state_of(ended)}, exit code {code}")
     return code
 
 

@@ -99,7 +99,7 @@ def prepare_demo(
     *,
     threads: int = 1,
     sizes: DemoModelSizes | None = None,
-    say: Callable[[str], object] | None = None,
+    notify: Callable[[str], object] | None = None,
 ) -> Path:
     """Write the demo's data and study file, and train its base model unless that is there already.
 
@@ -108,7 +108,7 @@ def prepare_demo(
         threads: CPU threads for training the model. With 1 the model is the same bits on every machine of a
             kind, and a busy machine does no harm; 2 gained a quarter.
         sizes: of the base model; None for the demo's own.
-        say: takes a line of progress now and then.
+        notify: takes a line of progress now and then.
 
     Returns:
         The study file, ready for :func:`milp_ray.config.loading.load_study`.
@@ -119,7 +119,7 @@ def prepare_demo(
     folder = folder.expanduser().resolve()
     data, study = folder / "users.jsonl", folder / "study.yaml"
     write_jsonl(demo_users(), data)
-    model = build_demo_model(folder, SEED, threads, sizes=sizes, progress=_reporter(say))
+    model = build_demo_model(folder, SEED, threads, sizes=sizes, progress=_reporter(notify))
     places = {"path": study, "model": model, "data": data, "runs": folder / "runs"}
     text = STUDY.format(**{name: _quoted(place) for name, place in places.items()})
     atomic_write(study, lambda draft: draft.write_text(text, encoding="utf-8"))
@@ -162,16 +162,16 @@ def _quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _reporter(say: Callable[[str], object] | None) -> Callable[[int, int, float], None] | None:
+def _reporter(notify: Callable[[str], object] | None) -> Callable[[int, int, float], None] | None:
     """Turns training steps into five lines."""
-    if say is None:
+    if notify is None:
         return None
     start = time.monotonic()
 
     def report(step: int, steps: int, loss: float) -> None:
         if step == 1:
-            say("training the demo's base model, once; this takes about a minute")
+            notify("training the demo's base model, once; this takes about a minute")
         if step % max(1, steps // 4) == 0:
-            say(f"  {100 * step // steps} %, loss {loss:.2f}, {time.monotonic() - start:.0f} s")
+            notify(f"  {100 * step // steps} %, loss {loss:.2f}, {time.monotonic() - start:.0f} s")
 
     return report

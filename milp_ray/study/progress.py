@@ -95,7 +95,7 @@ class StudyProgress:
                 self._live.stop()
             self._live = None
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """A line that stays. A terminal that has gone away is no reason to lose a study."""
         with contextlib.suppress(OSError):
             self._console.print(Text(text))
@@ -147,7 +147,7 @@ class StudyProgress:
             user.running = max(0, user.running - 1)
             self._touch(request.alias)
             if charged:
-                self.say(f"{request.alias} {_name_of(request)}: its worker was lost; it runs again")
+                self.notify(f"{request.alias} {_name_of(request)}: its worker was lost; it runs again")
 
     def trial_ended(
         self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
@@ -164,7 +164,7 @@ class StudyProgress:
                 self._ended_now += 1
                 self._count(request.alias, done=int(values is not None), failed=int(values is None))
             if values is None:
-                self.say(f"{request.alias} {_name_of(request)} failed: {reason}")
+                self.notify(f"{request.alias} {_name_of(request)} failed: {reason}")
             self._line()
 
     def trained(self, users: int) -> None:
@@ -179,7 +179,7 @@ class StudyProgress:
             if step == "train":
                 self.trained(done)
             if self._live is None:
-                self.say(f"final: {names[step]} {done}/{total}")
+                self.notify(f"final: {names[step]} {done}/{total}")
                 return
             if step not in self._tasks:
                 self._tasks[step] = self._bar.add_task(names[step], total=total, note="")
@@ -259,7 +259,7 @@ class StudyProgress:
             f"best {best}" if best else "",
             self._eta(),
         ]
-        self.say("  ".join(part for part in parts if part))
+        self.notify("  ".join(part for part in parts if part))
 
     def _panel(self) -> Group:
         with self._lock:

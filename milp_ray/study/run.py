@@ -21,7 +21,6 @@ from rich.console import Console
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.memory.adapter_notes import check_note
 from milp_ray.storage import check_intact, shown, write_json
-from milp_ray.study.donors import Donors
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
 from milp_ray.study.population import Population
@@ -29,6 +28,7 @@ from milp_ray.study.progress import StudyProgress
 from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.saved_adapters import drop_beaten
+from milp_ray.study.source_users import SourceUsers
 from milp_ray.study.stopping import StopRequest, stop_on_signals
 from milp_ray.tune.cluster.session import ray_session
 from milp_ray.tune.proposals.overhead import Meter, SearchMetrics
@@ -102,7 +102,7 @@ class Run:
         self._meter = Meter()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
         for note in inputs.users.notes:
-            self.progress.say(f"note: {note}")
+            self.progress.notify(f"note: {note}")
         for alias, summary in self.population.summaries():
             self.progress.replayed(alias, summary)
 
@@ -119,7 +119,7 @@ class Run:
         self._drop_beaten(over)  # an earlier session may have been cut off right before it
         if not self.complete():
             try:
-                with ray_session(self.study.ray), stop_on_signals(self.progress.say) as stopping:
+                with ray_session(self.study.ray), stop_on_signals(self.progress.notify) as stopping:
                     with self.progress:
                         self._steps(stopping)
                     self.outcome.interrupted = stopping() and not self.complete()
@@ -168,7 +168,7 @@ class Run:
 
         began = time.monotonic()
         population = self.population
-        donors = Donors(self.study, self.inputs, population, self.progress.say)
+        sources = SourceUsers(self.study, self.inputs, population, self.progress.notify)
         try:
             with self._proposer() as proposer:
                 for cohort in population.cohorts():
@@ -189,8 +189,8 @@ class Run:
                             (self.progress, gauges),
                             proposer=proposer,
                             meter=self._meter,
-                            introduce=donors.gather(todo),
-                            say=self.progress.say,
+                            introduce=sources.gather(todo),
+                            say=self.progress.notify,
                         )
                         self._drop_beaten(
                             {alias: [seen.id for seen in engine.front()] for alias, engine in engines.items()}
@@ -271,14 +271,14 @@ class Run:
 
         def listener(event: Event) -> None:
             for note in event.notes:
-                self.progress.say(f"{event.alias} final {event.step}: {note}")
+                self.progress.notify(f"{event.alias} final {event.step}: {note}")
             if event.reason:
-                self.progress.say(f"{event.alias} final {event.step} failed: {event.reason}")
+                self.progress.notify(f"{event.alias} final {event.step} failed: {event.reason}")
                 return
             done[event.step] += 1
             self.progress.final_step(event.step, done[event.step], len(placements))
 
-        run_final(spec, stopping, listener, self.progress.say)
+        run_final(spec, stopping, listener, self.progress.notify)
         spec.look()
         self.outcome.seconds["final"] = time.monotonic() - began
 
@@ -287,7 +287,9 @@ class Run:
         found = outdated(self.folder, self.inputs.architecture, placements)
         if found.memories:
             count = len(found.memories)
-            self.progress.say(f"{count} users have another choice than before; their memories are made again")
+            self.progress.notify(
+                f"{count} users have another choice than before; their memories are made again"
+            )
         found.remove(self.folder)
 
     def _placements(self) -> dict[str, Placement]:

@@ -63,10 +63,10 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
+def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for the length of a ``with`` block.
 
-    ``announce`` is called once, with what to tell the person at the keyboard. Outside the main thread (a
+    ``notify`` is called once, with what to tell the person at the keyboard. Outside the main thread (a
     notebook's worker, a test) signals cannot be handled, and the request is only ever set by hand.
     """
     request = StopRequest()
@@ -79,7 +79,7 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         request.signal = number
-        announce("stopping: running trials end within seconds (a second signal ends at once)")
+        notify("stopping: running trials end within seconds (a second signal ends at once)")
 
     with _handled_by(ask) as before:
         for handler in before.values():
@@ -93,11 +93,11 @@ def _unsaid() -> Iterator[None]:
     """Of an interruption that Python drops it prints a traceback otherwise; it is not lost, see above."""
     before = sys.unraisablehook
 
-    def say(dropped: sys.UnraisableHookArgs) -> None:
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before(dropped)
 
-    sys.unraisablehook = say
+    sys.unraisablehook = hook
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ SMALL = DemoModelSizes(layers=4, hidden=64, feed_forward=160, vocabulary=1000, p
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     lines: list[str] = []
     folder = tmp_path_factory.mktemp("a demo: 'quoted' #1")
-    return prepare_demo(folder, sizes=SMALL, say=lines.append), lines
+    return prepare_demo(folder, sizes=SMALL, notify=lines.append), lines
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_second_call_changes_nothing(prepared: tuple[Path, list[str]]) -> None
     path = prepared[0]
     before = {p: p.read_bytes() for p in sorted(path.parent.rglob("*")) if p.is_file()}
     lines: list[str] = []
-    assert prepare_demo(path.parent, sizes=SMALL, say=lines.append) == path
+    assert prepare_demo(path.parent, sizes=SMALL, notify=lines.append) == path
     assert {p: p.read_bytes() for p in sorted(path.parent.rglob("*")) if p.is_file()} == before
     assert not lines
 

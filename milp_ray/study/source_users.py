@@ -1,8 +1,8 @@
-"""Transfer between the users of a run: finished searches are handed to those that have not begun.
+"""Transfer between the users of a run: finished searches are the sources of those that have not begun.
 
-What is transferred, and what a search makes of it, is :mod:`milp_ray.search.core.transfer_data`; here is
-who learns from whom in time. The first users run cold; a later cohort learns from all users that were
-finished before it began, however many of them measured something.
+What is transferred, and what a search makes of it, is :mod:`milp_ray.search.core.transfer_data`'s.
+Here is who learns from whom in time: the first users run cold; a later cohort learns from all users
+that were finished before it began, however many of them measured something.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from milp_ray.study.population import Population
 
 
-class Donors:
-    """The finished users of a run, as donors; each one's event log is replayed once a session.
+class SourceUsers:
+    """The finished users of a run, as sources; each one's event log is replayed once a session.
 
     Args:
         study: with the mode of transfer.
         inputs: of the same study.
         population: its users.
-        say: is told from how many a cohort learns, and if there is nobody to learn from.
+        notify: is told from how many a cohort learns, and if there is nobody to learn from.
     """
 
     def __init__(
-        self, study: Study, inputs: Inputs, population: Population, say: Callable[[str], object]
+        self, study: Study, inputs: Inputs, population: Population, notify: Callable[[str], object]
     ) -> None:
         search = study.search
         self._users = population
         self._mode = search.transfer
-        self._say = say
+        self._notify = notify
         self._known: set[str] = set()
         self._pool = DonorPool(inputs.space, objectives_of(study, inputs.architecture), search.transfer)
 
@@ -53,7 +53,7 @@ class Donors:
                 self._known.add(alias)
                 self._pool.add(self._users.engine(alias))
         if fresh := sum(not self._users.engine(alias).counts.asked for alias in cohort):
-            self._say(
+            self._notify(
                 f"{fresh} users learn from {len(self._pool)} that are done"
                 if self._pool.ready
                 else f"{fresh} users learn from nobody: no user that is done has a trial that was measured"
