@@ -110,19 +110,19 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     ends: list[Ended] = []
 
     class Noting:
-        def trial_started(self, request: TrialRequest) -> None: ...
-        def trial_lost(self, request: TrialRequest, charged: bool) -> None: ...
+        def on_trial_started(self, request: TrialRequest) -> None: ...
+        def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None: ...
 
-        def trial_ended(
-            self,
-            request: TrialRequest,
-            values: Mapping[str, float] | None,
-            reason: str,
-            cost: TrialCost | None,
+        def on_trial_completed(
+            self, request: TrialRequest, values: Mapping[str, float], cost: TrialCost | None
         ) -> None:
-            result: dict[str, Any] = {"reason": reason}
-            if values is not None and cost is not None:
-                result = {"train_seconds": cost.train_seconds, "eval_seconds": cost.eval_seconds, **values}
+            assert cost is not None
+            self._end(request, train_seconds=cost.train_seconds, eval_seconds=cost.eval_seconds, **values)
+
+        def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+            self._end(request, reason=reason)
+
+        def _end(self, request: TrialRequest, **result: Any) -> None:
             ends.append(Ended(time.perf_counter(), request.to_config(), result))
 
     architecture = load_architecture(study.model)

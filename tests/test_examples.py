@@ -24,7 +24,8 @@ WITH_EXAMPLES = {
     "trial.trial": ("Trial",),
     "study.run_folder": ("RunFolder",),
     "tune.proposals.queue": ("ProposalQueue",),
-    "tune.search.searcher": ("StudySearcher",),
+    "tune.search.ledger": ("TrialLedger",),
+    "tune.workers.failures": ("FailurePolicy",),
     "tune.workers.worker_group": ("WorkerGroup",),
 }
 

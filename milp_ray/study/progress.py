@@ -1,6 +1,7 @@
 """Live progress of a run: a panel on a terminal, a line every few seconds anywhere else.
 
-Shown: users done, trials done and failed, best values, time left. Never a raw id or text: aliases only.
+Shown: users done, trials done and failed, best values, time left. Never a raw id or text: aliases
+    only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _SHOWN_USERS = 8
 
 @dataclass
 class UserProgress:
-    """What is known of one user's search. ``trials``: how many it will come to, its budget at most."""
+    """What is known of one user's search. ``trials``: how many it will come to, its budget at
+    most."""
 
     trials: int = 0
     done: int = 0
@@ -64,7 +66,8 @@ class StudyProgress:
         self._directions = dict(directions)
         self._users = {alias: UserProgress(trials) for alias in aliases}
         self._engines: Mapping[str, Engine] = {}
-        # Kept up to date event by event: a scan of all users per trial is what large studies cannot afford.
+        # Kept up to date event by event: a scan of all users per trial is what large studies cannot
+        # afford.
         self._totals = UserProgress(trials * len(aliases))
         self._full = self._trained = 0
         self._recent: dict[str, None] = {}  # users at work or lately so, in the order of their last event
@@ -112,7 +115,8 @@ class StudyProgress:
 
     @contextlib.contextmanager
     def watching(self, engines: Mapping[str, Engine]) -> Iterator[None]:
-        """For the length of a Tune run: whose searches may end before their budgets, with their spaces."""
+        """For the length of a Tune run: whose searches may end before their budgets, with their
+        spaces."""
         self._engines = engines
         try:
             yield
@@ -134,38 +138,48 @@ class StudyProgress:
                 for kept in (user.best, self._totals.best):
                     kept[name] = better(kept.get(name, value), value)
 
-    def trial_started(self, request: TrialRequest) -> None:
+    def on_trial_started(self, request: TrialRequest) -> None:
         """A trial went to a worker."""
         with self._lock:
             self._users[request.alias].running += 1
             self._touch(request.alias)
 
-    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
-        """A trial's worker is gone; the trial runs again. Of a worker's own fault the search itself tells."""
+    def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None:
+        """A trial's worker is gone; the trial runs again. Of a worker's own fault the search itself
+        tells."""
         with self._lock:
-            user = self._users[request.alias]
-            user.running = max(0, user.running - 1)
-            self._touch(request.alias)
-            if charged:
+            self._left_worker(request.alias)
+            if is_charged:
                 self.notify(f"{request.alias} {_name_of(request)}: its worker was lost; it runs again")
 
-    def trial_ended(
-        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
+    def on_trial_completed(
+        self, request: TrialRequest, values: Mapping[str, float], cost: TrialCost | None
     ) -> None:
-        """A trial was told or failed."""
+        """A trial was measured."""
         with self._lock:
-            user = self._users[request.alias]
-            user.running = max(0, user.running - 1)
-            self._touch(request.alias)
-            if values is not None:
-                self.observed(request.alias, request.number, values)
-            self._limit_if_finished(request.alias)
-            if request.number != BASELINE:
-                self._ended_now += 1
-                self._count(request.alias, done=int(values is not None), failed=int(values is None))
-            if values is None:
-                self.notify(f"{request.alias} {_name_of(request)} failed: {reason}")
+            self._left_worker(request.alias)
+            self.observed(request.alias, request.number, values)
+            self._ended(request, done=1)
             self._line()
+
+    def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+        """A trial failed."""
+        with self._lock:
+            self._left_worker(request.alias)
+            self._ended(request, failed=1)
+            self.notify(f"{request.alias} {_name_of(request)} failed: {reason}")
+            self._line()
+
+    def _left_worker(self, alias: str) -> None:
+        user = self._users[alias]
+        user.running = max(0, user.running - 1)
+        self._touch(alias)
+
+    def _ended(self, request: TrialRequest, done: int = 0, failed: int = 0) -> None:
+        self._limit_if_finished(request.alias)
+        if not request.is_baseline:
+            self._ended_now += 1
+            self._count(request.alias, done=done, failed=failed)
 
     def trained(self, users: int) -> None:
         """How many users have a memory."""
@@ -229,7 +243,8 @@ class StudyProgress:
             self._limit(alias, engine.counts.asked)
 
     def _touch(self, alias: str) -> None:
-        """The newest event is this user's. Forgets who was longest without one and has no trial running."""
+        """The newest event is this user's. Forgets who was longest without one and has no trial
+        running."""
         self._recent.pop(alias, None)
         self._recent[alias] = None
         if len(self._recent) > 4 * _SHOWN_USERS:
@@ -290,7 +305,8 @@ class StudyProgress:
         return table
 
     def _shown_users(self) -> list[tuple[str, UserProgress]]:
-        """Who has most trials running, then who had the last event, then the first ones of the data."""
+        """Who has most trials running, then who had the last event, then the first ones of the
+        data."""
         known = dict.fromkeys(reversed(self._recent))
         known.update(dict.fromkeys(islice(self._users, _SHOWN_USERS)))
         order = sorted(known, key=lambda alias: -self._users[alias].running)

@@ -1,10 +1,11 @@
-"""One run's steps in their order: search, choice, final job, tables. Each adds only what is missing.
+"""One run's steps in their order: search, choice, final job, tables. Each adds only what is
+missing.
 
-Every step reads what is finished from the run folder, so that a new run and a resumed one are the same code.
-The search goes cohort by cohort, each a Ray Tune run of its own; the final job is one Ray Train run, in the
-same session or, with ``final.automatic`` off, in one of its own. A simulated study ends with the search:
-there is no model that a final job could train. Beginning and resuming a run is
-:mod:`milp_ray.study.driver`.
+Every step reads what is finished from the run folder, so that a new run and a resumed one are the
+same code. The search goes cohort by cohort, each a Ray Tune run of its own; the final job is one
+Ray Train run, in the same session or, with ``final.automatic`` off, in one of its own. A simulated
+study ends with the search: there is no model that a final job could train. Beginning and resuming a
+run is :mod:`milp_ray.study.driver`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from milp_ray.study.saved_adapters import drop_beaten
 from milp_ray.study.source_users import SourceUsers
 from milp_ray.study.stopping import StopRequest, stop_on_signals
 from milp_ray.tune.cluster.session import ray_session
-from milp_ray.tune.proposals.overhead import Meter, SearchMetrics
+from milp_ray.tune.proposals.overhead import SearchMetrics, SearchOverhead
 from milp_ray.tune.search.prometheus import Gauges
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """How a run ended. ``seconds``: of the search and of the final stage, as far as they were worked on.
+    """How a run ended. ``seconds``: of the search and of the final stage, as far as they were
+    worked on.
 
-    ``metrics``: of this session's search; None if it had nothing to search. ``trained``: whether memories
-    were to be trained, so that users without one count.
+    ``metrics``: of this session's search; None if it had nothing to search. ``trained``: whether
+    memories were to be trained, so that users without one count.
     """
 
     folder: RunFolder
@@ -99,7 +101,7 @@ class Run:
         self.population = Population(folder, inputs)
         self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
         aliases, directions = list(self.population.aliases), self.population.directions
-        self._meter = Meter()
+        self._overhead = SearchOverhead()
         self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
         for note in inputs.users.notes:
             self.progress.notify(f"note: {note}")
@@ -144,7 +146,7 @@ class Run:
 
         check_shared(self.folder.root)
         describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
-        with contextlib.closing(Gauges(self.study.name, self.progress.counts, self._meter)) as gauges:
+        with contextlib.closing(Gauges(self.study.name, self.progress.counts, self._overhead)) as gauges:
             if self._search_wanted:
                 self._search_all(stopping, gauges)
             if self._final_wanted and not stopping():
@@ -163,7 +165,8 @@ class Run:
             )
 
     def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
-        """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave up."""
+        """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave
+        up."""
         from milp_ray.tune.search.run import run_search
 
         began = time.monotonic()
@@ -188,22 +191,22 @@ class Run:
                             stopping,
                             (self.progress, gauges),
                             proposer=proposer,
-                            meter=self._meter,
-                            introduce=sources.gather(todo),
-                            say=self.progress.notify,
+                            overhead=self._overhead,
+                            warm_start=sources.gather(todo),
+                            notify=self.progress.notify,
                         )
                         self._drop_beaten(
                             {alias: [seen.id for seen in engine.front()] for alias, engine in engines.items()}
                         )
-                    # Tune's trials refer to each other, and Python's own full collections are so rare in a
-                    # process of this size that memory would grow from cohort to cohort.
+                    # Tune's trials refer to each other, and Python's own full collections are so
+                    # rare in a process of this size that memory would grow from cohort to cohort.
                     gc.collect()
                     self.outcome.baselines_failed += len(failed)
                     if not all(population.summary(alias).over for alias in todo):
                         break
         finally:
             self.outcome.seconds["search"] = time.monotonic() - began
-            self.outcome.metrics = self._meter.result()
+            self.outcome.metrics = self._overhead.result()
 
     def _drop_beaten(self, fronts: Mapping[str, Iterable[int]]) -> None:
         if self.study.simulation is None and self.study.trial.save_adapters:
@@ -211,11 +214,13 @@ class Run:
 
     @property
     def _session(self) -> str:
-        """The id of this driver's session, which workers publish for; "" where nobody holds the run."""
+        """The id of this driver's session, which workers publish for; "" where nobody holds the
+        run."""
         return self.folder.session.id if self.folder.session is not None else ""
 
     def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
-        """What these users' trials share. Their texts are in the object store for as long as it lives."""
+        """What these users' trials share. Their texts are in the object store for as long as it
+        lives."""
         from milp_ray.tune.search.simulated import SimulatedSpec
         from milp_ray.tune.workers.trial_spec import TrialSpec
 
@@ -233,8 +238,8 @@ class Run:
     def _proposer(self) -> Iterator[Proposer | None]:
         """Who fits models, for all cohorts of this session; None where no model is fitted.
 
-        It imports and compiles what the first fits need beside the initial trials. Not before Ray has started
-        its processes: a fork after JAX has started its threads may deadlock.
+        It imports and compiles what the first fits need beside the initial trials. Not before Ray
+        has started its processes: a fork after JAX has started its threads may deadlock.
         """
         from milp_ray.tune.proposals.actors import make_proposer
         from milp_ray.tune.proposals.threads import Preparation, is_free
@@ -253,7 +258,7 @@ class Run:
             proposer.close()
 
     def _final(self, stopping: StopRequest) -> None:
-        from milp_ray.tune.final.coordinator import Event, FinalSpec
+        from milp_ray.tune.final.coordinator import FinalSpec, TaskResult
         from milp_ray.tune.final.run import run_final
 
         began = time.monotonic()
@@ -269,7 +274,7 @@ class Run:
 
         self.progress.trained(done["train"])
 
-        def listener(event: Event) -> None:
+        def listener(event: TaskResult) -> None:
             for note in event.notes:
                 self.progress.notify(f"{event.alias} final {event.step}: {note}")
             if event.reason:
@@ -283,7 +288,8 @@ class Run:
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _drop_outdated(self, placements: Mapping[str, Placement]) -> None:
-        """Delete memories and scores of an earlier choice, which a run that got more trials may hold."""
+        """Delete memories and scores of an earlier choice, which a run that got more trials may
+        hold."""
         found = outdated(self.folder, self.inputs.architecture, placements)
         if found.memories:
             count = len(found.memories)
@@ -314,8 +320,8 @@ class Run:
         )
 
     def _check_memories(self) -> None:
-        """Make sure that the memories that are there are their users' own, before anything is done. One of an
-        earlier choice is no fault: the final job makes it again.
+        """Make sure that the memories that are there are their users' own, before anything is done.
+        One of an earlier choice is no fault: the final job makes it again.
 
         Raises:
             RunFolderError: one is not.

@@ -152,7 +152,7 @@ def without_ray(base: object = None) -> None:
     """Have the product's driver and workers run in this process from now on, one trial after the other.
 
     Everything but Ray is the product's own: run folder, engines, trials on ``base`` (None: simulated ones),
-    the final job's ranks and assignments, tables. For a forked child, which needs nothing put back.
+    the final job's ranks and coordinator, tables. For a forked child, which needs nothing put back.
     """
     ray.get = lambda given: given  # type: ignore[assignment]
     ray.put = lambda given: given  # type: ignore[assignment]
@@ -271,15 +271,15 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
 
 def _final(spec: Any, stopping: object, listener: Callable[[Any], None], *_: object) -> None:
     from milp_ray.errors import from_plain
-    from milp_ray.tune.final.coordinator import Assignments
-    from milp_ray.tune.final.worker import FinalLoop, Seat, _sit
+    from milp_ray.tune.final.coordinator import Coordinator
+    from milp_ray.tune.final.worker import FinalLoop, RankAssignment, _assign
 
-    assignments = Assignments(spec, 1)
-    direct = _Direct(assignments)
-    assignments.begin(1)
-    _sit(Seat(0, 0, 1, ""))
+    coordinator = Coordinator(spec, 1)
+    direct = _Direct(coordinator)
+    coordinator.begin(1)
+    _assign(RankAssignment(0, 0, 1, ""))
     FinalLoop(direct, 1)()
-    news = assignments.news()
+    news = coordinator.news()
     for event in news.events:
         listener(event)
     if news.fatal is not None:

@@ -38,9 +38,12 @@ def test_totals_are_those_of_a_scan() -> None:
     rng.shuffle(jobs)
     for alias, number in [*jobs, ("u3", BASELINE)]:
         request = TrialRequest(alias, number, Placement(((0, 8),)), "x")
-        progress.trial_started(request)
+        progress.on_trial_started(request)
         fails = number != BASELINE and rng.random() < 0.3
-        progress.trial_ended(request, None if fails else {"loss": 1.0 + number, "rouge_l": 0.4}, "why", None)
+        if fails:
+            progress.on_trial_failed(request, "why", None)
+        else:
+            progress.on_trial_completed(request, {"loss": 1.0 + number, "rouge_l": 0.4}, None)
         if number != BASELINE:
             ended[alias][fails] += 1
         full = sum(sum(counts) >= TRIALS for counts in ended.values())
@@ -57,9 +60,9 @@ def test_the_table_shows_who_is_at_work_and_grows_with_no_population() -> None:
     progress, _ = progress_of(1000)
     for number in range(900):
         request = TrialRequest(f"u{number}", 0, Placement(((0, 8),)), "x")
-        progress.trial_started(request)
+        progress.on_trial_started(request)
         if number != 5:
-            progress.trial_ended(request, {"loss": 2.0, "rouge_l": 0.1}, "", None)
+            progress.on_trial_completed(request, {"loss": 2.0, "rouge_l": 0.1}, None)
     shown = [alias for alias, _ in progress._shown_users()]
     assert shown[:2] == ["u5", "u899"] and len(shown) == 8
     assert len(progress._recent) < 50
@@ -84,15 +87,15 @@ def test_a_user_whose_space_is_used_up_is_done() -> None:
             assert progress.totals() == (0, number, 0)
             assert progress.counts().users["searching"] == min(1, number)
             request = TrialRequest("u0", proposal.id, proposal.placement, "x")
-            progress.trial_started(request)
+            progress.on_trial_started(request)
             engine.tell(proposal.id, values)
-            progress.trial_ended(request, values, "", None)
+            progress.on_trial_completed(request, values, None)
     assert progress.counts().users == {"waiting": 2, "searching": 0, "searched": 1, "trained": 0}
     progress.replayed("u1", Summary(1, 1, True, None, values))  # as in an earlier session
     progress.trained(2)
     assert progress.totals() == (2, 4, 1)
     assert progress.counts().users == {"waiting": 1, "searching": 0, "searched": 0, "trained": 2}
-    progress.trial_ended(TrialRequest("u2", 0, Placement(((0, 8),)), "x"), values, "", None)
+    progress.on_trial_completed(TrialRequest("u2", 0, Placement(((0, 8),)), "x"), values, None)
     progress._last_line = -1e9
     progress._line()
     assert "trials 6/9 (1 failed)  users done 2/3" in text.getvalue()
@@ -107,8 +110,8 @@ def test_that_a_space_is_used_up_is_noticed_at_the_latest_when_the_cohort_is_ove
     engine = Spent()
     with progress.watching({"u0": engine}):  # type: ignore[dict-item]
         for number in range(2):
-            progress.trial_ended(
-                TrialRequest("u0", number, Placement(((0, 8),)), "x"), {"loss": 2.0}, "", None
+            progress.on_trial_completed(
+                TrialRequest("u0", number, Placement(((0, 8),)), "x"), {"loss": 2.0}, None
             )
         assert progress.totals() == (0, 2, 0)
         engine.finished = "no placement is left that was not tried"

@@ -30,7 +30,7 @@ from milp_ray.study.run import Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
 from milp_ray.tune.cluster.processes import Place
-from milp_ray.tune.final.coordinator import Assignments, FinalSpec, Job
+from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask
 from milp_ray.tune.search.simulated import SimulatedSpec
 from tests.study.conftest import user_line
 
@@ -107,16 +107,16 @@ def without_times(content: bytes) -> bytes:
     return re.sub(rb'"(time|created|seconds)": ?("[^"]*"|[\d.e+-]+)', b"", content)
 
 
-def final_jobs(folder: RunFolder, inputs: Inputs) -> list[Job]:
+def final_jobs(folder: RunFolder, inputs: Inputs) -> list[FinalTask]:
     """Who is trained when, and beside whose memory tested."""
     placements = {alias: Placement.from_key("1:8") for alias in Population(folder, inputs).chosen()}
-    assignments = Assignments(FinalSpec(folder.study, {}, placements, folder.root), 0)
-    assignments.begin(1)
-    assignments.start(0, 0, Place("node", 1))
+    coordinator = Coordinator(FinalSpec(folder.study, {}, placements, folder.root), 0)
+    coordinator.begin(1)
+    coordinator.start(0, 0, Place("node", 1))
     jobs = []
-    while isinstance(job := assignments.next(0), Job):
+    while isinstance(job := coordinator.next(0), FinalTask):
         jobs.append(job)
-        assignments.end(0, "")
+        coordinator.end(0, "")
     assert len(jobs) == 2 * len(placements)
     return jobs
 

@@ -1,9 +1,11 @@
-"""Free room on a cluster that others use: looked for, waited for, and held until Ray Train asks for it.
+"""Free room on a cluster that others use: looked for, waited for, and held until Ray Train asks for
+it.
 
-Ray Train starts all its workers at once, or none and gives up after a minute. So what is free is found out
-beforehand, by asking Ray for it: a placement group per group of workers. Those that come into being are as
-many as can start; unlike sums over what nodes report as free, they know which GPU a part is of, and they have
-their turn among others that wait. What nodes have in all is :mod:`milp_ray.tune.cluster.resources`.
+Ray Train starts all its workers at once, or none and gives up after a minute. So what is free is
+found out beforehand, by asking Ray for it: a placement group per group of workers. Those that come
+into being are as many as can start; unlike sums over what nodes report as free, they know which GPU
+a part is of, and they have their turn among others that wait. What nodes have in all is
+:mod:`milp_ray.tune.cluster.resources`.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ _CHECK_SECONDS = 60.0
 
 
 class Room:
-    """Placement groups of as many groups of workers as there is free room for, up to ``worker.count``.
+    """Placement groups of as many groups of workers as there is free room for, up to
+    ``worker.count``.
 
-    ``held``: those that hold room. Whoever needs the room removes them; to remove one again changes nothing.
+    ``held``: those that hold room. Whoever needs the room removes them; to remove one again changes
+    nothing.
     """
 
     def __init__(self, worker: Slots) -> None:
@@ -66,23 +70,23 @@ class Room:
 def free_room(
     worker: Slots,
     stopping: Callable[[], bool],
-    say: Callable[[str], object],
+    notify: Callable[[str], object],
     check: Callable[[], object] = lambda: None,
 ) -> Room | None:
-    """Hold room for as many of ``worker.count`` groups as there is, for one at least: it is waited for.
+    """Hold room for as many of ``worker.count`` groups as there is, for one at least: it is waited
+    for.
 
-    Args:
-        worker: what a worker takes, and how many groups may start.
-        stopping: looked at four times a second.
-        say: is told, once, what is waited for, or that there is room for fewer groups than asked for.
-        check: called once a minute while waiting; raises if the cluster could not hold a group any more.
+    Args: worker: what a worker takes, and how many groups may start. stopping: looked at four times
+        a second. notify: is told, once, what is waited for, or that there is room for fewer groups
+        than asked for. check: called once a minute while waiting; raises if the cluster could not
+        hold a group any more.
 
     Returns:
         The room, to be closed; None: ``stopping()``.
     """
     room = Room(worker)
     try:
-        if _waited_for(room, worker, stopping, say, check):
+        if _waited_for(room, worker, stopping, notify, check):
             room.settle()
             return room
     except BaseException:
@@ -96,7 +100,7 @@ def _waited_for(
     room: Room,
     worker: Slots,
     stopping: Callable[[], bool],
-    say: Callable[[str], object],
+    notify: Callable[[str], object],
     check: Callable[[], object],
 ) -> bool:
     """Whether there is room, all that comes in a few seconds; False: ``stopping()``."""
@@ -111,13 +115,13 @@ def _waited_for(
         changed = now if count > before else changed
         if now - changed >= _SETTLE_SECONDS:
             if count:
-                say(f"room for {count} of {worker.count} groups of workers: {held_by_others(room.worker)}")
+                notify(f"room for {count} of {worker.count} groups of workers: {held_by_others(room.worker)}")
                 return True
             if not told:
                 told = True
                 asked = f"{worker.workers} workers of " if worker.workers > 1 else ""
                 asked += f"{amounts(worker.resources)} are asked for"
-                say(f"waiting for room: {asked}, {held_by_others(room.worker)}")
+                notify(f"waiting for room: {asked}, {held_by_others(room.worker)}")
             if now - checked >= _CHECK_SECONDS:
                 checked = now
                 check()
@@ -125,11 +129,11 @@ def _waited_for(
 
 
 @contextlib.contextmanager
-def swept() -> Iterator[None]:
+def leaked_groups_removed() -> Iterator[None]:
     """Placement groups that this job makes within the block are gone after it.
 
-    Ray Train leaves one for as long as the job lives where a worker is lost while its group meets, and one
-    that it waits for where it is not waited for itself.
+    Ray Train leaves one for as long as the job lives where a worker is lost while its group meets,
+    and one that it waits for where it is not waited for itself.
     """
     before = set(_of_this_job())
     try:

@@ -1,8 +1,8 @@
 """What a worker takes, and how many trials the cluster runs at once.
 
-Nodes come and go: this is asked afresh at every stage. Where there is no room for a single trial, an
-autoscaler is asked for it; where several are to start together (the final job), for all of them. Which trial
-goes where is Ray's own business.
+Nodes come and go: this is asked afresh at every stage. Where there is no room for a single trial,
+an autoscaler is asked for it; where several are to start together (the final job), for all of them.
+Which trial goes where is Ray's own business.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from milp_ray.errors import ClusterError
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 15.0
 _AMOUNTS = ("CPU", "GPU", "memory")
-# Ray marks a node by one unit of a resource named after its GPU; who must be there takes a hair of it.
+# Ray marks a node by one unit of a resource named after its GPU; who must be there takes a hair of
+# it.
 _KIND, _KIND_AMOUNT = "accelerator_type:", 0.001
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What one worker takes, how many of them a trial has, and how many trials run at once right now.
+    """What one worker takes, how many of them a trial has, and how many trials run at once right
+    now.
 
     Attributes:
         resources: what one worker asks of Ray, by Ray's names, ``memory`` in bytes.
@@ -52,22 +54,22 @@ class Slots:
 def slots(
     study: Study,
     stopping: Callable[[], bool] = lambda: False,
-    say: Callable[[str], object] = lambda text: None,
+    notify: Callable[[str], object] = lambda text: None,
     together: int | None = None,
 ) -> Slots:
-    """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by ``ray.max_concurrent``.
+    """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by
+    ``ray.max_concurrent``.
 
-    Counted node by node, since a worker cannot be spread over two (those of a trial can), and afresh at every
-    stage, as nodes come and go. Where the cluster has no room for a trial yet, its autoscaler is asked for it
-    and given ``ray.wait_for_nodes`` seconds. Trials beyond what is there wait for room one by one, and it is
-    them that an autoscaler adds nodes for; trials that start ``together`` cannot wait, so nodes for all of
-    them are asked for and given that time, and then as many start as there is room for.
+    Counted node by node, since a worker cannot be spread over two (those of a trial can), and
+    afresh at every stage, as nodes come and go. Where the cluster has no room for a trial yet, its
+    autoscaler is asked for it and given ``ray.wait_for_nodes`` seconds. Trials beyond what is there
+    wait for room one by one, and it is them that an autoscaler adds nodes for; trials that start
+    ``together`` cannot wait, so nodes for all of them are asked for and given that time, and then
+    as many start as there is room for.
 
-    Args:
-        study: that asks.
-        stopping: looked at twice a second while waiting.
-        say: is told what is waited for.
-        together: how many trials are to start at once, or as many of them as can; None: each by itself.
+    Args: study: that asks. stopping: looked at twice a second while waiting. notify: is told what
+        is waited for. together: how many trials are to start at once, or as many of them as can;
+        None: each by itself.
 
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.
@@ -92,7 +94,7 @@ def slots(
                     raise
                 fact = error.problems[0].fact
             if asked is None:
-                say(f"waiting up to {settings.wait_for_nodes:.0f} s for nodes: {fact}")
+                notify(f"waiting up to {settings.wait_for_nodes:.0f} s for nodes: {fact}")
             if stopping():
                 raise KeyboardInterrupt
             # The cluster has one such request, and others (Ray Train's coordinator) overwrite it.
@@ -148,7 +150,8 @@ def _no_gpu() -> ClusterError:
 
 
 def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> ClusterError:
-    """No node holds what a worker asks for; said with the largest one of those that come closest."""
+    """No node holds what a worker asks for; said with the largest one of those that come
+    closest."""
     named = [name for name in wanted if name not in _AMOUNTS]
     largest: Mapping[str, float] = max(
         nodes, key=lambda n: (*(n.get(k, 0) for k in named), n.get("GPU", 0), n.get("CPU", 0)), default={}
@@ -174,7 +177,8 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _wanted(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What a worker asks of Ray, by Ray's names, ``memory`` in bytes; a simulated one asks for CPUs alone."""
+    """What a worker asks of Ray, by Ray's names, ``memory`` in bytes; a simulated one asks for CPUs
+    alone."""
     settings = study.ray
     wanted = {"CPU": settings.cpus_per_worker}
     if study.simulation is not None:
@@ -194,7 +198,8 @@ def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
 
 
 def _ask_for_nodes(study: Study, together: int | None) -> None:
-    """Have the autoscaler, if there is one, make room for the trials that may run at once, or ``together``.
+    """Have the autoscaler, if there is one, make room for the trials that may run at once, or
+    ``together``.
 
     With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
     ``ray.gpus_per_worker``, or ``model.device`` cuda.
@@ -216,7 +221,8 @@ def amounts(resources: Mapping[str, float]) -> str:
 
 
 def held_by_others(worker: Slots) -> str:
-    """What others hold of the resources that a worker takes, while we hold ``worker.count`` groups' room."""
+    """What others hold of the resources that a worker takes, while we hold ``worker.count`` groups'
+    room."""
     total, free = ray.cluster_resources(), ray.available_resources()
     ours = worker.count * worker.workers
     names = [name for name in worker.resources if not name.startswith(_KIND)]
@@ -230,10 +236,11 @@ def _kind(resources: Mapping[str, float]) -> str:
 
 
 def on_device(study: Study, worker: Slots) -> Study:
-    """The study as its workers are to read it: on their GPU, or without one of their own off everybody's.
+    """The study as its workers are to read it: on their GPU, or without one of their own off
+    everybody's.
 
-    Ray does not hide GPUs from a worker that asked for none, and one that cannot use its GPU must not work
-    on the CPU for hours instead.
+    Ray does not hide GPUs from a worker that asked for none, and one that cannot use its GPU must
+    not work on the CPU for hours instead.
     """
     device = "cuda" if worker.gpus else "cpu"
     return study.model_copy(update={"model": study.model.model_copy(update={"device": device})})

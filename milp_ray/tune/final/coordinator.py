@@ -1,36 +1,37 @@
 """Who trains and tests which user in the final job, and what has come of it.
 
-One actor stands between the driver and the groups of workers. Groups ask for the next job and tell how it
-ended. Ray Train starts all workers again when one is lost: what they held is handed out again then, and the
-loss is charged to the jobs of the lost ranks alone. A fault of a node or the storage, which may pass, counts
-as a start that came to nothing, and is charged to no job. No model and no text is here.
+One actor stands between the driver and the groups of workers. Groups ask for the next task and tell
+how it ended. Ray Train starts all workers again when one is lost. Then what they held is handed out
+again, and the loss is charged to the tasks of the lost ranks alone. A fault of a node or the
+storage, which may pass, is charged to no task. Retries, the end of a run and the pauses are the
+search's own policy (:mod:`milp_ray.tune.workers.failures`). No model and no text is here.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from milp_ray.config.models import Study
-from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, alike, from_plain
+from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, from_plain
 from milp_ray.layout import MEMORIES, SCORES, Layout
 from milp_ray.memory.space import Placement
 from milp_ray.storage import pull
 from milp_ray.tune.cluster.processes import Place
 from milp_ray.tune.cluster.shared import SharedUsers
-from milp_ray.tune.workers.failures import pause_after
+from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Pauses
 
 Step = Literal["train", "test"]
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 8.0  # seconds before workers that were started again try again
+_PAUSES = Pauses(1.0, 8.0)  # before workers that were started again try again
 
 
 @dataclass(frozen=True)
 class FinalSpec:
-    """What the final job works on. ``placements`` are the chosen ones, by alias; ``session``: the id of the
-    driver's session that its workers publish for."""
+    """What the final job works on. ``placements`` are the chosen ones, by alias; ``session``: the
+    id of the driver's session that its workers publish for."""
 
     study: Study
     users: SharedUsers
@@ -54,7 +55,7 @@ class FinalSpec:
 
 
 @dataclass(frozen=True)
-class Job:
+class FinalTask:
     """One user to be trained, or tested beside the memory of ``other``."""
 
     step: Step
@@ -63,8 +64,9 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Event:
-    """How a job ended. ``reason``: why it failed, empty on success. ``notes``: what else there is to tell."""
+class TaskResult:
+    """How a task ended. ``reason``: why it failed, empty on success. ``notes``: what else there is
+    to tell."""
 
     step: Step
     alias: str
@@ -72,88 +74,107 @@ class Event:
     notes: tuple[str, ...] = ()
 
 
-class News(NamedTuple):
-    """What has happened since the last one: jobs that ended, and faults, for people, not told before.
+class CoordinatorUpdate(NamedTuple):
+    """What has happened since the last one: tasks that ended, and faults, for people, not told
+    before.
 
     ``fatal``: the error that ended all, as plain values.
     """
 
-    events: list[Event]
+    results: list[TaskResult]
     faults: list[str]
     fatal: dict[str, object] | None
 
 
 @dataclass
 class _Group:
-    job: Job | None = None
-    lost: bool = False
-    worked: bool = False  # it had a job at all
-    fault: MilpRayError | None = None  # of its node or the storage, not of its job
-    places: dict[int, Place] = field(default_factory=dict)
+    """A group of ranks that is up.
+
+    Attributes:
+        task: what it is at.
+        action: what becomes of its task, once it is lost.
+        has_worked: whether it had a task at all.
+        fault: of its node or the storage, not of its task.
+        processes: of its ranks.
+    """
+
+    task: FinalTask | None = None
+    action: Action | None = None
+    has_worked: bool = False
+    fault: MilpRayError | None = None
+    processes: dict[int, Place] = field(default_factory=dict)
 
 
-class Assignments:
-    """Hands out jobs: first all trainings, then, as they need other users' memories, all tests.
+class Coordinator:
+    """Hands out tasks: first all trainings, then, as they need other users' memories, all tests.
 
-    Args:
-        spec: of the final job.
-        retries: how often in a row a job is handed out again after its workers were lost, and workers are
+    Args: spec: of the final job. retries: how often in a row a task is handed out again after its
+        workers were lost, and workers are
             started again that came to nothing.
     """
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:
-        self._spec, self._retries = spec, retries
+        self._spec = spec
         spec.look()
         self._trained = {alias for alias in spec.placements if spec.has_memory(alias)}
-        self._waiting = deque(Job("train", alias) for alias in spec.placements if alias not in self._trained)
+        self._waiting = deque(
+            FinalTask("train", alias) for alias in spec.placements if alias not in self._trained
+        )
         self._testing = False
         self._groups: dict[int, _Group] = {}
-        self._size = 1  # ranks of a group
+        self._group_size = 1
         self._up = False
-        self._losses: Counter[Job] = Counter()  # since a job last got on
-        self._idle_losses = 0  # starts that came to nothing, since any job got on
-        self._fault: MilpRayError | None = None  # the last one, since any job got on
+        # A task on its last try runs alone (see _take): what is past it has failed at once.
+        self._policy = FailurePolicy[FinalTask](
+            retries,
+            limit=retries + 1,
+            suspends=False,
+            pauses=_PAUSES,
+            given_up=lambda times, last_words: _never_worked(times),
+        )
+        self._reached: dict[FinalTask, tuple[int, int]] = {}
+        self._progress = 0
+        self._results: list[TaskResult] = []
         self._faults: list[str] = []  # to be told
-        self._told: set[tuple[str, str]] = set()
-        self._reached: dict[Job, tuple[int, int]] = {}
-        self._moved = 0
-        self._events: list[Event] = []
         self._fatal: MilpRayError | None = None
         self._stopping = False
 
     def spec(self) -> FinalSpec:
-        """What the job works on; for ranks, which get it from here rather than from Ray Train's records."""
+        """What the job works on; for ranks, which get it from here rather than from Ray Train's
+        records."""
         return self._spec
 
     def begin(self, size: int) -> float:
         """Workers are being started, in groups of ``size`` ranks, and earlier ones are gone.
 
-        There may be fewer groups than before: what any of the earlier ones held is handed out again.
+        There may be fewer groups than before: what any of the earlier ones held is handed out
+        again.
 
         Returns:
             Seconds that they are to wait first: the longer, the more starts came to nothing.
         """
-        held = [(group.job, group.lost) for _, group in sorted(self._groups.items(), reverse=True)]
-        self._groups, self._size, self._up = {}, size, True
-        for job, lost in held:
-            if job is None:
+        held = [(group.task, group.action) for _, group in sorted(self._groups.items(), reverse=True)]
+        self._groups, self._group_size, self._up = {}, size, True
+        for task, action in held:
+            if task is None:
                 continue
-            losses = self._losses[job]
-            if losses > self._retries:
-                times = f"{losses} times in a row" if losses > 1 else "once"
-                self._finish(job, f"its workers were lost {times}", ())
-            elif lost:
-                self._waiting.append(job)
+            if action is Action.FAIL:
+                deaths = self._policy.deaths(task)
+                times = f"{deaths} times in a row" if deaths > 1 else "once"
+                self._finish(task, f"its workers were lost {times}", ())
+            elif action is Action.RETRY:
+                self._waiting.append(task)
             else:
-                self._waiting.appendleft(job)
-        return pause_after(self._idle_losses, _FIRST_PAUSE, _LONGEST_PAUSE)
+                self._waiting.appendleft(task)
+        return self._policy.pause
 
     def start(self, group: int, rank: int, place: Place) -> None:
         """A rank of a group is up."""
-        self._groups.setdefault(group, _Group()).places[rank] = place
+        self._groups.setdefault(group, _Group()).processes[rank] = place
 
     def lost(self, ranks: Collection[int]) -> list[Place]:
-        """Workers were lost, by their ranks over all groups; once for all that were started together.
+        """Workers were lost, by their ranks over all groups; once for all that were started
+        together.
 
         Returns:
             The processes of all ranks, which are to be ended.
@@ -161,60 +182,63 @@ class Assignments:
         if not self._up:
             return []
         self._up = False
-        numbers = {rank // self._size for rank in ranks}
-        for number, group in self._groups.items():
-            group.lost = number in numbers
-        lost = [group for group in self._groups.values() if group.lost]
-        faults = [group.fault for group in lost if group.fault is not None]
-        self._fault = faults[-1] if faults else self._fault
-        self._losses.update(group.job for group in lost if group.job and group.fault is None)
-        self._idle_losses += bool(faults) or not any(group.worked for group in lost)
-        if self._idle_losses > self._retries:
-            self._end_all(self._fault or _died(self._idle_losses))
-        elif faults:
-            self._tell(faults[-1])
-        return [place for group in self._groups.values() for place in group.places.values()]
+        numbers = {rank // self._group_size for rank in ranks}
+        lost = [group for number, group in self._groups.items() if number in numbers]
+        losses = [Loss(group.task, group.fault) for group in lost if group.task or group.fault]
+        if not losses and not any(group.has_worked for group in lost):
+            losses = [Loss()]
+        verdict = self._policy.lost(*losses)
+        for group in lost:
+            group.action = verdict.actions.get(group.task) if group.task else None
+        if verdict.ends is not None:
+            self._end_all(verdict.ends)
+        elif verdict.is_news:
+            fault = next(loss.error for loss in reversed(losses) if loss.error is not None)
+            self._faults.append(str(fault).splitlines()[0])
+        return [process for group in self._groups.values() for process in group.processes.values()]
 
-    def next(self, group: int) -> Job | Literal["wait"] | None:
-        """The next job of a group; "wait" where others must end theirs first; None: there is no more."""
+    def next(self, group: int) -> FinalTask | Literal["wait"] | None:
+        """The next job of a group; "wait" where others must end theirs first; None: there is no
+        more."""
         if self._stopping or self._fatal is not None:
             return None
         if not self._waiting and not self._testing and not self._busy():
             self._testing = True
             self._waiting.extend(self._tests())
-        job = self._take()
-        if job is None:  # a group that is lost may hand its job back
+        task = self._take()
+        if task is None:  # a group that is lost may hand its task back
             return "wait" if self._busy() else None
         found = self._groups[group]
-        found.job, found.worked = job, True
-        return job
+        found.task, found.has_worked = task, True
+        return task
 
     def kept(self, group: int, stage: int, step: int) -> None:
-        """A state of a group's training is kept: of its losses, those before a new one no longer count."""
-        job = self._groups[group].job
-        if job is not None and (stage, step) > self._reached.get(job, (-1, -1)):
-            self._reached[job] = (stage, step)
-            self._got_on(job)
+        """A state of a group's training is kept: of its losses, those before a new one no longer
+        count."""
+        task = self._groups[group].task
+        if task is not None and (stage, step) > self._reached.get(task, (-1, -1)):
+            self._reached[task] = (stage, step)
+            self._got_on(task)
 
     def end(self, group: int, reason: str, notes: Sequence[str] = ()) -> None:
-        """How a group's job ended; empty reason: well."""
+        """How a group's task ended; empty reason: well."""
         found = self._groups[group]
-        if found.job is not None:
-            self._finish(found.job, reason, notes)
-            found.job = None
+        if found.task is not None:
+            self._finish(found.task, reason, notes)
+            found.task = None
 
     def fail(self, group: int, error: Mapping[str, object]) -> None:
         """What a rank of a group could not get over, as plain values.
 
-        An error that would come again ends all, and so does a driver that took the run over. One that may
-        pass (see :class:`MilpRayError`) is kept as the reason in case it comes too often: the rank is to end
-        itself, and is charged to no job.
+        An error that would come again ends all, and so does a driver that took the run over. One
+        that may pass (see :class:`MilpRayError`) is kept as the reason in case it comes too often:
+        the rank is to end itself, and is charged to no task.
         """
         found = from_plain(error)
         if found.exit_code == 2 or isinstance(found, RunBusyError):
             self._end_all(found)
             return
-        self._groups[group].fault = _placed(found, self._groups[group].places.values())
+        self._groups[group].fault = _placed(found, self._groups[group].processes.values())
 
     def stop(self) -> bool:
         """Hand out nothing more; groups ask :meth:`stopping` on the way. Whether any are up."""
@@ -225,67 +249,61 @@ class Assignments:
         """Whether groups are to leave what they are at."""
         return self._stopping or self._fatal is not None
 
-    def news(self) -> News:
+    def update(self) -> CoordinatorUpdate:
         """What has happened since the last call."""
-        news = News(self._events, self._faults, self._fatal.to_plain() if self._fatal is not None else None)
-        self._events, self._faults = [], []
-        return news
+        fatal = self._fatal.to_plain() if self._fatal is not None else None
+        update = CoordinatorUpdate(self._results, self._faults, fatal)
+        self._results, self._faults = [], []
+        return update
 
-    def moved(self) -> int:
-        """How often jobs have ended or got on so far."""
-        return self._moved
-
-    def _tell(self, fault: MilpRayError) -> None:
-        """Tell people of a fault, unless the like of it was told before."""
-        if (kind := alike(fault)) not in self._told:
-            self._told.add(kind)
-            self._faults.append(str(fault).splitlines()[0])
+    def progress(self) -> int:
+        """How often tasks have ended or got on so far."""
+        return self._progress
 
     def _end_all(self, error: MilpRayError) -> None:
         self._fatal = self._fatal or error
 
     def _busy(self) -> bool:
-        return any(group.job is not None for group in self._groups.values())
+        return any(group.task is not None for group in self._groups.values())
 
-    def _take(self) -> Job | None:
-        """The first waiting job, of those on their last try only one at a time.
+    def _take(self) -> FinalTask | None:
+        """The first waiting task, of those on their last try only one at a time.
 
-        Workers that are lost together, with their node say, do not tell whose job took the others down: so
-        one loss gives up one user at most.
+        Workers that are lost together, with their node say, do not tell whose task took the others
+        down: so one loss gives up one user at most.
         """
-        alone = any(group.job is not None and self._is_last(group.job) for group in self._groups.values())
-        for index, job in enumerate(self._waiting):
-            if not (alone and self._is_last(job)):
+        alone = any(
+            group.task is not None and self._policy.is_last_try(group.task) for group in self._groups.values()
+        )
+        for index, task in enumerate(self._waiting):
+            if not (alone and self._policy.is_last_try(task)):
                 del self._waiting[index]
-                return job
+                return task
         return None
 
-    def _is_last(self, job: Job) -> bool:
-        return 0 < self._losses[job] == self._retries
+    def _got_on(self, task: FinalTask) -> None:
+        self._progress += 1
+        self._policy.got_on(task)
 
-    def _got_on(self, job: Job) -> None:
-        self._moved += 1
-        self._idle_losses, self._fault = 0, None
-        self._losses.pop(job, None)
+    def _finish(self, task: FinalTask, reason: str, notes: Sequence[str]) -> None:
+        if task.step == "train" and not reason:
+            self._trained.add(task.alias)
+        self._got_on(task)
+        self._results.append(TaskResult(task.step, task.alias, reason, tuple(notes)))
 
-    def _finish(self, job: Job, reason: str, notes: Sequence[str]) -> None:
-        if job.step == "train" and not reason:
-            self._trained.add(job.alias)
-        self._got_on(job)
-        self._events.append(Event(job.step, job.alias, reason, tuple(notes)))
-
-    def _tests(self) -> list[Job]:
-        """In the run's order (of aliases), each user beside the next one: the same pairs in every session."""
+    def _tests(self) -> list[FinalTask]:
+        """In the run's order (of aliases), each user beside the next one: the same pairs in every
+        session."""
         ring = [alias for alias in self._spec.placements if alias in self._trained]
         others = ring[1:] + ring[:1] if len(ring) > 1 else [None] * len(ring)
         return [
-            Job("test", alias, other)
+            FinalTask("test", alias, other)
             for alias, other in zip(ring, others, strict=True)
             if not self._spec.layout.scores(alias).exists()
         ]
 
 
-def _died(times: int) -> ClusterError:
+def _never_worked(times: int) -> ClusterError:
     return ClusterError(
         f"workers of the final job died {times} times in a row before they took a user",
         expected="workers that have room for the base model",
@@ -293,9 +311,10 @@ def _died(times: int) -> ClusterError:
     )
 
 
-def _placed(error: MilpRayError, places: Iterable[Place]) -> MilpRayError:
-    """An error of one of these processes, with its node, or its group's nodes, unless it names one."""
-    nodes = " or ".join(sorted({place.host for place in places if place.host}))
+def _placed(error: MilpRayError, processes: Iterable[Place]) -> MilpRayError:
+    """An error of one of these processes, with its node, or its group's nodes, unless it names
+    one."""
+    nodes = " or ".join(sorted({place.host for place in processes if place.host}))
     (problem,) = error.problems
     if not nodes or "node" in problem.where or problem.fact.startswith("node "):
         return error

@@ -1,9 +1,10 @@
 """The final job: every user's chosen configuration trained on all it may see, then tested once.
 
-One Ray Train run over all users. Its workers are divided into groups that train one user after another, each
-group with a resident base; first every memory is trained and saved, then every user is tested with no memory,
-the own memory and another user's. What is finished stays finished: Ray Train starts lost workers again, and a
-user that was half way goes on from its last state (:mod:`milp_ray.training.checkpoint`).
+One Ray Train run over all users. Its workers are divided into groups that train one user after
+another, each group with a resident base; first every memory is trained and saved, then every user
+is tested with no memory, the own memory and another user's. What is finished stays finished: Ray
+Train starts lost workers again, and a user that was half way goes on from its last state
+(:mod:`milp_ray.training.checkpoint`).
 """
 
 from __future__ import annotations
@@ -19,33 +20,32 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain, own_words
-from milp_ray.tune.cluster.reservations import Room, free_room, swept
+from milp_ray.tune.cluster.reservations import Room, free_room, leaked_groups_removed
 from milp_ray.tune.cluster.resources import on_device, slots
-from milp_ray.tune.final.coordinator import Assignments, Event, FinalSpec
+from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, TaskResult
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 _POLL_SECONDS = 0.2
-Listener = Callable[[Event], None]
+Listener = Callable[[TaskResult], None]
 
 
 def run_final(
     spec: FinalSpec,
     stopping: Callable[[], bool],
     listener: Listener,
-    say: Callable[[str], object] = lambda text: None,
+    notify: Callable[[str], object] = lambda text: None,
 ) -> None:
     """Train what is not trained, then test what is not tested.
 
-    Args:
-        spec: whose and which placements. Without a GPU for workers, its study is read as one on the CPU.
-        stopping: polled; on True the groups leave what they are at, and finished users stay finished.
-        listener: called as jobs end.
-        say: is told what is waited for, and faults after which the workers are started again.
+    Args: spec: whose and which placements. Without a GPU for workers, its study is read as one on
+        the CPU. stopping: polled; on True the groups leave what they are at, and finished users
+        stay finished. listener: called as jobs end. notify: is told what is waited for, and faults
+        after which the workers are started again.
 
-    Raises:
-        ClusterError: the cluster could not hold a group of workers, or they keep dying, or a node keeps
+    Raises: ClusterError: the cluster could not hold a group of workers, or they keep dying, or a
+        node keeps
             failing, with no user getting on.
         StorageError: a memory or score could not be written, again and again.
         MilpRayError: the base cannot be loaded.
@@ -54,46 +54,49 @@ def run_final(
     study, users = spec.study, _open(spec)
     if not users:
         return
-    # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one group first.
-    worker = slots(study, stopping, say, users)
+    # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one
+    # group first.
+    worker = slots(study, stopping, notify, users)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
     failures = 0
-    with _assigned(spec) as assignments:
+    with _assigned(spec) as coordinator:
         while users:
-            room = free_room(worker, stopping, say, lambda: slots(study, stopping, say))
+            room = free_room(worker, stopping, notify, lambda: slots(study, stopping, notify))
             if room is None:
                 return
-            moved = ray.get(assignments.moved.remote())
-            with contextlib.closing(room), swept():
-                failure = _followed(_trainer(spec, room, assignments), assignments, stopping, listener, say)
+            progress = ray.get(coordinator.progress.remote())
+            with contextlib.closing(room), leaked_groups_removed():
+                failure = _followed(
+                    _trainer(spec, room, coordinator), coordinator, stopping, listener, notify
+                )
             if failure is None:
                 return
-            # Lost workers are Ray Train's to replace; that it gave up means that they no longer fit: a
-            # smaller or later start may.
+            # Lost workers are Ray Train's to replace; that it gave up means that they no longer
+            # fit: a smaller or later start may.
             if _found_no_room(failure):
-                say("others took the room that there was for the workers: looking again")
+                notify("others took the room that there was for the workers: looking again")
             else:
-                failures = failures + 1 if ray.get(assignments.moved.remote()) == moved else 1
+                failures = failures + 1 if ray.get(coordinator.progress.remote()) == progress else 1
             if failures > study.ray.max_failures:
                 raise _given_up(failures, failure)
             spec.look()
             if users := _open(spec):
-                worker = slots(study, stopping, say, users)
+                worker = slots(study, stopping, notify, users)
 
 
 @contextlib.contextmanager
 def _assigned(spec: FinalSpec) -> Iterator[Any]:
-    """The assignments, an actor on this node; gone at the end with what Ray Train wrote."""
+    """The coordinator, an actor on this node; gone at the end with what Ray Train wrote."""
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    assignments: Any = (
-        ray.remote(Assignments)
+    coordinator: Any = (
+        ray.remote(Coordinator)
         .options(num_cpus=0, scheduling_strategy=this_node, name=f"milp-ray final {spec.study.name}")
         .remote(spec, spec.study.ray.max_failures)
     )
     try:
-        yield assignments
+        yield coordinator
     finally:
-        ray.kill(assignments)
+        ray.kill(coordinator)
         shutil.rmtree(spec.layout.train, ignore_errors=True)
 
 
@@ -105,12 +108,14 @@ def _open(spec: FinalSpec) -> int:
 
 
 def _found_no_room(failure: Exception) -> bool:
-    """Whether Ray Train waited for its workers' room in vain; its name for that is internal to it."""
+    """Whether Ray Train waited for its workers' room in vain; its name for that is internal to
+    it."""
     return type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _given_up(times: int, failure: Exception) -> ClusterError:
-    # What its workers raise may hold texts and stays in its logs; what its controller says is Ray's own.
+    # What its workers raise may hold texts and stays in its logs; what its controller says is Ray's
+    # own.
     rays = getattr(failure, "controller_failure", None)
     why = f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
     return ClusterError(
@@ -122,14 +127,15 @@ def _given_up(times: int, failure: Exception) -> ClusterError:
 
 def _followed(
     trainer: TorchTrainer,
-    assignments: Any,
+    coordinator: Any,
     stopping: Callable[[], bool],
     listener: Listener,
-    say: Callable[[str], object],
+    notify: Callable[[str], object],
 ) -> Exception | None:
     """Run it in a thread, and tell what happens; the error that Ray Train ended with, if any.
 
-    Stopped while it waits for room, Ray Train is left to itself, since it looks up only once a minute.
+    Stopped while it waits for room, Ray Train is left to itself, since it looks up only once a
+    minute.
     """
     ended: list[Exception | None] = []
 
@@ -145,32 +151,32 @@ def _followed(
     told = False
     while True:
         over = not thread.is_alive()
-        news = ray.get(assignments.news.remote())
-        for event in news.events:
-            listener(event)
-        for fault in news.faults:
-            say(f"{fault}; the workers are started again")
-        if news.fatal is not None:
-            raise from_plain(news.fatal)
+        update = ray.get(coordinator.update.remote())
+        for result in update.results:
+            listener(result)
+        for fault in update.faults:
+            notify(f"{fault}; the workers are started again")
+        if update.fatal is not None:
+            raise from_plain(update.fatal)
         if over:
             return ended[0] if ended and not told else None
         if stopping() and not told:
             told = True
-            if not ray.get(assignments.stop.remote()):
+            if not ray.get(coordinator.stop.remote()):
                 return None
         thread.join(_POLL_SECONDS)
 
 
-def _trainer(spec: FinalSpec, room: Room, assignments: Any) -> TorchTrainer:
+def _trainer(spec: FinalSpec, room: Room, coordinator: Any) -> TorchTrainer:
     worker = room.worker
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from milp_ray.tune.final.worker import EndRanks, FinalLoop, GroupsConfig, LetGo
+    from milp_ray.tune.final.worker import FinalLoop, GroupsConfig, KillRanks, ReleaseReservation
 
     return TorchTrainer(
-        FinalLoop(assignments, worker.cpus),
-        torch_config=GroupsConfig(size=worker.workers, assignments=assignments),
+        FinalLoop(coordinator, worker.cpus),
+        torch_config=GroupsConfig(size=worker.workers, coordinator=coordinator),
         scaling_config=ScalingConfig(
             num_workers=worker.count * worker.workers,
             use_gpu=worker.gpus > 0,
@@ -179,9 +185,9 @@ def _trainer(spec: FinalSpec, room: Room, assignments: Any) -> TorchTrainer:
         run_config=RunConfig(
             name=f"{spec.study.name}-final",
             storage_path=str(spec.layout.train),
-            # How often a user is tried again, and when to give up, is the assignments' to say: with many
-            # users, a worker is lost now and then.
+            # How often a user is tried again, and when to give up, is the coordinator's to say:
+            # with many users, a worker is lost now and then.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-            callbacks=[EndRanks(assignments), LetGo(room.held)],
+            callbacks=[KillRanks(coordinator), ReleaseReservation(room.held)],
         ),
     )

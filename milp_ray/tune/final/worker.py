@@ -1,8 +1,9 @@
 """What a rank of the final job does: users one after another, with the other ranks of its group.
 
 Ray Train starts the ranks and starts them again when one is lost. They are divided into groups of
-``ray.workers_per_trial``, which work side by side, each on a user of its own; the groups' process groups are
-made when Ray Train starts its workers (:class:`GroupsConfig`, in place of one process group over all).
+``ray.workers_per_trial``, which work side by side, each on a user of its own; the groups' process
+groups are made when Ray Train starts its workers (:class:`GroupsConfig`, in place of one process
+group over all).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from milp_ray.storage import local_copy, publish_for, write_json
 from milp_ray.tune.cluster.dashboard import announce
 from milp_ray.tune.cluster.processes import end, here, host_rendezvous, on_one_node
 from milp_ray.tune.cluster.reservations import let_go
-from milp_ray.tune.final.coordinator import FinalSpec, Job
+from milp_ray.tune.final.coordinator import FinalSpec, FinalTask
 from milp_ray.tune.workers.resident import resident_base
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A process's place among the ranks: its group, its rank in it, and where the group meets, if it must."""
+class RankAssignment:
+    """A process's place among the ranks: its group, its rank in it, and where the group meets, if
+    it must."""
 
     group: int
     rank: int
@@ -47,15 +49,18 @@ class Seat:
     address: str
 
 
-_SEATS: list[Seat] = []  # of this process; a list, since Ray Train calls into it from another thread
+_ASSIGNED: list[
+    RankAssignment
+] = []  # of this process; a list, since Ray Train calls into it from another thread
 
 
 @dataclass
 class GroupsConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's configuration for groups of ``size`` ranks side by side, which ``assignments`` serves."""
+    """Ray Train's configuration for groups of ``size`` ranks side by side, which ``coordinator``
+    serves."""
 
     size: int = 1
-    assignments: Any = None
+    coordinator: Any = None
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -64,18 +69,18 @@ class GroupsConfig(TorchConfig):  # type: ignore[misc]
 
 
 class _GroupsBackend(Backend):  # type: ignore[misc]
-    """Tells every rank its seat. GPUs: each rank sees its own alone, as in the search."""
+    """Tells every rank its assignment. GPUs: each rank sees its own alone, as in the search."""
 
     def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
-        size, assignments = backend_config.size, backend_config.assignments
-        if not _paused(ray.get(assignments.begin.remote(size)), assignments):
+        size, coordinator = backend_config.size, backend_config.coordinator
+        if not _paused(ray.get(coordinator.begin.remote(size)), coordinator):
             return
-        count = len(worker_group) // size  # ranks that fill no group have no seat, and end at once
+        count = len(worker_group) // size  # ranks that fill no group have no assignment, and end at once
         addresses = self._addresses(worker_group, size, count) if size > 1 else [""] * count
         ray.get(
             [
                 worker_group.execute_single_async(
-                    group * size + rank, _sit, Seat(group, rank, size, addresses[group])
+                    group * size + rank, _assign, RankAssignment(group, rank, size, addresses[group])
                 )
                 for group in range(count)
                 for rank in range(size)
@@ -96,31 +101,33 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
         return list(ray.get(opened))
 
 
-def _paused(seconds: float, assignments: Any) -> bool:
-    """Whether the work is still wanted after so many seconds; where not, no rank gets a seat."""
+def _paused(seconds: float, coordinator: Any) -> bool:
+    """Whether the work is still wanted after so many seconds; where not, no rank gets a
+    assignment."""
     end_of_pause = time.monotonic() + seconds
-    while not (over := bool(ray.get(assignments.stopping.remote()))) and time.monotonic() < end_of_pause:
+    while not (over := bool(ray.get(coordinator.stopping.remote()))) and time.monotonic() < end_of_pause:
         time.sleep(_POLL_SECONDS / 4)
     return not over
 
 
-def _sit(seat: Seat) -> None:
-    _SEATS[:] = [seat]
+def _assign(assignment: RankAssignment) -> None:
+    _ASSIGNED[:] = [assignment]
 
 
-class EndRanks(UserCallback):  # type: ignore[misc]
-    """When a rank is lost, ends all processes at once: some may hang where Ray's own way does not reach."""
+class KillRanks(UserCallback):  # type: ignore[misc]
+    """When a rank is lost, ends all processes at once: some may hang where Ray's own way does not
+    reach."""
 
-    def __init__(self, assignments: Any) -> None:
-        self._assignments = assignments
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
         """See Ray Train; here, before the others are ended, it is known which ranks were lost."""
         with contextlib.suppress(ray.exceptions.RayError):
-            end(ray.get(self._assignments.lost.remote(list(worker_exceptions))))
+            end(ray.get(self._coordinator.lost.remote(list(worker_exceptions))))
 
 
-class LetGo(WorkerGroupCallback):  # type: ignore[misc]
+class ReleaseReservation(WorkerGroupCallback):  # type: ignore[misc]
     """Lets room go that was held for Ray Train's workers, right before Ray Train asks for it.
 
     It takes seconds to come so far, in which others who wait for room would get it.
@@ -130,7 +137,8 @@ class LetGo(WorkerGroupCallback):  # type: ignore[misc]
         self._held = held
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
-        """See Ray Train; here in its controller. What is gone already, when workers start again, stays so."""
+        """See Ray Train; here in its controller. What is gone already, when workers start again,
+        stays so."""
         let_go(self._held)
 
 
@@ -138,24 +146,25 @@ class LetGo(WorkerGroupCallback):  # type: ignore[misc]
 class FinalLoop:
     """Ray Train's function for every worker. ``cpus``: of one."""
 
-    assignments: Any
+    coordinator: Any
     cpus: float
 
     def __call__(self) -> None:
-        """Work until there is no job left.
+        """Work until there is no task left.
 
-        Raises:
-            RuntimeError: the workers are to be started again: after what may pass (its reason is with the
-                assignments), or something unforeseen, told without its message, which might quote a text.
+        Raises: RuntimeError: the workers are to be started again: after what may pass (its reason
+            is with the
+                coordinator), or something unforeseen, told without its message, which might quote a
+                text.
         """
-        if not _SEATS:
+        if not _ASSIGNED:
             return
-        seat = _SEATS[0]
-        ray.get(self.assignments.start.remote(seat.group, seat.rank, here()))
+        assignment = _ASSIGNED[0]
+        ray.get(self.coordinator.start.remote(assignment.group, assignment.rank, here()))
         try:
-            _Rank(seat, self.assignments, self.cpus).work()
+            _Rank(assignment, self.coordinator, self.cpus).work()
         except MilpRayError as error:
-            ray.get(self.assignments.fail.remote(seat.group, error.to_plain()))
+            ray.get(self.coordinator.fail.remote(assignment.group, error.to_plain()))
             if error.exit_code != 2:
                 raise RuntimeError(exception_site(error)) from None
         except _AloneOutOfMemory:
@@ -171,30 +180,30 @@ class _AloneOutOfMemory(Exception):  # noqa: N818  (it names an outcome)
 class _Rank:
     """One rank: its part of the base, and the jobs of its group."""
 
-    def __init__(self, seat: Seat, assignments: Any, cpus: float) -> None:
-        self._seat, self._assignments = seat, assignments
-        self._spec: FinalSpec = ray.get(assignments.spec.remote())
+    def __init__(self, assignment: RankAssignment, coordinator: Any, cpus: float) -> None:
+        self._assignment, self._coordinator = assignment, coordinator
+        self._spec: FinalSpec = ray.get(coordinator.spec.remote())
         publish_for(self._spec.root, self._spec.session)
         meeting = None
-        if seat.size > 1:
+        if assignment.size > 1:
             from milp_ray.model.parallel.rendezvous import Rendezvous
 
             patience = self._spec.study.ray.group_timeout
-            meeting = Rendezvous(seat.address, seat.rank, seat.size, patience)
+            meeting = Rendezvous(assignment.address, assignment.rank, assignment.size, patience)
         self._base = resident_base(self._spec.study, self._spec.root, cpus, meeting)
         self._group: Group = self._base.parallel.group
         self._asked = time.monotonic()
 
     def work(self) -> None:
-        while (job := self._next()) is not None:
+        while (task := self._next()) is not None:
             reason, notes = "", []
-            name, began = f"{job.alias}-{job.step}", time.monotonic()
+            name, began = f"{task.alias}-{task.step}", time.monotonic()
             announce(name, "begins")
             try:
-                if job.step == "train":
-                    notes = self._train(job.alias)
+                if task.step == "train":
+                    notes = self._train(task.alias)
                 else:
-                    self._test(job)
+                    self._test(task)
             except TrialFailed as failure:
                 reason = failure.reason
                 self._check_alone(failure)
@@ -202,21 +211,24 @@ class _Rank:
                 announce(name, "stopped")
                 continue
             announce(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
-            if self._seat.rank == 0:
-                ray.get(self._assignments.end.remote(self._seat.group, reason, notes))
+            if self._assignment.rank == 0:
+                ray.get(self._coordinator.end.remote(self._assignment.group, reason, notes))
 
-    def _next(self) -> Job | None:
-        """The group's next job, the same on all ranks."""
+    def _next(self) -> FinalTask | None:
+        """The group's next task, the same on all ranks."""
         while True:
-            asked = self._assignments.next.remote(self._seat.group) if self._seat.rank == 0 else None
-            answer: Job | str | None = ray.get(asked) if asked is not None else None
-            plain = self._group.gather(asdict(answer) if isinstance(answer, Job) else answer)[0]
+            asked = (
+                self._coordinator.next.remote(self._assignment.group) if self._assignment.rank == 0 else None
+            )
+            answer: FinalTask | str | None = ray.get(asked) if asked is not None else None
+            plain = self._group.gather(asdict(answer) if isinstance(answer, FinalTask) else answer)[0]
             if not isinstance(plain, str):
-                return None if plain is None else Job(**plain)
+                return None if plain is None else FinalTask(**plain)
             time.sleep(_POLL_SECONDS / 2)
 
     def _train(self, alias: str) -> list[str]:
-        """Train a user's memory, from the state that an interruption left. What there is to tell."""
+        """Train a user's memory, from the state that an interruption left. What there is to
+        tell."""
         from milp_ray.training.checkpoint import Checkpoints
         from milp_ray.trial.trial import Trial, TrialStopped
 
@@ -243,18 +255,19 @@ class _Rank:
         return checkpoints.notes
 
     def _kept(self, state: State) -> None:
-        if self._seat.rank == 0:
-            ray.get(self._assignments.kept.remote(self._seat.group, state.stage, state.step))
+        if self._assignment.rank == 0:
+            ray.get(self._coordinator.kept.remote(self._assignment.group, state.stage, state.step))
 
     def _go(self, trial: Trial) -> None:
         steps = trial.steps()
         for _ in steps:
-            if self._seat.rank == 0 and self._stop_asked():
+            if self._assignment.rank == 0 and self._stop_asked():
                 steps.close()  # keeps the state, and tells the other ranks
                 raise _Stopped
 
-    def _test(self, job: Job) -> None:
-        """Once with no memory, the own memory and another user's; values that are not finite become null."""
+    def _test(self, task: FinalTask) -> None:
+        """Once with no memory, the own memory and another user's; values that are not finite become
+        null."""
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
         from milp_ray.evaluation.metrics import SCORES
@@ -262,7 +275,7 @@ class _Rank:
         from milp_ray.model.base import loaded
         from milp_ray.model.limits import infeasible
 
-        study, alias = self._spec.study, job.alias
+        study, alias = self._spec.study, task.alias
         user = ray.get(self._spec.users[alias])
         prompts = Prompts(study.prompts)
 
@@ -273,7 +286,7 @@ class _Rank:
 
         with infeasible("out of memory in the test"):
             table = {"base": scores()}
-            for model, owner in (("own", alias), ("other", job.other)):
+            for model, owner in (("own", alias), ("other", task.other)):
                 if owner is not None:
                     placement = self._spec.placements[owner].key
                     with local_copy(self._spec.layout.memory(owner)) as memory:
@@ -283,7 +296,7 @@ class _Rank:
         found = {
             "samples": len(user.test),
             "placement": self._spec.placements[alias].key,
-            "other": job.other,
+            "other": task.other,
             "models": table,
         }
         self._together(lambda: write_json(self._spec.layout.scores(alias), found))
@@ -291,7 +304,7 @@ class _Rank:
     def _checked(self, work: Generator[Any, None, Any]) -> Any:
         """Go through ``work``, unless all ranks are to stop; what it returns."""
         while True:
-            if self._group.any(self._seat.rank == 0 and self._stop_asked()):
+            if self._group.any(self._assignment.rank == 0 and self._stop_asked()):
                 raise _Stopped
             try:
                 next(work)
@@ -304,18 +317,19 @@ class _Rank:
         if now - self._asked < _POLL_SECONDS:
             return False
         self._asked = now
-        return bool(ray.get(self._assignments.stopping.remote()))
+        return bool(ray.get(self._coordinator.stopping.remote()))
 
     def _together(self, write: Callable[[], None]) -> None:
         """Rank 0 writes; if it cannot, all ranks know."""
-        self._group.together(lambda: write() if self._seat.rank == 0 else None)
+        self._group.together(lambda: write() if self._assignment.rank == 0 else None)
 
     def _check_alone(self, failure: TrialFailed) -> None:
-        """A rank that ran out of memory by itself tells so for its group, which then has to be made anew."""
+        """A rank that ran out of memory by itself tells so for its group, which then has to be made
+        anew."""
         from milp_ray.model.limits import OutOfMemory
 
-        if self._seat.size > 1 and isinstance(failure, OutOfMemory):
-            ray.get(self._assignments.end.remote(self._seat.group, failure.reason))
+        if self._assignment.size > 1 and isinstance(failure, OutOfMemory):
+            ray.get(self._coordinator.end.remote(self._assignment.group, failure.reason))
             raise _AloneOutOfMemory
 
 

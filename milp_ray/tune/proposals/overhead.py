@@ -1,10 +1,12 @@
-"""Whether the search was in the way of the trials: cost of proposals, requests in stock, workers that wait.
+"""Whether the search was in the way of the trials: cost of proposals, requests in stock, workers
+that wait.
 
-A worker waits for a proposal while it holds no trial, no request is ready, and there are trials left that it
-could get; never more workers count as waiting than trials are left. Workers that start, load a model or are
-replaced hold a trial already, so that time does not count. The clock runs from the first request taken to the
-last trial's end, per Tune run; what lies between two runs of a study (cohorts) counts nowhere. Only this
-process's session is covered: a resumed run measures itself.
+A worker waits for a proposal while it holds no trial, no request is ready, and there are trials
+left that it could get; never more workers count as waiting than trials are left. Workers that
+start, load a model or are replaced hold a trial already, so that time does not count. The clock
+runs from the first request taken to the last trial's end, per Tune run; what lies between two runs
+of a study (cohorts) counts nowhere. Only this process's session is covered: a resumed run measures
+itself.
 """
 
 from __future__ import annotations
@@ -22,13 +24,11 @@ from dataclasses import dataclass
 class SearchMetrics:
     """What a session's search cost.
 
-    Attributes:
-        proposals: batches proposed by a model; the initial design and model-free proposals cost nothing.
-        proposal_median, proposal_p95: seconds such a batch took, None without any.
-        queue_depth: mean number of ready requests over time.
-        waiting_share: share of the workers' time that they waited for a proposal.
-        seconds: time covered.
-        workers: that ran trials at once.
+    Attributes: proposals: batches proposed by a model; the initial design and model-free proposals
+        cost nothing. proposal_median, proposal_p95: seconds such a batch took, None without any.
+        queue_depth: mean number of ready requests over time. waiting_share: share of the workers'
+        time that they waited for a proposal. seconds: time covered. workers: that ran trials at
+        once.
     """
 
     proposals: int
@@ -59,8 +59,9 @@ class SearchMetrics:
         )
 
 
-class Meter:
-    """Integrates what the queue tells it. Thread-safe; one meter serves the Tune runs of a session.
+class SearchOverhead:
+    """Integrates what the queue tells it. Thread-safe; one overhead serves the Tune runs of a
+    session.
 
     Args:
         clock: seconds, increasing.

@@ -1,13 +1,15 @@
-"""Ready proposals for many users, computed ahead of need and off Tune's loop (docs/decisions.md, 2).
+"""Ready proposals for many users, computed ahead of need and off Tune's loop (docs/decisions.md,
+2).
 
-One thread decides who is planned for and writes proposals down; a proposer computes those that need a model,
-several at once; the trials' loop only takes what is ready. Served first is who will run dry first: the user
-with the fewest trials that were asked and have not ended, whose next proposals also know the most; of several
-the one that stands first, so that users begin, and end, one after the other rather than all at once. A user
-is planned for only when none of its own proposals is waiting, so that no proposal is older than it must be.
+One thread decides who is planned for and writes proposals down; a proposer computes those that need
+a model, several at once; the trials' loop only takes what is ready. Served first is who will run
+dry first: the user with the fewest trials that were asked and have not ended, whose next proposals
+also know the most; of several the one that stands first, so that users begin, and end, one after
+the other rather than all at once. A user is planned for only when none of its own proposals is
+waiting, so that no proposal is older than it must be.
 
-Every event costs O(log users). No Ray here: the queue is told when a trial ends, and does not care who runs
-it. One queue serves the users of one Tune run.
+Every event costs O(log users). No Ray here: the queue is told when a trial ends, and does not care
+who runs it. One queue serves the users of one Tune run.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.search.core.threads import ComputeThread
 from milp_ray.search.propose import propose
 from milp_ray.trial.records import BASELINE, TrialRequest
-from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.overhead import SearchOverhead
 from milp_ray.tune.proposals.threads import Proposer, Threads, is_free, needs_model
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class _User:
         left: trials that may still be asked for.
         pending: asked and not ended.
         waiting: of these, requests in the queue.
-        held: not planned for until its no-memory measurement has ended.
+        awaits_baseline: not planned for until its no-memory measurement has ended.
         stamp: changes with every new entry in a heap, so that older entries are known to be stale.
     """
 
@@ -57,13 +59,14 @@ class _User:
     waiting: int = 0
     planning: bool = False
     needs_baseline: bool = False
-    held: bool = False
+    awaits_baseline: bool = False
     refused: int = 0
     stamp: int = 0
 
 
 class _Order:
-    """Users by who runs dry first. Entries are never searched for: outdated ones are skipped when met."""
+    """Users by who runs dry first. Entries are never searched for: outdated ones are skipped when
+    met."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, int, _User]] = []
@@ -85,13 +88,13 @@ class _Order:
 class ProposalQueue:
     """Keeps as many requests ready as will be taken while the next ones are computed.
 
-    More would only be older: what is proposed early knows less. The number follows from how long proposals
-    take and how fast requests go, both measured; it starts at ``workers`` and stays within four times that.
-    For a user without pending trials nothing more can be known: it is planned for as soon as the proposer has
-    room.
+    More would only be older: what is proposed early knows less. The number follows from how long
+    proposals take and how fast requests go, both measured; it starts at ``workers`` and stays
+    within four times that. For a user without pending trials nothing more can be known: it is
+    planned for as soon as the proposer has room.
 
-    Where finished users can be learned from (``introduce``), a new user's no-memory measurement comes first
-    and its own trials once that has ended: it says which of them are near to it.
+    Where finished users can be learned from (``warm_start``), a new user's no-memory measurement
+    comes first and its own trials once that has ended: it says which of them are near to it.
 
     Example:
         >>> from milp_ray.search import Engine, Objective
@@ -105,14 +108,11 @@ class ProposalQueue:
         >>> queue.stop()
         >>> queue.join()
 
-    Args:
-        engines: one per user, by alias; resumed engines may hold pending trials, which are re-issued first.
-        trials: budget per user; failed trials count.
-        batch: proposals from one fit.
-        workers: how many trials run at once.
-        proposer: computes what needs a model; None for a thread of the queue's own.
-        meter: is told what the search costs.
-        introduce: called with a user's engine before it is first planned for; None: nothing is to be learned.
+    Args: engines: one per user, by alias; resumed engines may hold pending trials, which are
+        re-issued first. trials: budget per user; failed trials count. batch: proposals from one
+        fit. workers: how many trials run at once. proposer: computes what needs a model; None for a
+        thread of the queue's own. overhead: is told what the search costs. warm_start: called with
+        a user's engine before it is first planned for; None: nothing is to be learned.
     """
 
     def __init__(
@@ -123,26 +123,26 @@ class ProposalQueue:
         batch: int,
         workers: int,
         proposer: Proposer | None = None,
-        meter: Meter | None = None,
-        introduce: Callable[[Engine], object] | None = None,
+        overhead: SearchOverhead | None = None,
+        warm_start: Callable[[Engine], object] | None = None,
     ) -> None:
         self._batch = batch
         self._workers = max(workers, 1)
         self._own = Threads() if proposer is None else None
         self._proposer: Proposer = proposer or self._own or Threads()
-        self._meter = meter or Meter()
-        self._introduce = introduce
+        self._overhead = overhead or SearchOverhead()
+        self._warm_start = warm_start
         self._taken: deque[float] = deque(maxlen=4 * self._workers)
         self._costs: deque[float] = deque(maxlen=8)
         self._changed = threading.Condition()
         self._ready: deque[TrialRequest] = deque()
-        self._issued: set[tuple[str, int]] = set()
-        self._landed: deque[tuple[_User, Plan, Future[Candidates], float]] = deque()
-        self._flying = 0
+        self._running = 0  # taken, and not ended
+        self._computed: deque[tuple[_User, Plan, Future[Candidates], float]] = deque()
+        self._planning = 0
         self._left = 0
         self._stopped = False
         self._error: BaseException | None = None
-        self._cheap, self._led = _Order(), _Order()
+        self._model_free, self._modelled = _Order(), _Order()
         self._users = {
             alias: self._user(index, alias, engine, trials)
             for index, (alias, engine) in enumerate(engines.items())
@@ -158,45 +158,44 @@ class ProposalQueue:
             if not self._ready:
                 return None
             request = self._ready.popleft()
-            self._issued.add((request.alias, request.number))
+            self._running += 1
             self._taken.append(time.monotonic())
-            self._meter.begin(self._workers)
-            if request.number != BASELINE:
+            self._overhead.begin(self._workers)
+            if not request.is_baseline:
                 user = self._users[request.alias]
                 user.waiting -= 1
                 self._offer(user)
-            self._note()
+            self._notify_all()
             return request
 
-    def ended(self, alias: str, number: int) -> None:
-        """A trial was told or failed: its user may be planned for again."""
+    def complete(self, request: TrialRequest) -> None:
+        """A taken trial has its outcome: its user may be planned for again."""
         with self._changed:
-            known = (alias, number) in self._issued
-            self._issued.discard((alias, number))
-            user = self._users[alias]
-            if known and number != BASELINE:
+            self._running -= 1
+            user = self._users[request.alias]
+            if request.is_baseline:
+                user.awaits_baseline = False
+            else:
                 user.pending -= 1
-                self._offer(user)
-            elif user.held:
-                user.held = False
-                self._offer(user)
-            self._note()
+            self._offer(user)
+            self._notify_all()
 
-    def dropped(self, alias: str, number: int) -> None:
-        """A trial was given up without an outcome (a stopped run): it stays pending in the event log."""
+    def abandon(self, request: TrialRequest) -> None:
+        """A taken trial was given up without an outcome (a stopped run): it stays pending in the
+        event log."""
         with self._changed:
-            self._issued.discard((alias, number))
-            self._note()
+            self._running -= 1
+            self._notify_all()
 
-    def again(self, request: TrialRequest) -> None:
-        """A taken request whose worker was lost is given out once more, before all others."""
+    def requeue(self, request: TrialRequest) -> None:
+        """A taken trial whose worker was lost is given out once more, before all others."""
         with self._changed:
-            self._issued.discard((request.alias, request.number))
+            self._running -= 1
             if not self._stopped:
                 self._ready.appendleft(request)
-                if request.number != BASELINE:
+                if not request.is_baseline:
                     self._users[request.alias].waiting += 1
-            self._note()
+            self._notify_all()
 
     @property
     def exhausted(self) -> bool:
@@ -205,18 +204,19 @@ class ProposalQueue:
             return not self._ready and self._done()
 
     @property
-    def live(self) -> int:
+    def running(self) -> int:
         """Trials that were taken and have not ended."""
         with self._changed:
-            return len(self._issued)
+            return self._running
 
     def stop(self) -> None:
-        """No further proposals; :meth:`take` gives out nothing any more. Plans under way are forgotten."""
+        """No further proposals; :meth:`take` gives out nothing any more. Plans under way are
+        forgotten."""
         with self._changed:
             self._stopped = True
             self._ready.clear()
-            self._note()
-        self._meter.end()
+            self._notify_all()
+        self._overhead.end()
         if self._own is not None:
             self._own.close()
 
@@ -250,17 +250,17 @@ class ProposalQueue:
         self._left += left
         user.needs_baseline = engine.reference is None
         if user.needs_baseline and (counts.pending or not left):
-            self._give_baseline(user)
+            self._enqueue_baseline(user)
         if counts.pending:
-            self._give(user, engine.pending)
+            self._enqueue(user, engine.pending)
         self._offer(user)
         return user
 
-    def _give(self, user: _User, proposals: Sequence[Proposal]) -> None:
+    def _enqueue(self, user: _User, proposals: Sequence[Proposal]) -> None:
         self._ready.extend(TrialRequest(user.alias, p.id, p.placement, p.source) for p in proposals)
         user.waiting += len(proposals)
 
-    def _give_baseline(self, user: _User) -> None:
+    def _enqueue_baseline(self, user: _User) -> None:
         """Beside a user's first trials: it is where the reference point of its model comes from."""
         user.needs_baseline = False
         self._ready.append(TrialRequest(user.alias, BASELINE, Placement(()), "no memory"))
@@ -268,45 +268,45 @@ class ProposalQueue:
     def _offer(self, user: _User) -> None:
         """Put a user where it belongs, after anything that concerns it."""
         user.stamp += 1  # whatever stands in a heap is outdated
-        if user.left > 0 and not (user.planning or user.held or user.waiting):
+        if user.left > 0 and not (user.planning or user.awaits_baseline or user.waiting):
             engine = user.engine
-            modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
-            (self._led if modelled else self._cheap).push(user)
+            is_modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
+            (self._modelled if is_modelled else self._model_free).push(user)
 
-    def _note(self) -> None:
-        """Wake whoever waits, and tell the meter; with the lock held."""
+    def _notify_all(self) -> None:
+        """Wake whoever waits, and note what the search costs; with the lock held."""
         self._changed.notify_all()
-        idle = 0 if self._ready else max(0, min(self._workers - len(self._issued), self._left))
-        self._meter.mark(len(self._ready), idle)
+        idle = 0 if self._ready else max(0, min(self._workers - self._running, self._left))
+        self._overhead.mark(len(self._ready), idle)
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
     def _done(self) -> bool:
-        return self._stopped or self._error is not None or (self._left == 0 and self._flying == 0)
+        return self._stopped or self._error is not None or (self._left == 0 and self._planning == 0)
 
     def _pick(self) -> _User | None:
         """Whom to plan for now."""
-        led = self._led.first() if self._proposer.free > 0 else None
+        modelled = self._modelled.first() if self._proposer.free > 0 else None
         if len(self._ready) >= self.ahead:
-            early = led is not None and led.pending == 0 and len(self._ready) < 4 * self._workers
-            return led if early else None
-        cheap = self._cheap.first()
-        if led is None or cheap is None:
-            return led or cheap
-        return min(led, cheap, key=lambda user: (user.pending, user.index))
+            early = modelled is not None and modelled.pending == 0 and len(self._ready) < 4 * self._workers
+            return modelled if early else None
+        model_free = self._model_free.first()
+        if modelled is None or model_free is None:
+            return modelled or model_free
+        return min(modelled, model_free, key=lambda user: (user.pending, user.index))
 
     def _next(self) -> _User | tuple[_User, Plan, Future[Candidates], float] | None:
         """The next thing to do; waits for it. None when there is nothing left."""
         with self._changed:
             while not self._done():
-                if self._landed:
-                    return self._landed.popleft()
+                if self._computed:
+                    return self._computed.popleft()
                 user = self._pick()
                 if user is not None:
                     user.planning = True
-                    self._flying += 1
+                    self._planning += 1
                     self._offer(user)
                     return user
                 self._changed.wait()
@@ -323,7 +323,7 @@ class ProposalQueue:
                     continue
                 user, plan, future, seconds = job
                 configs = future.result()
-                self._meter.proposed(seconds)
+                self._overhead.proposed(seconds)
                 self._costs.append(seconds)
                 self._accept(user, plan, configs)
         except BaseException as error:
@@ -331,14 +331,14 @@ class ProposalQueue:
                 error.add_note(f"this happened while proposing for {user.alias}")
             with self._changed:
                 self._error = error
-                self._note()
+                self._notify_all()
 
     def _plan(self, user: _User) -> None:
-        if self._introduce is not None and not user.asked:
+        if self._warm_start is not None and not user.asked:
             if user.needs_baseline:
-                self._hold(user)
+                self._await_baseline(user)
                 return
-            self._introduce(user.engine)
+            self._warm_start(user.engine)
         plan = user.engine.plan(min(self._batch, user.left))
         if not needs_model(plan):
             self._accept(user, plan, propose(plan))
@@ -347,25 +347,25 @@ class ProposalQueue:
 
         def land(future: Future[Candidates]) -> None:
             with self._changed:
-                self._landed.append((user, plan, future, time.monotonic() - began))
+                self._computed.append((user, plan, future, time.monotonic() - began))
                 self._changed.notify_all()
 
         self._proposer.submit(plan).add_done_callback(land)
 
-    def _hold(self, user: _User) -> None:
+    def _await_baseline(self, user: _User) -> None:
         with self._changed:
-            user.planning, user.held = False, True
-            self._flying -= 1
+            user.planning, user.awaits_baseline = False, True
+            self._planning -= 1
             if not self._stopped:
-                self._give_baseline(user)
-            self._note()
+                self._enqueue_baseline(user)
+            self._notify_all()
 
     def _accept(self, user: _User, plan: Plan, configs: Sequence[MemoryConfig]) -> None:
         proposals = user.engine.accept(plan, configs)
         finished = bool(user.engine.finished)
         with self._changed:
             user.planning = False
-            self._flying -= 1
+            self._planning -= 1
             left = 0 if finished else user.left - len(proposals)
             self._left -= user.left - left
             user.left = left
@@ -381,7 +381,7 @@ class ProposalQueue:
                 )
             if not self._stopped:
                 if user.needs_baseline:
-                    self._give_baseline(user)
-                self._give(user, proposals)
+                    self._enqueue_baseline(user)
+                self._enqueue(user, proposals)
             self._offer(user)
-            self._note()
+            self._notify_all()

@@ -1,11 +1,11 @@
 """A trial on several workers, as a Ray Tune class Trainable.
 
 The trainable itself loads nothing: it holds the placement group, and in it a
-:class:`~milp_ray.tune.workers.worker_group.WorkerGroup` that stays over trials and users. So a rank that
-dies, hangs or runs out of memory costs its group, never Tune's actor: the group is made anew in place and the
-trial begun again, up to ``ray.max_failures`` times. Where a group cannot be set up, or Tune's actor itself is
-lost, its ranks go with it, and the searcher gives the trial out once more
-(:mod:`milp_ray.tune.workers.failures`).
+:class:`~milp_ray.tune.workers.worker_group.WorkerGroup` that stays over trials and users. So a rank
+that dies, hangs or runs out of memory costs its group, never Tune's actor: the group is made anew
+in place and the trial begun again, up to ``ray.max_failures`` times. Where a group cannot be set
+up, or Tune's actor itself is lost, its ranks go with it, and the searcher gives the trial out once
+more (:mod:`milp_ray.tune.workers.failures`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ray import tune
 
 from milp_ray.errors import ClusterError
 from milp_ray.trial.records import TrialReport, TrialRequest
+from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss
 from milp_ray.tune.workers.trial_runner import Unfit
 from milp_ray.tune.workers.trial_spec import TrialSpec
 from milp_ray.tune.workers.worker_group import GroupFailed, WorkerGroup
@@ -35,8 +36,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         placement_group = ray.util.get_current_placement_group()
         self._study = spec.study.name
         settings = spec.study.ray
-        self._most = settings.max_failures
-        self._begun, self._over, self._failures = False, True, 0
+        self._policy = FailurePolicy[TrialRequest](settings.max_failures, suspends=False)
+        self._begun, self._over = False, True
         self._unfit: Unfit | None = None
         self._group = WorkerGroup(
             ray.put(spec),
@@ -56,7 +57,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as well."""
+        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as
+        well."""
         return self._step().to_result()
 
     def _step(self) -> TrialReport:
@@ -70,21 +72,22 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
                 self._begun = True
             report = self._group.slice()
             self._over = report.is_over
-            cost = report.cost and dataclasses.replace(report.cost, attempts=1 + self._failures)
-            return dataclasses.replace(report, cost=cost)
+            attempts = 1 + self._policy.deaths(self._request)
+            return dataclasses.replace(
+                report, cost=report.cost and dataclasses.replace(report.cost, attempts=attempts)
+            )
         except Unfit as unfit:
             self._over, self._unfit = True, unfit
             return unfit.report()
         except GroupFailed as failure:
             self._begun = False
-            self._failures += 1
-            if not failure.final and self._failures <= self._most:
+            verdict = self._policy.lost(Loss(self._request))
+            if not failure.final and verdict.actions[self._request] is Action.RETRY:
                 return TrialReport.running("restart")
             self._over = True
-            reason = failure.reason
-            if not failure.final and self._failures > 1:
-                reason += f", {self._failures} times in a row"
-            return TrialReport.failed(reason)
+            times = self._policy.deaths(self._request)
+            in_a_row = f", {times} times in a row" if not failure.final and times > 1 else ""
+            return TrialReport.failed(failure.reason + in_a_row)
 
     def cleanup(self) -> None:
         """End all ranks."""
@@ -92,14 +95,14 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
 
     def _take(self, config: Mapping[str, object]) -> None:
         self._request = TrialRequest.from_config(config)
+        self._policy.got_on(self._request)
         self._begun, self._over = False, False
-        self._failures = 0
 
     def _start(self) -> None:
         """Start the ranks.
 
-        Raises:
-            Unfit: one of them cannot work; or they did not come up, and where a node is gone this placement
+        Raises: Unfit: one of them cannot work; or they did not come up, and where a node is gone
+            this placement
                 group may have no room for them for hours: Tune gives it up.
         """
         try:

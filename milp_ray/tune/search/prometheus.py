@@ -1,7 +1,8 @@
 """What a running study exports to Prometheus, by way of Ray's own metrics.
 
-Few series, whatever the number of users: labels are the study's name and fixed words. Ray puts ``ray_``
-before every name, and exports from the node that the driver runs on. docs/dashboard.md lists them.
+Few series, whatever the number of users: labels are the study's name and fixed words. Ray puts
+``ray_`` before every name, and exports from the node that the driver runs on. docs/dashboard.md
+lists them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from milp_ray.trial.records import TrialCost, TrialRequest
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
-    from milp_ray.tune.proposals.overhead import Meter
+    from milp_ray.tune.proposals.overhead import SearchOverhead
 
 PREFIX = "milp_ray_"
 _PUBLISH_SECONDS = 2.0
@@ -75,7 +76,7 @@ class Gauges:
     Args:
         study: the study's name.
         counts: the study as it stands; called by another thread.
-        meter: what the search costs, if there is a search.
+        overhead: what the search costs, if there is a search.
         clock: seconds, increasing.
     """
 
@@ -83,12 +84,12 @@ class Gauges:
         self,
         study: str,
         counts: Callable[[], Counts],
-        meter: Meter | None = None,
+        overhead: SearchOverhead | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         from ray.util.metrics import Gauge, Histogram
 
-        self._study, self._counts, self._meter, self._clock = study, counts, meter, clock
+        self._study, self._counts, self._overhead, self._clock = study, counts, overhead, clock
         self._gauges = {
             name: Gauge(PREFIX + name, text, ("study", label) if label else ("study",))
             for name, (text, label) in GAUGES.items()
@@ -123,20 +124,32 @@ class Gauges:
         finally:
             self._engines = {}
 
-    def trial_started(self, request: TrialRequest) -> None:
+    def on_trial_started(self, request: TrialRequest) -> None:
         """A trial went to a worker."""
         with self._lock:
             self._begun[request] = self._clock()
 
-    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
+    def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None:
         """A trial's worker is gone."""
         with self._lock:
             self._begun.pop(request, None)
 
-    def trial_ended(
-        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
+    def on_trial_completed(
+        self, request: TrialRequest, values: Mapping[str, float], cost: TrialCost | None
     ) -> None:
-        """A trial was told or failed."""
+        """A trial was measured."""
+        self._observe(request, cost)
+        engine = self._engines.get(request.alias)
+        if not request.is_baseline and engine is not None:
+            volume = engine.hypervolume()
+            with self._lock:
+                self._volumes[request.alias] = volume
+
+    def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+        """A trial failed."""
+        self._observe(request, cost)
+
+    def _observe(self, request: TrialRequest, cost: TrialCost | None) -> None:
         now = self._clock()
         with self._lock:
             if (began := self._begun.pop(request, None)) is not None:
@@ -144,11 +157,6 @@ class Gauges:
             if cost is not None:
                 self._tokens.add(now, cost.train_tokens)
                 self._memory = max(self._memory, cost.gpu_memory)
-        engine = self._engines.get(request.alias)
-        if values is not None and not request.is_baseline and engine is not None:
-            volume = engine.hypervolume()
-            with self._lock:
-                self._volumes[request.alias] = volume
 
     def publish(self) -> None:
         """Set every gauge to what is the case now."""
@@ -162,10 +170,10 @@ class Gauges:
             volumes = list(self._volumes.values())
         for share, value in quantiles(volumes).items():
             self._set("front_hypervolume", value, f"{share:g}")
-        if self._meter is not None:
-            self._set("queue_depth", self._meter.ready)
-            self._set("waiting_share", self._meter.result().waiting_share)
-            fresh = self._meter.costs(self._costs_seen)
+        if self._overhead is not None:
+            self._set("queue_depth", self._overhead.ready)
+            self._set("waiting_share", self._overhead.result().waiting_share)
+            fresh = self._overhead.costs(self._costs_seen)
             self._costs_seen += len(fresh)
             for seconds in fresh:
                 self._histograms["proposal_seconds"].observe(seconds, {"study": self._study})

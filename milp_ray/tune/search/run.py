@@ -28,16 +28,19 @@ from milp_ray.errors import ClusterError, exception_site, own_words
 from milp_ray.ids import trial_name
 from milp_ray.layout import TUNE_LOG
 from milp_ray.storage import follow, make_folder, shown, storage_error, writing
+from milp_ray.trial.records import TrialRequest
 from milp_ray.tune.cluster.resources import Slots, on_device, slots
-from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.overhead import SearchOverhead
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.proposals.threads import Proposer
 from milp_ray.tune.search.group_trial import GroupTrial
+from milp_ray.tune.search.ledger import TrialLedger, TrialListener
 from milp_ray.tune.search.scheduler import KeepActors
-from milp_ray.tune.search.searcher import Listener, StudySearcher
+from milp_ray.tune.search.searcher import StudySearcher
 from milp_ray.tune.search.simulated import SimulatedSpec, SimulatedTrial
 from milp_ray.tune.search.trainable import MemoryTrial
-from milp_ray.tune.search.watchdog import Watch
+from milp_ray.tune.search.watchdog import Watchdog
+from milp_ray.tune.workers.failures import FailurePolicy
 from milp_ray.tune.workers.trial_spec import TrialSpec
 from milp_ray.tune.workers.worker_group import longest_step
 
@@ -53,11 +56,11 @@ def run_search(
     engines: Mapping[str, Engine],
     folder: Path,
     stopping: Callable[[], bool],
-    listeners: Sequence[Listener],
+    listeners: Sequence[TrialListener],
     proposer: Proposer | None = None,
-    meter: Meter | None = None,
-    introduce: Callable[[Engine], object] | None = None,
-    say: Callable[[str], object] = lambda text: None,
+    overhead: SearchOverhead | None = None,
+    warm_start: Callable[[Engine], object] | None = None,
+    notify: Callable[[str], object] = lambda text: None,
 ) -> dict[str, str]:
     """Run trials until every engine has used its budget, or ``stopping()``.
 
@@ -68,20 +71,20 @@ def run_search(
         stopping: polled; trials in flight end within a slice and stay pending in the logs.
         listeners: told of starts and ends.
         proposer: who fits models; it outlives this run. None: a thread of the run's own.
-        meter: is told what the search costs.
-        introduce: see :class:`~milp_ray.tune.proposals.queue.ProposalQueue`.
-        say: is told what is waited for, and what is wrong with workers.
+        overhead: is told what the search costs.
+        warm_start: see :class:`~milp_ray.tune.proposals.queue.ProposalQueue`.
+        notify: is told what is waited for, and what is wrong with workers.
 
     Returns:
         Users whose no-memory measurement failed, and why.
 
-    Raises:
-        ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far are in the
+    Raises: ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far
+        are in the
             event logs).
         StorageError: an event log could not be written.
     """
     study = spec.study
-    worker = slots(study, stopping, say)
+    worker = slots(study, stopping, notify)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
     queue = ProposalQueue(
         engines,
@@ -89,54 +92,61 @@ def run_search(
         batch=study.search.batch,
         workers=worker.count,
         proposer=proposer,
-        meter=meter,
-        introduce=introduce,
+        overhead=overhead,
+        warm_start=warm_start,
     )
-    searcher = StudySearcher(
-        engines,
-        queue,
-        study.objectives,
-        stopping,
-        listeners,
-        retries=study.ray.max_failures,
-        workers=worker.count,
-        say=say,
-    )
+    policy = FailurePolicy[TrialRequest](study.ray.max_failures)
+    ledger = TrialLedger(engines, queue, study.objectives, policy, listeners, worker.count, notify)
+    try:
+        _run_trials(spec, worker, ledger, lambda: queue.failed, folder, stopping, notify)
+    finally:
+        queue.stop()
+        queue.join(timeout=5)
+    if ledger.error is not None:
+        raise ledger.error
+    queue.raise_error()
+    return ledger.baselines_failed
+
+
+def _run_trials(
+    spec: TrialSpec | SimulatedSpec,
+    worker: Slots,
+    ledger: TrialLedger,
+    queue_failed: Callable[[], bool],
+    folder: Path,
+    stopping: Callable[[], bool],
+    notify: Callable[[str], object],
+) -> None:
+    """Have Tune run the ledger's trials until there are none, or the run is to end."""
 
     def ending() -> bool:
-        return stopping() or searcher.failure is not None or queue.failed
+        return stopping() or ledger.error is not None or queue_failed()
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
     with writing(folder):
         make_folder(folder)  # Tune would open it to everybody
-    watch = Watch(_patience(study, _several(spec, worker)), say)
+    searcher = StudySearcher(ledger, stopping)
+    watchdog = Watchdog(_heartbeat_timeout(spec.study, _several(spec, worker)), notify)
     tuner = tune.Tuner(
         _trainable(spec, worker),
         tune_config=_tune_config(searcher, ending, worker.count),
-        run_config=_run_config(name, folder, ending, watch),
+        run_config=_run_config(name, folder, ending, watchdog),
     )
-    try:
-        _fit(tuner, searcher, folder, name)
-    finally:
-        queue.stop()
-        queue.join(timeout=5)
-    if searcher.failure is not None:
-        raise searcher.failure
-    queue.raise_error()
-    return searcher.baselines_failed
+    _fit(tuner, ledger, folder, name)
 
 
-def _fit(tuner: tune.Tuner, searcher: StudySearcher, folder: Path, name: str) -> None:
+def _fit(tuner: tune.Tuner, ledger: TrialLedger, folder: Path, name: str) -> None:
     """Run Tune to its end, and leave nothing of it but its log."""
     try:
         with _log_to(folder / TUNE_LOG):
             tuner.fit()
     except Exception as error:
-        raise _explained(error, searcher, folder) from error
+        raise _explained(error, ledger, folder) from error
     finally:
         # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
         shutil.rmtree(folder / name, ignore_errors=True)
-        # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4 kB a trial.
+        # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4
+        # kB a trial.
         reset_log_once()
 
 
@@ -172,7 +182,7 @@ def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent
     )
 
 
-def _run_config(name: str, folder: Path, ending: Callable[[], bool], watch: Watch) -> RunConfig:
+def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: Watchdog) -> RunConfig:
     """No checkpoints and no retries by Tune: the searcher runs lost trials again."""
     return RunConfig(
         name=name,
@@ -181,11 +191,11 @@ def _run_config(name: str, folder: Path, ending: Callable[[], bool], watch: Watc
         checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
         verbose=0,
         stop=_GiveUp(ending),
-        callbacks=[watch],
+        callbacks=[watchdog],
     )
 
 
-def _patience(study: Study, several: bool) -> float:
+def _heartbeat_timeout(study: Study, several: bool) -> float:
     """Seconds without a sign of life after which Tune's actor counts as hung.
 
     The actor of a group watches its ranks itself, and is silent while it does.
@@ -195,7 +205,8 @@ def _patience(study: Study, several: bool) -> float:
 
 
 class _GiveUp(tune.Stopper):  # type: ignore[misc]
-    """Ends all trials some seconds after the run was to end, also those that wait for a node or a base.
+    """Ends all trials some seconds after the run was to end, also those that wait for a node or a
+    base.
 
     A running trial looks up between its slices and ends by itself before that (see KeepActors).
     """
@@ -219,10 +230,11 @@ class _GiveUp(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Exception:
-    """What a failure inside Tune means to a user: our own error that caused it, storage, or the cluster."""
-    if searcher.failure is not None:
-        return searcher.failure
+def _explained(error: Exception, ledger: TrialLedger, folder: Path) -> Exception:
+    """What a failure inside Tune means to a user: our own error that caused it, storage, or the
+    cluster."""
+    if ledger.error is not None:
+        return ledger.error
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
@@ -236,7 +248,8 @@ def _explained(error: Exception, searcher: StudySearcher, folder: Path) -> Excep
 
 
 def _rays_words(error: BaseException) -> str:
-    """What Tune's own code said in this process; what comes from a worker may hold a user's text."""
+    """What Tune's own code said in this process; what comes from a worker may hold a user's
+    text."""
     frames = traceback.extract_tb(error.__traceback__)
     from_tune = bool(frames) and "/ray/tune/" in Path(frames[-1].filename).as_posix()
     if not from_tune or isinstance(error, (RayError, TuneError)):
@@ -245,7 +258,8 @@ def _rays_words(error: BaseException) -> str:
 
 
 class _QuietFile(logging.FileHandler):
-    """A log file that is made when there is something to log, and never in the way (a full disk)."""
+    """A log file that is made when there is something to log, and never in the way (a full
+    disk)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, delay=True, encoding="utf-8")
@@ -262,7 +276,8 @@ class _QuietFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Send Tune's own errors to a file: a retried trial is no news, and its traceback no progress display."""
+    """Send Tune's own errors to a file: a retried trial is no news, and its traceback no progress
+    display."""
     logger, handler = logging.getLogger("ray.tune"), _QuietFile(path)
     propagate = logger.propagate
     logger.addHandler(handler)

@@ -1,9 +1,10 @@
 """Ends workers that hang, which Tune would wait for as long as it lives.
 
-A worker reports after every slice of its trial. One that was stopped, or hangs in a GPU's driver or on a
-mount, reports no more; its process is killed then, and it is lost like any other
-(:mod:`milp_ray.tune.workers.failures`). Not covered: a trial that has no worker yet, since it waits for room
-or its worker loads the base. Loading has a bound of its own (:mod:`milp_ray.tune.workers.resident`).
+A worker reports after every slice of its trial. One that was stopped, or hangs in a GPU's driver or
+on a mount, reports no more; its process is killed then, and it is lost like any other
+(:mod:`milp_ray.tune.workers.failures`). Not covered: a trial that has no worker yet, since it waits
+for room or its worker loads the base. Loading has a bound of its own
+(:mod:`milp_ray.tune.workers.resident`).
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ _LONGEST_TURN = 1.0
 _LOOK_SECONDS = 0.5
 
 
-class Watch(tune.Callback):  # type: ignore[misc]
+class Watchdog(tune.Callback):  # type: ignore[misc]
     """Keeps when each worker was last heard of, by its trial.
 
-    Its clock runs while Tune's loop turns, and a turn counts a second at most: where the driver was stopped,
-    or the machine slept, the reports of that time are still to be read, and nobody is late.
+    Its clock runs while Tune's loop turns, and a turn counts a second at most: where the driver was
+    stopped, or the machine slept, the reports of that time are still to be read, and nobody is
+    late.
 
     Args:
-        patience: seconds that a worker may be silent.
-        say: is told of every worker that is ended.
+        timeout: seconds that a worker may be silent.
+        notify: is told of every worker that is ended.
     """
 
-    def __init__(self, patience: float, say: Callable[[str], object]) -> None:
-        self._patience = patience
-        self._say = say
+    def __init__(self, timeout: float, notify: Callable[[str], object]) -> None:
+        self._timeout = timeout
+        self._notify = notify
         self._clock = 0.0
         self._turned = time.monotonic()
         self._next = 0.0
@@ -46,18 +48,19 @@ class Watch(tune.Callback):  # type: ignore[misc]
         if self._clock < self._next:
             return
         self._next = self._clock + _LOOK_SECONDS
-        # Tune's own note of who works on a trial; it is set before a worker that is kept takes the trial, and
-        # no hook would tell if that one hung.
+        # Tune's own note of who works on a trial; it is set before a worker that is kept takes the
+        # trial, and no hook would tell if that one hung.
         workers = {t.trial_id: (t, actor) for t in trials if (actor := t.temporary_state.ray_actor)}
         self._heard = {name: self._heard.get(name, self._clock) for name in workers}
         for name, (trial, actor) in workers.items():
-            if self._clock - self._heard[name] > self._patience:
+            if self._clock - self._heard[name] > self._timeout:
                 self._heard[name] = self._clock
-                self._say(
-                    f"{trial}: its worker gave no sign of life for {self._patience:.0f} s "
+                self._notify(
+                    f"{trial}: its worker gave no sign of life for {self._timeout:.0f} s "
                     "(ray.group_timeout and a slice) and is ended"
                 )
-                # A process that does not answer is ended by Ray on its node, with SIGKILL, 5 s later.
+                # A process that does not answer is ended by Ray on its node, with SIGKILL, 5 s
+                # later.
                 ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: object) -> None:

@@ -1,21 +1,22 @@
-"""What becomes of a trial whose worker was lost, and when the search gives up. No Ray here.
+"""What becomes of work whose worker was lost, and when a run gives up. No Ray here.
 
-Two kinds of loss. A worker *dies* in the middle of a trial (killed, hung, broken): the trial may be what
-kills it, so it runs again only ``retries`` times and has then failed. A worker is *unfit*: it could not be
-set up (its GPU is still full of a predecessor, a mount comes late, a driver is broken), which is no trial's
-fault, so the trial runs again, free of charge, on another one.
+One policy for the search, where a task is a trial, for a trial's group of ranks, and for the final
+job. It knows two kinds of loss.
 
-Either may be the cluster's own fault, so losses are counted in a row. Five end the run: nobody is charged,
-and a resume goes on. Unfit workers are in a row until any worker reports anything; deaths until another
-trial ends, since a trial that gets on may still die like the others. Until then it is open whose fault a
-death was, and the trial is not told as failed. Several workers that start at the same time and are unfit are
+- A worker *dies* in the middle of a task: it was killed, hung, or broke. The task may be what kills
+  it. So the task runs again only ``retries`` times, and has failed then.
+- A worker *cannot be set up*, or meets a fault of its node or the storage. Its GPU is still full of
+  a predecessor, a mount comes late, a driver is broken. That is no task's fault. So the task runs
+  again on another worker, free of charge.
+
+Either may be the cluster's fault. So losses are counted in a row, and ``limit`` of them end the
+run. Then no task is charged, and a resume goes on. Set-up faults are in the row until any worker
+reports anything. Deaths past the retries are in it until another task gets on, since a task that
+reports may still die like the others. Several workers that start together and cannot be set up are
 one loss.
 
-Where *every* worker of a run died alike, and no trial ever ended, no trial is what kills them: five of these
-end the run as well, whatever retries are left, with the last words of the last one.
-
-After an unfit worker one trial fewer runs for a while, or its node would be asked over and over: first for
-two seconds, then for twice as long each time, a minute at most.
+Where *every* worker of a run died alike before any task ended, no task is what kills them: five
+such deaths end the run too, whatever retries are left.
 """
 
 from __future__ import annotations
@@ -24,146 +25,263 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
 
 from milp_ray.errors import ClusterError, MilpRayError, alike
-from milp_ray.trial.records import TrialRequest
 
-_MOST = 5
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
+T = TypeVar("T", bound=Hashable)
+
+_ALL_ALIKE = 5  # deaths in the same way, before any task ended, that end a run
 
 
-def pause_after(times: int, first: float, longest: float) -> float:
-    """Seconds to wait after so many faults in a row: twice as long each time; none before the first."""
-    return min(first * 2.0 ** (times - 1), longest) if times else 0.0
+class Action(StrEnum):
+    """What is done with a task whose worker was lost.
+
+    Attributes:
+        RETRY: it runs again.
+        SUSPEND: it is past its retries, and whose fault that is shows when another task gets on.
+        FAIL: it has failed.
+    """
+
+    RETRY = "retry"
+    SUSPEND = "suspend"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True)
-class _Loss:
-    """One of a row: ``request`` of a trial past its retries, or ``error`` of an unfit worker."""
+class Loss(Generic[T]):
+    """A worker that was lost.
 
-    request: TrialRequest | None = None
-    error: MilpRayError | None = None
-
-
-class Losses:
-    """Counts them.
-
-    Args:
-        retries: how often a trial is run again whose worker died.
-        clock: seconds, for the pauses.
+    Attributes:
+        task: what it had; None: nothing yet.
+        error: why it could not be set up, or what its node or the storage did; None: it died.
+        node: the address of its node, where it is known.
+        last_words: of a worker that died, see :mod:`milp_ray.tune.workers.last_words`.
     """
 
-    def __init__(self, retries: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._retries = retries
-        self._clock = clock
-        self._deaths: Counter[TrialRequest] = Counter()
-        self._words: dict[TrialRequest, str] = {}  # of the last worker that died in a trial
-        self._said: set[str] = set()
-        # Deaths before any trial ended; None: one did.
-        self._first: list[tuple[TrialRequest, str]] | None = []
-        self._row: list[_Loss] = []
-        self._order = itertools.count()
-        self._given: dict[TrialRequest, int] = {}
-        self._counted = -1  # when the last unfit worker was counted, in that order
-        self._pauses: list[float] = []  # when they end
-        self._pause: Counter[str] = Counter()  # by node, how often
-        self._known: set[tuple[str, ...]] = set()
+    task: T | None = None
+    error: MilpRayError | None = None
+    node: str = ""
+    last_words: str = ""
 
-    def given(self, request: TrialRequest) -> None:
-        """A trial was handed out."""
-        self._given[request] = next(self._order)
+
+@dataclass(frozen=True)
+class Verdict(Generic[T]):
+    """What a loss comes to.
+
+    Attributes:
+        actions: what is done with the tasks of the lost workers.
+        is_charged: whether that cost a task a retry.
+        is_news: whether people have not been told of such a loss yet.
+        ends: why the whole run ends, if it does.
+    """
+
+    actions: Mapping[T, Action] = field(default_factory=dict)
+    is_charged: bool = False
+    is_news: bool = False
+    ends: MilpRayError | None = None
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """How long to wait after a set-up fault: ``first`` seconds, then twice as long each time, at
+    most ``longest``."""
+
+    first: float
+    longest: float
+
+    def after(self, times: int) -> float:
+        """Seconds to wait after so many faults in a row; none before the first."""
+        return min(self.first * 2.0 ** (times - 1), self.longest) if times else 0.0
+
+
+class FailurePolicy(Generic[T]):
+    """Decides about lost workers. Tasks are any hashable values.
+
+    Example:
+        >>> policy = FailurePolicy[str](retries=1)
+        >>> policy.lost(Loss("a")).actions, policy.lost(Loss("a")).actions
+        ({'a': <Action.RETRY: 'retry'>}, {'a': <Action.SUSPEND: 'suspend'>})
+        >>> policy.got_on("b")  # another task ended: that one failed by itself
+        ['a']
+
+    Args: retries: how often a task runs again whose worker died. limit: how many losses in a row
+        end the run. suspends: whether a task past its retries is kept open until another task gets
+        on. False where
+            tasks on their last try run alone, so that a loss is certainly the task's.
+        pauses: after set-up faults: a broken node would be asked over and over.
+        given_up: makes the error of a run that ends after so many deaths in a row, from the last
+            words.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        retries: int,
+        *,
+        limit: int = 5,
+        suspends: bool = True,
+        pauses: Pauses = Pauses(2.0, 60.0),
+        given_up: Callable[[int, str], MilpRayError] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._retries, self._limit, self._suspends = retries, limit, suspends
+        self._pauses, self._given_up, self._clock = pauses, given_up or _trials_lost, clock
+        self._deaths: Counter[T] = Counter()  # since a task last got on
+        self._last_words: dict[T, str] = {}  # of the worker that died last in a task
+        self._row: list[Loss[T]] = []
+        self._early_deaths: list[Loss[T]] | None = []  # before any task ended; None: one did
+        self._told: set[tuple[str, ...]] = set()
+        # Which workers started together: tasks and counted set-up faults in one order of events.
+        self._order = itertools.count()
+        self._started: dict[T, int] = {}
+        self._counted = -1
+        self._faults: Counter[str] = Counter()  # by node
+        self._pause_ends: list[float] = []
+
+    def started(self, task: T) -> None:
+        """A task was handed to a worker."""
+        self._started[task] = next(self._order)
 
     def reported(self) -> None:
-        """A worker gave a sign of life in its trial: workers can be set up."""
+        """A worker gave a sign of life in its task: workers can be set up."""
         if self._row:
-            self._row = [loss for loss in self._row if loss.request is not None]
+            self._row = [loss for loss in self._row if loss.error is None]
 
-    def settled(self) -> list[TrialRequest]:
-        """A trial has ended, or none is left: those whose workers died before have failed by themselves."""
-        row, self._row = self._row, []
-        return [loss.request for loss in row if loss.request is not None]
+    def got_on(self, task: T) -> list[T]:
+        """A task ended, or got on: its deaths so far no longer count, and workers get through tasks
+        here.
 
-    def ended(self) -> None:
-        """A trial ended: workers get through trials here."""
-        self._first = None
-
-    def is_new(self, words: str) -> bool:
-        """Whether these are other last words than were told before, numbers aside."""
-        same = _without_numbers(words)
-        new = same not in self._said
-        self._said.add(same)
-        return new
-
-    def last_words(self, request: TrialRequest) -> str:
-        """Of the worker that died last in a trial; empty where they are not known."""
-        return self._words.get(request, "")
-
-    def died(self, request: TrialRequest, words: str = "") -> bool:
-        """A worker died in a trial. True: it is to run again; False: it is past its retries (``settled``).
-
-        ``words``: its last ones, see :mod:`milp_ray.tune.workers.last_words`.
+        Returns:
+            The suspended tasks, which have failed by themselves; see :meth:`settle`.
         """
-        self._words[request] = words
-        if self._first is not None:
-            self._first.append((request, words))
-        if self._deaths[request] < self._retries:
-            self._deaths[request] += 1
-            return True
-        self._row.append(_Loss(request=request))
-        return False
+        self._early_deaths = None
+        self._deaths.pop(task, None)
+        return self.settle()
 
-    def unfit(self, request: TrialRequest, node: str, error: MilpRayError) -> bool:
-        """A worker could not be set up; its trial is to run again. True: the user does not know of it yet."""
-        if self._given.get(request, 0) > self._counted:
-            self._counted = next(self._order)
-            self._row.append(_Loss(error=error))
-            self._pause[node] += 1
-        self._pauses.append(self._clock() + pause_after(self._pause[node], _FIRST_PAUSE, _LONGEST_PAUSE))
-        fault = node, *alike(error)
-        new = fault not in self._known
-        self._known.add(fault)
-        return new
+    def settle(self) -> list[T]:
+        """End the row of losses; the suspended tasks in it, about which the caller decides now."""
+        row, self._row = self._row, []
+        return [loss.task for loss in row if loss.error is None and loss.task is not None]
+
+    def has_worked(self) -> None:
+        """In an earlier session tasks ended, so workers get through them here."""
+        self._early_deaths = None
+
+    def lost(self, *losses: Loss[T]) -> Verdict[T]:
+        """Workers were lost; those that were lost together are told together, and are one in the
+        row.
+
+        A loss without a task and without an error is that of a worker that came to nothing.
+        """
+        faults = [loss for loss in losses if loss.error is not None]
+        uncharged = faults or [loss for loss in losses if loss.task is None]
+        if uncharged:
+            self._count_in_row(uncharged[-1])
+        actions = {loss.task: self._decide(loss) for loss in losses if loss.task is not None}
+        return Verdict(
+            actions,
+            is_charged=any(loss.task is not None and loss.error is None for loss in losses),
+            is_news=any(list(map(self._is_news, faults[-1:] or losses))),
+            ends=self._why_it_ends(),
+        )
+
+    def deaths(self, task: T) -> int:
+        """How many workers died in a task since it last got on."""
+        return self._deaths[task]
+
+    def is_last_try(self, task: T) -> bool:
+        """Whether one more death is one too many."""
+        return 0 < self._deaths[task] == self._retries
+
+    def last_words(self, task: T) -> str:
+        """Of the worker that died last in a task; empty where they are not known."""
+        return self._last_words.get(task, "")
 
     @property
     def held_back(self) -> int:
-        """How many trials fewer are to run now."""
+        """How many workers fewer are to start now: one for each set-up fault of late, so that its
+        node is not asked over and over. Each of a node's faults holds one back for twice as long as
+        the one before."""
         now = self._clock()
-        self._pauses = [end for end in self._pauses if end > now]
-        return len(self._pauses)
+        self._pause_ends = [end for end in self._pause_ends if end > now]
+        return len(self._pause_ends)
 
     @property
-    def verdict(self) -> MilpRayError | None:
-        """Why the run is to end: the last unfit worker's error where there is one; None: it goes on."""
-        if (alike := self._all_alike()) is not None:
-            return alike
-        if len(self._row) < _MOST:
+    def pause(self) -> float:
+        """Seconds that all workers wait before they start again, where they start together."""
+        return self._pauses.after(len(self._row))
+
+    def _decide(self, loss: Loss[T]) -> Action:
+        """What is done with a loss's task."""
+        assert loss.task is not None
+        if loss.error is not None:
+            self._pause_ends.append(self._clock() + self._pauses.after(self._faults[loss.node]))
+            return Action.RETRY
+        self._last_words[loss.task] = loss.last_words
+        if self._early_deaths is not None:
+            self._early_deaths.append(loss)
+        self._deaths[loss.task] += 1
+        if self._deaths[loss.task] <= self._retries:
+            return Action.RETRY
+        if not self._suspends:
+            return Action.FAIL
+        self._row.append(loss)
+        return Action.SUSPEND
+
+    def _count_in_row(self, loss: Loss[T]) -> None:
+        """Count a loss that is no task's fault, unless its worker started together with a counted
+        one."""
+        if loss.task is None or self._started.get(loss.task, 0) > self._counted:
+            self._counted = next(self._order)
+            self._row.append(loss)
+            self._faults[loss.node] += 1
+
+    def _is_news(self, loss: Loss[T]) -> bool:
+        """Whether people have not been told of the like; amounts and process ids aside."""
+        if loss.error is not None:
+            kind: tuple[str, ...] = (loss.node, *alike(loss.error))
+        elif loss.last_words:
+            kind = (_without_numbers(loss.last_words),)
+        else:
+            return False
+        is_new = kind not in self._told
+        self._told.add(kind)
+        return is_new
+
+    def _why_it_ends(self) -> MilpRayError | None:
+        """Why the run ends: the last fault of the row where there is one; None: it goes on."""
+        if (died_alike := self._all_died_alike()) is not None:
+            return died_alike
+        if len(self._row) < self._limit:
             return None
         errors = [loss.error for loss in self._row if loss.error is not None]
-        if errors:
-            return errors[-1]
-        return ClusterError(
-            f"{len(self._row)} trials in a row were lost to failing workers{self._last()}",
-            expected="workers that live through a trial",
-            remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
-        )
+        return errors[-1] if errors else self._given_up(len(self._row), self._row[-1].last_words)
 
-    def _all_alike(self) -> MilpRayError | None:
-        """The error that all workers so far stand for, if they died in the same way, in several trials."""
-        deaths = self._first or []
-        ways = {_without_numbers(words) for _, words in deaths}
-        if len(deaths) < _MOST or len(ways) != 1 or len({request for request, _ in deaths}) < 2 or "" in ways:
+    def _all_died_alike(self) -> MilpRayError | None:
+        """The error that all workers so far stand for, if they died in the same way, in several
+        tasks."""
+        deaths = self._early_deaths or []
+        ways = {_without_numbers(loss.last_words) for loss in deaths}
+        if len(deaths) < _ALL_ALIKE or len(ways) != 1 or "" in ways or len({d.task for d in deaths}) < 2:
             return None
         return ClusterError(
-            f"all {len(deaths)} workers so far were lost in the same way: {deaths[-1][1]}",
+            f"all {len(deaths)} workers so far were lost in the same way: {deaths[-1].last_words}",
             expected="workers that live through a trial",
             remedy="mend what they say (tune/tune.log in the run folder has more of it), then resume",
         )
 
-    def _last(self) -> str:
-        words = [self._words.get(loss.request, "") for loss in self._row if loss.request is not None]
-        return f", the last one: {words[-1]}" if words and words[-1] else ""
+
+def _trials_lost(times: int, last_words: str) -> ClusterError:
+    last = f", the last one: {last_words}" if last_words else ""
+    return ClusterError(
+        f"{times} trials in a row were lost to failing workers{last}",
+        expected="workers that live through a trial",
+        remedy="look into tune/tune.log in the run folder; mend the cluster, then resume",
+    )
 
 
 def _without_numbers(words: str) -> str:

@@ -316,9 +316,9 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     class GivesUp:
         """Two groups of which the first trains a user and the second never ends; then one; then none."""
 
-        def __init__(self, spec: Any, room: Room, assignments: Any) -> None:
+        def __init__(self, spec: Any, room: Room, coordinator: Any) -> None:
             assert spec.study.model.device == "cpu", "no worker has a GPU"
-            self._groups, self._served = room.worker.count, assignments
+            self._groups, self._served = room.worker.count, coordinator
 
         def fit(self) -> None:
             served = self._served

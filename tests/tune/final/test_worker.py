@@ -1,4 +1,4 @@
-"""A rank of the final job beside its assignments, in this process: no Ray, a tiny model."""
+"""A rank of the final job beside its coordinator, in this process: no Ray, a tiny model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from milp_ray.memory.space import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.tune.cluster.processes import Place
 from milp_ray.tune.final import worker as final_worker
-from milp_ray.tune.final.coordinator import Assignments, FinalSpec
-from milp_ray.tune.final.worker import EndRanks, FinalLoop, GroupsConfig, Seat
+from milp_ray.tune.final.coordinator import Coordinator, FinalSpec
+from milp_ray.tune.final.worker import FinalLoop, GroupsConfig, KillRanks, RankAssignment
 from tests.trial.common import STUDY
 
 PLACED = {alias: Placement.from_key("1:4") for alias in ("u1", "u2")}
@@ -50,9 +50,9 @@ class Workers:
 
 
 @pytest.fixture
-def assignments(
+def coordinator(
     tiny_bases: dict[str, BaseModel], tiny_user: UserSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Assignments:
+) -> Coordinator:
     study = STUDY.model_copy(
         update={
             "final": FinalSettings(epochs=1, instruct_epochs=1, checkpoint_steps=2),
@@ -63,8 +63,8 @@ def assignments(
     monkeypatch.setattr(final_worker, "here", lambda: Place("node", 1))
     monkeypatch.setattr(final_worker, "host_rendezvous", lambda one_node: f"127.0.0.1:{int(one_node)}")
     monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
-    monkeypatch.setattr(final_worker, "_SEATS", [])
-    return Assignments(
+    monkeypatch.setattr(final_worker, "_ASSIGNED", [])
+    return Coordinator(
         FinalSpec(
             study, {alias: dataclasses.replace(tiny_user, alias=alias) for alias in PLACED}, PLACED, tmp_path
         ),
@@ -73,7 +73,7 @@ def assignments(
 
 
 def test_out_of_memory_in_a_test_is_of_that_user_alone(
-    assignments: Assignments,
+    coordinator: Coordinator,
     tiny_bases: dict[str, BaseModel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,10 +88,10 @@ def test_out_of_memory_in_a_test_is_of_that_user_alone(
         return generations(*values)
 
     monkeypatch.setattr(compare, "generations", short_of_memory)
-    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    config = GroupsConfig(size=1, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(1), config)
-    FinalLoop(Handle(assignments), 1.0)()
-    events, _, fatal = assignments.news()
+    FinalLoop(Handle(coordinator), 1.0)()
+    events, _, fatal = coordinator.update()
     assert fatal is None and base.attached is None
     assert [(event.step, event.alias, event.reason) for event in events] == [
         ("train", "u1", ""),
@@ -100,59 +100,59 @@ def test_out_of_memory_in_a_test_is_of_that_user_alone(
         ("test", "u2", ""),
     ]
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["u2.json"]
-    assert assignments.moved() > len(events), "states that were kept are told as well"
+    assert coordinator.progress() > len(events), "states that were kept are told as well"
 
 
 def test_lost_ranks_are_told_as_ray_train_counts_them(
-    assignments: Assignments, monkeypatch: pytest.MonkeyPatch
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[Place] = []
     monkeypatch.setattr(final_worker, "end", ended.extend)
-    config = GroupsConfig(size=2, assignments=Handle(assignments))
+    config = GroupsConfig(size=2, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(5), config)
-    (last,) = final_worker._SEATS
-    assert last == Seat(1, 1, 2, "127.0.0.1:1"), "the fifth rank fills no group"
+    (last,) = final_worker._ASSIGNED
+    assert last == RankAssignment(1, 1, 2, "127.0.0.1:1"), "the fifth rank fills no group"
     for rank in range(4):
-        assignments.start(rank // 2, rank % 2, Place("node", rank))
+        coordinator.start(rank // 2, rank % 2, Place("node", rank))
     for group in range(2):
-        assignments.next(group)
-    EndRanks(Handle(assignments)).after_exception(None, {2: RuntimeError("gone")})
+        coordinator.next(group)
+    KillRanks(Handle(coordinator)).after_exception(None, {2: RuntimeError("gone")})
     assert ended == [Place("node", rank) for rank in range(4)]
     config.backend_cls().on_start(Workers(2), config)
-    assert [event.alias for event in assignments.news().events] == ["u2"]
+    assert [event.alias for event in coordinator.update().results] == ["u2"]
 
 
 @pytest.mark.parametrize(
     ("error", "again"), [(ClusterError("a GPU is full"), True), (ModelError("no"), False)]
 )
 def test_after_a_fault_that_may_pass_a_rank_has_all_started_again(
-    assignments: Assignments, monkeypatch: pytest.MonkeyPatch, error: MilpRayError, again: bool
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, error: MilpRayError, again: bool
 ) -> None:
     def refuse(*_: object) -> BaseModel:
         raise error
 
     monkeypatch.setattr(final_worker, "resident_base", refuse)
-    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    config = GroupsConfig(size=1, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(1), config)
     with pytest.raises(RuntimeError, match="Error at") if again else contextlib.nullcontext():
-        FinalLoop(Handle(assignments), 1.0)()
-    assert assignments.stopping() is not again
+        FinalLoop(Handle(coordinator), 1.0)()
+    assert coordinator.stopping() is not again
 
 
 def test_a_stop_ends_the_pause_before_the_next_start(
-    assignments: Assignments, monkeypatch: pytest.MonkeyPatch
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 2:
-            assignments.stop()
+            coordinator.stop()
 
     monkeypatch.setattr(final_worker.time, "sleep", sleep)
     monkeypatch.setattr(final_worker.time, "monotonic", lambda: sum(slept))
-    monkeypatch.setattr(assignments, "begin", lambda size: 4.0)
-    config = GroupsConfig(size=1, assignments=Handle(assignments))
+    monkeypatch.setattr(coordinator, "begin", lambda size: 4.0)
+    config = GroupsConfig(size=1, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(1), config)
-    assert len(slept) == 2 and not final_worker._SEATS, "nobody loads a base for nothing"
-    FinalLoop(Handle(assignments), 1.0)()
+    assert len(slept) == 2 and not final_worker._ASSIGNED, "nobody loads a base for nothing"
+    FinalLoop(Handle(coordinator), 1.0)()

@@ -16,7 +16,7 @@ from milp_ray.search.core.records import Counts, EngineSettings
 from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals import queue as queue_module
 from milp_ray.tune.proposals import threads
-from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.overhead import SearchOverhead
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.proposals.threads import Proposer, Threads
 
@@ -99,8 +99,8 @@ def queue_of(
     batch: int = 2,
     workers: int = 3,
     proposer: Proposer | None = None,
-    meter: Meter | None = None,
-    introduce: Callable[[Any], object] | None = None,
+    overhead: SearchOverhead | None = None,
+    warm_start: Callable[[Any], object] | None = None,
 ) -> ProposalQueue:
     return ProposalQueue(
         engines,  # type: ignore[arg-type]
@@ -108,8 +108,8 @@ def queue_of(
         batch=batch,
         workers=workers,
         proposer=proposer,
-        meter=meter,
-        introduce=introduce,
+        overhead=overhead,
+        warm_start=warm_start,
     )
 
 
@@ -118,7 +118,7 @@ def finish(queue: ProposalQueue, engines: dict[str, FakeEngine], request: TrialR
         engines[request.alias].reference = {}
     else:
         engines[request.alias].tell(request.number)
-    queue.ended(request.alias, request.number)
+    queue.complete(request)
 
 
 def test_every_user_gets_its_budget_and_one_baseline() -> None:
@@ -156,20 +156,20 @@ def test_pending_trials_of_a_killed_run_come_first_and_once() -> None:
 def test_a_user_that_can_learn_is_measured_without_memory_before_its_trials(measured: bool) -> None:
     engines = {name: FakeEngine() for name in "abc"}
     engines["c"] = FakeEngine(observations=[0, 1])  # resumed: it had its chance
-    introduced: list[object] = []
-    queue = queue_of(engines, workers=3, introduce=lambda engine: introduced.append(engine.reference))
+    warm_started: list[object] = []
+    queue = queue_of(engines, workers=3, warm_start=lambda engine: warm_started.append(engine.reference))
     first = [queue.take(wait=5) for _ in range(4)]
     assert [(t.alias, t.number) for t in first if t][:2] == [("a", BASELINE), ("b", BASELINE)]
-    assert {t.alias for t in first[2:] if t} == {"c"} and not introduced
-    assert queue.take(wait=0.1) is None or not introduced
+    assert {t.alias for t in first[2:] if t} == {"c"} and not warm_started
+    assert queue.take(wait=0.1) is None or not warm_started
     assert first[0] is not None
     if measured:
         engines["a"].reference = {"loss": 1.0}
-    queue.ended("a", BASELINE)  # or it failed: then the user goes without
+    queue.complete(next(t for t in first if t and t.alias == "a"))  # or it failed: then the user goes without
     while (request := queue.take(wait=5)) is not None and request.alias != "a":
         pass
     assert request is not None and request.number == 0
-    assert introduced == [{"loss": 1.0} if measured else None]
+    assert warm_started == [{"loss": 1.0} if measured else None]
     queue.stop()
 
 
@@ -338,9 +338,9 @@ def test_an_event_costs_as_little_with_many_users_as_with_few() -> None:
 
 def test_the_meter_sees_workers_that_wait() -> None:
     gate = threading.Event()
-    meter = Meter()
+    overhead = SearchOverhead()
     engines = {"a": FakeEngine({}, gate=gate), "b": FakeEngine({}, initial=2)}
-    queue = queue_of(engines, trials=2, workers=2, meter=meter)
+    queue = queue_of(engines, trials=2, workers=2, overhead=overhead)
     for _ in range(2):
         request = queue.take(wait=5)
         assert request is not None and request.alias == "b"
@@ -352,6 +352,6 @@ def test_the_meter_sees_workers_that_wait() -> None:
         assert request is not None
         finish(queue, engines, request)
     queue.stop()
-    found = meter.result()
+    found = overhead.result()
     assert found.proposals == 1 and found.proposal_median is not None and found.proposal_median >= 0.3
     assert 0.5 < found.waiting_share <= 1 and found.workers == 2

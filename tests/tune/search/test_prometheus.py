@@ -13,7 +13,7 @@ import ray.util.metrics
 from milp_ray.memory import MemorySpace, Placement
 from milp_ray.search import Engine, Objective
 from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
-from milp_ray.tune.proposals.overhead import Meter
+from milp_ray.tune.proposals.overhead import SearchOverhead
 from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX, Counts, Gauges, quantiles
 
 DOCS = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text(encoding="utf-8")
@@ -67,11 +67,11 @@ COUNTS = Counts({"running": 2, "done": 7, "failed": 1}, {"waiting": 3, "searchin
 
 
 @pytest.fixture
-def gauges(recorder: Recorder) -> Iterator[tuple[Gauges, Clock, Meter]]:
+def gauges(recorder: Recorder) -> Iterator[tuple[Gauges, Clock, SearchOverhead]]:
     clock = Clock()
-    meter = Meter(clock)
-    made = Gauges("s", lambda: COUNTS, meter, clock)
-    yield made, clock, meter
+    overhead = SearchOverhead(clock)
+    made = Gauges("s", lambda: COUNTS, overhead, clock)
+    yield made, clock, overhead
     made.close()
 
 
@@ -85,13 +85,15 @@ def engine() -> Engine:
     return Engine(space, objectives, initial=4, surrogate="random", reference={"loss": 3.0, "rouge_l": 0.1})
 
 
-def test_counts_and_what_the_meter_says(recorder: Recorder, gauges: tuple[Gauges, Clock, Meter]) -> None:
-    made, clock, meter = gauges
-    meter.begin(workers=2)
-    meter.mark(ready=3, idle=1)
+def test_counts_and_what_the_meter_says(
+    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
+) -> None:
+    made, clock, overhead = gauges
+    overhead.begin(workers=2)
+    overhead.mark(ready=3, idle=1)
     clock.now += 10
-    meter.proposed(0.5)
-    meter.proposed(1.5)
+    overhead.proposed(0.5)
+    overhead.proposed(1.5)
     made.publish()
     assert recorder.value("trials", state="done") == 7 and recorder.value("users", state="waiting") == 3
     assert recorder.value("queue_depth") == 3 and recorder.value("waiting_share") == pytest.approx(0.5)
@@ -101,21 +103,22 @@ def test_counts_and_what_the_meter_says(recorder: Recorder, gauges: tuple[Gauges
 
 
 def test_trials_give_seconds_tokens_and_volumes(
-    recorder: Recorder, gauges: tuple[Gauges, Clock, Meter]
+    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
 ) -> None:
     made, clock, _ = gauges
     engines = {name: engine() for name in "abc"}
     with made.watching(engines):
         for alias, loss in zip("abc", (2.0, 1.0, 2.9), strict=True):
             (proposal,) = engines[alias].ask(1)
-            made.trial_started(request(alias, proposal.id))
+            made.on_trial_started(request(alias, proposal.id))
             clock.now += 4
             values = {"loss": loss, "rouge_l": 0.3}
             engines[alias].tell(proposal.id, values)
-            made.trial_ended(
-                request(alias, proposal.id), values, "", TrialCost(train_tokens=600, gpu_memory=5)
-            )
-        made.trial_ended(request("a", BASELINE), {"loss": 3.0, "rouge_l": 0.1}, "", TrialCost(gpu_memory=9))
+            cost = TrialCost(train_tokens=600, gpu_memory=5)
+            made.on_trial_completed(request(alias, proposal.id), values, cost)
+        made.on_trial_completed(
+            request("a", BASELINE), {"loss": 3.0, "rouge_l": 0.1}, TrialCost(gpu_memory=9)
+        )
         made.publish()
     volumes = sorted(each.hypervolume() for each in engines.values())
     assert volumes == pytest.approx([0.02, 0.2, 0.4])
@@ -130,14 +133,16 @@ def test_trials_give_seconds_tokens_and_volumes(
     assert recorder.value("tokens_per_second") == 0
 
 
-def test_more_users_are_no_more_series(recorder: Recorder, gauges: tuple[Gauges, Clock, Meter]) -> None:
+def test_more_users_are_no_more_series(
+    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
+) -> None:
     made, _, _ = gauges
     engines = {f"u-{number:013d}": engine() for number in range(30)}
     with made.watching(engines):
         for alias, one in engines.items():
             (proposal,) = one.ask(1)
             one.tell(proposal.id, {"loss": 2.0, "rouge_l": 0.3})
-            made.trial_ended(request(alias, proposal.id), {"loss": 2.0, "rouge_l": 0.3}, "", None)
+            made.on_trial_completed(request(alias, proposal.id), {"loss": 2.0, "rouge_l": 0.3}, None)
         made.publish()
     assert len(recorder.now) < 20
     assert not any("u-" in text for _, tags in recorder.now for _, text in tags)

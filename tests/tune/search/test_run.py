@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,16 @@ class Hooks:
         self.reasons: list[str] = []
         self.at_end = at_end
 
-    def trial_started(self, request: TrialRequest) -> None: ...
+    def on_trial_started(self, request: TrialRequest) -> None: ...
 
-    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
-        self.lost.append(charged)
+    def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None:
+        self.lost.append(is_charged)
 
-    def trial_ended(
-        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
-    ) -> None:
+    def on_trial_completed(self, request: TrialRequest, values: object, cost: TrialCost | None) -> None:
+        self.reasons.append("")
+        self.at_end()
+
+    def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
         self.reasons.append(reason)
         self.at_end()
 

@@ -14,13 +14,15 @@ from ray.tune.search import Searcher
 from milp_ray.errors import ClusterError, ModelError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
-from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
+from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest, TrialState
 from milp_ray.tune.proposals.queue import ProposalQueue
+from milp_ray.tune.search.ledger import TrialLedger
 from milp_ray.tune.search.searcher import StudySearcher
-from milp_ray.tune.workers import failures as losses
+from milp_ray.tune.workers.failures import FailurePolicy, Pauses
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
 TRIALS = 5
+LONG_PAUSES, NO_PAUSE = Pauses(2.0, 60.0), Pauses(0.0, 0.0)
 
 
 class Seen:
@@ -30,16 +32,20 @@ class Seen:
         self.ended: list[tuple[str, int, Mapping[str, float] | None, str]] = []
         self.costs: list[TrialCost | None] = []
 
-    def trial_started(self, request: TrialRequest) -> None:
+    def on_trial_started(self, request: TrialRequest) -> None:
         self.started.append((request.alias, request.number))
 
-    def trial_lost(self, request: TrialRequest, charged: bool) -> None:
-        self.lost.append((request.alias, request.number, charged))
+    def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None:
+        self.lost.append((request.alias, request.number, is_charged))
 
-    def trial_ended(
-        self, request: TrialRequest, values: Mapping[str, float] | None, reason: str, cost: TrialCost | None
+    def on_trial_completed(
+        self, request: TrialRequest, values: Mapping[str, float], cost: TrialCost | None
     ) -> None:
-        self.ended.append((request.alias, request.number, values, reason))
+        self.ended.append((request.alias, request.number, values, ""))
+        self.costs.append(cost)
+
+    def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+        self.ended.append((request.alias, request.number, None, reason))
         self.costs.append(cost)
 
 
@@ -47,7 +53,12 @@ class Run:
     """A searcher over two users with model-free proposals, and a way to play Tune."""
 
     def __init__(
-        self, log: Path | None = None, users: str = "ab", retries: int = 0, workers: int = 1
+        self,
+        log: Path | None = None,
+        users: str = "ab",
+        retries: int = 0,
+        workers: int = 1,
+        pauses: Pauses = LONG_PAUSES,
     ) -> None:
         space = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4))
         self.engines = {
@@ -65,16 +76,16 @@ class Run:
         self.stop = False
         self.seen = Seen()
         self.said: list[str] = []
-        self.searcher = StudySearcher(
+        self.ledger = TrialLedger(
             self.engines,
             self.queue,
             ("loss", "rouge_l"),
-            lambda: self.stop,
+            FailurePolicy[TrialRequest](retries, pauses=pauses),
             (self.seen,),
-            retries,
             workers,
             self.said.append,
         )
+        self.searcher = StudySearcher(self.ledger, lambda: self.stop)
         self.count = 0
 
     def next(self) -> tuple[str, dict[str, object]] | None:
@@ -121,7 +132,7 @@ def test_a_whole_study_with_out_of_order_ends_repeats_and_failures() -> None:
         assert len(engine.observations) == TRIALS - 1 and [f.id for f in engine.failures] == [2]
         assert engine.reference is not None and not engine.pending
     assert len(run.seen.ended) == len(run.seen.started) == 2 * (TRIALS + 1)
-    assert run.searcher.failure is None
+    assert run.ledger.error is None
 
 
 def test_configs_hold_alias_and_numbers_only() -> None:
@@ -186,8 +197,8 @@ def test_five_trials_lost_in_a_row_end_the_run_and_cost_no_budget(tmp_path: Path
     live = take(run, 6)
     for trial_id, _ in live[:5]:
         run.searcher.on_trial_complete(trial_id, None, error=True)
-    assert isinstance(run.searcher.failure, ClusterError) and run.next() is None
-    assert "5 trials in a row" in str(run.searcher.failure)
+    assert isinstance(run.ledger.error, ClusterError) and run.next() is None
+    assert "5 trials in a row" in str(run.ledger.error)
     assert {number for _, number, *_ in run.seen.ended} == {BASELINE}, "no log has it, and others may wait"
     resumed = Run(tmp_path)
     assert not any(engine.failures for engine in resumed.engines.values())
@@ -224,8 +235,8 @@ def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> 
             run.searcher.on_trial_complete(trial_id, None, error=True)
     assert len(run.engines["a"].failures) == 4
     assert run.searcher.suggest("none") == Searcher.FINISHED
-    assert len(run.engines["a"].failures) == 5 and run.searcher.baselines_failed
-    assert run.searcher.failure is None and run.queue.live == 0
+    assert len(run.engines["a"].failures) == 5 and run.ledger.baselines_failed
+    assert run.ledger.error is None and run.queue.running == 0
 
 
 def unfit(run: Run, trial_id: str, fact: str = "its GPU cannot be used") -> None:
@@ -235,14 +246,8 @@ def unfit(run: Run, trial_id: str, fact: str = "its GPU cannot be used") -> None
     run.searcher.on_trial_complete(trial_id, None, error=True)
 
 
-@pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_LONGEST_PAUSE", 0.0)
-
-
-@pytest.mark.usefixtures("no_pause")
 def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_once() -> None:
-    run = Run(users="a")  # no retries
+    run = Run(users="a", pauses=NO_PAUSE)  # no retries
     other = run.next()
     assert other is not None
     for _ in range(2 * 5):
@@ -250,7 +255,7 @@ def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_o
         assert found is not None and found[1]["trial"] == 0
         unfit(run, found[0])
         run.searcher.on_trial_result(other[0], RUNNING)
-    assert run.searcher.failure is None and not run.seen.ended
+    assert run.ledger.error is None and not run.seen.ended
     assert run.seen.lost == [("a", 0, False)] * 10
     assert run.said == ["node 10.0.0.7: its GPU cannot be used; its trials run elsewhere"]
     found = run.next()
@@ -259,15 +264,14 @@ def test_a_worker_that_cannot_be_set_up_costs_its_trial_nothing_and_is_told_of_o
     assert len(run.engines["a"].observations) == 1 and not run.engines["a"].failures
 
 
-@pytest.mark.usefixtures("no_pause")
 def test_five_workers_in_a_row_that_cannot_be_set_up_end_the_run_and_lose_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, users="a")
+    run = Run(tmp_path, users="a", pauses=NO_PAUSE)
     (dead, number), *_ = [(trial_id, n) for trial_id, (_, n) in take(run, 2) if n != BASELINE]
     run.searcher.on_trial_complete(dead, None, error=True)  # one row with deaths
     for left in (3, 2, 1, 0):
-        assert run.searcher.failure is None
+        assert run.ledger.error is None
         unfit(run, take(run, 1)[0][0], f"{left} GiB are free")
-    assert isinstance(run.searcher.failure, ClusterError) and "0 GiB are free" in str(run.searcher.failure)
+    assert isinstance(run.ledger.error, ClusterError) and "0 GiB are free" in str(run.ledger.error)
     assert run.next() is None and not run.seen.ended
     resumed = Run(tmp_path, users="a")
     assert not resumed.engines["a"].failures
@@ -302,7 +306,7 @@ def test_a_full_disk_ends_the_run_with_our_error(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(run.engines["a"], "set_reference", full)
     run.searcher.on_trial_complete(found[0], good())
-    assert isinstance(run.searcher.failure, StorageError) and run.next() is None
+    assert isinstance(run.ledger.error, StorageError) and run.next() is None
 
 
 def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> None:
@@ -311,7 +315,7 @@ def test_what_fails_every_trial_ends_the_run_and_keeps_the_trial_pending() -> No
     trial_id = next(f[0] for f in found if f and f[1]["trial"] == 0)
     fatal = ModelError("the weights cannot be loaded", remedy="fetch them again")
     run.searcher.on_trial_complete(trial_id, TrialReport.fatal(fatal).to_result())
-    assert isinstance(run.searcher.failure, ModelError) and str(run.searcher.failure) == str(fatal)
+    assert isinstance(run.ledger.error, ModelError) and str(run.ledger.error) == str(fatal)
     assert run.next() is None and 0 in [p.id for p in run.engines["a"].pending]
 
 
@@ -320,7 +324,7 @@ def test_a_bug_in_what_trials_report_ends_the_run_too() -> None:
     found = run.next()
     assert found is not None
     run.searcher.on_trial_complete(found[0], TrialReport.complete({}).to_result())  # no values
-    assert isinstance(run.searcher.failure, KeyError) and run.next() is None
+    assert isinstance(run.ledger.error, KeyError) and run.next() is None
 
 
 def test_tunes_snapshots_hold_nothing_of_the_search() -> None:
@@ -340,9 +344,7 @@ def test_workers_that_all_die_alike_end_the_run_with_the_reason_and_charge_nobod
         assert found is not None
         run.searcher.heard(found[0], "ModuleNotFoundError at x.py:9: No module named 'zork'")
         run.searcher.on_trial_complete(found[0], error=True)
-    assert "all 5 workers so far were lost in the same way: ModuleNotFoundError at" in str(
-        run.searcher.failure
-    )
+    assert "all 5 workers so far were lost in the same way: ModuleNotFoundError at" in str(run.ledger.error)
     assert run.said == ["a worker was lost: ModuleNotFoundError at x.py:9: No module named 'zork'"]
     assert not any(engine.failures for engine in run.engines.values())
     assert run.next() is None, "a run that is to end gives no more trials"
@@ -361,3 +363,25 @@ def test_a_trial_that_fails_for_its_worker_says_the_workers_last_words() -> None
     run.searcher.on_trial_complete(first[0], good())
     (failure,) = [failure for engine in run.engines.values() for failure in engine.failures]
     assert failure.reason.endswith("than ray.max_failures allows, the last one: its process ended")
+
+
+def start(run: Run) -> TrialRequest:
+    while (request := run.ledger.start()) is None or request.is_baseline:
+        assert not run.queue.exhausted
+    return request
+
+
+def test_the_ledger_says_where_a_trial_stands(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a", retries=1)
+    request = start(run)
+    assert run.ledger.state_of(request) is TrialState.RUNNING
+    run.ledger.lose(request)
+    assert run.ledger.state_of(request) is TrialState.WAITING and start(run) == request
+    run.ledger.lose(request)  # past its retries: whose fault that is shows when another trial ends
+    assert run.ledger.state_of(request) is TrialState.LOST and not run.engines["a"].failures
+    stopped = start(run)
+    run.ledger.end(stopped, TrialReport.running("inject"))
+    assert run.ledger.state_of(stopped) is TrialState.ABANDONED
+    run.ledger.end(start(run), TrialReport.from_result(good()))
+    assert [failure.id for failure in run.engines["a"].failures] == [request.number]
+    assert stopped.number in [proposal.id for proposal in Run(tmp_path, users="a").engines["a"].pending]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milp_ray.tune.search import watchdog as watch_module
-from milp_ray.tune.search.watchdog import Watch
+from milp_ray.tune.search.watchdog import Watchdog
 
 PATIENCE = 10.0
 
@@ -22,7 +22,7 @@ class Loop:
         self.said: list[str] = []
         monkeypatch.setattr(watch_module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(watch_module.ray, "kill", self.ended.append)
-        self.watch = Watch(PATIENCE, self.said.append)
+        self.watch = Watchdog(PATIENCE, self.said.append)
         self.trials: list[Any] = []
         for name in "ab":
             self.trials.append(

@@ -1,0 +1,277 @@
+"""Where every trial of a run stands, from the moment a worker gets it to its outcome.
+
+The ledger is the one place where a trial's state changes (:class:`~milp_ray.trial.records.TrialState`)::
+
+    WAITING -> RUNNING -> COMPLETE | FAILED      it ended: the event log has it
+                       -> LOST -> WAITING        its worker is gone, it runs again
+                               -> FAILED         it is what its workers died of
+                       -> ABANDONED              the run stops: a resume runs it again
+
+What waits is in the :class:`~milp_ray.tune.proposals.queue.ProposalQueue`. What becomes of a lost
+trial is the :class:`~milp_ray.tune.workers.failures.FailurePolicy`'s to decide. An outcome goes to
+the user's event log before anything else happens with it (docs/decisions.md, 4). No Ray here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState
+from milp_ray.tune.proposals.queue import ProposalQueue
+from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Verdict
+
+if TYPE_CHECKING:
+    from milp_ray.search import Engine
+
+
+class TrialListener(Protocol):
+    """Who wants to know how the study goes: the progress display, the exported metrics.
+
+    ``is_charged``: whether the trial's retries are fewer now. ``cost``: None where it is not known.
+    """
+
+    def on_trial_started(self, request: TrialRequest) -> None: ...
+    def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None: ...
+    def on_trial_completed(
+        self, request: TrialRequest, values: Mapping[str, float], cost: TrialCost | None
+    ) -> None: ...
+    def on_trial_failed(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None: ...
+
+
+@dataclass
+class _Entry:
+    """A trial that a worker has had.
+
+    Attributes:
+        attempts: how often it was handed out.
+        last_words: of its worker, which was lost.
+        setup_error: why its worker could not be set up and ends next.
+    """
+
+    state: TrialState = TrialState.WAITING
+    attempts: int = 0
+    last_words: str = ""
+    setup_error: TrialReport | None = None
+
+
+class TrialLedger:
+    """Takes trials from the queue, and outcomes to the engines. Each outcome counts once.
+
+    Example:
+        >>> from milp_ray.memory.space import MemorySpace
+        >>> from milp_ray.search import Engine, Objective
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> engine = Engine(space, [Objective("loss", "min")], surrogate="random", reference={"loss": 3.0})
+        >>> queue = ProposalQueue({"u-1": engine}, trials=1, batch=1, workers=1)
+        >>> ledger = TrialLedger({"u-1": engine}, queue, ("loss",), FailurePolicy(retries=0))
+        >>> request = ledger.start(wait=10.0)
+        >>> ledger.end(request, TrialReport.complete({"loss": 2.0}))
+        >>> ledger.is_over, engine.observations[0].values["loss"]
+        (True, 2.0)
+        >>> queue.stop()
+        >>> queue.join()
+
+    Args:
+        engines: one per user, by alias.
+        queue: ready requests of the same engines.
+        objectives: names of the measured values that engines are told, in their order.
+        policy: decides about lost workers.
+        listeners: told of every start and end.
+        workers: how many trials run at once.
+        notify: is told what is wrong with workers, for people.
+
+    Attributes:
+        error: why the run is to end, if it is; nothing is started then.
+        baselines_failed: users whose no-memory measurement failed, and why.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        queue: ProposalQueue,
+        objectives: Sequence[str],
+        policy: FailurePolicy[TrialRequest],
+        listeners: Sequence[TrialListener] = (),
+        workers: int = 1,
+        notify: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self._engines, self._queue, self._policy = engines, queue, policy
+        self.objectives = tuple(objectives)
+        self._listeners, self._workers, self._notify = tuple(listeners), workers, notify
+        self._entries: dict[TrialRequest, _Entry] = {}
+        self._running = 0
+        self.error: Exception | None = None
+        self.baselines_failed: dict[str, str] = {}
+        if any(engine.counts.told or engine.reference is not None for engine in engines.values()):
+            policy.has_worked()
+
+    def state_of(self, request: TrialRequest) -> TrialState:
+        """Where a trial stands that has not ended."""
+        return self._entries[request].state if request in self._entries else TrialState.WAITING
+
+    def start(self, wait: float = 0.0) -> TrialRequest | None:
+        """WAITING to RUNNING: the next trial for a worker.
+
+        Args:
+            wait: seconds to wait for a proposal where no trial runs.
+
+        Returns:
+            None where none is ready, or none is to start now.
+        """
+        held_back = self._policy.held_back
+        if self.error or (held_back and self._running + held_back >= self._workers):
+            return None
+        request = self._queue.take(wait=0.0 if self._running else wait)
+        if request is None:
+            if self.is_over:
+                self._fail_suspended(self._policy.settle())
+            return None
+        earlier = self._entries.get(request, _Entry())
+        self._entries[request] = _Entry(TrialState.RUNNING, earlier.attempts + 1)
+        self._running += 1
+        self._policy.started(request)
+        for listener in self._listeners:
+            listener.on_trial_started(request)
+        return request
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no trial runs and none will: while some run, a lost one may come back."""
+        return not self._running and self._queue.exhausted
+
+    def report(self, request: TrialRequest, report: TrialReport) -> None:
+        """A worker reports from the middle of a trial: a sign of life, or that it cannot be set up
+        and ends."""
+        if report.state is TrialState.LOST:
+            self._entries[request].setup_error = report
+        else:
+            self._policy.reported()
+
+    def heard(self, request: TrialRequest, last_words: str) -> None:
+        """The last words of a trial's worker. That it was lost is told next."""
+        self._entries[request].last_words = last_words
+
+    def end(self, request: TrialRequest, report: TrialReport) -> None:
+        """RUNNING to COMPLETE or FAILED, or, where the run was stopped half way, to ABANDONED.
+
+        Raises:
+            MilpRayError: every trial would fail like this one; this one is abandoned.
+            StorageError: the event log could not be written.
+        """
+        self._running -= 1
+        if report.error is not None:
+            self._abandon(request)
+            raise report.error
+        if not report.is_over:
+            self._abandon(request)
+            return
+        self._fail_suspended(self._policy.got_on(request))
+        if report.state is TrialState.FAILED:
+            self._fail(request, report.reason, report.cost)
+        else:
+            self._complete(request, report)
+
+    def lose(self, request: TrialRequest) -> None:
+        """RUNNING to LOST, the trial's worker being gone: it waits again, has failed, or is
+        abandoned.
+
+        Raises:
+            MilpRayError: why the run ends.
+        """
+        self._running -= 1
+        entry = self._entries[request]
+        entry.state = TrialState.LOST
+        if (setup := entry.setup_error) is not None:
+            verdict = self._policy.lost(Loss(request, setup.error, setup.node))
+        else:
+            verdict = self._policy.lost(Loss(request, last_words=entry.last_words))
+        self._tell_of_loss(entry, verdict)
+        if verdict.actions[request] is Action.RETRY:
+            self._requeue(request, verdict.is_charged)
+        elif request.is_baseline:  # stands in no log, and other trials may wait for it
+            self._fail(request, self._died_too_often(request), None)
+        if verdict.ends is not None:
+            for suspended in self._policy.settle():
+                if not suspended.is_baseline:  # that one has failed
+                    self._abandon(suspended)
+            raise verdict.ends
+
+    def give_up(self, error: Exception) -> None:
+        """End the run for this reason, unless there is one already: nothing more is started."""
+        self.error = self.error or error
+        self._queue.stop()
+
+    def _complete(self, request: TrialRequest, report: TrialReport) -> None:
+        values = {name: float(report.values[name]) for name in self.objectives}
+        if not all(math.isfinite(value) for value in values.values()):
+            self._fail(request, "a measured value is not finite", report.cost)
+            return
+        engine, cost = self._engines[request.alias], self._whole_cost(request, report.cost)
+        if request.is_baseline:
+            engine.set_reference(values, _plain(cost))
+        else:
+            engine.tell(request.number, values, _plain(cost))
+        self._close(request)
+        for listener in self._listeners:
+            listener.on_trial_completed(request, values, cost)
+
+    def _fail(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
+        cost = self._whole_cost(request, cost)
+        if request.is_baseline:  # the reference is inferred then, and a resume measures it again
+            self.baselines_failed[request.alias] = reason
+        else:
+            self._engines[request.alias].fail(request.number, reason, _plain(cost))
+        self._close(request)
+        for listener in self._listeners:
+            listener.on_trial_failed(request, reason, cost)
+
+    def _close(self, request: TrialRequest) -> None:
+        """The trial has its outcome: its user may be planned for again."""
+        self._entries.pop(request, None)
+        self._queue.complete(request)
+
+    def _requeue(self, request: TrialRequest, is_charged: bool) -> None:
+        self._entries[request].state = TrialState.WAITING
+        self._queue.requeue(request)
+        for listener in self._listeners:
+            listener.on_trial_requeued(request, is_charged)
+
+    def _abandon(self, request: TrialRequest) -> None:
+        self._entries[request].state = TrialState.ABANDONED
+        self._queue.abandon(request)
+
+    def _fail_suspended(self, requests: Sequence[TrialRequest]) -> None:
+        """Their workers died of them: others live, or there is nothing more to run."""
+        for request in requests:
+            if not request.is_baseline:
+                self._fail(request, self._died_too_often(request), None)
+
+    def _died_too_often(self, request: TrialRequest) -> str:
+        words = self._policy.last_words(request)
+        why = f", the last one: {words}" if words else "; see tune.log"
+        return f"the worker failed more often than ray.max_failures allows{why}"
+
+    def _tell_of_loss(self, entry: _Entry, verdict: Verdict[TrialRequest]) -> None:
+        """Tell people of a loss, unless the like of it was told before."""
+        if not verdict.is_news:
+            return
+        if (setup := entry.setup_error) is None or setup.error is None:
+            self._notify(f"a worker was lost: {entry.last_words}")
+        else:
+            where = f"node {setup.node}: " if setup.node else ""
+            self._notify(f"{where}{setup.error.problems[0].fact}; its trials run elsewhere")
+
+    def _whole_cost(self, request: TrialRequest, cost: TrialCost | None) -> TrialCost | None:
+        """What a worker reports, with the attempts before it in this session."""
+        if cost is None:
+            return None
+        return dataclasses.replace(cost, attempts=self._entries[request].attempts - 1 + cost.attempts)
+
+
+def _plain(cost: TrialCost | None) -> dict[str, float | str] | None:
+    """A cost as the event log keeps it."""
+    return None if cost is None else cost.to_plain()
