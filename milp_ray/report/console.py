@@ -37,7 +37,7 @@ def closing_view(outcome: Outcome) -> RenderableType:
     parts: list[RenderableType] = []
     if _has(folder, "chosen"):
         parts += [_chosen(folder), Text()]
-    if _has(folder, "scores") and len(scores := read_table(folder.table("scores"))):
+    if _has(folder, "scores") and len(scores := read_table(folder.layout.table("scores"))):
         parts += [_scores(scores), Text()]
     return Group(*parts)
 
@@ -136,14 +136,14 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
     parts += _earlier_choice(folder, alias, chosen)
     if _has(folder, "scores"):
-        scores = read_table(folder.table("scores"))
+        scores = read_table(folder.layout.table("scores"))
         parts += [Text(), _scores(scores[scores.user == alias])]
     return Group(*parts)
 
 
 def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list[RenderableType]:
     """What there is to tell of a memory that is not of the chosen placement, as after more trials."""
-    memory = folder.memory(alias)
+    memory = folder.layout.memory(alias)
     pull(memory, NOTE)
     check_note(memory, user=alias)
     now = set(chosen[chosen.user == alias].placement)
@@ -163,11 +163,11 @@ def _tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
             expected="a run that ended or was stopped",
             remedy=f"continue it with: milp-ray resume {folder.location}",
         )
-    return read_table(folder.table("trials")), read_table(folder.table("chosen"))
+    return read_table(folder.layout.table("trials")), read_table(folder.layout.table("chosen"))
 
 
 def _has(folder: RunFolder, name: str) -> bool:
-    return Path(f"{folder.table(name)}.parquet").exists()
+    return Path(f"{folder.layout.table(name)}.parquet").exists()
 
 
 def _measured(folder: RunFolder) -> list[str]:

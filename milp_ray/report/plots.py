@@ -75,20 +75,20 @@ def draw_run(folder: RunFolder) -> list[Path]:
 
     Fronts are drawn for the first users only: at a third of a second each, a thousand would take minutes.
     """
-    if not folder.table("trials").with_suffix(".parquet").exists():
+    if not folder.layout.table("trials").with_suffix(".parquet").exists():
         return []
-    trials, chosen = read_table(folder.table("trials")), read_table(folder.table("chosen"))
+    trials, chosen = read_table(folder.layout.table("trials")), read_table(folder.layout.table("chosen"))
     picked = dict(zip(chosen.user, chosen.trial, strict=True)) if len(chosen) else {}
     paths = []
     for alias, rows in islice(trials.groupby("user", sort=False), _MOST_FRONTS):
         if (rows.state == "done").any():
-            paths.append(folder.plot(f"front-{alias}"))
+            paths.append(folder.layout.plot(f"front-{alias}"))
             front_plot(rows, folder.study.objectives, picked.get(alias), f"Front of {alias}", paths[-1])
     curves = {
         str(alias): list(rows.hypervolume)
-        for alias, rows in read_table(folder.table("hypervolume")).groupby("user", sort=False)
+        for alias, rows in read_table(folder.layout.table("hypervolume")).groupby("user", sort=False)
     }
-    paths.append(folder.plot("hypervolume"))
+    paths.append(folder.layout.plot("hypervolume"))
     hypervolume_plot(curves, paths[-1])
     return paths
 

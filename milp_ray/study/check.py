@@ -92,13 +92,13 @@ def _storage(study: Study) -> RunFolder | None:
 def _progress(run: RunFolder, users: Users) -> str:
     """How far a run is, as its files say; a driver may be at work on it."""
     pull(run.root / EVENTS, "*.jsonl")
-    ended = sum(ended_trials(run.events(alias)) for alias in users.splits)
+    ended = sum(ended_trials(run.layout.events(alias)) for alias in users.splits)
     text = f"{ended} of {run.study.search.trials * len(users.splits)} trials ended"
     if run.study.simulation is not None:
         return text
     with reading(run.root):
         scores = names_in(run.root / SCORES)
-    tested = sum(run.scores(alias).name in scores for alias in users.splits)
+    tested = sum(run.layout.scores(alias).name in scores for alias in users.splits)
     return f"{text}, {tested} of {len(users.splits)} users tested"
 
 

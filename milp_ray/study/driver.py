@@ -156,7 +156,7 @@ def _opened(
     folder = RunFolder.open(path)
     if overrides:
         _check_overrides(overrides, command, growing)
-        changed = load_study(folder.study_file, overrides)
+        changed = load_study(folder.layout.study_file, overrides)
         if fewer := fewer_trials(folder.study, changed):
             raise StudyError(command, fewer)
         folder.study = folder.study.model_copy(update={"ray": changed.ray})

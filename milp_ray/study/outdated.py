@@ -34,9 +34,9 @@ class Outdated:
             StorageError: they could not be deleted; what is left is still outdated.
         """
         for alias in sorted(self.scores):
-            remove_file(folder.scores(alias))
+            remove_file(folder.layout.scores(alias))
         for alias in sorted(self.memories):
-            remove_folder(folder.memory(alias), commit_marker=ADAPTER_CONFIG)
+            remove_folder(folder.layout.memory(alias), commit_marker=ADAPTER_CONFIG)
 
 
 def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str, Placement]) -> Outdated:
@@ -53,11 +53,11 @@ def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str,
     memories = {
         alias
         for alias, placement in chosen.items()
-        if (saved := _saved_placement(folder.memory(alias), architecture)) is not None and saved != placement
+        if _saved_placement(folder.layout.memory(alias), architecture) not in (None, placement)
     }
     scores = set()
     for alias, placement in chosen.items():
-        found = _values(folder.scores(alias))
+        found = _values(folder.layout.scores(alias))
         if found is not None and (
             alias in memories
             or found.get("other") in memories

@@ -74,7 +74,7 @@ class Population:
             return self._open[alias]
         self.begun(alias)
         study = self._folder.study
-        engine = engine_for(study, self._inputs, alias, self._folder.events(alias))
+        engine = engine_for(study, self._inputs, alias, self._folder.layout.events(alias))
         self._sizes[alias] = engine.log_size
         return engine
 
@@ -84,7 +84,7 @@ class Population:
         Raises:
             StorageError: it had, and its event log is gone or shorter than it was: it would begin anew.
         """
-        log = self._folder.events(alias)
+        log = self._folder.layout.events(alias)
         size = log.stat().st_size if log.exists() else 0
         if size < self._sizes.get(alias, 0):
             raise log_is_lost(log)

@@ -52,13 +52,13 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
     table = trials.table()
     if table.empty:
         return
-    write_table(table, folder.table("trials"))
-    write_table(table[table.on_front], folder.table("fronts"))
+    write_table(table, folder.layout.table("trials"))
+    write_table(table[table.on_front], folder.layout.table("fronts"))
     chosen = chosen_table(population.chosen(), folder.study.choose.policy, architecture)
-    write_table(chosen, folder.table("chosen"))
-    scores = scores_table({alias: folder.scores(alias) for alias in population.aliases})
-    write_table(scores, folder.table("scores"))
-    write_table(volumes.table(), folder.table("hypervolume"))
+    write_table(chosen, folder.layout.table("chosen"))
+    scores = scores_table({alias: folder.layout.scores(alias) for alias in population.aliases})
+    write_table(scores, folder.layout.table("scores"))
+    write_table(volumes.table(), folder.layout.table("hypervolume"))
 
 
 def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
@@ -66,8 +66,8 @@ def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
 
     An experiment that is newer than the event log is left as it is.
     """
-    path = folder.experiment(alias)
-    if not path.exists() or path.stat().st_mtime < folder.events(alias).stat().st_mtime:
+    path = folder.layout.experiment(alias)
+    if not path.exists() or path.stat().st_mtime < folder.layout.events(alias).stat().st_mtime:
         from milp_ray.search.ax.export import build_client, save_client
 
         save_client(build_client(alias, engine), path)

@@ -136,7 +136,7 @@ class Run:
             aliases = self.population.aliases
             self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in aliases)
             self.outcome.users_untested = sum(
-                self._has_memory(alias) and not self.folder.scores(alias).exists() for alias in aliases
+                self._has_memory(alias) and not self.folder.layout.scores(alias).exists() for alias in aliases
             )
         return self.outcome
 
@@ -160,7 +160,7 @@ class Run:
                 "Ray ended the search before all trials were done",
                 where=self.folder.location,
                 expected="every user's budget used up",
-                remedy=f"look into {shown(self.folder.tune_log)}, then: "
+                remedy=f"look into {shown(self.folder.layout.tune_log)}, then: "
                 f"milp-ray resume {self.folder.location}",
             )
 
@@ -187,7 +187,7 @@ class Run:
                         failed = run_search(
                             self._spec(todo),
                             engines,
-                            self.folder.tune,
+                            self.folder.layout.tune,
                             stopping,
                             (self.progress, gauges),
                             proposer=proposer,
@@ -269,7 +269,7 @@ class Run:
         spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root, self._session)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
-            "test": sum(self.folder.scores(alias).exists() for alias in placements),
+            "test": sum(self.folder.layout.scores(alias).exists() for alias in placements),
         }
 
         self.progress.trained(done["train"])
@@ -315,7 +315,7 @@ class Run:
         if not self._final_wanted:
             return True
         placements = self._placements()
-        return all(self.folder.scores(alias).exists() for alias in placements) and not (
+        return all(self.folder.layout.scores(alias).exists() for alias in placements) and not (
             outdated(self.folder, self.inputs.architecture, placements).scores
         )
 
@@ -328,16 +328,16 @@ class Run:
         """
         if self._final_wanted:
             for alias in self.population.aliases:
-                check_note(self.folder.memory(alias), user=alias)
+                check_note(self.folder.layout.memory(alias), user=alias)
 
     def _tested(self, alias: str) -> bool:
-        return self._has_memory(alias) and self.folder.scores(alias).exists()
+        return self._has_memory(alias) and self.folder.layout.scores(alias).exists()
 
     def _has_memory(self, alias: str) -> bool:
-        return self.folder.memory_config(alias).exists()
+        return self.folder.layout.memory_config(alias).exists()
 
     def _record(self) -> None:
         write_tables(self.folder, self.population, self.inputs.architecture)
         if self.outcome.metrics is not None and self.outcome.metrics.workers:
-            path = self.folder.table("search_metrics").with_suffix(".json")
+            path = self.folder.layout.table("search_metrics").with_suffix(".json")
             write_json(path, self.outcome.metrics.to_plain())

@@ -1,18 +1,14 @@
-"""The run folder: who may write it, and how it is written whole or not at all.
+"""The run folder: what a run is, opened or new, and how it differs from a study of today.
 
-Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is this process's mirror of it
-(:mod:`milp_ray.storage.mirror`). Where each file is says :mod:`milp_ray.layout`; what the files mean is for
-their writers.
+Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is in this process's
+mirror of it (:mod:`milp_ray.storage.mirror`). Where each file is says :mod:`milp_ray.layout`; what the
+files mean is for their writers. How a run is created whole is :mod:`milp_ray.study.creation`'s, who
+may write it :mod:`milp_ray.study.run_lock`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,54 +18,34 @@ import milp_ray
 from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
 from milp_ray.data.digests import Fingerprint
-from milp_ray.errors import MilpRayError, Problem, RunBusyError, RunFolderError, StudyError
+from milp_ray.errors import Problem, RunFolderError, StudyError
 from milp_ray.ids import KEY_BYTES, alias_of, is_alias, new_key
 from milp_ray.layout import (
-    DELETED_LAST,
-    DRAFT_FOLDERS,
-    EVENTS,
-    EXPERIMENTS,
     FIRST,
     KEY,
-    LOCK,
-    MEMORIES,
     META,
-    OF_UNUSED,
-    SCORES,
     STUDY,
     TABLES,
     Layout,
 )
 from milp_ray.model.fingerprint import COMMIT
 from milp_ray.storage import (
-    GROUP,
     FileSet,
-    Mirror,
     Session,
     atomic_write,
-    clean_up_drafts,
-    driving,
-    follow,
     has_credentials,
     is_url,
     mirror_at,
-    mirror_of,
-    next_session,
     reading,
-    remove_run,
     shown,
-    sync_folder,
     url_fault,
-    write_json,
-    writing,
 )
-from milp_ray.storage.folder_lock import confirm_held, folder_lock
-from milp_ray.storage.lease import Lease
-from milp_ray.storage.stale_drafts import is_young
 from milp_ray.study.alias_key import given_key
+from milp_ray.study.creation import create_run, delete_run, is_unused
 from milp_ray.study.location import is_run, refuse_existing, run_location
 from milp_ray.study.prompt_frame import with_frame
 from milp_ray.study.provenance import differences, packages, without_ids
+from milp_ray.study.run_lock import run_lock
 
 # 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one of each
 # user, whose number follows from the alias. In 1 it is one of the whole file, and users are numbered by their
@@ -77,15 +53,11 @@ from milp_ray.study.provenance import differences, packages, without_ids
 FORMAT = 2
 # What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
 _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
-# What those who look at a run at a URL need of it, and a driver: no weights, only that they are there.
-_READERS = FileSet(FIRST, {TABLES: "*"})
-_DRIVERS = FileSet(
-    FIRST,
-    {TABLES: "*", EVENTS: "*", SCORES: "*", EXPERIMENTS: "*", MEMORIES: "*/*.json"},
-)
+# What those who look at a run at a URL need of it.
+_READER_FILES = FileSet(FIRST, {TABLES: "*"})
 
 
-class RunFolder(Layout):
+class RunFolder:
     """An existing run folder. Make one with :meth:`create`, or open one with :meth:`open`.
 
     Example:
@@ -104,14 +76,16 @@ class RunFolder(Layout):
         'example'
 
     Attributes:
-        root: the folder; of a run at a URL this process's mirror.
+        layout: where each file is.
+        root: the folder; of a run at a URL in this process's mirror.
         location: its path or URL, for people and commands.
         study, key, meta: what it holds of these.
         session: of the driver that holds it, which is this process; None outside :meth:`lock`.
     """
 
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
-        super().__init__(root)
+        self.layout = Layout(root)
+        self.root = root
         self.location = shown(root)
         self.study = study
         self.key = key
@@ -139,7 +113,7 @@ class RunFolder(Layout):
 
         Raises:
             RunFolderError: there is one already.
-            StorageError: the folder cannot be written.
+            StorageError: the location cannot be written.
         """
         location = run_location(study)
         key = key or new_key()
@@ -159,34 +133,10 @@ class RunFolder(Layout):
             KEY: key,
             META: json.dumps(meta, indent=1).encode(),
         }
-        if is_url(location):
-            return cls(_create_at(mirror_at(location), first), frozen, key, meta)._made()
-        root = Path(location)
-        with writing(root):
-            root.parent.mkdir(parents=True, exist_ok=True)
-            _clean_up_creations(root)
-            draft = Path(tempfile.mkdtemp(prefix=f".{study.name}-", suffix=_DRAFT, dir=root.parent))
-            try:
-                _write_first(draft, first)
-                (draft / LOCK).touch()
-                if study.storage.readable_by == "group":
-                    draft.chmod(GROUP)  # else as it is made: for its owner alone
-                for file in draft.iterdir():
-                    if file.name != KEY:
-                        follow(file)
-                sync_folder(draft)
-                draft.rename(root)  # fails if somebody made a filled folder there meanwhile
-                sync_folder(root.parent)
-            except OSError as error:
-                shutil.rmtree(draft, ignore_errors=True)
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    refuse_existing(location)
-                raise
-        return cls(root, frozen, key, meta)._made()
-
-    def _made(self) -> RunFolder:
-        self._is_new = True
-        return self.pinned()
+        group_reads = study.storage.readable_by == "group"
+        folder = cls(create_run(location, first, group_reads=group_reads), frozen, key, meta)
+        folder._is_new = True
+        return folder.pinned()
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -199,7 +149,7 @@ class RunFolder(Layout):
         if is_url(path):
             _check_url(str(path))
             mirror = mirror_at(str(path))
-            mirror.refresh(_READERS)
+            mirror.refresh(_READER_FILES)
             root = mirror.root
         else:
             root = Path(path).expanduser().resolve()
@@ -266,11 +216,11 @@ class RunFolder(Layout):
         if frozen.search.trials < self.study.search.trials:
             search = frozen.search.model_copy(update={"trials": self.study.search.trials})
             text = _HEADER + dump_study(frozen.model_copy(update={"search": search}))
-            atomic_write(self.study_file, lambda draft: draft.write_text(text, encoding="utf-8"))
+            atomic_write(self.layout.study_file, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def _frozen(self) -> Study:
         """The study as it lies in the folder."""
-        return load_study(self.study_file, _AS_BEGUN[int(str(self.meta["format"]))])
+        return load_study(self.layout.study_file, _AS_BEGUN[int(str(self.meta["format"]))])
 
     def pinned(self) -> RunFolder:
         """Itself, with the prompts and, as the hub model's revision, the commit that the run was begun with.
@@ -332,139 +282,31 @@ class RunFolder(Layout):
         """
         if self.session is None:
             raise RuntimeError("only the driver of a run removes it")
-        if not self._is_new or self.session.number != 1 or not self._unused():
+        if not self._is_new or self.session.number != 1 or not is_unused(self.root):
             return False
-        if (mirror := mirror_of(self.root)) is not None:
-            remove_run(mirror, last=DELETED_LAST)
-            return True
-        confirm_held(self.root)
-        with writing(self.root):
-            # At once, so that nobody finds a part of it; what a crash leaves goes with the next of the name.
-            gone = self.root.with_name(f".{self.root.name}-{self.session.id}{_REMOVED}")
-            self.root.rename(gone)
-            shutil.rmtree(gone)
+        delete_run(self.root, self.session.id)
         return True
-
-    def _unused(self) -> bool:
-        """Whether there is nothing but what creation and a search without any trial write. At a URL what is
-        there counts, and what this process has still to upload."""
-        with reading(self.root):
-            logs = {f"here/{log.name}": log.read_bytes() for log in (self.root / EVENTS).glob("*.jsonl")}
-            if (mirror := mirror_of(self.root)) is None:
-                names = {path.name for path in self.root.iterdir()}
-            else:
-                found = [each.name for each in mirror.objects.list_below()]
-                names = {name.partition("/")[0] for name in found}
-                logs |= {name: mirror.objects.get(name) for name in found if name.startswith(f"{EVENTS}/")}
-        return names <= OF_UNUSED and all(log.count(b"\n") <= 1 for log in logs.values())
-
-    def _keep_tune_log(self, mirror: Mirror) -> None:
-        """Tune's own errors, which a person may be told to look into, go to the URL as well."""
-        log = self.tune_log
-        with contextlib.suppress(MilpRayError):
-            if log.exists():
-                mirror.put(log, log.read_bytes())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this driver, and remove what a killed one left half-made.
-
-        In a folder it is a lock and a lease (:mod:`milp_ray.storage.folder_lock`), at a URL a lease alone
-        (:mod:`milp_ray.storage.lease`), and event logs are uploaded while it is held. A session of the run
-        begins, so that workers of an earlier driver publish nothing more.
+        """Hold the run for this driver: :func:`milp_ray.study.run_lock.run_lock`.
 
         Raises:
             RunBusyError: another driver holds it, or removed it.
             StorageError: the URL cannot be read or, at the end, not be written.
         """
-        if (mirror := mirror_of(self.root)) is not None:
-            with driving(mirror, _DRIVERS):
-                try:
-                    with self._in_session():
-                        yield
-                finally:
-                    self._keep_tune_log(mirror)
-            return
-        self._check_same()
-        with folder_lock(self.root):
-            self._clean_up()
-            with self._in_session():
+        with run_lock(self.layout, self.key) as self.session:
+            try:
                 yield
-
-    @contextmanager
-    def _in_session(self) -> Iterator[None]:
-        """A session of the run, which is held."""
-        self._check_same()
-        self.session = next_session(self.root)
-        write_json(self.session_file, self.session.to_plain())
-        try:
-            yield
-        finally:
-            self.session = None
-
-    def _check_same(self) -> None:
-        """Make sure that what is there is still this run: a key is new in every one."""
-        with reading(self.root):
-            key = self.key_file
-            if self.meta_file.exists() and key.exists() and key.read_bytes() == self.key:
-                return
-        raise RunBusyError(
-            "the run was removed meanwhile, or replaced by another of its name",
-            where=self.location,
-            expected="the run that this process made or opened",
-            remedy="search again; where there is a run now, it goes on with: "
-            f"milp-ray resume {self.location}",
-        )
-
-    def _clean_up(self) -> None:
-        """Remove what drivers that were killed, and their workers, left half-made."""
-        for scratch in (*self.tune.glob("search-*"), self.train):
-            shutil.rmtree(scratch, ignore_errors=True)
-        with reading(self.root):
-            folders = [self.root]
-            folders += [path for kind in DRAFT_FOLDERS for path in self.root.glob(kind) if path.is_dir()]
-        for folder in folders:
-            clean_up_drafts(folder)
+            finally:
+                self.session = None
 
 
-_DRAFT, _REMOVED = ".draft", ".removed"
 _HEADER = (
     "# The frozen study of this run: every value spelled out, user ids replaced by aliases.\n"
     "# It is read by `milp-ray resume`; changing it has no good effect. To search anew, copy your own study\n"
     "# file, give it another name, and run `milp-ray search` on it.\n"
 )
-
-
-def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        mode = 0o600 if name == KEY else 0o644
-        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _clean_up_creations(root: Path) -> None:
-    """Remove what is left of runs of this name whose making, or removal, was killed: drafts that hold nothing
-    but first files, and all that was removed."""
-    for gone in root.parent.glob(f".{root.name}-*{_REMOVED}"):
-        shutil.rmtree(gone, ignore_errors=True)
-    for draft in root.parent.glob(f".{root.name}-*{_DRAFT}"):
-        with contextlib.suppress(OSError):
-            if not is_young(draft) and {path.name for path in draft.iterdir()} <= {*FIRST, LOCK}:
-                shutil.rmtree(draft)
-
-
-def _create_at(mirror: Mirror, first: Mapping[str, bytes]) -> Path:
-    """Put a run's first files at a URL, ``run.json`` last, so that it is there whole or not at all."""
-    mirror.refresh(_DRIVERS)  # of an earlier run of the name, which was removed elsewhere
-    with Lease(mirror.objects) as lease:
-        refuse_existing(mirror.url)
-        for name in FIRST:
-            mirror.objects.guarded(lease).put(name, first[name])
-    with writing(mirror.root):
-        _write_first(mirror.root, first)
-    return mirror.root
 
 
 def _check_url(url: str) -> None:

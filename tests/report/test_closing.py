@@ -32,8 +32,8 @@ def a_run(tmp_path: Path, rouge: dict[str, list[float]]) -> Outcome:
             [("no memory", 0.3), ("failed", float("nan")), *(("done", value) for value in values)], -1
         )
     ]
-    write_table(pd.DataFrame(rows), folder.table("trials"))
-    write_table(pd.DataFrame(rows[:0]), folder.table("chosen"))
+    write_table(pd.DataFrame(rows), folder.layout.table("trials"))
+    write_table(pd.DataFrame(rows[:0]), folder.layout.table("chosen"))
     return Outcome(folder, len(rouge))
 
 

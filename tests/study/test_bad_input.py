@@ -17,7 +17,7 @@ from milp_ray.config.loading import load_study, resolved
 from milp_ray.errors import ClusterError, RunBusyError, StudyError
 from milp_ray.ids import new_key
 from milp_ray.storage import write_json
-from milp_ray.study import driver, run_folder
+from milp_ray.study import creation, driver, run_folder
 from milp_ray.study.inputs import Inputs, load_inputs
 from tests.study.conftest import CANARY, Start, call, user_line
 
@@ -119,7 +119,7 @@ def test_a_full_disk_when_the_run_folder_is_made(study_file: Path, monkeypatch: 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_folder.os, "fdopen", full)
+    monkeypatch.setattr(creation.os, "fdopen", full)
     assert "No space left" in refused(study_file, exit_code=1)
 
 
@@ -200,8 +200,10 @@ def test_check_on_a_run_that_is_there_says_how_far_it_is(study_file: Path) -> No
     (folder.root / "scores").mkdir()
     users = list(load_inputs(folder.study, folder.key).users.splits)
     lines = [{"event": kind} for kind in ("created", "asked", "told", "failed", "told")]
-    folder.events(users[0]).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event":"to')
-    write_json(folder.scores(users[1]), {})
+    folder.layout.events(users[0]).write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"event":"to'
+    )
+    write_json(folder.layout.scores(users[1]), {})
     before = {path: path.stat().st_mtime_ns for path in study_file.parent.rglob("*")}
     code, output = call("check", str(study_file), "ray.max_concurrent=3")
     assert code == 0 and "the study is fine" in output, output

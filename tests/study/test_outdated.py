@@ -32,9 +32,9 @@ def keep(folder: RunFolder, architecture: Any, alias: str, placement: Placement,
     """A memory and its scores, as the final job leaves them."""
     config = lora_config(placement, architecture).to_dict()
     config["target_modules"] = sorted(config["target_modules"])
-    folder.memory(alias).mkdir(parents=True)
-    (folder.memory(alias) / ADAPTER_CONFIG).write_text(json.dumps(config, default=str))
-    write_json(folder.scores(alias), {"placement": placement.key, "other": other, "models": {}})
+    folder.layout.memory(alias).mkdir(parents=True)
+    (folder.layout.memory(alias) / ADAPTER_CONFIG).write_text(json.dumps(config, default=str))
+    write_json(folder.layout.scores(alias), {"placement": placement.key, "other": other, "models": {}})
 
 
 def test_what_another_choice_leaves_is_the_memory_its_scores_and_those_tested_beside_it(
@@ -49,18 +49,18 @@ def test_what_another_choice_leaves_is_the_memory_its_scores_and_those_tested_be
     assert found == Outdated(frozenset({A}), frozenset({A, C}))
 
     for alias in found.scores:  # cut off after the scores: what is left is still outdated
-        folder.scores(alias).unlink()
+        folder.layout.scores(alias).unlink()
     assert outdated(folder, inputs.architecture, chosen | {A: NEW}).memories == {A}
     found.remove(folder)
     assert outdated(folder, inputs.architecture, chosen | {A: NEW}) == Outdated()
-    assert folder.memory(B).exists() and not folder.memory(A).exists()
-    assert folder.scores(B).exists() and not folder.scores(C).exists()
+    assert folder.layout.memory(B).exists() and not folder.layout.memory(A).exists()
+    assert folder.layout.scores(B).exists() and not folder.layout.scores(C).exists()
 
 
 def test_a_memory_that_tells_no_placement_is_left_alone(tmp_path: Path) -> None:
     _, folder, inputs = population_of(tmp_path)
     for values in ({}, {"target_modules": "all-linear", "r": 8}, {"target_modules": ["other"]}, []):
-        write_json(folder.memory(A) / ADAPTER_CONFIG, values)
+        write_json(folder.layout.memory(A) / ADAPTER_CONFIG, values)
         assert outdated(folder, inputs.architecture, {A: NEW}) == Outdated()
 
 
@@ -70,10 +70,10 @@ def test_a_memory_tells_its_placement_by_its_note_or_by_what_differs_from_pefts_
     _, folder, inputs = population_of(tmp_path)
     names = [module.name for layer in (0, 3) for module in inputs.architecture.modules(layer)]
     ranks = {name: 16 for name in names if ".3." in name}
-    write_json(folder.memory(A) / ADAPTER_CONFIG, {"target_modules": names, "rank_pattern": ranks})
+    write_json(folder.layout.memory(A) / ADAPTER_CONFIG, {"target_modules": names, "rank_pattern": ranks})
     assert outdated(folder, inputs.architecture, {A: OLD}) == Outdated()
     assert outdated(folder, inputs.architecture, {A: NEW}).memories == {A}
-    write_json(folder.memory(A) / NOTE, {"placement": NEW.key})
+    write_json(folder.layout.memory(A) / NOTE, {"placement": NEW.key})
     assert outdated(folder, inputs.architecture, {A: NEW}) == Outdated()
     assert outdated(folder, inputs.architecture, {A: OLD}).memories == {A}
 
@@ -89,10 +89,14 @@ def test_a_run_whose_choice_changed_is_not_complete(tmp_path: Path) -> None:
     assert run.complete()
     placement = population.chosen()[A].placement
     other = OLD if placement != OLD else NEW
-    write_json(folder.scores(A), {"placement": other.key, "other": None})
+    write_json(folder.layout.scores(A), {"placement": other.key, "other": None})
     assert not run.complete()
     run._drop_outdated(run._placements())
-    assert not folder.scores(A).exists() and folder.memory(A).exists() and folder.scores(B).exists()
+    assert (
+        not folder.layout.scores(A).exists()
+        and folder.layout.memory(A).exists()
+        and folder.layout.scores(B).exists()
+    )
 
 
 def test_more_trials_are_written_down_and_nothing_else_changes(

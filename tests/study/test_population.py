@@ -115,7 +115,7 @@ def test_the_table_says_what_trials_took_as_far_as_logs_know(tmp_path: Path) -> 
         engine.tell(first.id, {"loss": 2.0, "rouge_l": 0.1}, cost.to_plain())
         engine.fail(second.id, "out of memory", cost.to_plain())
     write_tables(folder, population, inputs.architecture)
-    table = read_table(folder.table("trials"))
+    table = read_table(folder.layout.table("trials"))
     names = [one.name for one in fields(TrialCost)]
     known = table[table.user == ALIASES[1]].set_index("trial")
     for number in (first.id, second.id):
@@ -132,25 +132,25 @@ def test_a_log_that_is_gone_or_cut_is_no_search_that_has_not_begun(
     for alias in ALIASES[:2]:
         search(population, alias, 3)
     write_tables(folder, population, inputs.architecture)
-    before = read_table(folder.table("trials"))
-    log = folder.events(ALIASES[0])
+    before = read_table(folder.layout.table("trials"))
+    log = folder.layout.events(ALIASES[0])
     harm(log)
     left = log.read_bytes() if log.exists() else None
     with pytest.raises(StorageError, match="event log is gone, or shorter"):
         population.engine(ALIASES[0])
     with pytest.raises(StorageError, match="event log is gone, or shorter"):
         write_tables(folder, population, inputs.architecture)
-    assert read_table(folder.table("trials")).equals(before)
+    assert read_table(folder.layout.table("trials")).equals(before)
     assert (log.read_bytes() if log.exists() else None) == left
 
 
 def test_a_log_that_vanishes_under_an_engine_is_said(tmp_path: Path) -> None:
     population, folder, _ = population_of(tmp_path)
     with population.opened(ALIASES[:1]) as engines:
-        folder.events(ALIASES[0]).unlink()
+        folder.layout.events(ALIASES[0]).unlink()
         with pytest.raises(StorageError, match="event log is gone"):
             engines[ALIASES[0]].ask(1)
-    assert not folder.events(ALIASES[0]).exists()
+    assert not folder.layout.events(ALIASES[0]).exists()
 
 
 def test_show_tells_of_a_memory_of_an_earlier_choice_and_of_anothers(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_show_tells_of_a_memory_of_an_earlier_choice_and_of_anothers(tmp_path: P
     chosen = population.chosen()[ALIASES[0]].placement.key
 
     def shown(placement: str, user: str) -> str:
-        memory = folder.memory(user)
+        memory = folder.layout.memory(user)
         memory.mkdir(parents=True, exist_ok=True)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (memory / name).write_bytes(b"{}")
@@ -194,9 +194,12 @@ def test_tables_hold_every_user_that_was_begun(tmp_path: Path) -> None:
     search(population, ALIASES[0], 3)
     search(population, ALIASES[3], 2)
     write_tables(folder, population, inputs.architecture)
-    trials = read_table(folder.table("trials"))
+    trials = read_table(folder.layout.table("trials"))
     assert list(trials.user.unique()) == [ALIASES[0], ALIASES[3]] and len(trials) == 3 + 2 + 2
-    assert len(read_table(folder.table("hypervolume"))) == 5 and len(read_table(folder.table("chosen"))) == 2
+    assert (
+        len(read_table(folder.layout.table("hypervolume"))) == 5
+        and len(read_table(folder.layout.table("chosen"))) == 2
+    )
 
 
 def test_a_space_of_one_configuration_has_tables_and_no_experiment(tmp_path: Path) -> None:
@@ -205,5 +208,5 @@ def test_a_space_of_one_configuration_has_tables_and_no_experiment(tmp_path: Pat
     for alias in ALIASES:
         search(population, alias, 1)
     write_tables(folder, population, inputs.architecture)
-    assert len(read_table(folder.table("chosen"))) == len(ALIASES)
+    assert len(read_table(folder.layout.table("chosen"))) == len(ALIASES)
     assert not (tmp_path / "experiments").exists()

@@ -82,9 +82,9 @@ def test_a_new_run_is_for_its_owner_or_its_group_alone(
     study = a_study(tmp_path)
     storage = study.storage.model_copy(update={"readable_by": readable_by})
     made = RunFolder.create(study.model_copy(update={"storage": storage}), "f")
-    EventLog(made.events("u-" + "a" * 13)).append({"event": "x"})
-    write_folder(made.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
-    write_json(made.scores("u-" + "a" * 13), {})
+    EventLog(made.layout.events("u-" + "a" * 13)).append({"event": "x"})
+    write_folder(made.layout.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
+    write_json(made.layout.scores("u-" + "a" * 13), {})
     with made.lock():
         for path in (made.root, *made.root.rglob("*")):
             wanted = 0o600 if path.name == "alias.key" else folder if path.is_dir() else file
@@ -96,8 +96,8 @@ def test_a_run_that_was_opened_to_others_goes_on_as_it_is(tmp_path: Path) -> Non
     tmp_path.chmod(0o755)
     run = RunFolder.create(a_study(tmp_path), "f")
     run.root.chmod(0o755)  # as earlier versions made it
-    write_folder(run.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
-    memory = run.memory("u-" + "a" * 13)
+    write_folder(run.layout.memory("u-" + "a" * 13), lambda draft: (draft / "weights").write_text("w"))
+    memory = run.layout.memory("u-" + "a" * 13)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (memory, memory / "weights")] == [0o755, 0o644]
 
 
@@ -187,15 +187,15 @@ def test_what_killed_drivers_left_goes_with_the_next_one(
     monkeypatch.setattr(stale_drafts, "STALE_SECONDS", 0.0)
     folder = RunFolder.create(a_study(tmp_path), "f")
     kept = [
-        folder.tune / "tune.log",
-        folder.adapters("u-a") / "t0007" / "adapter_config.json",
-        folder.memory("u-a") / "adapter_config.json",  # replaced by .old, whose writer was killed
-        folder.scores("u-a"),
+        folder.layout.tune / "tune.log",
+        folder.layout.adapters("u-a") / "t0007" / "adapter_config.json",
+        folder.layout.memory("u-a") / "adapter_config.json",  # replaced by .old, whose writer was killed
+        folder.layout.scores("u-a"),
     ]
     left = [
-        folder.tune / "search-20261126-093000-3f9c2a" / "experiment_state.json",
+        folder.layout.tune / "search-20261126-093000-3f9c2a" / "experiment_state.json",
         folder.root / "train" / "s-final" / "x",
-        folder.adapters("u-a") / ".t0008.41.tmp" / "adapter_config.json",
+        folder.layout.adapters("u-a") / ".t0008.41.tmp" / "adapter_config.json",
         folder.root / "memories" / ".u-a.41.tmp" / "adapter_config.json",
         folder.root / "scores" / ".u-b.json.41.tmp",
         folder.root / "experiments" / ".u-a.json.41.tmp",
@@ -205,7 +205,7 @@ def test_what_killed_drivers_left_goes_with_the_next_one(
     for path in kept + left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    folder.memory("u-a").rename(folder.memory("u-a").with_name(".u-a.41.old"))
+    folder.layout.memory("u-a").rename(folder.layout.memory("u-a").with_name(".u-a.41.old"))
     before = sorted(folder.root.iterdir())
     with folder.lock():
         there = {path for path in folder.root.rglob("*") if path.is_file()}
@@ -335,27 +335,27 @@ def test_logs_scores_and_memories_reach_the_next_driver(
 ) -> None:
     folder = RunFolder.create(at(url), "f")
     with folder.lock():
-        log = EventLog(folder.events("u-a"))
+        log = EventLog(folder.layout.events("u-a"))
         log.append({"event": "created"})
         log.append({"event": "told", "id": 0})
-        write_json(folder.scores("u-a"), {})
+        write_json(folder.layout.scores("u-a"), {})
         write_folder(
-            folder.memory("u-a"),
+            folder.layout.memory("u-a"),
             lambda draft: [(draft / name).write_bytes(b"{}") for name in ("adapter_config.json", "w.bin")],
             commit_marker="adapter_config.json",
         )
-        write_folder(folder.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
-        folder.tune.mkdir()
-        (folder.tune / "tune.log").write_text("why")
+        write_folder(folder.layout.adapters("u-a") / "t0007", lambda draft: (draft / "x").write_bytes(b"1"))
+        folder.layout.tune.mkdir()
+        (folder.layout.tune / "tune.log").write_text("why")
     assert "adapters/u-a/t0007/x" in names_at(folder.location) and "tune/tune.log" in names_at(
         folder.location
     )
     on_another_machine()
     again = RunFolder.open(folder.location)
     with again.lock():
-        assert len(EventLog(again.events("u-a")).events) == 2
-        assert again.scores("u-a").exists()
-        assert [path.name for path in again.memory("u-a").iterdir()] == ["adapter_config.json"]
+        assert len(EventLog(again.layout.events("u-a")).events) == 2
+        assert again.layout.scores("u-a").exists()
+        assert [path.name for path in again.layout.memory("u-a").iterdir()] == ["adapter_config.json"]
         assert not (again.root / "adapters").exists(), "a driver needs no weights"
 
 
@@ -409,9 +409,9 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     target = tmp_path / "deep" / "copies"
     with pytest.raises(RunFolderError, match="no tables yet"):
         fetch(folder.location, target)
-    write_json(folder.table("trials.json"), {})
-    write_json(folder.plot("front"), {})
-    write_folder(folder.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
+    write_json(folder.layout.table("trials.json"), {})
+    write_json(folder.layout.plot("front"), {})
+    write_folder(folder.layout.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
     on_another_machine()
     assert fetch(folder.location, target) == 2
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*.*")) == [
@@ -429,7 +429,7 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     assert "rank_pattern" not in config
     assert not list((tmp_path / "all").rglob("*.key"))
 
-    memory = RunFolder.open(folder.location).memory("u-a")
+    memory = RunFolder.open(folder.location).layout.memory("u-a")
     write_folder(memory, a_memory_of("u-b"), commit_marker="adapter_config.json")
     with pytest.raises(RunFolderError, match="it is of user u-b"):
         fetch(folder.location, tmp_path / "mixed", memories=True)
@@ -446,15 +446,15 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
 
 def test_a_run_in_a_folder_is_fetched_alike(tmp_path: Path) -> None:
     folder = RunFolder.create(a_study(tmp_path), "f")
-    write_json(folder.table("trials.json"), {})
+    write_json(folder.layout.table("trials.json"), {})
     (folder.root / "tables" / ".trials.json.1.tmp").write_text("half")
     tmp_path.chmod(0o755)
     assert fetch(folder.root, tmp_path / "copies") == 1
     copies = [tmp_path / "copies", *(tmp_path / "copies").rglob("*")]
     assert not any(path.stat().st_mode & 0o077 for path in copies), "for whoever fetched them alone"
-    write_folder(folder.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
-    (folder.memory("u-a") / ".half.1.tmp").write_text("half")
+    write_folder(folder.layout.memory("u-a"), an_adapter, commit_marker="adapter_config.json")
+    (folder.layout.memory("u-a") / ".half.1.tmp").write_text("half")
     assert fetch(folder.root, tmp_path / "more", memories=True) == 5
     config = json.loads((tmp_path / "more" / "memories" / "u-a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "the-base" and config["rank_pattern"] == {"m.1.up": 2}
-    assert "/private" in (folder.memory("u-a") / "adapter_config.json").read_text()
+    assert "/private" in (folder.layout.memory("u-a") / "adapter_config.json").read_text()

@@ -27,13 +27,15 @@ def test_what_is_not_on_the_front_goes_and_other_users_keep_theirs(
     folder = RunFolder.create(study, "f")
     for alias in ("u-a", "u-b"):
         for name in ("t0000", "t0001", "t0007"):
-            write_folder(folder.adapters(alias) / name, adapter, commit_marker="adapter_config.json")
+            write_folder(folder.layout.adapters(alias) / name, adapter, commit_marker="adapter_config.json")
     (folder.root / "adapters" / "u-a").mkdir(parents=True, exist_ok=True)
     drop_beaten(folder, {"u-a": (1, 7), "u-c": ()})
-    assert names_in(folder.adapters("u-a")) == {"t0001", "t0007"}
-    assert names_in(folder.adapters("u-b")) == {"t0000", "t0001", "t0007"}
+    assert names_in(folder.layout.adapters("u-a")) == {"t0001", "t0007"}
+    assert names_in(folder.layout.adapters("u-b")) == {"t0000", "t0001", "t0007"}
     drop_beaten(folder, {"u-a": (), "u-b": (0,)})
-    assert names_in(folder.adapters("u-a")) == set() and names_in(folder.adapters("u-b")) == {"t0000"}
+    assert names_in(folder.layout.adapters("u-a")) == set() and names_in(folder.layout.adapters("u-b")) == {
+        "t0000"
+    }
 
 
 def test_a_summary_knows_the_front_that_a_session_before_left(tmp_path: Path) -> None:

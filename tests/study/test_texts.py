@@ -44,10 +44,10 @@ def test_the_final_job_shares_what_it_has_to_train_or_test(
         search(population, alias, 3)
     run, made = run_of(tmp_path), list[FinalSpec]()
     for alias in ALIASES[:2]:  # the first is done, the second trained only
-        run.folder.memory(alias).mkdir(parents=True)
-        (run.folder.memory(alias) / "adapter_config.json").touch()
-    run.folder.scores(ALIASES[0]).parent.mkdir()
-    run.folder.scores(ALIASES[0]).touch()
+        run.folder.layout.memory(alias).mkdir(parents=True)
+        (run.folder.layout.memory(alias) / "adapter_config.json").touch()
+    run.folder.layout.scores(ALIASES[0]).parent.mkdir()
+    run.folder.layout.scores(ALIASES[0]).touch()
 
     def run_final(spec: FinalSpec, *_: Callable[..., Any]) -> None:
         made.append(spec)

@@ -15,7 +15,7 @@ from milp_ray.search.core.events import EventLog
 from milp_ray.storage import close_mirrors, mirror_of, write_json
 from milp_ray.storage import mirror as mirrors
 from milp_ray.storage.objects import objects_at
-from milp_ray.study import run_folder
+from milp_ray.study import creation
 from milp_ray.study.driver import _at_work
 from milp_ray.study.location import is_run
 from milp_ray.study.run_folder import RunFolder
@@ -73,17 +73,17 @@ def failing(run: RunFolder) -> Iterator[list[str]]:
 
 def work(run: RunFolder) -> None:
     """What a driver does that asks for trials and saves a memory."""
-    log = EventLog(run.events("u-a"))
+    log = EventLog(run.layout.events("u-a"))
     for kind in ("created", "asked", "told"):
         log.append({"event": kind})
-    write_json(run.memory("u-a") / "adapter_config.json", {})
+    write_json(run.layout.memory("u-a") / "adapter_config.json", {})
 
 
 def test_a_new_run_without_a_cluster_leaves_nothing_and_its_name_free(made: RunFolder) -> None:
     with failing(made) as notes:
-        EventLog(made.events("u-a")).append({"event": "created"})
-        made.tune.mkdir(exist_ok=True)
-        (made.tune / "tune.log").write_text("why")
+        EventLog(made.layout.events("u-a")).append({"event": "created"})
+        made.layout.tune.mkdir(exist_ok=True)
+        (made.layout.tune / "tune.log").write_text("why")
     assert not notes, "there is nothing to resume"
     assert not is_run(made.location) and (mirror_of(made.root) is None or not all_of(made))
     assert mirror_of(made.root) is not None or not list(made.root.parent.iterdir())
@@ -94,7 +94,7 @@ def test_a_new_run_without_a_cluster_leaves_nothing_and_its_name_free(made: RunF
 def test_whatever_is_more_than_a_beginning_is_kept(made: RunFolder, left: str) -> None:
     with failing(made) as notes:
         if left.startswith("events"):
-            log = EventLog(made.events("u-a"))
+            log = EventLog(made.layout.events("u-a"))
             log.append({"event": "created"})
             log.append({"event": "asked"})
         else:
@@ -167,7 +167,7 @@ def test_a_run_that_was_removed_or_replaced_is_not_worked_on(made: RunFolder) ->
     again = RunFolder.create(made.study, "f")
     before = all_of(again)
     with pytest.raises(RunBusyError, match="replaced by another"), made.lock():
-        EventLog(made.events("u-a")).append({"event": "created"})
+        EventLog(made.layout.events("u-a")).append({"event": "created"})
     assert all_of(again) == before
 
 
@@ -180,7 +180,7 @@ def test_a_removal_that_was_killed_leaves_what_is_nobodys(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), run.lock(), monkeypatch.context() as patched:
-        patched.setattr(run_folder.shutil, "rmtree", killed)  # type: ignore[attr-defined]
+        patched.setattr(creation.shutil, "rmtree", killed)  # type: ignore[attr-defined]
         run.remove_unused()
     assert not is_run(str(run.root)) and [path.suffix for path in tmp_path.iterdir()] == [".removed"]
     RunFolder.create(a_study(tmp_path), "f")

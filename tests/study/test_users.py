@@ -202,7 +202,7 @@ def test_a_user_whose_line_was_removed_is_left_out_and_the_others_go_on(tmp_path
         note.startswith(f"1 user of the run is in the data no more ({gone})")
         and "until you delete it" in note
     )
-    assert folder.events(gone).exists(), "what is finished stays"
+    assert folder.layout.events(gone).exists(), "what is finished stays"
     after = Population(folder, again)
     without = [tuple(a for a in group if a != gone) for group in before.cohorts()]
     assert after.cohorts() == without and all(
@@ -307,7 +307,7 @@ def test_a_run_of_format_1_goes_on_with_the_files_order_and_positions(tmp_path: 
     assert list(inputs.users.splits) == order == list(Population(folder, inputs).aliases)
     assert [inputs.users.number(alias) for alias in order] == list(range(len(NAMES)))
     searched(folder, inputs)
-    created = json.loads(folder.events(order[3]).read_text().splitlines()[0])
+    created = json.loads(folder.layout.events(order[3]).read_text().splitlines()[0])
     assert created["seed"] == 5 * 1_000_003 + 3
     write_users(tmp_path, NAMES[1:])
     with pytest.raises(DataError, match="the data file has changed"):
