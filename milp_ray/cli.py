@@ -67,9 +67,11 @@ def init(
 def check(study: StudyFile, overrides: Overrides = None) -> None:
     """Validate a study without starting anything: model, placements, data, sizes, memory."""
     from milp_ray.config.loading import load_study
-    from milp_ray.study.check import check_study
 
-    out.print(check_study(load_study(study, overrides or [])))
+    loaded = load_study(study, overrides or [])
+    from milp_ray.study.check import check_study  # imports torch: a faulty file is told before that
+
+    out.print(check_study(loaded))
 
 
 @app.command()
@@ -77,11 +79,12 @@ def check(study: StudyFile, overrides: Overrides = None) -> None:
 def search(study: StudyFile, overrides: Overrides = None) -> int:
     """Search every user's memory, train the chosen ones, test them once."""
     from milp_ray.config.loading import check_no_ids, load_study
-    from milp_ray.study.driver import start
 
     loaded = load_study(study, overrides or [])
     if (loaded.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         check_no_ids(overrides or [])
+    from milp_ray.study.driver import start  # imports torch and Ray, as above
+
     return closing(start(loaded, out))
 
 
