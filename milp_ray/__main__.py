@@ -1,4 +1,4 @@
-"""``python -m milp_ray``: the command, without the folder that Python put first in its import path."""
+"""``python -m milp_ray``: the command, without the folder that Python puts in front."""
 
 import os
 

@@ -100,7 +100,9 @@ def resume(run: RunPath, overrides: Overrides = None) -> int:
 @app.command()
 @_reported
 def final(run: RunPath, overrides: Overrides = None) -> int:
-    """Train and test the chosen memories of all users whose search is over; ray.* may be overridden."""
+    """Train and test the chosen memories of all users whose search is over; ray.* may be
+    overridden.
+    """
     from milp_ray.study.driver import final as train
 
     return closing(train(run, out, overrides or []))

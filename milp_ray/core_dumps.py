@@ -1,7 +1,7 @@
-"""No core dumps of processes that hold users' texts: a crash must not leave them on a disk, or with a helper.
+"""No core dumps of processes that hold users' texts: a crash must leave none on a disk.
 
-Child processes inherit it, so it holds for a private Ray's processes, too, whose object store has texts.
-A cluster's own processes are the cluster's to set.
+Child processes inherit it, so it holds for a private Ray's processes, too, whose object store has
+texts. A cluster's own processes are the cluster's to set.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import resource
 
-# Not 0: where core_pattern names a helper (systemd-coredump, apport), Linux minds no limit but exactly this
-# one, with which it starts none (do_coredump in fs/coredump.c). A file would be larger: none is made either.
+# Not 0: where core_pattern names a helper (systemd-coredump, apport), Linux minds no limit but
+# exactly this one, with which it starts none (do_coredump in fs/coredump.c). A file would be
+# larger: none is made either.
 _LIMIT = 1
 
 

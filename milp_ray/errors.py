@@ -1,8 +1,9 @@
-"""What a user of milp_ray can get wrong, each error with the fact, what was expected and the remedy.
+"""What a user can get wrong: errors with the fact, what was expected and the remedy.
 
-A file with several faults is reported with all of them in one go (:class:`ProblemsError`). Programming
-mistakes inside milp_ray are *not* covered: those stay ordinary Python exceptions with a traceback.
-No error here ever carries a user's text or raw id: a position (line, offset, index) says where to look.
+A file with several faults is reported with all of them in one go (:class:`ProblemsError`).
+Programming mistakes inside milp_ray are *not* covered: those stay ordinary Python exceptions with a
+traceback. No error here ever carries a user's text or raw id: a position (line, offset, index) says
+where to look.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Problem:
 class MilpRayError(Exception):
     """Base of every error that a user can mend.
 
-    ``exit_code`` is what the command line and jobs end with: 2 where doing the same again fails again (the
-    study, the data, the model), 1 where it need not (the cluster, the storage).
+    ``exit_code`` is what the command line and jobs end with: 2 where doing the same again fails
+    again (the study, the data, the model), 1 where it need not (the cluster, the storage).
     """
 
     exit_code = 2
@@ -54,7 +55,7 @@ class MilpRayError(Exception):
         return (_rebuild, (type(self), self.problems, str(self)))
 
     def to_plain(self) -> dict[str, object]:
-        """The error as JSON values, for ways on which no exception travels; see :func:`from_plain`."""
+        """The error as JSON values, where no exception travels; see :func:`from_plain`."""
         problems = [[p.where, p.fact, p.expected, p.remedy] for p in self.problems]
         return {"kind": type(self).__name__, "text": str(self), "problems": problems}
 
@@ -80,8 +81,8 @@ def exception_site(error: BaseException) -> str:
 def own_words(error: BaseException | str, most: int = 600) -> str:
     """A library's own message on one line; of a very long one its begin and end, cut between words.
 
-    For errors that cannot quote a user's text alone: those of loading a model, of packages, of a cluster. A
-    message without words is its type.
+    For errors that cannot quote a user's text alone: those of loading a model, of packages, of a
+    cluster. A message without words is its type.
     """
     text = " ".join(_COLOURS.sub("", str(error)).split())
     if not text:
@@ -93,7 +94,7 @@ def own_words(error: BaseException | str, most: int = 600) -> str:
 
 
 def alike(error: MilpRayError) -> tuple[str, str]:
-    """Equal for errors of one place that differ in numbers alone, such as how much memory was left."""
+    """Equal for errors of one ``where`` that differ in numbers alone, such as memory left."""
     problem = error.problems[0]
     return problem.where, re.sub(r"[\d.]+", "#", problem.fact)
 
@@ -131,7 +132,7 @@ class InstallError(ProblemsError):
 
 
 class LeakError(MilpRayError):
-    """A validation or test response would be seen in training. Never recoverable: the split is wrong."""
+    """A held-out response would be seen in training. Nothing mends it: the split is wrong."""
 
 
 class ModelError(MilpRayError):
@@ -175,7 +176,7 @@ class ClusterMismatchError(ClusterError):
 
 
 class TrialFailed(Exception):  # noqa: N818  (it names an outcome, not a mistake of the user)
-    """A trial that ended without a measurement: the reason is told to the search and the study goes on."""
+    """A trial that ended without a measurement. The search is told; the study goes on."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

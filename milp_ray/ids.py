@@ -1,8 +1,9 @@
 """Aliases of users, names of trials, and paths that cannot escape their folder.
 
-Raw user ids never leave the process that reads the data: everything that is written, logged or shown uses
-the alias, a keyed hash (HMAC-SHA-256) of the id. Without the key an alias can neither be computed from an id
-nor be tested against a guessed one. What this module does *not* do: keep the key (that is the run folder's).
+Raw user ids never leave the process that reads the data: everything that is written, logged or
+shown uses the alias, a keyed hash (HMAC-SHA-256) of the id. Without the key an alias can neither be
+computed from an id nor be tested against a guessed one. What this module does *not* do: keep the
+key (that is the run folder's).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def new_key() -> bytes:
 def alias_of(user_id: str, key: bytes) -> str:
     """The alias of a user id: ``u-`` and 13 characters of base 32 (65 bits of the keyed hash).
 
-    65 bits keep the chance of any collision among a million users under 1 in 50 million; the driver still
-    checks for one.
+    65 bits keep the chance of any collision among a million users under 1 in 50 million; the driver
+    still checks for one.
     """
     digest = hmac.new(key, user_id.encode("utf-8"), hashlib.sha256).digest()
     number = int.from_bytes(digest[:9], "big")
@@ -39,29 +40,29 @@ def alias_of(user_id: str, key: bytes) -> str:
 def number_of(alias: str) -> int:
     """A user's own number (48 bits), from which seeds derive.
 
-    It follows from the alias alone: seeds stand in files that others may read, and neither a user's place in
-    the data nor its id may be found from them.
+    It follows from the alias alone: seeds stand in files that others may read, and neither a user's
+    place in the data nor its id may be found from them.
     """
     return int.from_bytes(hashlib.sha256(f"number of {alias}".encode()).digest()[:6], "big")
 
 
 def is_alias(text: str) -> bool:
-    """Whether ``text`` has the shape of an alias (says nothing about whether such a user exists)."""
+    """Whether ``text`` has the shape of an alias; such a user need not exist."""
     return ALIAS_PATTERN.fullmatch(text) is not None
 
 
 def trial_name(alias: str, number: int, placement: str) -> str:
-    """The name of a trial in Ray Tune, its folder, logs and the dashboard, and nothing of the user's in it.
+    """A trial's name in Ray Tune, its folder, logs and the dashboard; it tells nothing of a user.
 
-    Alias, trial number, and a digest of the placement's key, by which equal placements of several users are
-    recognised: ``u-46uuhep4l4blc-t0007-3f9c2a``; ``-base`` is the no-memory measurement.
+    Alias, trial number, and a digest of the placement's key, by which equal placements of several
+    users are recognised: ``u-46uuhep4l4blc-t0007-3f9c2a``; ``-base`` is the no-memory measurement.
     """
     digest = f"-{hashlib.sha256(placement.encode()).hexdigest()[:6]}" if number >= 0 else ""
     return f"{alias}-{trial_label(number)}{digest}"
 
 
 def trial_label(number: int) -> str:
-    """A trial's name within its user, as in its adapter's folder; number -1 is the no-memory measurement."""
+    """A trial's name within its user; number -1 is the no-memory measurement."""
     return "base" if number < 0 else f"t{number:04d}"
 
 

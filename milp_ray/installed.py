@@ -1,6 +1,7 @@
 """Whether the packages beside this one are those that it asks for.
 
-What pip saw to once, PYTHONPATH or a later installation may have changed; what fails then names neither.
+What pip saw to once, PYTHONPATH or a later installation may have changed; what fails then names
+neither.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def check_versions() -> None:
 
 
 def cause_of(error: ImportError) -> InstallError | None:
-    """What an import that failed comes from: a package that is too old, or one in front of the installed."""
+    """Why an import failed: a package is too old, or stands in front of the installed one."""
     problems = list(_too_old()) or list(_in_front())
     return InstallError(f"an import failed ({error.name or error.msg})", problems) if problems else None
 
@@ -87,7 +88,7 @@ def _take_out(entry: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The release of a version: what follows ("rc1", "+cpu") does not count. 2.10 and 2.10.0 are the same."""
+    """The release of a version, without "rc1" or "+cpu"; 2.10 and 2.10.0 are the same."""
     numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0])]
     while numbers and numbers[-1] == 0:
         numbers.pop()

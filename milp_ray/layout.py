@@ -2,7 +2,7 @@
 
     <storage.path>/<study name>/
       study.yaml         the frozen study: paths absolute, user ids replaced by aliases
-      run.json           format, fingerprints of users' data and of the base model, versions of the packages
+      run.json           format, fingerprints of users' data and base model, versions of packages
       alias.key          the key of this run's aliases, readable by its owner only
       session.json       which driver's session it is in, or was in last
       lock  lease/       who may write the run

@@ -1,7 +1,8 @@
-"""Names for things that can be added to: readers, architectures, surrogates. One place to register each.
+"""Names for things that can be added to: readers, architectures, surrogates.
 
-A registry refuses a name twice, loads the modules of its built-in entries when it is first asked, and says
-what it knows. What an entry must be able to do is the business of the package that owns the registry.
+A registry refuses a name twice, loads the modules of its built-in entries when it is first asked,
+and says what it knows. What an entry must be able to do is the business of the package that owns
+the registry.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Registry(Generic[T]):
 
     Args:
         what: one of its things, for messages: "reader".
-        modules: dotted names of modules that register built-in entries when they are imported. They are
-            imported late, because they themselves import the module that owns the registry.
+        modules: dotted names of modules that register built-in entries when they are imported. They
+            are imported late, because they themselves import the module that owns the registry.
     """
 
     def __init__(self, what: str, modules: Sequence[str] = ()) -> None:

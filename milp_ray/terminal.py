@@ -1,7 +1,8 @@
-"""What every entry point shares, command or job: where it prints, how it reports errors, what it ends with.
+"""What commands and jobs share: where they print, how they report errors and end.
 
-Exit codes: 0 done; 1 failed (a bug, with a traceback; the cluster or the storage gave up); 2 something the
-user can mend, said in one error; 3 done, but some users or trials failed; 130 stopped on request.
+Exit codes: 0 done; 1 failed (a bug, with a traceback; the cluster or the storage gave up); 2
+something the user can mend, said in one error; 3 done, but some users or trials failed; 130 stopped
+on request.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-# Where nobody set a width (a pipe, a CI log), tables take the room they need rather than 80 columns.
+# Where nobody set a width (a pipe, a CI log), tables take the room they need rather than 80
+# columns.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 out = Console(highlight=False, width=_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -81,8 +83,9 @@ def closing(outcome: Outcome) -> int:
 def leave(code: int) -> NoReturn:
     """End the process.
 
-    A fit that is under way in a background thread when a run is stopped holds up Python's own shutdown, in
-    compiled code that cannot be interrupted. All state is on disk by then, so the process just ends.
+    A fit that is under way in a background thread when a run is stopped holds up Python's own
+    shutdown, in compiled code that cannot be interrupted. All state is on disk by then, so the
+    process just ends.
     """
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

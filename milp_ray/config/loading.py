@@ -1,7 +1,8 @@
 """From a study file and command-line overrides to a :class:`Study`, or to all its errors at once.
 
-Every error names the path in the file, what was found, what was expected and, for an unknown key, the nearest
-valid one. Whether the model, the data and the memory space exist and fit together is `milp-ray check`'s part.
+Every error names the path in the file, what was found, what was expected and, for an unknown key,
+the nearest valid one. Whether the model, the data and the memory space exist and fit together is
+`milp-ray check`'s part.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ _SECRET = re.compile(
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read and validate a study file.
 
-    A file may say ``extends: other.yaml`` (beside it): it then takes over what it does not say itself.
+    A file may say ``extends: other.yaml`` (beside it): it then takes over what it does not say
+    itself.
 
     Args:
         path: the YAML file.
-        overrides: ``section.key=value`` strings; values are YAML (``trial.stages=[inject, instruct]``).
+        overrides: ``section.key=value`` strings; values are YAML (``trial.stages=[inject,
+            instruct]``).
 
     Raises:
         StudyError: with every problem of the file and of the overrides.
@@ -90,7 +93,7 @@ def resolved(study: Study) -> Study:
 
 
 def _read_tree(path: Path, files: list[Path] | None = None) -> Tree:
-    """The file's tree over those of the files that it extends; each file read is added to ``files``."""
+    """The file's tree over those that it extends; files read are added to ``files``."""
     files = [] if files is None else files
     files.append(path)
     tree = yamltree.parse(_read(path))
@@ -193,8 +196,8 @@ def _validate(tree: Tree, source: str) -> Study:
 def check_no_ids(overrides: Sequence[str]) -> None:
     """For command lines that reach a cluster, where whoever may submit jobs can read them.
 
-    Ray keeps them, the one of a driver too, in its job table; the dashboard and `ps` show them. How many
-    users is no secret; which ones is.
+    Ray keeps them, the one of a driver too, in its job table; the dashboard and `ps` show them. How
+    many users is no secret; which ones is.
 
     Raises:
         StudyError: an override names users by their ids, which it does not repeat.
@@ -225,7 +228,7 @@ def looks_secret(text: str) -> bool:
 
 
 def _secrets(tree: Tree) -> Iterator[Problem]:
-    """Values that look like keys: a study is copied, shown and sent around. They are not repeated."""
+    """Values that look like keys; they are not repeated, since a study is sent around."""
     for path, value in yamltree.scalars(tree.value):
         if isinstance(value, str) and looks_secret(value):
             yield Problem(
@@ -298,7 +301,8 @@ def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
     valid = sorted(section.model_fields) if section else []
     if section is Study:
         valid.append(_EXTENDS)
-    # A key that stands one level off (`epochs:` at the top) is a common slip: look for its section first.
+    # A key that stands one level off (`epochs:` at the top) is a common slip: look for its section
+    # first.
     homes = [
         f"{name}.{path[-1]}"
         for name, field in Study.model_fields.items()

@@ -1,4 +1,4 @@
-"""The commented study file that `milp-ray init` writes: every value with the reason it is what it is."""
+"""The study file that `milp-ray init` writes: every value with the reason for it."""
 
 from __future__ import annotations
 

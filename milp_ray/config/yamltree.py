@@ -1,9 +1,10 @@
 """Strict YAML: one document to plain Python values, with all faults of the file collected.
 
-Refused: duplicate keys, anchors and aliases (a few lines of them can expand to gigabytes), tags, keys that
-are not strings, NaN and infinity, files over 1 MiB, nesting over 32 levels. Scalars follow YAML 1.2's core
-schema, in which ``1e-4`` is a number and ``on``/``yes`` are strings; PyYAML's own loader says otherwise.
-What a *study* may contain is not this module's business: see :mod:`milp_ray.config.loading`.
+Refused: duplicate keys, anchors and aliases (a few lines of them can expand to gigabytes), tags,
+keys that are not strings, NaN and infinity, files over 1 MiB, nesting over 32 levels. Scalars
+follow YAML 1.2's core schema, in which ``1e-4`` is a number and ``on``/``yes`` are strings;
+PyYAML's own loader says otherwise. What a *study* may contain is not this module's business: see
+:mod:`milp_ray.config.loading`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def scalar(text: str) -> Value:
 
 
 def parse(text: str) -> Tree:
-    """Parse one YAML document. Faults are in ``problems``; ``value`` holds whatever could be read."""
+    """Parse one YAML document; faults are in ``problems``, what could be read in ``value``."""
     tree = Tree()
     try:
         aliases = [

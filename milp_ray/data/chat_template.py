@@ -1,18 +1,19 @@
 """A model's own chat template: one user turn and the assistant's answer, as a server renders them.
 
 The prompt is what ``apply_chat_template`` gives for the user's turn with the generation prompt. The
-completion is what it gives for both turns after that, up to the end of the turn. So an empty thinking block
-that a template puts before answers belongs to the completion: the model has to write it when it is served.
+completion is what it gives for both turns after that, up to the end of the turn. So an empty
+thinking block that a template puts before answers belongs to the completion: the model has to write
+it when it is served.
 
-- The end of a turn is the first control token after the response. Where the template has none there (a
-  newline, or ``</s>`` in a vocabulary without it), the tokenizer's end token ends the response.
-- ``thinking: off`` sets the template's switches (``enable_thinking``, ``thinking``) to false. A template that
-  opens a thinking block nevertheless (DeepSeek-R1's kind) gets an empty one.
+- The end of a turn is the first control token after the response. Where the template has none there
+  (a newline, or ``</s>`` in a vocabulary without it), the tokenizer's end token ends the response.
+- ``thinking: off`` sets the template's switches (``enable_thinking``, ``thinking``) to false. A
+  template that opens a thinking block nevertheless (DeepSeek-R1's kind) gets an empty one.
 - The clock (``strftime_now``) stands still at the given date, 00:00.
 
 Tokens are those of the whole rendered text, so that vocabularies that put a blank before a text
-(SentencePiece) do so where they do when it is served. Does *not* cut (:mod:`milp_ray.data.prompts`); errors
-hold no user's text.
+(SentencePiece) do so where they do when it is served. Does *not* cut
+(:mod:`milp_ray.data.prompts`); errors hold no user's text.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class ChatTemplate:
     Attributes:
         control: the control tokens of the vocabulary.
         kwargs: arguments that a server must give the template (``chat_template_kwargs``).
-        closing: what is added to the rendered generation prompt; no argument of the template does it.
+        closing: what is added to the rendered generation prompt; no argument of the template does
+            it.
         end: the control token that ends a turn, as text; empty where the template has none.
         lead: what the template puts between the generation prompt and the response.
         reads_clock: whether it renders differently at two times.
@@ -106,11 +108,11 @@ class ChatTemplate:
 
     @property
     def adds(self) -> bool:
-        """Whether more than the response can be in what is generated: thinking, or the name of a channel."""
+        """Whether what is generated may hold more than a response: thinking, a channel's name."""
         return bool(self.lead.strip()) or _THINKING.search(self.source) is not None
 
     def answer(self, text: str) -> str:
-        """A generated text, control tokens included, without thinking and what the template puts before it.
+        """A generated text, control tokens included, without thinking and the template's own words.
 
         A text that ends before its thinking does holds no answer.
         """
@@ -148,7 +150,8 @@ class ChatTemplate:
         whole = self._encode(turns.prompt + turns.completion, self._in_both if turns.exact else None)
         if whole[: len(prompt)] == list(prompt):
             return whole[len(prompt) :]
-        # A merge reaches over the border: the prompt is as it is served, and the rest is encoded apart.
+        # A merge reaches over the border: the prompt is as it is served, and the rest is encoded
+        # apart.
         return self.control.encode_segments(turns.completion, continued=True)
 
     def _encode(self, segments: Sequence[Segment], expected: list[int] | None) -> list[int]:
@@ -242,8 +245,8 @@ def render(
 def with_clock(template: str, now: datetime.datetime) -> str:
     """The template with its clock standing at ``now``; itself where it has none.
 
-    A macro takes the place of the function: that works in servers, too, and a function that is given to
-    ``apply_chat_template`` arrives in the template as a piece of text.
+    A macro takes the place of the function: that works in servers, too, and a function that is
+    given to ``apply_chat_template`` arrives in the template as a piece of text.
     """
     if _CLOCK not in template:
         return template
@@ -282,7 +285,7 @@ def today() -> datetime.date:
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokenizer's chat templates spell: all of them where it has several; empty where none."""
+    """What the tokenizer's chat templates spell: of all that it has; empty where it has none."""
     found = tokenizer.chat_template or ""
     return "\0".join(found.values()) if isinstance(found, dict) else str(found)
 

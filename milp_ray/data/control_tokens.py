@@ -1,9 +1,10 @@
 """Control tokens of a vocabulary, and texts as tokens in which a user never writes one.
 
-Control tokens are the special tokens and every added token that the chat template spells: role and thinking
-tokens are often added without the flag ``special``, and ``split_special_tokens`` does not touch those. Bare
-words and white space that a vocabulary adds are no control tokens: users write them, and servers encode them
-as they are. Does *not* render templates (:mod:`milp_ray.data.chat_template`).
+Control tokens are the special tokens and every added token that the chat template spells: role and
+thinking tokens are often added without the flag ``special``, and ``split_special_tokens`` does not
+touch those. Bare words and white space that a vocabulary adds are no control tokens: users write
+them, and servers encode them as they are. Does *not* render templates
+(:mod:`milp_ray.data.chat_template`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class ControlTokens:
         template: what the chat template spells; empty where there is none.
 
     Attributes:
-        ids: the control tokens' ids. The unknown token is not among them: it stands for a user's characters.
+        ids: the control tokens' ids. The unknown token is not among them: it stands for a user's
+            characters.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "") -> None:
@@ -62,7 +64,7 @@ class ControlTokens:
         return self._spelling.findall(text)
 
     def replaced(self, text: str, stand_in: str) -> tuple[str, list[str]]:
-        """The text with every spelling replaced by ``stand_in`` and its number, and the spellings."""
+        """The text with ``stand_in`` and a number for every spelling, and the spellings."""
         found: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
@@ -100,7 +102,8 @@ class ControlTokens:
         for number, part in enumerate(self._cut(text)):
             for token in self._encode(part, continued or number > 0):
                 if token in self.ids:
-                    # Some vocabularies reach "</s>" by ordinary merges of "<", "/", "s", ">": spell it out.
+                    # Some vocabularies reach "</s>" by ordinary merges of "<", "/", "s", ">": spell
+                    # it out.
                     spelling = self._tokenizer.convert_ids_to_tokens(token)
                     spelled = [self._encode(char, True) for char in spelling]
                     out.extend(one for ids in spelled for one in ids if one not in self.ids)
@@ -109,9 +112,10 @@ class ControlTokens:
         return out
 
     def encode_segments(self, segments: Sequence[Segment], *, continued: bool = False) -> list[int]:
-        """The tokens of a prompt in which users spell control tokens: those of the template alone count.
+        """The tokens of a prompt where only the template's spellings make control tokens.
 
-        What stands between two control tokens is encoded at once, so that the rest is as it is served.
+        What stands between two control tokens is encoded at once, so that the rest is as it is
+        served.
         """
         out: list[int] = []
         for run, control in self._runs(segments):
@@ -144,7 +148,7 @@ class ControlTokens:
         return control is None or self.encode_rendered(f"{control}a")[1:] == self._raw("a")
 
     def _cut(self, text: str) -> Iterator[str]:
-        """The text, cut behind the first character of every added token that lacks the flag ``special``."""
+        """The text, cut behind the first character of added tokens that are not ``special``."""
         begin = 0
         while match := self._flagless_spelling.search(text, begin):
             yield text[begin : match.start() + 1]
@@ -159,7 +163,8 @@ class ControlTokens:
         return self._raw(text)
 
     def _raw(self, text: str) -> list[int]:
-        # verbose=False: texts longer than the model are expected and cut afterwards, not warned about.
+        # verbose=False: texts longer than the model are expected and cut afterwards, not warned
+        # about.
         ids: list[int] = self._tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )

@@ -1,7 +1,8 @@
 """Which data a run was begun with: a keyed digest of each user's, kept under the alias.
 
-One digest a user, so that a run goes on for all others when one user's data is deleted or has changed; keyed,
-so that whoever has the run folder without its key cannot test whether a guessed text is somebody's.
+One digest a user, so that a run goes on for all others when one user's data is deleted or has
+changed; keyed, so that whoever has the run folder without its key cannot test whether a guessed
+text is somebody's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Mapping
 
 from milp_ray.data.records import UserRecord
 
-# Alias -> digest, in the order of the aliases. A text is the SHA-256 of the whole file: so said runs of
-# format 1, whose users are in the file's order.
+# Alias -> digest, in the order of the aliases. A text is the SHA-256 of the whole file: so said
+# runs of format 1, whose users are in the file's order.
 Fingerprint = str | Mapping[str, str]
 
 _PURPOSE = b"user data\0"  # no user id holds a NUL, so this key is nobody's alias

@@ -1,8 +1,8 @@
-"""Chat prompts of runs that were begun before prompts followed ``apply_chat_template`` token for token.
+"""Chat prompts of runs that began before prompts followed ``apply_chat_template`` exactly.
 
-Trials of one search are compared with each other, so such a run goes on with what its first trials were
-measured on: a template rendered once, its three pieces and the texts encoded apart. New runs use
-:mod:`milp_ray.data.chat_template`.
+Trials of one search are compared with each other, so such a run goes on with what its first trials
+were measured on: a template rendered once, its three pieces and the texts encoded apart. New runs
+use :mod:`milp_ray.data.chat_template`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Finds answers of validation and test samples in what is trained on before them.
 
-A response counts as evidence when it has at least 20 characters and 4 words; shorter ones ("thank you, bye")
-recur by nature and prove nothing. It is *in* a text when its words (:mod:`milp_ray.data.words`), without a
-leading "Name: ", follow one another there. A query that comes again with another answer gives nothing away:
-the samples of many data sets all ask the same ("write as this person"). Paraphrases are *not* found.
+A response counts as evidence when it has at least 20 characters and 4 words; shorter ones ("thank
+you, bye") recur by nature and prove nothing. It is *in* a text when its words
+(:mod:`milp_ray.data.words`), without a leading "Name: ", follow one another there. A query that
+comes again with another answer gives nothing away: the samples of many data sets all ask the same
+("write as this person"). Paraphrases are *not* found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TAG = re.compile(r"\s*[^\s:]{1,32}:\s+")
 
 
 def answer_of(sample: Sample, rules: int = NEWEST) -> Words:
-    """The words of a sample's response without a leading "Name: "; () if it is too short to be evidence."""
+    """The words of a response without a leading "Name: "; () if too few to be evidence."""
     text = sample.response
     if tag := _TAG.match(text):
         text = text[tag.end() :]
@@ -65,8 +66,9 @@ class Answers:
     def before_due(self, history: Sequence[str]) -> list[int]:
         """The places of history texts that hold the answer of a sample which comes after them.
 
-        A text at ``i`` is too early when some sample with that answer has ``n_hist > i``: it is then part of
-        the ``history[:n_hist]`` which that sample's Persona-F1 is counted on, or of a stage 1 before it.
+        A text at ``i`` is too early when some sample with that answer has ``n_hist > i``: it is
+        then part of the ``history[:n_hist]`` which that sample's Persona-F1 is counted on, or of a
+        stage 1 before it.
         """
         if not self._latest:
             return []
@@ -80,8 +82,8 @@ class Answers:
 def repeated(earlier: Sequence[Sample], later: Sequence[Sample], rules: int = NEWEST) -> list[int]:
     """The places in ``earlier`` of samples that give away one of ``later``.
 
-    That is: the same query, context and response; or a later sample's answer in any of its texts. By the
-    first rules also the same query (of at least evidence length) with the same context.
+    That is: the same query, context and response; or a later sample's answer in any of its texts.
+    By the first rules also the same query (of at least evidence length) with the same context.
     """
     answers = Answers(later, rules)
     pairs = {_pair(sample, rules) for sample in later}
@@ -100,8 +102,9 @@ def repeated(earlier: Sequence[Sample], later: Sequence[Sample], rules: int = NE
 def check_no_leak(split: UserSplit, rules: int = NEWEST) -> None:
     """Raise unless no training of this user can see an answer that it is measured on.
 
-    Checked: both cuts against the samples' ``n_hist``; the answers of validation and test samples against the
-    histories of stage 1 and ``history[:n_hist]``; the parts of the samples against each other.
+    Checked: both cuts against the samples' ``n_hist``; the answers of validation and test samples
+    against the histories of stage 1 and ``history[:n_hist]``; the parts of the samples against each
+    other.
 
     Raises:
         LeakError: with the user's alias and counts, never with text.
@@ -130,9 +133,10 @@ def check_parts(
     test: Sequence[UserSplit],
     rules: int = NEWEST,
 ) -> None:
-    """The same for users divided into parts: no user in two of them, no held-out answer in a train sample.
+    """The same for users divided into parts: no user in two, no held-out answer in training.
 
-    Validation samples are checked against test samples' answers, too, since the last training may read both.
+    Validation samples are checked against test samples' answers, too, since the last training may
+    read both.
 
     Raises:
         LeakError: with the alias of the first user at fault.

@@ -1,7 +1,8 @@
-"""The words that generated personas are made of: facts, tastes, turns of phrase, and sentence patterns.
+"""The words of generated personas: facts, tastes, turns of phrase, sentence patterns.
 
-Only vocabulary in here; who gets which of it, and what is said when, is :mod:`milp_ray.data.personas`.
-``{name}`` in a pattern is a fact or taste of the persona; a taste with several values gives one of them.
+Only vocabulary in here; who gets which of it, and what is said when, is
+:mod:`milp_ray.data.personas`. ``{name}`` in a pattern is a fact or taste of the persona; a taste
+with several values gives one of them.
 """
 
 from __future__ import annotations

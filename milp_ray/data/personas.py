@@ -1,9 +1,10 @@
-"""Generated people for the demo: facts, tastes and turns of phrase that recur in all that a person writes.
+"""Generated people for the demo: facts, tastes and phrases recur in all that one writes.
 
-Each persona replies to what others ask, in its own voice, and remarks on its days in between; what it says
-late can be guessed from what it said early, never copied. Nothing here is anybody's real text. This module
-does *not* split, tokenize or read (:mod:`milp_ray.data.splits`, :mod:`milp_ray.data.prompts`,
-:mod:`milp_ray.data.readers`); the words are in :mod:`milp_ray.data.persona_words`.
+Each persona replies to what others ask, in its own voice, and remarks on its days in between; what
+it says late can be guessed from what it said early, never copied. Nothing here is anybody's real
+text. This module does *not* split, tokenize or read (:mod:`milp_ray.data.splits`,
+:mod:`milp_ray.data.prompts`, :mod:`milp_ray.data.readers`); the words are in
+:mod:`milp_ray.data.persona_words`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _REMARKS = tuple(pattern for topic in TOPICS.values() for pattern in topic.remar
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """Who a generated person is: ``values[slot]`` are the facts (one value) and tastes (several)."""
+    """Who a generated person is: ``values[slot]`` holds a fact (one value) or tastes (several)."""
 
     number: int
     values: Mapping[str, tuple[str, ...]]
@@ -44,8 +45,7 @@ class Persona:
 
 
 def make_persona(number: int, seed: int) -> Persona:
-    """Persona ``number`` of the sequence that ``seed`` stands for; the first DISTINCT (29,250) all
-    differ.
+    """Persona ``number`` of a seed's sequence; the first DISTINCT (29,250) all differ.
 
     Raises:
         ValueError: ``number`` is negative or past the last distinct persona.
@@ -76,8 +76,8 @@ def generate_personas(
         remarks: texts of the user's own accord; the history holds them and the responses.
 
     Returns:
-        Users whose ``samples[i].n_hist`` texts of ``history`` come before sample i; ``history[n_hist]`` is
-        its response. Within a user no query and no response occurs twice.
+        Users whose ``samples[i].n_hist`` texts of ``history`` come before sample i;
+        ``history[n_hist]`` is its response. Within a user no query and no response occurs twice.
 
     Raises:
         ValueError: more personas than there are, or more rounds or remarks than the words allow.
@@ -122,7 +122,7 @@ def _speak(persona: Persona, seed: int, rounds: int, remarks: int) -> UserRecord
 
 
 class _Voice:
-    """One persona speaking: fills patterns, dresses them in its phrases, never says a thing twice."""
+    """One persona speaking: it fills patterns, in its own phrases, never the same twice."""
 
     def __init__(self, persona: Persona, rng: random.Random) -> None:
         self.values = persona.values
@@ -165,7 +165,8 @@ class _Voice:
         for attempt in range(_TRIES):
             core = self._fill(self.rng.choice(patterns), {})
             text = self._dress(core, {}) if self.rng.random() < dressed else _sentence(core)
-            # Another wording is better than the same one in other phrases, which is better than nothing new.
+            # Another wording is better than the same one in other phrases, which is better than
+            # nothing new.
             if core in self.cores and attempt < _TRIES // 2:
                 continue
             if not any(text in old or old in text for old in self.said):

@@ -1,7 +1,8 @@
-"""What stands beside a memory: the exact prompt that it was trained on, for whoever serves it elsewhere.
+"""What stands beside a memory: its exact prompt, for whoever serves it elsewhere.
 
-``prompt.json`` is for programs, ``PROMPT.md`` says the same to people, and ``chat_template.jinja`` is there
-where a server needs another template than the model's own. The example is made up; nothing is a user's.
+``prompt.json`` is for programs, ``PROMPT.md`` says the same to people, and ``chat_template.jinja``
+is there where a server needs another template than the model's own. The example is made up; nothing
+is a user's.
 """
 
 from __future__ import annotations

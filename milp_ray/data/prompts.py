@@ -1,23 +1,24 @@
-"""The fixed text phrases of both stages (paper, section 3.1), and their tokens for a Hugging Face tokenizer.
+"""The fixed text phrases of both stages (paper, section 3.1), and their tokens.
 
-Every sequence is at most ``max_length`` tokens, starts with the tokenizer's BOS if it has one and ends with
-its EOS. User text never becomes a control token: "</s>" written by a user is encoded as plain characters.
+Every sequence is at most ``max_length`` tokens, starts with the tokenizer's BOS if it has one and
+ends with its EOS. User text never becomes a control token: "</s>" written by a user is encoded as
+plain characters.
 
-With ``style: chat`` queries and responses stand in the model's own chat template, token for token as
-``apply_chat_template`` gives them, and end with the template's end of turn
-(:mod:`milp_ray.data.chat_template`). Only where a user spells a control token is it otherwise: what stands
-between two of the template's own is encoded with the spelling as plain characters. History texts, which are
-no turns of a chat, keep the plain phrase.
+With ``style: chat`` queries and responses stand in the model's own chat template, token for token
+as ``apply_chat_template`` gives them, and end with the template's end of turn
+(:mod:`milp_ray.data.chat_template`). Only where a user spells a control token is it otherwise: what
+stands between two of the template's own is encoded with the spelling as plain characters. History
+texts, which are no turns of a chat, keep the plain phrase.
 
 Cutting, where a text is too long:
 
 - a history text keeps its last tokens (the newest);
-- a prompt gets at most ``max_length - max_length // 2`` tokens, whatever the response: so the prompt that is
-  trained on is the one that is generated from, and half of the length is left to generate into. A plain
-  prompt keeps its last tokens. Of a chat's query so many characters go from its beginning that the template
-  with the rest fits: it is what a server makes of that rest;
-- a response gets what the prompt leaves (at least ``max_length // 2``) and keeps its first tokens. A response
-  that was cut has no end token: it does not end there.
+- a prompt gets at most ``max_length - max_length // 2`` tokens, whatever the response: so the
+  prompt that is trained on is the one that is generated from, and half of the length is left to
+  generate into. A plain prompt keeps its last tokens. Of a chat's query so many characters go from
+  its beginning that the template with the rest fits: it is what a server makes of that rest;
+- a response gets what the prompt leaves (at least ``max_length // 2``) and keeps its first tokens.
+  A response that was cut has no end token: it does not end there.
 
 Padding, labels and batches are *not* made here.
 """
@@ -44,7 +45,7 @@ _CHARACTERS = 24  # of a token at most, on average: longer words are several tok
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One sample as tokens; the loss is taken on ``input_ids[prompt_length:]`` (response and EOS)."""
+    """One sample as tokens; ``input_ids[prompt_length:]`` (response, EOS) bears the loss."""
 
     input_ids: list[int]
     prompt_length: int
@@ -71,7 +72,7 @@ class Prompts:
         return self.settings.context.format(query=sample.query, context=sample.context)
 
     def prompt(self, sample: Sample) -> str:
-        """Everything before the response, in the plain phrase (the chat template needs a tokenizer)."""
+        """Everything before the response, in the plain phrase; chat needs a tokenizer."""
         return self.settings.instruction.removesuffix(_RESPONSE).format(query=self.query(sample))
 
     def encode_history(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -148,7 +149,7 @@ class Prompts:
         return found
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-        """The chat template that texts are put in; None for the plain style, and runs of the first encoding.
+        """The chat template that texts are put in; None for the plain style and the first encoding.
 
         Raises:
             ModelError: the tokenizer has no usable chat template.
@@ -166,7 +167,8 @@ class Prompts:
         bos, eos = _ends(tokenizer)
         control = self._of(tokenizer).control
         text = self.prompt(sample)
-        # "Response: hello" is tokenized with the space on the side of the word: so is what a model generates.
+        # "Response: hello" is tokenized with the space on the side of the word: so is what a model
+        # generates.
         head = text.rstrip(" ")
         prompt = _plain(tokenizer, head, control)
         tail = text[len(head) :] + sample.response
@@ -186,7 +188,7 @@ class Prompts:
     def _fitting(
         self, tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate, sample: Sample
     ) -> tuple[Turns, list[int]]:
-        """The turns, with so much of the query's end as there is room for, and the prompt's tokens."""
+        """The turns, with as much of the query's end as fits, and the prompt's tokens."""
         room = self._prompt_room()
         query = self.query(sample)[-room * _CHARACTERS :]  # what is before that has no room in any case
         turns = chat.turns(query, sample.response)

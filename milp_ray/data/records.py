@@ -46,12 +46,14 @@ class UserRecord:
 class UserSplit:
     """One user's data, divided in time order, known by alias only.
 
-    ``n_hist`` of every sample is resolved. Stage 1 of a trial may read ``history[:search_cut]`` (nothing at
-    or after the first validation sample), stage 1 of the final job ``history[final_start:final_cut]``
-    (nothing at or after the first test sample). ``final_start`` is above 0 only where ``data.max_history``
-    limits what one training run reads: each of the two histories then holds the newest texts before its cut.
+    ``n_hist`` of every sample is resolved. Stage 1 of a trial may read ``history[:search_cut]``
+    (nothing at or after the first validation sample), stage 1 of the final job
+    ``history[final_start:final_cut]`` (nothing at or after the first test sample). ``final_start``
+    is above 0 only where ``data.max_history`` limits what one training run reads: each of the two
+    histories then holds the newest texts before its cut.
 
-    In the by-user regime one of ``train``, ``validation`` and ``test`` holds all samples of the user.
+    In the by-user regime one of ``train``, ``validation`` and ``test`` holds all samples of the
+    user.
     """
 
     alias: str

@@ -1,17 +1,18 @@
-"""Splits of users into what is trained on, validated on and tested on, in both regimes, without leaks.
+"""Splits of users into train, validation and test, in both regimes, without leaks.
 
-Per user (:func:`split_users`): each user's samples in time order are cut 70/10/20, and stage 1 sees only the
-history before the first validation sample. By user (:func:`split_population`): the users are divided, train
-users give samples to a shared stage 2, held-out users give a history to stage 1 and samples to measure on.
+Per user (:func:`split_users`): each user's samples in time order are cut 70/10/20, and stage 1 sees
+only the history before the first validation sample. By user (:func:`split_population`): the users
+are divided, train users give samples to a shared stage 2, held-out users give a history to stage 1
+and samples to measure on.
 
-Users come out in the order of their aliases, which are keyed: neither the file's order nor the ids show in
-anything that follows from it. In the by-user regime the parts follow from the aliases, too.
+Users come out in the order of their aliases, which are keyed: neither the file's order nor the ids
+show in anything that follows from it. In the by-user regime the parts follow from the aliases, too.
 
-What repeats is resolved on the training side, so that what is measured stays whole, and it is counted: a
-history text that holds the answer of a later held-out sample is removed; a train (or validation) sample that
-repeats a held-out (or test) one, query and answer, or holds its answer is dropped. :func:`check_no_leak` and
-:func:`check_population` then raise on anything left. Reading files is *not* covered (see readers/), nor
-paraphrases of answers.
+What repeats is resolved on the training side, so that what is measured stays whole, and it is
+counted: a history text that holds the answer of a later held-out sample is removed; a train (or
+validation) sample that repeats a held-out (or test) one, query and answer, or holds its answer is
+dropped. :func:`check_no_leak` and :func:`check_population` then raise on anything left. Reading
+files is *not* covered (see readers/), nor paraphrases of answers.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class SplitResult:
 
 @dataclass(frozen=True, slots=True)
 class PopulationSplit:
-    """Users divided into three parts, each in the order of aliases; the counts are those of SplitResult."""
+    """Users divided into three parts, in the order of aliases; counts as SplitResult's."""
 
     train: tuple[UserSplit, ...]
     validation: tuple[UserSplit, ...]
@@ -83,7 +84,8 @@ def split_user(record: UserRecord, alias: str, settings: DataSettings) -> UserSp
     """Cut one user's samples and history (per-user regime).
 
     Raises:
-        DataError: the user cannot be used; the problem's fact is the reason that split_users counts.
+        DataError: the user cannot be used; the problem's fact is the reason that split_users
+            counts.
     """
     try:
         return _split(record, alias, settings, Counter())
@@ -92,8 +94,7 @@ def split_user(record: UserRecord, alias: str, settings: DataSettings) -> UserSp
 
 
 def split_users(users: Sequence[UserRecord], key: bytes, settings: DataSettings) -> SplitResult:
-    """Cut every user that ``settings.users`` names, or the first so many of the file that can be used (fewer
-    if it has fewer).
+    """Cut every user that ``settings.users`` names, or the first so many usable ones.
 
     Raises:
         DataError: a named user is not there, two users have one alias, or no user can be used.
@@ -125,10 +126,10 @@ def split_population(
 ) -> PopulationSplit:
     """Divide users by ``settings.split`` (by-user regime).
 
-    Who goes where depends on the users' aliases and ``seed`` only: not on the file's order, and not on ids,
-    since who knows those could tell the parts' users from each other. A user needs a sample with history
-    before it; a held-out user's samples before that are dropped. A train user's cuts are the end of the
-    history: nothing of it is measured.
+    Who goes where depends on the users' aliases and ``seed`` only: not on the file's order, and not
+    on ids, since who knows those could tell the parts' users from each other. A user needs a sample
+    with history before it; a held-out user's samples before that are dropped. A train user's cuts
+    are the end of the history: nothing of it is measured.
 
     Raises:
         DataError: as split_users, or fewer than 3 users can be used.
@@ -158,7 +159,7 @@ def split_population(
 
 
 def check_population(population: PopulationSplit, rules: int = NEWEST) -> None:
-    """Raise LeakError unless no user is in two parts and no training can see a held-out user's answer.
+    """Raise LeakError unless parts share no user and training sees no held-out answer.
 
     ``rules``: of words, see :func:`milp_ray.data.words.text_rules`.
     """
@@ -259,7 +260,7 @@ def _whole_user(
     answers: Answers,
     dropped: Counter[str],
 ) -> UserSplit:
-    """One user whose samples are all in one part; ``answers`` are those that the samples must not hold."""
+    """One user whose samples are all in one part and must not hold any of ``answers``."""
     samples = _newest_samples(record, settings)
     kept = [sample for sample in samples if not answers.in_sample(sample)]
     dropped.update(_counted(OTHERS_ANSWERS, len(samples) - len(kept)))

@@ -17,12 +17,12 @@ _MAX_TAG = 40
 
 
 def in_time_order(record: UserRecord) -> list[Sample]:
-    """A user's samples with ``n_hist`` resolved, in order of it (equal ones stay in the source's order).
+    """A user's samples with ``n_hist`` resolved, in its order, equal ones in the source's.
 
-    A missing ``n_hist`` is the place of the history text that is the response, alone or after a tag such as
-    "Doctor: ", searched forward from the sample before (the source's order is taken for the order in time).
-    A response that is nowhere after that stands where the sample before it does. If no sample at all can be
-    found, the whole history is taken to come before all samples.
+    A missing ``n_hist`` is the place of the history text that is the response, alone or after a tag
+    such as "Doctor: ", searched forward from the sample before (the source's order is taken for the
+    order in time). A response that is nowhere after that stands where the sample before it does. If
+    no sample at all can be found, the whole history is taken to come before all samples.
     """
     if any(sample.n_hist is None for sample in record.samples):
         samples = _derived(record)
@@ -32,12 +32,12 @@ def in_time_order(record: UserRecord) -> list[Sample]:
 
 
 def cuts(samples: Sequence[Sample], history: Sequence[str], settings: SplitSettings) -> tuple[int, int]:
-    """Where validation and test begin among at least 3 samples in time order; every part gets at least one.
+    """Where validation and test begin among 3 or more samples in time order; no part is empty.
 
-    The shares are met as nearly as dialogues allow: no cut inside one dialogue where that moves it by at most
-    a fifth of the samples, else none between samples of equal ``n_hist``, else wherever the shares say.
-    Two samples are known to be of one dialogue when the second's query follows the first's response at once
-    in the history.
+    The shares are met as nearly as dialogues allow: no cut inside one dialogue where that moves it
+    by at most a fifth of the samples, else none between samples of equal ``n_hist``, else wherever
+    the shares say. Two samples are known to be of one dialogue when the second's query follows the
+    first's response at once in the history.
     """
     count = len(samples)
     test = count - max(1, _round(settings.test * count))
@@ -54,7 +54,7 @@ def cuts(samples: Sequence[Sample], history: Sequence[str], settings: SplitSetti
 
 
 def shares(count: int, settings: SplitSettings) -> tuple[int, int, int]:
-    """How many of ``count`` (at least 3) users go to train, validation and test, each at least 1."""
+    """How many of ``count`` (3 or more) users are in train, validation, test; each at least 1."""
     test = min(max(1, _round(settings.test * count)), count - 2)
     validation = min(max(1, _round(settings.validation * count)), count - test - 1)
     return count - test - validation, validation, test

@@ -1,11 +1,13 @@
 """The words of a text, in any script: what metrics compare and leaks are found by.
 
-Text is brought to Unicode's composed form (NFC) and folded in case first. A word is a run of letters and
-digits with their combining marks. Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, …)
-and Korean syllables give one word per character with its marks, so that no dictionary decides. Symbols,
-punctuation and underscores are no words. On text in ASCII the words are those of the package rouge_score.
+Text is brought to Unicode's composed form (NFC) and folded in case first. A word is a run of
+letters and digits with their combining marks. Scripts without spaces (Chinese, Japanese, Thai, Lao,
+Khmer, Burmese, …) and Korean syllables give one word per character with its marks, so that no
+dictionary decides. Symbols, punctuation and underscores are no words. On text in ASCII the words
+are those of the package rouge_score.
 
-How texts are taken apart decides what a run measures: a run keeps the :class:`TextRules` it was begun with.
+How texts are taken apart decides what a run measures: a run keeps the :class:`TextRules` it was
+begun with.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _SCRIPTS = (  # one word a character; not by Unicode's line breaking, which leav
 _UNSPACED = "".join(rf"\p{{{script}}}" for script in _SCRIPTS.split())
 _CHARACTER = rf"[[\p{{L}}\p{{Nl}}]&&[{_UNSPACED}\u30fc]]"  # U+30FC prolongs a vowel of both kana scripts
 _LETTER = rf"[[\p{{L}}\p{{Nd}}\p{{Nl}}]--{_CHARACTER}]"
-# Variation selectors and enclosing marks make emoji of letters and digits: "1" and a keycap is still "1".
+# Variation selectors and enclosing marks make emoji of letters and digits: "1" and a keycap is
+# still "1".
 _MARK = r"[\p{M}--[\p{Me}\ufe00-\ufe0f\U000e0100-\U000e01ef]]"
 _RUN = rf"{_LETTER}(?:{_LETTER}|{_MARK})*"
 _WORD = regex.compile(rf"(?V1){_CHARACTER}{_MARK}*|{_RUN}")
@@ -44,7 +47,7 @@ def words_of(text: str) -> Words:
 
 
 def joined_words(text: str) -> Words:
-    """The same, where an apostrophe within a word belongs to it: "don't" and "don’t" are one word, don't."""
+    """The same, but an apostrophe within a word is its own: "don't" and "don’t" are don't."""
     return tuple(word.replace("’", "'") for word in _JOINED.findall(_folded(text)))
 
 
@@ -62,7 +65,8 @@ class TextRules:
         rouge: words that ROUGE counts.
         persona: words that Persona-F1 counts, stop words included.
         folded: a text without case and form, by which samples are equal.
-        same_query: whether a sample gives away a later one by asking the same, whatever the answers are.
+        same_query: whether a sample gives away a later one by asking the same, whatever the answers
+            are.
     """
 
     leaks: Callable[[str], Words]
@@ -82,8 +86,8 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", visible.casefold())  # folding may take composed letters apart
 
 
-# The first rules, for runs that were begun with them: ROUGE knew Latin letters without accents only, words
-# fell apart at combining marks, and a query that came again was a leak.
+# The first rules, for runs that were begun with them: ROUGE knew Latin letters without accents
+# only, words fell apart at combining marks, and a query that came again was a leak.
 _KANA_TO_HANGUL = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _FIRST_LEAKS = re.compile(rf"[{_KANA_TO_HANGUL}]|[^\W{_KANA_TO_HANGUL}]+")
 _FIRST_PERSONA = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")

@@ -1,8 +1,9 @@
 """Submitting jobs to a Ray cluster, following them, and telling the truth about how they ended.
 
-A thin layer over Ray's :class:`JobSubmissionClient`. What it adds: a submission id that follows from the
-job's content, so that a repeated submission finds the job that is there already; the job's own exit code; a
-stopped job that does not count as success. How the cluster is reached is :mod:`milp_ray.jobs.connection`.
+A thin layer over Ray's :class:`JobSubmissionClient`. What it adds: a submission id that follows
+from the job's content, so that a repeated submission finds the job that is there already; the job's
+own exit code; a stopped job that does not count as success. How the cluster is reached is
+:mod:`milp_ray.jobs.connection`.
 """
 
 from __future__ import annotations
@@ -269,7 +270,9 @@ def _attempts(client: JobSubmissionClient, prefix: str) -> dict[int, JobDetails]
 
 
 def _tail(client: JobSubmissionClient, job: str, skip: int) -> Iterator[str]:
-    """The job's output behind its first ``skip`` characters, until its end; by polling where that fails.
+    """The job's output behind its first ``skip`` characters, until its end.
+
+    Polled where the cluster does not stream it.
 
     The connection is another thread's, so that an interrupt here finds nothing half done.
 

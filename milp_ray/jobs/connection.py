@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster's job API: its address, its token, and one error where it cannot be had."""
+"""Connects to a Ray cluster's job API: address, token, one error where it cannot be had."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class JobError(MilpRayError):
 def token_of(
     file: Path | None, environ: Mapping[str, str] = os.environ, home: Path | None = None
 ) -> str | None:
-    """The cluster's token: from a file, else where Ray looks for it (:mod:`milp_ray.tune.cluster.ray_token`).
+    """The cluster's token: from a file, else where Ray looks for it.
+
+    Where Ray looks says :mod:`milp_ray.tune.cluster.ray_token`.
 
     Raises:
         JobError: what is there is no token.
@@ -58,7 +60,8 @@ def connect(address: str | None, token: str | None, *, insecure: bool = False) -
     """A client of the cluster at ``address``.
 
     Args:
-        address: http(s)://host:port of the dashboard; None: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+        address: http(s)://host:port of the dashboard; None: RAY_API_SERVER_ADDRESS, else
+            RAY_ADDRESS.
         token: sent as a bearer token.
         insecure: allows an address of another machine without a token.
 

@@ -1,8 +1,9 @@
 """The entry points of jobs: a study file and overrides in, an exit code out.
 
-A job is one driver process on a node of the cluster. It resumes what an earlier job of the same study began,
-so submitting again is how to go on after a stop, a pre-emption or a failure. The scripts in ``jobs/`` call
-these functions; without them the same is ``python -m milp_ray.jobs search study.yaml``.
+A job is one driver process on a node of the cluster. It resumes what an earlier job of the same
+study began, so submitting again is how to go on after a stop, a pre-emption or a failure. The
+scripts in ``jobs/`` call these functions; without them the same is ``python -m milp_ray.jobs search
+study.yaml``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from milp_ray.config.models import Study
     from milp_ray.study.run import Outcome
 
-# Ray unpacks the folder that travels with a job into one of this name, and deletes it some time after.
+# Ray unpacks the folder that travels with a job into one of this name, and deletes it some time
+# after.
 _PACKAGE = "_ray_pkg_"
 
 
@@ -41,7 +43,7 @@ def search(words: Sequence[str] | None = None) -> NoReturn:
 
 
 def final(words: Sequence[str] | None = None) -> NoReturn:
-    """Train and test the chosen memories of all users whose search is over; arguments as :func:`search`."""
+    """Train and test the chosen memories of users whose search is over; see :func:`search`."""
     from milp_ray.study.driver import final_of
 
     _run(final_of, words)

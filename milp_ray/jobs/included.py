@@ -1,7 +1,8 @@
-"""What ``--include`` sends along, and what it never does: every other job of a cluster can read what travels.
+"""What ``--include`` sends along, and what it never does: other jobs can read what travels.
 
-Of a folder everything travels but dot files (``.git``, ``.env``, …), keys and what looks like one, run
-folders (users' memories, and the key of their aliases) and links. A secret that is named itself is refused.
+Of a folder everything travels but dot files (``.git``, ``.env``, …), keys and what looks like one,
+run folders (users' memories, and the key of their aliases) and links. A secret that is named itself
+is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RUN = (META, STUDY)  # what makes a folder a run
 
 
 class SubmissionError(MilpRayError):
-    """What is to be submitted cannot travel: a file is missing, outside the folder, or too large."""
+    """A file to be submitted is missing, outside the folder, or too large."""
 
 
 @dataclass

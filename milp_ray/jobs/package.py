@@ -1,8 +1,8 @@
 """What travels with a job, and the name that follows from it.
 
-Only this: the job's script, the study file with those it extends, the ``milp_ray`` package where the working
-folder is a checkout of it, and what is asked for by name. Data, models and results stay where they are: a
-study names them by a path or a URL that the cluster sees.
+Only this: the job's script, the study file with those it extends, the ``milp_ray`` package where
+the working folder is a checkout of it, and what is asked for by name. Data, models and results stay
+where they are: a study names them by a path or a URL that the cluster sees.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def pack(
 
     Raises:
         StudyError: the study is wrong, or names a relative path that does not travel.
-        SubmissionError: a file is missing or outside ``root``, or it is more than :data:`MAX_BYTES`.
+        SubmissionError: a file is missing or outside ``root``, or it is more than
+            :data:`MAX_BYTES`.
     """
     root = (root or Path.cwd()).resolve()
     if not root.is_dir():
@@ -151,7 +152,7 @@ def _included(name: str, root: Path) -> Included:
 
 
 def _inside(path: Path, root: Path, expected: str) -> Path:
-    """``path``, which is relative to ``root`` or absolute, relative to ``root``, where it must be."""
+    """``path``, relative to ``root`` or absolute, as relative to ``root``."""
     whole = (root / path).resolve()
     if not whole.exists():
         raise SubmissionError(

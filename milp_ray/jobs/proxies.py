@@ -1,7 +1,8 @@
 """Proxies of the environment, on the way to a cluster's job API.
 
-Ray's client sends its requests, token included, through the proxy that ``http_proxy`` and its like name. For
-this machine's own addresses that is never meant; for others it may be the only way, or what is in the way.
+Ray's client sends its requests, token included, through the proxy that ``http_proxy`` and its like
+name. For this machine's own addresses that is never meant; for others it may be the only way, or
+what is in the way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _EXCEPTIONS = ("no_proxy", "NO_PROXY")
 
 
 def go_direct(address: str) -> None:
-    """Let no request of this process to ``address`` use a proxy, if that is an address of this machine."""
+    """Have requests to ``address`` use no proxy, if it is an address of this machine."""
     host = urlsplit(address).hostname or ""
     if not is_own(host):
         return
@@ -44,7 +45,7 @@ def is_own(host: str) -> bool:
 
 
 def in_the_way(address: str) -> str | None:
-    """The variable that names the proxy which requests to ``address`` go through. What it holds is secret."""
+    """The variable that names the proxy on the way to ``address``; what it holds is secret."""
     from requests.utils import get_environ_proxies, select_proxy
 
     if not select_proxy(address, get_environ_proxies(address)):

@@ -43,8 +43,10 @@ def closing_view(outcome: Outcome) -> RenderableType:
 
 
 def closing_lines(outcome: Outcome) -> Text:
-    """What a run ends with beside its tables. To be printed with ``soft_wrap``: it holds commands and paths,
-    to be copied whole."""
+    """What a run ends with beside its tables.
+
+    To be printed with ``soft_wrap``: it holds commands and paths, to be copied whole.
+    """
     folder = outcome.folder
     notes = [
         _memories(outcome),
@@ -91,7 +93,7 @@ def _warnings(folder: RunFolder) -> list[str]:
 
 
 def _constant(folder: RunFolder, trials: pd.DataFrame) -> list[str]:
-    """Objectives that were the same in all trials of a user, and so decided nothing; with what to do."""
+    """Objectives that were constant in all trials of a user, and what to do about them."""
     done = trials[trials.state == "done"]
     values = done.groupby("user")[_measured(folder)].agg(["nunique", "count"])
     found = {}
@@ -142,7 +144,7 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
 
 
 def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list[RenderableType]:
-    """What there is to tell of a memory that is not of the chosen placement, as after more trials."""
+    """A note where the memory is not of the chosen placement, as after more trials."""
     memory = folder.layout.memory(alias)
     pull(memory, NOTE)
     check_note(memory, user=alias)

@@ -31,7 +31,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 def front_plot(
     trials: pd.DataFrame, objectives: Sequence[str], chosen: int | None, title: str, path: Path
 ) -> None:
-    """All trials of one user over the first two objectives, the front, no memory and the chosen one.
+    """All trials of one user over two objectives; front, no memory and choice marked.
 
     Args:
         trials: the user's rows of the trials table.
@@ -71,9 +71,10 @@ def front_plot(
 
 
 def draw_run(folder: RunFolder) -> list[Path]:
-    """Draw every plot of a run from its tables; returns the files (none if there are no tables yet).
+    """Draw every plot of a run from its tables, if there are any; returns the files.
 
-    Fronts are drawn for the first users only: at a third of a second each, a thousand would take minutes.
+    Fronts are drawn for the first users only: at a third of a second each, a thousand would take
+    minutes.
     """
     if not folder.layout.table("trials").with_suffix(".parquet").exists():
         return []
@@ -94,10 +95,10 @@ def draw_run(folder: RunFolder) -> list[Path]:
 
 
 def hypervolume_plot(curves: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Hypervolume of each user's front after every finished trial, relative to the user's last value.
+    """Hypervolume of each user's front after every trial, as a share of the last value.
 
-    The scale is relative because the objectives' units differ from user to user. Beyond eight users the
-    median and the quartiles over users are drawn instead of one line each.
+    The scale is relative because the objectives' units differ from user to user. Beyond eight users
+    the median and the quartiles over users are drawn instead of one line each.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     curves = {

@@ -1,4 +1,4 @@
-"""How much time has passed, as far as a lease must know it; the machine may have been suspended meanwhile."""
+"""How much time has passed, for a lease; the machine may have been suspended meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class Instant(NamedTuple):
 class Clock:
     """This machine's clocks.
 
-    ``time.monotonic`` stands still while a machine is suspended. The boot clock (Linux) goes on. Both stand
-    still while a hypervisor holds a virtual machine, whose wall clock jumps once it is corrected.
+    ``time.monotonic`` stands still while a machine is suspended. The boot clock (Linux) goes on.
+    Both stand still while a hypervisor holds a virtual machine, whose wall clock jumps once it is
+    corrected.
     """
 
     def boot(self) -> float:

@@ -1,8 +1,9 @@
-"""What a process has put into its local copy of a run at a URL, to notice when somebody else takes of it.
+"""What a process has put into its mirror, to notice when another program removes any of it.
 
-The copy lies where programs clean up: below the system's temporary folder. What is missing or cut short there
-must not be taken for what has not happened yet: a log that is gone for a search that has not begun, say.
-Only what this process got or wrote is known here; that it is still there is looked up, never assumed.
+The copy lies where programs clean up: below the system's temporary folder. What is missing or cut
+short there must not be taken for what has not happened yet: a log that is gone for a search that
+has not begun, say. Only what this process got or wrote is known here; that it is still there is
+looked up, never assumed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _TOUCH_SECONDS = 3600.0  # programs that clean up count in days
 
 
 class Contents:
-    """Names and sizes of what a folder must hold. Sizes are those that are known to be at the URL as well.
+    """Names and sizes of what a folder must hold.
+
+    A size counts once the URL has the file, too.
 
     Args:
         root: the folder.

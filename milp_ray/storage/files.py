@@ -3,9 +3,9 @@
 On a file system a draft is renamed; :mod:`milp_ray.storage.stale_drafts` removes what a killed
 writer leaves of it. A path in the mirror of a run at a URL (:mod:`milp_ray.storage.mirror`) is
 written to the URL before the function returns. No store renames a folder: there its commit marker,
-the file that readers look for, comes last, and goes first when the folder is deleted. While a folder
-is being replaced there is none. Event logs, which grow line by line, have their own writer in
-:mod:`milp_ray.search.core.events`.
+the file that readers look for, comes last, and goes first when the folder is deleted. While a
+folder is being replaced there is none. Event logs, which grow line by line, have their own writer
+in :mod:`milp_ray.search.core.events`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def write_folder(path: Path, write: Callable[[Path], object], *, commit_marker: 
 
     Raises:
         StorageError: nothing of the new folder is left behind then, and the earlier one is intact;
-            at a URL neither is there (files without the commit marker do not count). A writer that is
-            killed between two renames leaves neither, until
+            at a URL neither is there (files without the commit marker do not count). A writer that
+            is killed between two renames leaves neither, until
             :func:`~milp_ray.storage.stale_drafts.clean_up_drafts` brings the earlier one back.
     """
     if (mirror := mirror_of(path)) is not None:
@@ -167,8 +167,10 @@ def remove_file(path: Path) -> None:
 
 
 def check_intact(root: Path) -> None:
-    """Make sure that nobody else has removed anything of this process's mirror, before what is missing
-    there is taken for what has not happened yet. Does nothing for a run in a folder.
+    """Make sure that no other program has removed anything of this process's mirror.
+
+    To be called before what is missing there is taken for what has not happened yet. Does nothing
+    for a run in a folder.
 
     Raises:
         StorageError: somebody has.
@@ -179,8 +181,10 @@ def check_intact(root: Path) -> None:
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A file or folder as it is now, for the length of a ``with`` block: itself, or a copy of what is at the
-    URL. Where there is none, the path of nothing.
+    """A file or folder as it is now, for the length of a ``with`` block.
+
+    That is the file or folder itself, or a copy of what is at the URL. Where there is none, nothing
+    is at the path.
 
     Raises:
         StorageError: it could not be read.
@@ -193,7 +197,9 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 
 def pull(folder: Path, pattern: str) -> None:
-    """See what other processes have written below a folder since: in a mirror, get what is not there yet.
+    """Get from the URL what other processes have written below a folder since.
+
+    Does nothing for a run in a folder.
 
     Args:
         folder: in the run.
@@ -207,7 +213,9 @@ def pull(folder: Path, pattern: str) -> None:
 
 
 def put_file(path: Path, content: bytes) -> None:
-    """Write a file of a folder that counts only with its commit marker; in a mirror at the URL alone.
+    """Write a file of a folder that counts only with its commit marker.
+
+    Of a run at a URL the file is at the URL alone.
 
     For use inside :func:`writing`.
     """
@@ -270,7 +278,7 @@ def check_log(path: Path) -> None:
 
 
 def folders_below(folder: Path) -> list[tuple[str, str]]:
-    """The folders two levels below a folder as it is now, by the names of both levels; drafts are none.
+    """The folders two levels below a folder as it is now, by both names; drafts do not count.
 
     Raises:
         OSError, StorageError: it cannot be read.
@@ -287,8 +295,8 @@ def appending(path: Path) -> Iterator[None]:
     """Around the writing of an event log's next line, which a mirror uploads within a second.
 
     Raises:
-        StorageError, RunFolderError: earlier lines could not be uploaded, or the run is another driver's by
-            now; nothing should be written then.
+        StorageError, RunFolderError: earlier lines could not be uploaded, or the run is another
+            driver's by now; nothing should be written then.
     """
     ensure_held(path)
     mirror = mirror_of(path)

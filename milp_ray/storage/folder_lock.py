@@ -1,9 +1,10 @@
 """Who works on a run in a folder: the kernel's lock where there is one, and a lease beside it.
 
-``flock`` ends with its process and says at once who lives, on this machine. Whether other machines see it
-depends on the file system: NFS mounted with ``local_lock`` keeps it to one machine, Lustre without the
-``flock`` option has none. So whoever has the lock also takes the lease (:mod:`milp_ray.storage.lease`) that
-stands in the folder itself, which asks for no more than that files of other machines show.
+``flock`` ends with its process and says at once who lives, on this machine. Whether other machines
+see it depends on the file system: NFS mounted with ``local_lock`` keeps it to one machine, Lustre
+without the ``flock`` option has none. So whoever has the lock also takes the lease
+(:mod:`milp_ray.storage.lease`) that stands in the folder itself, which asks for no more than that
+files of other machines show.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def folder_lock(root: Path, *, lease: Callable[[Objects, bool], Lease] | None = 
     While it is held, :func:`ensure_held` guards whatever this process writes below the folder.
 
     Args:
-        root: the folder. An empty file ``lock`` in it, as earlier versions made it, is used as it is.
-        lease: makes the lease of the folder's objects, given whether this process has the kernel's lock.
+        root: the folder. An empty file ``lock`` in it, as earlier versions made it, is used as it
+            is.
+        lease: makes the lease of the folder's objects, given whether this process has the kernel's
+            lock.
 
     Raises:
         RunBusyError: another process works on it; one of another machine is watched first.
@@ -86,7 +89,7 @@ def folder_objects(root: Path, pauses: tuple[float, ...] = _PAUSES) -> Objects:
 
 
 def _locked(file: IO[bytes], root: Path) -> bool:
-    """Whether this process has the kernel's lock now; False where the file system knows no locks."""
+    """Whether this process has the kernel's lock now; False where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

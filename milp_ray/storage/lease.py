@@ -2,16 +2,17 @@
 
 The lease asks nothing of a store but that a list shows what was put before (S3, Google Cloud
 Storage and file systems do): everyone who wants the run puts an object of its own (``lease/by-ID``)
-and then lists. Of two at once at least one sees the other and takes its object back, so two never go
-on. The owner puts its object again every few seconds, its heartbeat. An id is claimed once and never
-again, so a late delete meets nobody else.
+and then lists. Of two at once at least one sees the other and takes its object back, so two never
+go on. The owner puts its object again every few seconds, its heartbeat. An id is claimed once and
+never again, so a late delete meets nobody else.
 
-No two clocks are compared. Whoever wants a run that has an owner watches the owner's heartbeats, and
-takes over when none came for ``timeout`` seconds *by its own boot clock*. The owner writes only for
-``timeout / 3`` seconds after it began its last renewal, by the boot clock or the wall clock, whichever
-went further: a renewal that was under way, and a put of up to ``timeout / 3`` seconds, are over before
-anybody takes over. An owner that is later than that, since its machine was suspended, say, claims the
-run anew, and has it only if nobody had it since: ``lease/last`` names who took it last.
+No two clocks are compared. Whoever wants a run that has an owner watches the owner's heartbeats,
+and takes over when none came for ``timeout`` seconds *by its own boot clock*. The owner writes only
+for ``timeout / 3`` seconds after it began its last renewal, by the boot clock or the wall clock,
+whichever went further: a renewal that was under way, and a put of up to ``timeout / 3`` seconds,
+are over before anybody takes over. An owner that is later than that, since its machine was
+suspended, say, claims the run anew, and has it only if nobody had it since: ``lease/last`` names
+who took it last.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Lease:
             left = self._valid - (self._clock.boot() - self._doubt)
 
     def ensure_held(self) -> None:
-        """Make sure that the run is still this process's; to be called before anything of it is written.
+        """Make sure that the run is still this process's, before anything of it is written.
 
         Costs nothing while the last renewal is young. After a suspension it is renewed first.
 
@@ -140,8 +141,7 @@ class Lease:
         raise self._too_late()
 
     def confirm(self) -> None:
-        """As :meth:`ensure_held`, but asks the store now: before anything is deleted that others may have
-        written.
+        """As :meth:`ensure_held`, but asks the store now: before others' files are deleted.
 
         Raises:
             RunBusyError, StorageError: see :meth:`ensure_held`.
@@ -150,7 +150,7 @@ class Lease:
         self.ensure_held()
 
     def note_doubt(self) -> None:
-        """An attempt to write had no answer, and may be done in a while: the run is given back later."""
+        """Note that a write had no answer and may land yet: the run is given back later."""
         self._doubt = self._clock.boot()
 
     def heartbeat(self) -> bool:
@@ -247,7 +247,7 @@ class Lease:
         return self._process.has_ended(other)
 
     def _is_active_here(self, other: Owner) -> bool:
-        """Whether an owner was active lately on this machine, whose wall clock this process shares."""
+        """Whether an owner was active lately on this machine, so by this wall clock."""
         return (
             other.process.machine == self._process.machine
             and self._clock.wall() - other.written < self._timeout

@@ -1,7 +1,7 @@
 """A file that a process keeps locked while it lives, so that others can tell whether it does.
 
-Private folders on this machine have one (mirrors, scratch folders, a private Ray's). Who may write a
-run is for its lease to say (:mod:`milp_ray.storage.lease`).
+Private folders on this machine have one (mirrors, scratch folders, a private Ray's). Who may write
+a run is for its lease to say (:mod:`milp_ray.storage.lease`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import IO, Self
 
 
 class LockFile:
-    """A file, made and locked by this process until :meth:`close` or the process's end, whatever ends it.
+    """A file that this process locks until :meth:`close` or its own end, whatever ends it.
 
     A lock rather than a process id says who lives: containers that share a folder number their
     processes alike. The file is there with its lock or not at all, so nobody takes it for stale in
     between. The folder is locked, too, though for nobody of ours: systemd-tmpfiles, which cleans
-    temporary folders, leaves a locked folder alone (tmpfiles.d(5); it does not look at locks of files).
+    temporary folders, leaves a locked folder alone (tmpfiles.d(5); it does not look at locks of
+    files).
 
     Args:
         path: of the file.

@@ -1,4 +1,4 @@
-"""Brings files that grow to a store, within a second and not more often: the event logs of a search."""
+"""Uploads a search's event logs, which grow, within a second and not more often."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class LogUploader:
         """To be called before a file is changed.
 
         Raises:
-            StorageError, RunFolderError: something could not be uploaded, so nothing more should happen.
+            StorageError, RunFolderError: something could not be uploaded, so nothing more should
+                happen.
         """
         if self._error is not None:
             raise self._error

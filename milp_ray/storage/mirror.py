@@ -7,8 +7,8 @@ it can be sent to a worker on any node. Mirrors share nothing but the URL, are r
 owner only, and go with their process. What a killed driver left is kept for the next one on this
 machine.
 
-What a driver does beside is :mod:`milp_ray.storage.url_driver`'s. Which files a run has is not known
-here: see :mod:`milp_ray.study.run_folder`.
+What a driver does beside is :mod:`milp_ray.storage.url_driver`'s. Which files a run has is not
+known here: see :mod:`milp_ray.study.run_folder`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Mirror:
         """Write the object of a path.
 
         Raises:
-            StorageError, RunFolderError: it could not be written, or is not this process's to write any more.
+            StorageError, RunFolderError: it could not be written, or is not this process's to write
+                any more.
         """
         self.check_own()
         self.objects.put(self.name(path), content)
@@ -180,7 +181,7 @@ class Mirror:
 
     @contextmanager
     def local_copy(self, path: Path) -> Iterator[Path]:
-        """A copy of a file or folder as it is at the URL now, under the same name; absent if it is there."""
+        """A copy of a file or folder as it is at the URL now, of the same name, if it is there."""
         name = self.name(path)
         self.check_own()
         with writing(self.folder):
@@ -231,7 +232,7 @@ class Mirror:
         self._owner.close()
 
     def _clean_up(self) -> None:
-        """Remove mirrors of killed processes, unless a driver's: it may hold what was not uploaded."""
+        """Remove killed processes' mirrors, but no driver's: its logs may not be at the URL."""
         for old in self._base.iterdir():
             if not (old / DRIVER).exists() and is_stale(old / _OWNER):
                 shutil.rmtree(old, ignore_errors=True)

@@ -1,9 +1,10 @@
 """Who else may read what is written: a run's folder says it, and everything below follows.
 
-Whatever is made in a folder gets no right that the folder itself does not give. So a run in a folder of mode
-0700 is its owner's alone, file by file, and stays so when files are copied out of it; a folder that is opened
-later opens what is written from then on. A folder with the set-group-ID bit is one that a group shares: what
-is made in it can be read by that group, whatever the process's umask.
+Whatever is made in a folder gets no right that the folder itself does not give. So a run in a
+folder of mode 0700 is its owner's alone, file by file, and stays so when files are copied out of
+it; a folder that is opened later opens what is written from then on. A folder with the set-group-ID
+bit is one that a group shares: what is made in it can be read by that group, whatever the process's
+umask.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _NO_EXECUTION = 0o666
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, each with the rights of the one that it is in.
+    """Make a folder and the missing ones above it, each with the rights of its parent.
 
     Raises:
         OSError: it cannot be made.
@@ -61,7 +62,8 @@ def _follow(path: Path, above: int) -> None:
 def check_own(folder: Path, what: str) -> str:
     """Why a folder is not safe to trust as this user's own; empty if it is.
 
-    It has to be a folder, no link to one, made by this user (or by root), and nobody else may write in it.
+    It has to be a folder, no link to one, made by this user (or by root), and nobody else may write
+    in it.
     """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -76,8 +78,8 @@ def check_own(folder: Path, what: str) -> str:
 def readers_of(path: Path) -> str:
     """Who beside its owner can read a file, or enter a folder; empty: nobody.
 
-    ``everybody on this machine``, or ``the group …``. Access lists that a file system keeps beside the modes
-    are not looked at.
+    ``everybody on this machine``, or ``the group …``. Access lists that a file system keeps beside
+    the modes are not looked at.
 
     Raises:
         OSError: it is not there.

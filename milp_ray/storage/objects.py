@@ -1,9 +1,10 @@
 """The objects below a URL: whole files that are put, got, listed and deleted by name.
 
-S3 and Google Cloud Storage are reached through pyarrow, other schemes through fsspec. A put is whole or not
-at all: an object store shows the old object or the new one, anywhere else a temporary sibling is renamed.
-What a store answers for a moment only (no connection, too many requests) is tried again; what is left becomes
-a :class:`~milp_ray.errors.StorageError`. Not here: what the names mean, and who may write.
+S3 and Google Cloud Storage are reached through pyarrow, other schemes through fsspec. A put is
+whole or not at all: an object store shows the old object or the new one, anywhere else a temporary
+sibling is renamed. What a store answers for a moment only (no connection, too many requests) is
+tried again; what is left becomes a :class:`~milp_ray.errors.StorageError`. Not here: what the names
+mean, and who may write.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from milp_ray.storage.urls import NATIVE, joined, url_fault
 
 T = TypeVar("T")
 
-# Seconds before each further try: about a quarter of a minute in all, beside the store's own time-outs.
+# Seconds before each further try: about a quarter of a minute in all, beside the store's own
+# time-outs.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _PART_BYTES = 8 * 2**20
 # Names (pyarrow's, and fsspec's) of those whose put is whole by itself.
 _STORES = ("s3", "gcs", "abfs", "memory")
-# S3: one request for a small object instead of three. Google: by itself a put is tried for a quarter of an
-# hour within one call, during which nobody asks whether the run is still this process's.
+# S3: one request for a small object instead of three. Google: by itself a put is tried for a
+# quarter of an hour within one call, during which nobody asks whether the run is still this
+# process's.
 _OPTIONS = {"s3": "?allow_delayed_open=true", "gs": "?retry_limit_seconds=10"}
 # What no further try on a file system helps with.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -54,7 +57,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object. ``mtime``: seconds since 1970 by the store's clock; None where it keeps no times."""
+    """An object. ``mtime``: seconds since 1970 by the store's clock; None where it has none."""
 
     name: str
     size: int
@@ -99,7 +102,7 @@ class Objects:
         self._guard: Guard | None = None
 
     def guarded(self, guard: Guard) -> Objects:
-        """The same objects, where every attempt to put or delete asks first; what it raises ends them.
+        """The same objects, where every attempt to put or delete asks a guard first.
 
         So nothing that was tried for long lands in a run that is another's by now.
         """
@@ -277,7 +280,9 @@ class Objects:
 
 
 def objects_at(url: str) -> Objects:
-    """The objects below a URL. Nothing is asked of the store for schemes other than S3, which tells a region.
+    """The objects below a URL.
+
+    Only S3 is asked anything: for the bucket's region.
 
     Raises:
         StorageError: no usable URL, or its file system cannot be set up.
@@ -302,10 +307,10 @@ def objects_at(url: str) -> Objects:
 
 @contextmanager
 def temporary_copy(url: str) -> Iterator[Path]:
-    """A private copy of a file at a URL, for the length of a ``with`` block; absent if there is none.
+    """A private copy of a file at a URL, for the length of a ``with`` block, if there is one.
 
-    The copy has no name in any folder, only one below ``/proc`` for this process: whatever ends the process
-    takes it along, and nobody else comes upon it.
+    The copy has no name in any folder, only one below ``/proc`` for this process: whatever ends the
+    process takes it along, and nobody else comes upon it.
 
     Raises:
         StorageError: the URL cannot be used or read.

@@ -24,9 +24,11 @@ class Process:
     Attributes:
         host: name of the machine, for people.
         boot: of the machine: another one after each start.
-        machine: tells processes that see each other's ids from all others: host, boot, namespace of ids.
+        machine: tells processes that see each other's ids from all others: host, boot, namespace of
+            ids.
         pid: its id.
-        started: seconds from the machine's start to its own, which no change of the wall clock moves.
+        started: seconds from the machine's start to its own, which no change of the wall clock
+            moves.
     """
 
     host: str
@@ -43,7 +45,7 @@ class Process:
         return cls(host, boot, f"{host} {boot} {_namespace()}", os.getpid(), found[1] if found else 0.0)
 
     def has_ended(self, owner: Owner) -> bool:
-        """Whether the process of a lease is known to have ended; False for one of another machine."""
+        """Whether a lease's process is known to have ended; False for another machine's."""
         other = owner.process
         if other.machine != self.machine:
             return False
@@ -121,8 +123,9 @@ class Owner:
 
 
 def _found(pid: int) -> tuple[str, float] | None:
-    """A process's state (``Z``: ended, but nobody has asked how), and the seconds from the machine's start to
-    its own; None where the system does not tell.
+    """A process's state, and the seconds from the machine's start to its own.
+
+    State ``Z`` has ended, but nobody has asked how. None where the system does not tell.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -1,9 +1,10 @@
-"""Which driver's session a run is in, so that a worker of an earlier session publishes nothing more.
+"""Which driver's session a run is in: workers of earlier sessions publish nothing more.
 
-A driver that takes a run over cannot end the workers of the one before it, which may be on any node. It
-writes a session of its own beside the run's first files, and every worker knows the session that started it:
-before anything of a worker's becomes visible, the two are compared. What is under way at that very moment is
-not recalled. That there is one driver at a time is the lock's and the lease's to see to.
+A driver that takes a run over cannot end the workers of the one before it, which may be on any
+node. It writes a session of its own beside the run's first files, and every worker knows the
+session that started it: before anything of a worker's becomes visible, the two are compared. What
+is under way at that very moment is not recalled. That there is one driver at a time is the lock's
+and the lease's to see to.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def next_session(root: Path) -> Session:
 
 
 def publish_for(root: Path, session: str) -> None:
-    """Have all that this process writes below a run's folder count for one session only; "": for any."""
+    """Have what this process writes below a run count for one session only; "": for any."""
     if session:
         _mine[root] = session
     else:
@@ -58,8 +59,8 @@ def check_session(path: Path) -> None:
     """To be called right before something becomes visible in a run, or goes.
 
     Raises:
-        RunBusyError: the run is in another session than the one that this process works for, or was this
-            process's own and is not any more.
+        RunBusyError: the run is in another session than the one that this process works for, or was
+            this process's own and is not any more.
         StorageError: that cannot be found out.
     """
     ensure_held(path)

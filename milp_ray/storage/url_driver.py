@@ -1,8 +1,8 @@
 """Driving a run at a URL: one process owns its lease, uploads its event logs and may remove it.
 
-A driver works in its mirror (:mod:`milp_ray.storage.mirror`). It begins with the files as they are at
-the URL, and with what a killed driver of this machine had not uploaded. Driving a run in a folder is
-:mod:`milp_ray.storage.folder_lock`'s.
+A driver works in its mirror (:mod:`milp_ray.storage.mirror`). It begins with the files as they are
+at the URL, and with what a killed driver of this machine had not uploaded. Driving a run in a
+folder is :mod:`milp_ray.storage.folder_lock`'s.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def driving(mirror: Mirror, files: FileSet, *, lease: Lease | None = None) -> It
         StorageError: something could not be read or written.
     """
     with lease or Lease(mirror.objects) as taken:
-        # What this process pulled before may be behind, as another driver may have worked since. Its own
-        # logs of before may not all have been uploaded.
+        # What this process pulled before may be behind, as another driver may have worked since.
+        # Its own logs of before may not all have been uploaded.
         left = mirror.folder / _LEFT
         with writing(mirror.folder):
             if (mirror.root / EVENTS).exists():
@@ -62,7 +62,7 @@ def driving(mirror: Mirror, files: FileSet, *, lease: Lease | None = None) -> It
 
 
 def remove_run(mirror: Mirror, last: tuple[str, ...]) -> None:
-    """Delete a run at its URL, but for the lease. For its driver, which writes nothing of it any more.
+    """Delete a run at its URL, but for the lease; its driver writes nothing of it any more.
 
     Args:
         mirror: of the run.
@@ -92,7 +92,8 @@ def upload_log(mirror: Mirror, path: Path) -> None:
     """Write a log to the URL as far as its last whole line.
 
     Raises:
-        RunFolderError, StorageError: it does not go on from what is at the URL, or could not be written.
+        RunFolderError, StorageError: it does not go on from what is at the URL, or could not be
+            written.
     """
     content = _content(path)  # of which a line may be half written at this moment
     content, name = content[: content.rfind(b"\n") + 1], mirror.name(path)

@@ -1,8 +1,8 @@
-"""The key of a run's aliases where a study brings its own, so that runs can be repeated and compared.
+"""A key of aliases that a study brings, so that its runs can be repeated and compared.
 
-Aliases, orders and seeds follow from the key. Where it is made anew for each run, two runs of one study have
-other aliases, and other random numbers for the same user. Keeping the key of a run that is there is
-:mod:`milp_ray.study.run_folder`'s.
+Aliases, orders and seeds follow from the key. Where it is made anew for each run, two runs of one
+study have other aliases, and other random numbers for the same user. Keeping the key of a run that
+is there is :mod:`milp_ray.study.run_folder`'s.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`milp-ray check`: everything about a study that can be validated before a GPU is touched.
 
-The model's config is loaded and its modules built without weights, the data is read and split, the space is
-laid over the model, and what the study will do is counted. A run that the study has already is compared with
-it, as a job that is submitted would. No Ray is started, and nothing is written.
+The model's config is loaded and its modules built without weights, the data is read and split, the
+space is laid over the model, and what the study will do is counted. A run that the study has
+already is compared with it, as a job that is submitted would. No Ray is started, and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ from milp_ray.trial.estimate import estimate, trainable_range
 def check_study(study: Study) -> RenderableType:
     """Validate a study and describe what it would do.
 
-    Where it has a run already, what submitting it would meet there is looked at, too: whether the run is of
-    this study, and was begun with this data and this base model.
+    Where it has a run already, what submitting it would meet there is looked at, too: whether the
+    run is of this study, and was begun with this data and this base model.
 
     Raises:
-        StudyError: with every problem found. Its exit code is 1 where the storage alone is at fault.
+        StudyError: with every problem found. Its exit code is 1 where the storage alone is at
+            fault.
     """
     study = resolved(study)
     found: list[MilpRayError] = []
@@ -71,7 +73,7 @@ def check_study(study: Study) -> RenderableType:
 
 
 def _storage(study: Study) -> RunFolder | None:
-    """The run that the study has already, after looking whether it, or a new one, can be written."""
+    """The run that the study has already; it, or a new one, can be written."""
     run = RunFolder.of(study)
     location = run_location(study)
     if run is None:

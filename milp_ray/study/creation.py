@@ -1,7 +1,7 @@
 """Creates a run, all of its first files or nothing, and deletes one in which nothing was searched.
 
-What the first files hold is :mod:`milp_ray.study.run_folder`'s. Nothing but :func:`delete_run` deletes
-a run, and its caller makes sure that the run is this process's to delete.
+What the first files hold is :mod:`milp_ray.study.run_folder`'s. Nothing but :func:`delete_run`
+deletes a run, and its caller makes sure that the run is this process's to delete.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def create_run(location: str, first: Mapping[str, bytes], *, group_reads: bool) 
     Args:
         location: path or URL, where there is nothing yet.
         first: content of every file of :data:`milp_ray.layout.FIRST`, by name.
-        group_reads: the folder's group may read the run, except the key. At a URL the bucket decides.
+        group_reads: the folder's group may read the run, except the key. At a URL the bucket
+            decides.
 
     Returns:
         The run's root: its folder or, at a URL, the root of this process's mirror.
@@ -91,7 +92,8 @@ def delete_run(root: Path, session: str) -> None:
         return
     confirm_held(root)
     with writing(root):
-        # At once, so that nobody finds a part of it; what a crash leaves goes with the next of the name.
+        # At once, so that nobody finds a part of it; what a crash leaves goes with the next of the
+        # name.
         gone = root.with_name(f".{root.name}-{session}{_DELETED}")
         root.rename(gone)
         shutil.rmtree(gone)
@@ -144,8 +146,10 @@ def _write_first(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _clean_up(root: Path) -> None:
-    """Remove what is left of runs of this name whose creation, or deletion, was killed: drafts that hold
-    nothing but first files, and all that was deleted."""
+    """Remove what killed creations and deletions of runs of this name left.
+
+    That is drafts that hold nothing but first files, and all that was deleted.
+    """
     for gone in root.parent.glob(f".{root.name}-*{_DELETED}"):
         shutil.rmtree(gone, ignore_errors=True)
     for draft in root.parent.glob(f".{root.name}-*{_DRAFT}"):

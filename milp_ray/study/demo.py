@@ -1,4 +1,4 @@
-"""The demo's inputs, all made on the spot: three generated people, a tiny base model, and a study of both.
+"""The demo's inputs, made on the spot: three people, a tiny base model, a study of both.
 
 Nothing is downloaded. Running the study is :mod:`milp_ray.study.driver`; who the people are is
 :mod:`milp_ray.data.personas`; the model is :mod:`milp_ray.model.demo_model`.
@@ -105,8 +105,8 @@ def prepare_demo(
 
     Args:
         folder: gets users.jsonl, study.yaml and model-<hash>; runs go to ``folder/runs``.
-        threads: CPU threads for training the model. With 1 the model is the same bits on every machine of a
-            kind, and a busy machine does no harm; 2 gained a quarter.
+        threads: CPU threads for training the model. With 1 the model is the same bits on every
+            machine of a kind, and a busy machine does no harm; 2 gained a quarter.
         sizes: of the base model; None for the demo's own.
         notify: takes a line of progress now and then.
 
@@ -128,8 +128,11 @@ def prepare_demo(
 
 
 def demo_users() -> list[UserRecord]:
-    """The demo's people, none of whom the base model was trained on: the first of their seed that share no
-    fact and no turn of phrase, so that another user's memory is of no help."""
+    """The demo's people, none of whom the base model was trained on.
+
+    They are the first of their seed that share no fact and no turn of phrase, so another user's
+    memory is of no help.
+    """
     chosen: list[Persona] = []
     for number in range(FIRST_BACKGROUND):
         persona = make_persona(number, SEED)

@@ -1,4 +1,4 @@
-"""Begin a run, or go on with one. What a run then does, step by step, is :mod:`milp_ray.study.run`."""
+"""Begins a run, or goes on with one. Its steps are :mod:`milp_ray.study.run`'s."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def start(study: Study, console: Console) -> Outcome:
     """A new run of a study.
 
     Raises:
-        MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left half-made.
+        MilpRayError: the study, data, model, storage or cluster is not usable. Nothing is left
+            half-made.
     """
     return _work(*_made(resolved(study)), console, looked_at=True)
 
 
 def _made(study: Study) -> tuple[RunFolder, Inputs]:
-    """The folder of a new run of a resolved study, once all that it needs was found to be usable."""
+    """The folder of a new run of a resolved study, once all that it needs is usable."""
     refuse_existing(run_location(study))
     check_surrogate(study.search.surrogate)
     key = given_key(study) or new_key()
@@ -49,8 +50,7 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
 
 
 def start_or_resume(study: Study, console: Console) -> Outcome:
-    """A run of a study: begun where there is none, gone on with where there is one, also with more trials.
-    What a job does.
+    """A run of a study, as a job wants it: begun, or gone on with, also with more trials.
 
     Raises:
         StudyError: the run is of another study; every value that differs is named.
@@ -102,8 +102,8 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
     Args:
         path: the run folder, or its URL.
         console: where progress goes.
-        overrides: ``ray.key=value``: where a run is worked on may change, what it is may not; and a larger
-            ``search.trials``, with which a search, finished or not, goes on.
+        overrides: ``ray.key=value``: where a run is worked on may change, what it is may not; and a
+            larger ``search.trials``, with which a search, finished or not, goes on.
 
     Raises:
         StudyError: another override, or a smaller number of trials.
@@ -114,7 +114,7 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
 
 
 def final(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> Outcome:
-    """The final job alone, for the users of a run whose search is over; finished users are kept as they are.
+    """The final job alone, for users whose search is over; finished users are kept.
 
     Raises:
         StudyError: an override of something else than ``ray.*``.
@@ -191,7 +191,8 @@ def _work(folder: RunFolder, inputs: Inputs, console: Console, *, looked_at: boo
 def _preflight(run: Run) -> None:
     """Find what would keep every worker from going on, before Ray is started.
 
-    A worker's first steps went well when the run began: they are tried again only with other packages.
+    A worker's first steps went well when the run began: they are tried again only with other
+    packages.
 
     Raises:
         StudyError: something would, each told.

@@ -1,4 +1,4 @@
-"""Who beside its owner can read a study's data and its run: told by `milp-ray check`, refused by nobody."""
+"""Who else can read a study's data and run: told by `milp-ray check`, refused by nobody."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from milp_ray.study.location import run_location
 def exposures(study: Study) -> list[str]:
     """A line for each file or folder of a resolved study that others can read, with the remedy.
 
-    What is at a URL is the store's to guard. A run that its group may read by ``storage.readable_by`` is as
-    asked.
+    What is at a URL is the store's to guard. A run that its group may read by
+    ``storage.readable_by`` is as asked.
     """
     location = run_location(study)
     found = []

@@ -25,11 +25,12 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
         run: the run folder, or its URL.
         target: a folder that is not there yet, or is empty.
         memories: the users' adapters as well.
-        one_rank: these with one rank each, lesser ones filled up with zeros (:mod:`milp_ray.memory.export`).
+        one_rank: these with one rank each, lesser ones filled up with zeros
+            (:mod:`milp_ray.memory.export`).
 
     Raises:
-        RunFolderError: there is no run, it has no tables yet, something is at ``target``, or an adapter is
-            not the one that it says it is.
+        RunFolderError: there is no run, it has no tables yet, something is at ``target``, or an
+            adapter is not the one that it says it is.
         StorageError: the run or a memory cannot be read, or the folder not be written.
     """
     folder = RunFolder.open(run)

@@ -1,6 +1,7 @@
-"""From a study to what a search needs: users split under aliases, the architecture, the memory space.
+"""From a study to a search's inputs: users under aliases, architecture, memory space.
 
-Everything a study can get wrong about its data and model is found here, before Ray or a GPU is touched.
+Everything a study can get wrong about its data and model is found here, before Ray or a GPU is
+touched.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from milp_ray.study.users import Users, load_users
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study's data and model come to. ``base``: fingerprint of the model; empty if it has no part."""
+    """What a study's data and model come to. ``base``: the model's fingerprint, or empty."""
 
     users: Users
     architecture: Architecture
@@ -49,8 +50,8 @@ def load_space(study: Study, before: Mapping[str, str] | None = None) -> tuple[A
 
     Args:
         study: resolved.
-        before: fingerprint of the base that the run was begun with: other code of the model's own than that
-            is not run.
+        before: fingerprint of the base that the run was begun with: other code of the model's own
+            than that is not run.
 
     Raises:
         ModelError, SpaceError: the model, or the space on it, is not usable.
@@ -65,8 +66,10 @@ def load_space(study: Study, before: Mapping[str, str] | None = None) -> tuple[A
 
 
 def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What tells the study's base model from another, after :func:`load_space`, which fetches a hub model's
-    configuration. Of a simulated study, which uses nothing but the model's structure, its code alone.
+    """The fingerprint of a study's base model, after :func:`load_space`, which fetches hub files.
+
+    A simulated study uses nothing but the model's structure: it has the fingerprint of the code
+    alone.
 
     Args:
         study: resolved.

@@ -48,7 +48,9 @@ def refuse_existing(location: str) -> None:
 
 
 def _is_taken(url: str) -> bool:
-    """Whether something that is no run is at a URL. A creation that was cut off left its first files without
-    run.json, or a lease: they are nobody's."""
+    """Whether something that is no run is at a URL.
+
+    First files without run.json, and a lease, are nobody's: a creation that was cut off left them.
+    """
     names = [found.name for found in mirror_at(url).objects.list_below()]
     return any(name not in FIRST and not name.startswith(f"{LEASES}/") for name in names)

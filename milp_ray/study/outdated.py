@@ -1,8 +1,8 @@
 """Memories and scores of an earlier choice: what more trials of a run leave behind.
 
-A run that is given more trials may choose another placement for a user. The memory of the earlier one, its
-scores, and those of the users that were tested beside it then count as missing, and the final job makes them
-again. What did not change is kept.
+A run that is given more trials may choose another placement for a user. The memory of the earlier
+one, its scores, and those of the users that were tested beside it then count as missing, and the
+final job makes them again. What did not change is kept.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def outdated(folder: RunFolder, architecture: Architecture, chosen: Mapping[str,
 
 
 def _saved_placement(memory: Path, architecture: Architecture) -> Placement | None:
-    """The placement of a saved adapter; None where there is none, or one that tells no placement."""
+    """The placement of a saved adapter; None where there is none, or it does not tell."""
     values = _values(memory / ADAPTER_CONFIG)
     if values is None:
         return None

@@ -1,7 +1,8 @@
-"""All users of a run: what is known of each in a few numbers, and their engines when somebody needs them.
+"""All users of a run: a few numbers of each, and their engines when somebody needs them.
 
-An engine holds a user's whole search, so only those of the cohort at work are kept. Any other is rebuilt from
-its event log, which is the truth, and dropped again. How a cohort is worked on is :mod:`milp_ray.study.run`.
+An engine holds a user's whole search, so only those of the cohort at work are kept. Any other is
+rebuilt from its event log, which is the truth, and dropped again. How a cohort is worked on is
+:mod:`milp_ray.study.run`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Population:
 
     Attributes:
         aliases: all users, in the run's order: that of their aliases.
-        cold: the first of them, where users learn from each other: those that the others learn from.
+        cold: the first of them, where users learn from each other: those that the others learn
+            from.
         directions: objective -> "min" or "max".
     """
 
@@ -82,7 +84,8 @@ class Population:
         """Whether a user's search has begun.
 
         Raises:
-            StorageError: it had, and its event log is gone or shorter than it was: it would begin anew.
+            StorageError: it had, and its event log is gone or shorter than it was: it would begin
+                anew.
         """
         log = self._folder.layout.events(alias)
         size = log.stat().st_size if log.exists() else 0
@@ -108,7 +111,7 @@ class Population:
             self._open.clear()  # in place: the caller's name for it must keep no engine alive
 
     def cohorts(self) -> list[tuple[str, ...]]:
-        """The users, in the groups that are one Tune run each; the same groups in every session of a run.
+        """The users in groups, each one Tune run; the same groups in every session of a run.
 
         Those that run cold come first, in groups of their own.
         """

@@ -1,9 +1,9 @@
 """What every worker of a study would meet, found before Ray is started.
 
-The base model's files are held against its configuration, the packages that they ask for are looked for,
-every user's prompts are rendered, and the first steps of a worker are tried in a process of their own.
-Workers that cannot be set up are told one by one and tried elsewhere; what keeps *all* of them from working
-is no fault of a worker, and is said here, at once and together.
+The base model's files are held against its configuration, the packages that they ask for are looked
+for, every user's prompts are rendered, and the first steps of a worker are tried in a process of
+their own. Workers that cannot be set up are told one by one and tried elsewhere; what keeps *all*
+of them from working is no fault of a worker, and is said here, at once and together.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ _REHEARSE = "from milp_ray.trial.rehearsal import main; main()"
 
 
 def _fault_of(process: subprocess.CompletedProcess[bytes]) -> MilpRayError | None:
-    """What a process that tried the first steps says in its last line, or how it ended without a word."""
+    """The last line of a process that tried the first steps, or how it ended without one."""
     said = process.stdout.decode(errors="replace").strip().rpartition("\n")[2]
     try:
         answer = json.loads(said)
@@ -160,8 +160,11 @@ def _fault_of(process: subprocess.CompletedProcess[bytes]) -> MilpRayError | Non
 
 
 def _last_words(process: subprocess.CompletedProcess[bytes]) -> str:
-    """How a process ended that gave no answer. No text of a user's is among them: it was not read yet when an
-    import failed, and of a crash only the signal and the places are written."""
+    """How a process ended that gave no answer, without any user's text.
+
+    No text was read yet when an import failed, and of a crash only the signal and the code's places
+    are written.
+    """
     lines = [line.strip() for line in process.stderr.decode(errors="replace").splitlines() if line.strip()]
     if process.returncode < 0:
         place = next((line for line in lines if line.startswith("File ")), "")

@@ -33,8 +33,7 @@ _SHOWN_USERS = 8
 
 @dataclass
 class UserProgress:
-    """What is known of one user's search. ``trials``: how many it will come to, its budget at
-    most."""
+    """What is known of a user's search. ``trials``: how many it comes to, at most its budget."""
 
     trials: int = 0
     done: int = 0
@@ -115,8 +114,7 @@ class StudyProgress:
 
     @contextlib.contextmanager
     def watching(self, engines: Mapping[str, Engine]) -> Iterator[None]:
-        """For the length of a Tune run: whose searches may end before their budgets, with their
-        spaces."""
+        """For the length of a Tune run: whose searches may end before their budgets."""
         self._engines = engines
         try:
             yield
@@ -145,8 +143,7 @@ class StudyProgress:
             self._touch(request.alias)
 
     def on_trial_requeued(self, request: TrialRequest, is_charged: bool) -> None:
-        """A trial's worker is gone; the trial runs again. Of a worker's own fault the search itself
-        tells."""
+        """A trial's worker is gone; the trial runs again. The search tells a worker's own fault."""
         with self._lock:
             self._left_worker(request.alias)
             if is_charged:
@@ -243,8 +240,7 @@ class StudyProgress:
             self._limit(alias, engine.counts.asked)
 
     def _touch(self, alias: str) -> None:
-        """The newest event is this user's. Forgets who was longest without one and has no trial
-        running."""
+        """The newest event is this user's; the user longest idle is forgotten."""
         self._recent.pop(alias, None)
         self._recent[alias] = None
         if len(self._recent) > 4 * _SHOWN_USERS:
@@ -305,8 +301,7 @@ class StudyProgress:
         return table
 
     def _shown_users(self) -> list[tuple[str, UserProgress]]:
-        """Who has most trials running, then who had the last event, then the first ones of the
-        data."""
+        """Who has most trials running, then who had the last event, then the data's first."""
         known = dict.fromkeys(reversed(self._recent))
         known.update(dict.fromkeys(islice(self._users, _SHOWN_USERS)))
         order = sorted(known, key=lambda alias: -self._users[alias].running)

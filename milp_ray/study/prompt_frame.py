@@ -1,8 +1,8 @@
-"""What a run keeps of its prompts (``run.json``), so that every worker, resume and final job has the same.
+"""What a run keeps of its prompts (``run.json``): all workers, resumes and final jobs share it.
 
-A template that reads the clock gives other tokens on another day and in another time zone; so the day is kept
-on which the run begins. Trials are compared with each other; so a run that was begun before prompts followed
-``apply_chat_template`` token for token goes on as it was.
+A template that reads the clock gives other tokens on another day and in another time zone; so the
+day is kept on which the run begins. Trials are compared with each other; so a run that was begun
+before prompts followed ``apply_chat_template`` token for token goes on as it was.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _ENCODING = 2
 
 
 def prompt_frame(study: Study) -> dict[str, object]:
-    """What is kept of a new run's prompts: the encoding; of a chat template also what it makes of two made-up
-    texts, and the date if it reads the clock.
+    """What is kept of a new run's prompts: the encoding and a chat template's example.
+
+    A template that reads the clock also gets a date, which is kept.
 
     Raises:
         ModelError: there is no usable tokenizer or chat template.

@@ -45,10 +45,10 @@ def changed_packages(meta: Mapping[str, object]) -> str:
 def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem]:
     """Where a resolved study is another than the run's, user ids replaced by aliases in both.
 
-    Where a run is worked on (``ray``), where its data lies and who may read the folder may differ: that it is
-    the same data, its fingerprint says. So may the number of trials, which can grow, and users may be taken
-    out of a list of them, but where the data is known as a ``whole``. Values are not repeated where they may
-    name users.
+    Where a run is worked on (``ray``), where its data lies and who may read the folder may differ:
+    that it is the same data, its fingerprint says. So may the number of trials, which can grow, and
+    users may be taken out of a list of them, but where the data is known as a ``whole``. Values are
+    not repeated where they may name users.
     """
     before, now = (dict(_leaves(one.model_dump(mode="json"))) for one in (mine, theirs))
     fewer_users = _fewer(mine.data.users, theirs.data.users, whole)
@@ -70,7 +70,7 @@ def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem
 
 
 def _fewer(mine: object, theirs: object, whole: bool) -> bool:
-    """Whether ``theirs`` lists users of ``mine`` alone, and all where the data is known as a ``whole``."""
+    """Whether ``theirs`` lists users of ``mine`` alone; all of them, if ``whole``."""
     if not (isinstance(mine, tuple) and isinstance(theirs, tuple) and theirs):
         return False
     return set(theirs) <= set(mine) and not (whole and len(theirs) < len(mine))
@@ -88,7 +88,7 @@ def fewer_trials(mine: Study, theirs: Study) -> list[Problem]:
 
 
 def without_ids(study: Study, key: bytes) -> Study:
-    """The study with raw user ids replaced by their aliases, in the order of these, not of the list."""
+    """The study with aliases for raw user ids, in the order of the aliases."""
     users = study.data.users
     if not isinstance(users, tuple):
         return study

@@ -25,7 +25,8 @@ from milp_ray.study.tables import (
 if TYPE_CHECKING:
     from milp_ray.search import Engine
 
-# A quarter of a second each; those of larger populations are made on request (`milp-ray experiment`).
+# A quarter of a second each; those of larger populations are made on request (`milp-ray
+# experiment`).
 _MOST_EXPERIMENTS = 50
 
 
@@ -62,7 +63,7 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
 
 
 def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:
-    """Save a user's search as an Ax experiment, the record that Ax's own tools open; returns its path.
+    """Save a user's search as an experiment that Ax's own tools open; returns its path.
 
     An experiment that is newer than the event log is left as it is.
     """

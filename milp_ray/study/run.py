@@ -1,5 +1,4 @@
-"""One run's steps in their order: search, choice, final job, tables. Each adds only what is
-missing.
+"""A run's steps in order: search, selection, final job, tables; each adds what is missing.
 
 Every step reads what is finished from the run folder, so that a new run and a resumed one are the
 same code. The search goes cohort by cohort, each a Ray Tune run of its own; the final job is one
@@ -45,8 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """How a run ended. ``seconds``: of the search and of the final stage, as far as they were
-    worked on.
+    """How a run ended. ``seconds``: of the search and the final stage, as far as worked on.
 
     ``metrics``: of this session's search; None if it had nothing to search. ``trained``: whether
     memories were to be trained, so that users without one count.
@@ -165,8 +163,7 @@ class Run:
             )
 
     def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
-        """Cohort by cohort; ends early, with cohorts undone, when ``stopping()`` or when Ray gave
-        up."""
+        """Search cohort by cohort; end early when ``stopping()`` or when Ray gave up."""
         from milp_ray.tune.search.run import run_search
 
         began = time.monotonic()
@@ -214,13 +211,11 @@ class Run:
 
     @property
     def _session(self) -> str:
-        """The id of this driver's session, which workers publish for; "" where nobody holds the
-        run."""
+        """The id of this driver's session, which workers publish for; "" outside one."""
         return self.folder.session.id if self.folder.session is not None else ""
 
     def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
-        """What these users' trials share. Their texts are in the object store for as long as it
-        lives."""
+        """What these users' trials share, with their texts in the object store for its life."""
         from milp_ray.tune.search.simulated import SimulatedSpec
         from milp_ray.tune.workers.trial_spec import TrialSpec
 
@@ -288,8 +283,7 @@ class Run:
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _drop_outdated(self, placements: Mapping[str, Placement]) -> None:
-        """Delete memories and scores of an earlier choice, which a run that got more trials may
-        hold."""
+        """Delete memories and scores of an earlier choice, as a run with more trials may hold."""
         found = outdated(self.folder, self.inputs.architecture, placements)
         if found.memories:
             count = len(found.memories)
@@ -320,8 +314,9 @@ class Run:
         )
 
     def _check_memories(self) -> None:
-        """Make sure that the memories that are there are their users' own, before anything is done.
-        One of an earlier choice is no fault: the final job makes it again.
+        """Make sure that every memory is its user's own, before anything is done.
+
+        A memory of an earlier choice is no fault: the final job makes it again.
 
         Raises:
             RunFolderError: one is not.

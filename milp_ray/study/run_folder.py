@@ -1,9 +1,9 @@
 """The run folder: what a run is, opened or new, and how it differs from a study of today.
 
 Where storage.path is a URL, the run is at the URL, and :attr:`RunFolder.root` is in this process's
-mirror of it (:mod:`milp_ray.storage.mirror`). Where each file is says :mod:`milp_ray.layout`; what the
-files mean is for their writers. How a run is created whole is :mod:`milp_ray.study.creation`'s, who
-may write it :mod:`milp_ray.study.run_lock`'s.
+mirror of it (:mod:`milp_ray.storage.mirror`). Where each file is says :mod:`milp_ray.layout`; what
+the files mean is for their writers. How a run is created whole is :mod:`milp_ray.study.creation`'s,
+who may write it :mod:`milp_ray.study.run_lock`'s.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ from milp_ray.study.prompt_frame import with_frame
 from milp_ray.study.provenance import differences, packages, without_ids
 from milp_ray.study.run_lock import run_lock
 
-# 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one of each
-# user, whose number follows from the alias. In 1 it is one of the whole file, and users are numbered by their
-# places in it (milp_ray.study.users).
+# 2: texts are taken apart by the second rules (data.text_rules), and the data's fingerprint is one
+# of each user, whose number follows from the alias. In 1 it is one of the whole file, and users are
+# numbered by their places in it (milp_ray.study.users).
 FORMAT = 2
-# What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen study.
+# What a run of an earlier format goes on with, whatever is usual now: overrides of its frozen
+# study.
 _AS_BEGUN = {1: ["data.text_rules=1"], FORMAT: []}
 # What those who look at a run at a URL need of it.
 _READER_FILES = FileSet(FIRST, {TABLES: "*"})
@@ -177,7 +178,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, study: Study) -> RunFolder | None:
-        """The run of a resolved study, to be worked on with the study's own ``ray`` section and data.
+        """The run of a resolved study, with the study's own ``ray`` section and data.
 
         None where there is none.
 
@@ -197,14 +198,14 @@ class RunFolder:
         return folder.with_trials(study.search.trials).pinned()
 
     def with_trials(self, trials: int) -> RunFolder:
-        """Itself, with as many trials a user if these are more; :meth:`keep_trials` writes them down."""
+        """Itself, with more trials a user if asked; :meth:`keep_trials` writes them down."""
         if trials > self.study.search.trials:
             search = self.study.search.model_copy(update={"trials": trials})
             self.study = self.study.model_copy(update={"search": search})
         return self
 
     def keep_trials(self) -> None:
-        """Write the number of trials into the frozen study, where it has grown; by who holds the lock.
+        """Write a grown number of trials into the frozen study; whoever holds the lock does.
 
         Nothing else of the study changes. Where another driver wrote more meanwhile, these count.
 
@@ -223,10 +224,10 @@ class RunFolder:
         return load_study(self.layout.study_file, _AS_BEGUN[int(str(self.meta["format"]))])
 
     def pinned(self) -> RunFolder:
-        """Itself, with the prompts and, as the hub model's revision, the commit that the run was begun with.
+        """Itself, with the prompts and the hub model's commit that the run was begun with.
 
-        So every node loads that one, also once the revision of ``study.yaml`` means another commit, and makes
-        the prompts of the day on which the run began.
+        So every node loads that commit, also once the revision in ``study.yaml`` means another, and
+        makes the prompts of the day on which the run began.
         """
         self.study = with_frame(self.study, self.meta)
         if commit := self.base.get(COMMIT):
@@ -251,7 +252,7 @@ class RunFolder:
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a resolved study is another than the run's: :func:`milp_ray.study.provenance.differences`."""
+        """Where a study is another than the run's; :func:`~milp_ray.study.provenance.differences`."""
         if self.meta["format"] == 1:  # of which the study's author need not know
             rules = {"text_rules": self.study.data.text_rules}
             study = study.model_copy(update={"data": study.data.model_copy(update=rules)})
@@ -272,7 +273,7 @@ class RunFolder:
         )
 
     def remove_unused(self) -> bool:
-        """Delete the whole run if this process made it and no trial was ever asked for; whether it did.
+        """Delete the run if this process made it and nothing was searched; whether it did.
 
         For its driver, inside :meth:`lock`: what another driver has worked on is never deleted.
 

@@ -47,8 +47,8 @@ DRIVER_FILES = FileSet(
 def run_lock(layout: Layout, key: bytes) -> Iterator[Session]:
     """Hold a run, and remove what a killed driver left half-made.
 
-    Event logs of a run at a URL are uploaded meanwhile. A session of the run begins, so that workers of
-    an earlier driver publish nothing more.
+    Event logs of a run at a URL are uploaded meanwhile. A session of the run begins, so that
+    workers of an earlier driver publish nothing more.
 
     Args:
         layout: of the run.

@@ -1,7 +1,7 @@
 """Which adapters of trials are kept: those of the trials on a user's front.
 
-A trial saves its adapter if nothing beats it when it ends; later ones may. Those that are beaten go when the
-user's search is over, and in the next session where that one was cut off in between.
+A trial saves its adapter if nothing beats it when it ends; later ones may. Those that are beaten go
+when the user's search is over, and in the next session where that one was cut off in between.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def drop_beaten(folder: RunFolder, fronts: Mapping[str, Iterable[int]]) -> None:
 
     Args:
         folder: of the run, which is held.
-        fronts: alias -> numbers of the trials on the front, of users whose search is over. Adapters of
-            others are left alone.
+        fronts: alias -> numbers of the trials on the front, of users whose search is over. Adapters
+            of others are left alone.
 
     Raises:
         StorageError: one could not be deleted.

@@ -1,6 +1,7 @@
 """Selects the point of a user's front that becomes the memory, by the study's section ``choose``.
 
-Policies: ``knee`` (the balanced point), ``best:<objective>``, ``budget`` (the best one that is small enough).
+Policies: ``knee`` (the balanced point), ``best:<objective>``, ``budget`` (the best one that is
+small enough).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ def select(
 ) -> Observation:
     """One observation of a user's search, on its front.
 
-    ``budget``: of *all* trials with at most ``settings.budget`` trainable parameters the best in the first
-    objective, since what is small is often dominated where size is no objective; if there is none, the
-    smallest trial.
+    ``budget``: of *all* trials with at most ``settings.budget`` trainable parameters the best in
+    the first objective, since what is small is often dominated where size is no objective; if there
+    is none, the smallest trial.
 
     Raises:
         SearchError: the front is empty.

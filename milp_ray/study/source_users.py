@@ -1,4 +1,4 @@
-"""Transfer between the users of a run: finished searches are the sources of those that have not begun.
+"""Transfer between a run's users: finished searches are the sources of later ones.
 
 What is transferred, and what a search makes of it, is :mod:`milp_ray.search.core.transfer_data`'s.
 Here is who learns from whom in time: the first users run cold; a later cohort learns from all users
@@ -43,8 +43,8 @@ class SourceUsers:
         """Take in who has finished since the last cohort.
 
         Returns:
-            What gives a user of ``cohort`` that has not begun what finished ones showed, once its no-memory
-            measurement says which of them are near; None where there is nothing to give.
+            What gives a user of ``cohort`` that has not begun what finished ones showed, once its
+            no-memory measurement says which of them are near; None where there is nothing to give.
         """
         if self._mode == "none" or not set(cohort).isdisjoint(self._users.cold):
             return None

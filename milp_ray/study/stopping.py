@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a lost terminal (SIGHUP) as a request that the run obeys between two slices of work.
+"""Ctrl-C, SIGTERM and a lost terminal (SIGHUP): requests obeyed between two slices.
 
-The first signal asks; the second ends the process as if nothing handled it. Install it after Ray has been
-started: Ray sets a handler of its own for SIGTERM.
+The first signal asks; the second ends the process as if nothing handled it. Install it after Ray
+has been started: Ray sets a handler of its own for SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class StopRequest:
 class _Interrupt:
     """A handler that ends what runs by KeyboardInterrupt, and remembers that it did.
 
-    Python drops an exception that a handler raises inside a callback of its own, such as the weak references
-    of the import system: a run that is importing when the signal comes would go on as if nothing had been.
+    Python drops an exception that a handler raises inside a callback of its own, such as the weak
+    references of the import system: a run that is importing when the signal comes would go on as if
+    nothing had been.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class _Interrupt:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP act as Ctrl-C does, for parts of a run that are too short to ask for a stop.
+    """SIGTERM and SIGHUP act as Ctrl-C does, for parts too short to ask for a stop.
 
     None of the three is lost: one whose KeyboardInterrupt was swallowed ends the block, or the next
     :func:`stop_on_signals` within it, at its first line.
@@ -64,10 +65,11 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for the length of a ``with`` block.
+    """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for a ``with`` block.
 
-    ``notify`` is called once, with what to tell the person at the keyboard. Outside the main thread (a
-    notebook's worker, a test) signals cannot be handled, and the request is only ever set by hand.
+    ``notify`` is called once, with what to tell the person at the keyboard. Outside the main thread
+    (a notebook's worker, a test) signals cannot be handled, and the request is only ever set by
+    hand.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -90,7 +92,7 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[StopRequest]:
 
 @contextmanager
 def _unsaid() -> Iterator[None]:
-    """Of an interruption that Python drops it prints a traceback otherwise; it is not lost, see above."""
+    """Print no traceback of an interruption that Python drops; it is not lost, see above."""
     before = sys.unraisablehook
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:

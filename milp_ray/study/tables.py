@@ -30,11 +30,11 @@ _COSTS = {one.name: "" if one.type == "str" else float("nan") for one in fields(
 
 
 def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[dict[str, object]]:
-    """One row a trial: user, trial, state, θ, placement, size, values, whether it is on the front, reason,
-    and what it took (:class:`milp_ray.trial.records.TrialCost`).
+    """One row a trial: state, θ, placement, size, values, whether it is on the front, cost.
 
-    The no-memory measurement is the row with trial -1. Values of trials that failed or are pending are NaN,
-    and so is what a trial took where its log does not say: one that is older, or whose worker was lost.
+    The no-memory measurement is the row with trial -1. Values of trials that failed or are pending
+    are NaN. So is a cost (:class:`milp_ray.trial.records.TrialCost`) that the log does not tell: one
+    of an older log, or of a trial whose worker was lost.
     """
     front = {seen.id for seen in engine.front()}
     blank = {objective.name: float("nan") for objective in engine.objectives}
@@ -86,7 +86,8 @@ def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
 def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:
     """One row a finished trial: the hypervolume of the front so far, in the objectives' units.
 
-    Measured from a point below the whole front (``lowered``), so that all of the search's progress shows.
+    Measured from a point below the whole front (``lowered``), so that all of the search's progress
+    shows.
     """
     return [
         {"user": alias, "finished": count, "hypervolume": value}
@@ -95,7 +96,7 @@ def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:
 
 
 class TableOf:
-    """A table that grows row by row, kept in columns: dictionaries of a million trials would fill a memory.
+    """A table that grows row by row, kept in columns: a million dictionaries fill a memory.
 
     Args:
         columns: of an empty table.

@@ -1,9 +1,9 @@
 """The users of a study under their aliases, and which of them a run goes on with.
 
-A run keeps a digest of each user's data. On a resume, users whose data is as it was go on; who is in the data
-no more is left out, with a note; a user whose data has changed is refused; new users are told and not
-searched. Runs of format 1 kept one digest of the whole file, and go on as they began: with the same file
-only, and with users numbered by their places in it.
+A run keeps a digest of each user's data. On a resume, users whose data is as it was go on; who is
+in the data no more is left out, with a note; a user whose data has changed is refused; new users
+are told and not searched. Runs of format 1 kept one digest of the whole file, and go on as they
+began: with the same file only, and with users numbered by their places in it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Users:
 
     @property
     def begun(self) -> tuple[str, ...]:
-        """All users that the run was begun with, in its order, those that are gone since included."""
+        """All users that the run began with, in its order, those included that are gone since."""
         return tuple(self.splits) if isinstance(self.fingerprint, str) else tuple(self.fingerprint)
 
     def number(self, alias: str) -> int:

@@ -1,8 +1,9 @@
-"""Readers: from a file of some dataset's format to user records. One reader per format, registered by name.
+"""Readers: from a file of a dataset's format to user records; one a format, by name.
 
 To add a format, write one module here with a function `(path) -> ReadResult`, decorate it with
-``@register("name")`` and name it in ``_REGISTRY``. Selecting and splitting users is *not* a reader's part:
-see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never a user's text or id.
+``@register("name")`` and name it in ``_REGISTRY``. Selecting and splitting users is *not* a
+reader's part: see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never a
+user's text or id.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ reader_names = _REGISTRY.names
 def read_users(settings: DataSettings) -> ReadResult:
     """Read the file that ``settings.path`` names with the reader that ``settings.format`` names.
 
-    All users of the file are returned; ``settings.users`` is applied by :mod:`milp_ray.data.splits`, which
-    alone knows who can be used.
+    All users of the file are returned; ``settings.users`` is applied by
+    :mod:`milp_ray.data.splits`, which alone knows who can be used.
 
     Raises:
         StorageError: it is at a URL that cannot be read.

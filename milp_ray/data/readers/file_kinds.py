@@ -1,8 +1,9 @@
 """What a file that is not JSON lines is instead, told from its first bytes.
 
-Whoever names a parquet file, an archive or a spreadsheet as ``data.path`` is told so in one problem, not that
-each of its lines is damaged. Only gzip is unpacked on the way (:mod:`milp_ray.data.readers.strict`); the rest
-is for its owner to convert. Nothing of the content is ever part of an answer.
+Whoever names a parquet file, an archive or a spreadsheet as ``data.path`` is told so in one
+problem, not that each of its lines is damaged. Only gzip is unpacked on the way
+(:mod:`milp_ray.data.readers.strict`); the rest is for its owner to convert. Nothing of the content
+is ever part of an answer.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _ONE_A_LINE = (
     "write one user a line, without brackets and commas around them (jq -c '.[]' does so for a list)"
 )
 
-# By the bytes that a file of the kind begins with; longer beginnings first where one begins another.
+# By the bytes that a file of the kind begins with; longer beginnings first where one begins
+# another.
 _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
     (b"\x28\xb5\x2f\xfd", _compressed("zstd", "unzstd")),
     (b"\xfd7zXZ\x00", _compressed("xz", "unxz")),
@@ -77,7 +79,7 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def kind_of_file(head: bytes, whole: bool = False) -> FileKind | None:
-    """What the file is of which these are the first bytes; None where it may be text with a value a line.
+    """What a file is by its first bytes; None where it may be text with a value a line.
 
     Args:
         head: up to :data:`HEAD_BYTES` bytes.
@@ -151,8 +153,10 @@ def _text_kind(head: bytes) -> FileKind | None:
 
 
 def _one_value(first: str, lines: list[str], cut: bool) -> FileKind | None:
-    """A list of all users, or one value over several lines: the first of them is not complete, and what
-    follows goes on with it. ``cut``: the file is longer than what is known of it."""
+    """A file whose first value is not complete: a list of all users, or one over several lines.
+
+    What follows goes on with that value. ``cut``: the file is longer than what is known of it.
+    """
     if len(lines) == 1 and first[0] == "[" and (cut or _is_complete(first)):
         return FileKind("is one JSON list", _ONE_A_LINE)
     if _is_complete(first) or first[-1] not in "[{,:":
@@ -185,7 +189,7 @@ def _goes_on(text: str) -> bool:
 
 
 def _separator(lines: list[str]) -> str:
-    """What divides the cells of a table, by its header and the line after it; empty where it is none."""
+    """What divides a table's cells, by its header and next line; empty where it is none."""
     for separator in ("\t", ",", ";", "|"):
         header = lines[0].split(separator)
         names = [name.strip().strip('"') for name in header]

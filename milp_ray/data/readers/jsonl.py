@@ -1,11 +1,12 @@
 """The reader for milp_ray's own format: JSON lines, one user a line.
 
-``{"user_id", "profile"?: {name: text} | null, "history": [text, oldest first], "samples": [{"query",
-"response", "context"?, "n_hist"?, "src"?}]}``. ``src`` may hold anything and is ignored. Reading is streaming
-and strict; every problem of the file is reported at once, by line and byte offset and without any content.
-Blank lines are passed over. A file that gzip packed is read as it is; one of another kind, or of which no
-line is a user record, is *one* problem. Whether a user has enough data is *not* decided here (see
-data/splits.py), except that a user without history or without samples is skipped and counted.
+``{"user_id", "profile"?: {name: text} | null, "history": [text, oldest first], "samples":
+[{"query", "response", "context"?, "n_hist"?, "src"?}]}``. ``src`` may hold anything and is ignored.
+Reading is streaming and strict; every problem of the file is reported at once, by line and byte
+offset and without any content. Blank lines are passed over. A file that gzip packed is read as it
+is; one of another kind, or of which no line is a user record, is *one* problem. Whether a user has
+enough data is *not* decided here (see data/splits.py), except that a user without history or
+without samples is skipped and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _SAMPLE_KEYS = ("query", "response", "context", "n_hist", "src")
 
 @register("jsonl")
 def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
-    """Read a file of user records; at most one line of it (``max_line_bytes``) is held besides the records.
+    """Read a file of user records; beside these one line (``max_line_bytes``) is held at most.
 
     Example:
         >>> person = UserRecord("ann", ("I like tea.",), (Sample("What do you drink?", "Tea."),))
@@ -85,7 +86,7 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
 
 
 def line_of(user: UserRecord) -> str:
-    """A user record as one line of the format, with its line end; :func:`read_jsonl` reads it back equal."""
+    """A user record as one line, with its end; :func:`read_jsonl` reads it back equal."""
     samples: list[dict[str, object]] = []
     for sample in user.samples:
         item: dict[str, object] = {"query": sample.query, "response": sample.response}
@@ -100,7 +101,7 @@ def line_of(user: UserRecord) -> str:
 
 
 def _user_of(line: Line, max_line_bytes: int, found: list[Fault]) -> UserRecord | None:
-    """The record of a line, or None where there is none to be had; faults are appended to ``found``."""
+    """The record of a line, None where it gives none; faults are appended to ``found``."""
     if line.raw is None:
         fact = f"the line is longer than {max_line_bytes} bytes"
         expected = f"at most {max_line_bytes} bytes a user"
@@ -129,7 +130,7 @@ def _user_of(line: Line, max_line_bytes: int, found: list[Fault]) -> UserRecord 
 
 
 class _Fields:
-    """Typed access to an object's keys; a fault is noted and an empty value goes on in its place."""
+    """Typed access to an object's keys: a fault is noted, and an empty value returned."""
 
     def __init__(self, record: dict[str, object], place: str, found: list[Fault]) -> None:
         self._record, self._place, self._found = record, place, found

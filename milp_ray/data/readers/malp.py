@@ -1,10 +1,11 @@
-"""The reader for the dialogue files of MaLP (the MedicalDialogue set) as released, one JSON list a file.
+"""The reader of MaLP's dialogue files (MedicalDialogue) as released: one JSON list a file.
 
-A dialogue is a list of exchanges ``{"0": {"Assistant": text, "User": text}}``, ``{"1": ...}``. The doctor
-(Assistant) greets first, so what the patient says in exchange i is answered by the doctor in exchange i + 1.
-The files carry no patient ids and their profiles cannot be joined to dialogues, so **one dialogue is one
-user**, ``dialogue-<index in the file>``, with at most five samples: too few for a per-user split, so use the
-by-user regime (or group the dialogues yourself and write milp_ray's own JSONL). Profiles are *not* read.
+A dialogue is a list of exchanges ``{"0": {"Assistant": text, "User": text}}``, ``{"1": ...}``. The
+doctor (Assistant) greets first, so what the patient says in exchange i is answered by the doctor in
+exchange i + 1. The files carry no patient ids and their profiles cannot be joined to dialogues, so
+**one dialogue is one user**, ``dialogue-<index in the file>``, with at most five samples: too few
+for a per-user split, so use the by-user regime (or group the dialogues yourself and write
+milp_ray's own JSONL). Profiles are *not* read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _ROLES = {
 }
 _TAG = re.compile(r'"?\s*(doctor|assistant|patient|user|you)\s*:\s*', re.IGNORECASE)
 _CLOSING_NOTE = re.compile(r"\s*\(end of [^)]*\)\s*$", re.IGNORECASE)
-# Turns in which the generator of the data failed, refused, fell out of its role, or wrote both roles at once.
+# Turns in which the generator of the data failed, refused, fell out of its role, or wrote both
+# roles at once.
 _NOISE = re.compile(
     r"\b(?:an ai|ai model|language model|error networking|check your network|problem with your network"
     r"|end of simulation)\b|\n\s*(?:doctor|patient)\s*:",
@@ -53,9 +55,9 @@ class _Turn:
 def read_malp(path: Path) -> ReadResult:
     """Read a dialogue file. A dialogue that is not of the released shape is skipped and counted.
 
-    Turns that are empty, or in which the data's generator failed or refused, are dropped, and so is the
-    greeting before the patient's first words. A sample is a patient's turn and the doctor's turn right after
-    it; its ``n_hist`` is the doctor's turn's place in the history.
+    Turns that are empty, or in which the data's generator failed or refused, are dropped, and so is
+    the greeting before the patient's first words. A sample is a patient's turn and the doctor's
+    turn right after it; its ``n_hist`` is the doctor's turn's place in the history.
 
     Raises:
         DataError: the file cannot be read, or nothing in it has the shape.
@@ -85,7 +87,7 @@ def read_malp(path: Path) -> ReadResult:
 
 
 def _turns(dialogue: object) -> list[_Turn] | None:
-    """Who said what, in order, without empty turns; None where the dialogue is not of the released shape."""
+    """Who said what, without empty turns; None where the dialogue has not the released shape."""
     if not isinstance(dialogue, list) or not dialogue:
         return None
     turns: list[_Turn] = []
@@ -105,8 +107,8 @@ def _turns(dialogue: object) -> list[_Turn] | None:
             except Fault:
                 return None
             noise = bool(_NOISE.search(text))
-            # After an empty turn the file's two keys change places, so a turn without a tag to be trusted
-            # belongs to whoever did not speak last; the key decides for the first one only.
+            # After an empty turn the file's two keys change places, so a turn without a tag to be
+            # trusted belongs to whoever did not speak last; the key decides for the first one only.
             if role is None or (noise and turns):
                 role = _other(turns[-1].role) if turns else _ROLES[key.lower()]
             turns.append(_Turn(role, text, noise))
@@ -128,7 +130,7 @@ def _user(turns: list[_Turn], index: int) -> UserRecord | None:
 
 
 def _clean(said: str) -> tuple[str | None, str]:
-    """The role named by a tag, if any, and the words without tag and without the quotes put around them."""
+    """The role that a tag names, if any, and the words without tag and enclosing quotes."""
     role = None
     text = _unquote(_CLOSING_NOTE.sub("", said).strip())
     if tag := _TAG.match(text):

@@ -1,9 +1,9 @@
 """Strict JSON and bounded file reading, shared by the readers.
 
-What Python's ``json`` accepts silently is refused: NaN and Infinity, duplicate keys, lone surrogates, nesting
-without bound. Lines end at ``\\n`` only: U+2028 inside a text splits nothing. A file that gzip packed is
-unpacked on the way, whatever its name; one of another kind altogether is refused by its first bytes
-(:mod:`milp_ray.data.readers.file_kinds`). Meaning is *not* checked here.
+What Python's ``json`` accepts silently is refused: NaN and Infinity, duplicate keys, lone
+surrogates, nesting without bound. Lines end at ``\\n`` only: U+2028 inside a text splits nothing. A
+file that gzip packed is unpacked on the way, whatever its name; one of another kind altogether is
+refused by its first bytes (:mod:`milp_ray.data.readers.file_kinds`). Meaning is *not* checked here.
 A :class:`Fault` says what is wrong in fixed words: nothing of the data is ever part of it.
 """
 
@@ -26,7 +26,8 @@ from milp_ray.errors import DataError, Problem
 MAX_PROBLEMS_SHOWN = 20
 NOT_UTF8 = "save the file as UTF-8 (of Latin-1, say: iconv -f LATIN1 -t UTF-8 OLD > NEW)"
 _CHUNK = 1 << 20
-# Text shrinks by gzip to a tenth or so; what unpacks to far more is no users' text, and could fill a disk.
+# Text shrinks by gzip to a tenth or so; what unpacks to far more is no users' text, and could fill
+# a disk.
 _EXPANSION, _UNPACKED_AT_LEAST = 100, 64 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -77,7 +78,7 @@ class Line:
 
 @dataclass(slots=True)
 class LineFile:
-    """Streams the lines of a regular file, and the SHA-256 of all bytes seen so far (once unpacked)."""
+    """Streams a regular file's lines, with the SHA-256 of all (unpacked) bytes so far."""
 
     path: Path
     max_line_bytes: int
@@ -233,8 +234,8 @@ def check_text(value: object, name: str, *, single_line: bool = False) -> str:
     """``value`` if it is a usable, non-blank text.
 
     Raises:
-        Fault: not a text, blank, with a lone surrogate, or with control characters (line feed, carriage
-            return and tab are allowed unless ``single_line``).
+        Fault: not a text, blank, with a lone surrogate, or with control characters (line feed,
+            carriage return and tab are allowed unless ``single_line``).
     """
     if not isinstance(value, str):
         raise Fault(f"{name} is {kind_of(value)}", "a text")
