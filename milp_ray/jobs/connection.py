@@ -33,17 +33,17 @@ def token_of(
     Raises:
         JobError: what is there is no token.
     """
-    place = file or token_source(environ, home)
-    if place is None:
+    source = file or token_source(environ, home)
+    if source is None:
         return None
-    if isinstance(place, str):
-        return _checked_token(place, "RAY_AUTH_TOKEN")
+    if isinstance(source, str):
+        return _checked_token(source, "RAY_AUTH_TOKEN")
     try:
-        return _checked_token(place.read_text(encoding="utf-8").strip(), str(place))
+        return _checked_token(source.read_text(encoding="utf-8").strip(), str(source))
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
             f"the token cannot be read: {type(error).__name__}",
-            where=str(place),
+            where=str(source),
             expected="a file that holds the cluster's token",
             remedy="check --token-file or RAY_AUTH_TOKEN_PATH",
         ) from None

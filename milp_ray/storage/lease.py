@@ -24,7 +24,6 @@ import math
 import random
 import secrets
 import threading
-from types import TracebackType
 from typing import Self
 
 from milp_ray.errors import MilpRayError, RunBusyError, StorageError
@@ -97,9 +96,7 @@ class Lease:
             threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._linger()
         self._ended.set()
         with self._lock:

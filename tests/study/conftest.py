@@ -39,6 +39,18 @@ def user_line(number: int, samples: int = 14, user_id: str | None = None) -> str
     return json.dumps(record)
 
 
+def bare_model(folder: Path, layers: int = 8, width: int = 256) -> Path:
+    """A folder with the structure of a Llama, of which nothing but config.json is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "llama", "num_hidden_layers": layers, "num_attention_heads": 4,
+        "hidden_size": width, "intermediate_size": 2 * width,
+        "vocab_size": 320, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 def write_study(folder: Path, model: Path) -> Path:
     """A study of two users and six trials each, its data beside it."""
     lines = [user_line(1), user_line(2, user_id="../../zanzibarcanary")]

@@ -6,7 +6,6 @@ By default a spread of the crash points is tried; MILP_RAY_CRASH_POINTS=all trie
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from milp_ray.config.loading import load_study
 from milp_ray.storage import close_mirrors, mirror, stale_drafts
 from milp_ray.storage.objects import Objects
 from milp_ray.study import driver, location, run_folder
-from tests.study.conftest import user_line, write_study
+from tests.study.conftest import bare_model, user_line, write_study
 from tests.study.crashing import in_a_child, upload_late, without_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -174,13 +173,7 @@ def _difference(wanted: object, found: object) -> object:
 @pytest.fixture
 def simulated(tmp_path: Path) -> Path:
     """Two users on a model of which nothing but its structure is there."""
-    model = tmp_path / "model"
-    model.mkdir()
-    config = {
-        "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128,
-        "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = bare_model(tmp_path / "model", layers=4, width=64)
     (tmp_path / "users.jsonl").write_text(f"{user_line(1)}\n{user_line(2)}\n", encoding="utf-8")
     study = {
         "name": "small",

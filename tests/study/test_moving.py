@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from milp_ray.study.location import run_location
 from milp_ray.study.population import Population
 from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
-from tests.study.conftest import CANARY, user_line
+from tests.study.conftest import CANARY, bare_model, user_line
 
 TRIALS = 4
 
@@ -33,13 +32,7 @@ TRIALS = 4
 @pytest.fixture
 def study(tmp_path: Path, s3: str) -> Study:
     """Two users whose texts are at a URL, too."""
-    model = tmp_path / "model"
-    model.mkdir()
-    config = {
-        "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 512,
-        "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = bare_model(tmp_path / "model")
     texts = "".join(f"{user_line(number)}\n" for number in range(2))
     objects_at(f"{s3}/data").put("users.jsonl", texts.encode())
     values = {

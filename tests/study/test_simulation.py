@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.study.conftest import Start, user_line
+from tests.study.conftest import Start, bare_model, user_line
 
 pytestmark = pytest.mark.slow
 USERS, TRIALS, MORE = 7, 6, 7
@@ -33,13 +33,7 @@ finally:
 @pytest.fixture
 def simulated(tmp_path: Path) -> Path:
     """Seven users in cohorts of three, on a model of which nothing but config.json is there."""
-    model = tmp_path / "model"
-    model.mkdir()
-    config = {
-        "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 512,
-        "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = bare_model(tmp_path / "model")
     lines = [user_line(number) for number in range(USERS)]
     (tmp_path / "users.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     study = {

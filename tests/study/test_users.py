@@ -32,7 +32,7 @@ from milp_ray.study.users import Users, load_users
 from milp_ray.tune.cluster.processes import Place
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask
 from milp_ray.tune.search.simulated import SimulatedSpec
-from tests.study.conftest import user_line
+from tests.study.conftest import bare_model, user_line
 
 TRIALS = 3
 NAMES = tuple(f"person-{number}" for number in range(6))
@@ -49,13 +49,7 @@ def write_users(folder: Path, names: Iterable[str]) -> None:
 
 def study_in(folder: Path, names: Iterable[str] = NAMES, **changes: object) -> Study:
     """A simulated study of these users."""
-    model = folder / "model"
-    model.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 512,
-        "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = bare_model(folder / "model")
     write_users(folder, names)
     values: dict[str, object] = {
         "name": "dry",
