@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 import milp_ray
-from milp_ray.terminal import closing, err, leave, out, reported, write
+from milp_ray.terminal import err, leave, out, print_outcome, reported, write
 
 P = ParamSpec("P")
 
@@ -85,7 +85,7 @@ def search(study: StudyFile, overrides: Overrides = None) -> int:
         check_no_ids(overrides or [])
     from milp_ray.study.driver import start  # imports torch and Ray, as above
 
-    return closing(start(loaded, out))
+    return print_outcome(start(loaded, out))
 
 
 @app.command()
@@ -94,7 +94,7 @@ def resume(run: RunPath, overrides: Overrides = None) -> int:
     """Continue a run after any interruption; ray.* may be overridden."""
     from milp_ray.study.driver import resume as go_on
 
-    return closing(go_on(run, out, overrides or []))
+    return print_outcome(go_on(run, out, overrides or []))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def final(run: RunPath, overrides: Overrides = None) -> int:
     """
     from milp_ray.study.driver import final as train
 
-    return closing(train(run, out, overrides or []))
+    return print_outcome(train(run, out, overrides or []))
 
 
 @app.command()
@@ -138,10 +138,10 @@ def experiment(
     user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
 ) -> None:
     """Save a user's search as an Ax experiment (JSON), and print where."""
-    from milp_ray.storage import shown
+    from milp_ray.storage import location_of
     from milp_ray.study.driver import experiment as save
 
-    typer.echo(shown(save(run, user)))
+    typer.echo(location_of(save(run, user)))
 
 
 @app.command()
@@ -172,7 +172,7 @@ def demo(
     from milp_ray.study.driver import start
 
     study = prepare_demo(folder, notify=out.print)
-    return closing(start(load_study(study, [f"name={next_name(folder)}"]), out))
+    return print_outcome(start(load_study(study, [f"name={next_name(folder)}"]), out))
 
 
 Address = Annotated[

@@ -68,15 +68,15 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def closing(outcome: Outcome) -> int:
+def print_outcome(outcome: Outcome) -> int:
     """Draw a run's plots, print its closing tables and lines; returns the exit code."""
-    from milp_ray.report.console import closing_lines, closing_view
+    from milp_ray.report.console import outcome_lines, outcome_view
     from milp_ray.report.plots import draw_run
 
     draw_run(outcome.folder)
     with contextlib.suppress(BrokenPipeError):  # `| head`: the run is done all the same
-        out.print(closing_view(outcome))
-        out.print(closing_lines(outcome), soft_wrap=True)
+        out.print(outcome_view(outcome))
+        out.print(outcome_lines(outcome), soft_wrap=True)
     return outcome.exit_code
 
 

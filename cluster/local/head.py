@@ -28,7 +28,7 @@ from pathlib import Path
 from processes import HOST, State, answers, end, launch
 
 from milp_ray.errors import ClusterError, MilpRayError, StorageError
-from milp_ray.storage import check_own
+from milp_ray.storage import ownership_fault
 
 _START_SECONDS = 120.0
 # Paths of Ray's sockets must stay under 107 characters, of which a session's own part takes about 62.
@@ -190,7 +190,7 @@ def _check_own(folder: Path) -> None:
     have made it, or write in it."""
     if not folder.exists() and not folder.is_symlink():
         return
-    if fault := check_own(folder, "the head's folder"):
+    if fault := ownership_fault(folder, "the head's folder"):
         raise StorageError(
             fault,
             where=str(folder),
@@ -279,7 +279,7 @@ def _sessions(folder: Path) -> Path:
     """
     private = folder / "ray"
     # A link leads to /tmp, which may have lost that folder, and have got another user's of its name since.
-    if not private.is_dir() or check_own(private.resolve(), "it"):
+    if not private.is_dir() or ownership_fault(private.resolve(), "it"):
         private.unlink(missing_ok=True)
         if len(str(private / "r")) <= _LONGEST_FOLDER:
             private.mkdir(mode=0o700)

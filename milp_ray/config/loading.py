@@ -108,7 +108,7 @@ def _read_tree(path: Path, files: list[Path] | None = None) -> Tree:
         tree.problems.append(Problem(where, f"{name} extends this file in turn", "a chain with an end"))
         return tree
     try:
-        tree.beneath(_read_tree(parent, files), name)
+        tree.inherit(_read_tree(parent, files), name)
     except StudyError as error:  # no such file, and the like
         problem = error.problems[0]
         tree.problems.append(Problem(where, f"{name}: {problem.fact}", problem.expected, "check the path"))

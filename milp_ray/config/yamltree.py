@@ -43,7 +43,7 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
     files: dict[KeyPath, str] = field(default_factory=dict)
 
-    def beneath(self, other: Tree, name: str) -> None:
+    def inherit(self, other: Tree, name: str) -> None:
         """Take from ``other``, read from the file ``name``, whatever this tree does not say itself.
 
         Mappings are merged key by key; anything else, lists too, is replaced as a whole.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from milp_ray.errors import StudyError
 from milp_ray.jobs.package import BUILT_IN, IDS_TRAVEL, storage_problem
 from milp_ray.storage import is_url
-from milp_ray.terminal import closing, err, leave, out, reported
+from milp_ray.terminal import err, leave, out, print_outcome, reported
 from milp_ray.tune.cluster.import_path import forget
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _run(work: Callable[[Study, Console], Outcome], words: Sequence[str] | None)
         check_paths(study, Path.cwd())
         if isinstance(study.data.users, tuple) and _package_of(Path.cwd()):
             err.print(IDS_TRAVEL, markup=False)
-        return closing(work(study, out))
+        return print_outcome(work(study, out))
 
     leave(job())
 

@@ -31,7 +31,7 @@ _MOST_USERS = 50  # in the closing tables; means are those of all
 _PERCENT = tuple(name for name in SCORES if name != "loss")
 
 
-def closing_view(outcome: Outcome) -> RenderableType:
+def outcome_view(outcome: Outcome) -> RenderableType:
     """The tables that a run ends with: choices, and the three-way test."""
     folder = outcome.folder
     parts: list[RenderableType] = []
@@ -42,7 +42,7 @@ def closing_view(outcome: Outcome) -> RenderableType:
     return Group(*parts)
 
 
-def closing_lines(outcome: Outcome) -> Text:
+def outcome_lines(outcome: Outcome) -> Text:
     """What a run ends with beside its tables.
 
     To be printed with ``soft_wrap``: it holds commands and paths, to be copied whole.

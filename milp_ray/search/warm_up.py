@@ -26,7 +26,7 @@ from milp_ray.errors import StorageError
 from milp_ray.search.engine import Engine
 from milp_ray.search.surrogates import Sampler, make_surrogate
 from milp_ray.search.surrogates.saas import Saas
-from milp_ray.storage import check_own, writing
+from milp_ray.storage import ownership_fault, writing
 
 _WHAT = "the folder of compiled programs"
 _EXTENSION = "logei_fused_ext"  # the name BoTorch gives it
@@ -106,7 +106,7 @@ def _make_private(root: Path, place: Path) -> None:
     with writing(place):
         for folder in (root, place, place / "jax", place / "torch"):
             folder.mkdir(mode=0o700, parents=folder == root, exist_ok=True)
-        fault = check_own(root, _WHAT)
+        fault = ownership_fault(root, _WHAT)
         if root.stat().st_mode & stat.S_ISVTX and root.stat().st_uid in (0, os.getuid()):
             fault = ""  # as /tmp is: nobody can take another's folder away
         fault = fault or _foreign(place)

@@ -21,8 +21,8 @@ from milp_ray.storage.files import (
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import reading, storage_error, sync_folder, write_synced, writing
 from milp_ray.storage.lock_file import LockFile, is_stale
-from milp_ray.storage.mirror import Mirror, close_mirrors, mirror_at, mirror_of, shown
-from milp_ray.storage.modes import GROUP, OWNER, check_own, follow, make_folder, readers_of
+from milp_ray.storage.mirror import Mirror, close_mirrors, location_of, mirror_at, mirror_of
+from milp_ray.storage.modes import GROUP, OWNER, follow, make_folder, ownership_fault, readers_of
 from milp_ray.storage.objects import temporary_copy
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
@@ -43,7 +43,6 @@ __all__ = [
     "can_read",
     "check_intact",
     "check_log",
-    "check_own",
     "clean_up_drafts",
     "close_mirrors",
     "driving",
@@ -56,11 +55,13 @@ __all__ = [
     "is_url",
     "joined",
     "local_copy",
+    "location_of",
     "make_folder",
     "mirror_at",
     "mirror_of",
     "names_in",
     "next_session",
+    "ownership_fault",
     "publish_for",
     "pull",
     "put_file",
@@ -69,7 +70,6 @@ __all__ = [
     "remove_file",
     "remove_folder",
     "remove_run",
-    "shown",
     "storage_error",
     "sync_folder",
     "temporary_copy",

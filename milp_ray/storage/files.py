@@ -36,7 +36,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if (mirror := mirror_of(path)) is not None:
-        mirror.check_own()
+        mirror.check_folder()
     with writing(path):
         make_folder(path.parent)
         try:
@@ -51,7 +51,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             if mirror is None:
                 sync_folder(path.parent)
             else:
-                mirror.contents.add(mirror.name(path), path.stat().st_size)
+                mirror.manifest.add(mirror.name(path), path.stat().st_size)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
@@ -111,7 +111,7 @@ def write_folder(path: Path, write: Callable[[Path], object], *, commit_marker: 
 
 def _upload(mirror: Mirror, path: Path, write: Callable[[Path], object], commit_marker: str) -> None:
     name = mirror.name(path)
-    mirror.check_own()
+    mirror.check_folder()
     with writing(path):
         draft = Path(tempfile.mkdtemp(dir=mirror.folder))
         try:
@@ -146,7 +146,7 @@ def remove_folder(path: Path, *, commit_marker: str = "") -> None:
         if commit_marker:
             mirror.objects.delete(mirror.name(path / commit_marker))
         mirror.objects.delete_folder(mirror.name(path))
-        mirror.contents.drop(mirror.name(path))
+        mirror.manifest.drop(mirror.name(path))
     with writing(path), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
@@ -161,7 +161,7 @@ def remove_file(path: Path) -> None:
     check_session(path)
     if (mirror := mirror_of(path)) is not None:
         mirror.objects.delete(mirror.name(path))
-        mirror.contents.drop(mirror.name(path))
+        mirror.manifest.drop(mirror.name(path))
     with writing(path):
         path.unlink(missing_ok=True)
 
@@ -270,11 +270,11 @@ def check_log(path: Path) -> None:
         StorageError: somebody removed or cut it; or see :func:`check_intact`.
     """
     if (mirror := mirror_of(path)) is not None:
-        mirror.check_own()
+        mirror.check_folder()
         with contextlib.suppress(FileNotFoundError):
-            mirror.contents.check_log(mirror.name(path), path.read_bytes())
+            mirror.manifest.check_log(mirror.name(path), path.read_bytes())
             return
-        mirror.contents.check_log(mirror.name(path), b"")
+        mirror.manifest.check_log(mirror.name(path), b"")
 
 
 def folders_below(folder: Path) -> list[tuple[str, str]]:

@@ -28,12 +28,12 @@ from pathlib import Path, PosixPath
 
 from milp_ray.errors import StorageError
 from milp_ray.layout import EVENTS, LEASES
-from milp_ray.storage.contents import Contents
 from milp_ray.storage.file_set import FileSet
 from milp_ray.storage.lease import Lease
 from milp_ray.storage.local import write_synced, writing
 from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.log_uploader import LogUploader
+from milp_ray.storage.manifest import Manifest
 from milp_ray.storage.objects import ObjectInfo, Objects, objects_at
 from milp_ray.storage.urls import joined
 
@@ -71,7 +71,7 @@ class Mirror:
         root: the folder that is read and written in place of it.
         objects: at the URL.
         folder: in which ``root`` is.
-        contents: what is known to be in ``root``.
+        manifest: of what must be in ``root``.
         lease: of the run, where this process drives it.
         uploader: of the run's logs, where this process drives it.
     """
@@ -92,7 +92,7 @@ class Mirror:
             self._owner = LockFile(self.folder / _OWNER)
             self.root: Path = MirrorPath(self.folder / RUN)
             self.root.mkdir()
-        self.contents = Contents(self.root)
+        self.manifest = Manifest(self.root)
 
     def name(self, path: Path) -> str:
         """The name of a path's object.
@@ -116,7 +116,7 @@ class Mirror:
             StorageError, RunFolderError: it could not be written, or is not this process's to write
                 any more.
         """
-        self.check_own()
+        self.check_folder()
         self.objects.put(self.name(path), content)
 
     def refresh(self, files: FileSet) -> None:
@@ -127,7 +127,7 @@ class Mirror:
             for path in sorted(self.root.rglob("*")):
                 if path.is_file() and files.has("/".join(path.relative_to(self.root).parts)):
                     path.unlink(missing_ok=True)
-                    self.contents.drop("/".join(path.relative_to(self.root).parts))
+                    self.manifest.drop("/".join(path.relative_to(self.root).parts))
         self.pull(files)
 
     def check(self) -> None:
@@ -136,13 +136,13 @@ class Mirror:
         Raises:
             StorageError: somebody has.
         """
-        self.check_own()
-        self.contents.check()
+        self.check_folder()
+        self.manifest.check()
 
-    def check_own(self) -> None:
+    def check_folder(self) -> None:
         """As :meth:`check`, but of the folder as a whole only, which costs nothing."""
         if not self._owner.is_there:
-            raise self.contents.gone()
+            raise self.manifest.gone()
 
     def pull(self, files: FileSet) -> None:
         """Get those of the run's files that are not in the mirror yet.
@@ -175,15 +175,15 @@ class Mirror:
                 os.utime(draft, (found.mtime, found.mtime))
             draft.replace(path)
         if found.name.startswith(f"{EVENTS}/"):
-            self.contents.add_log(found.name, content)
+            self.manifest.add_log(found.name, content)
         else:
-            self.contents.add(found.name, len(content))
+            self.manifest.add(found.name, len(content))
 
     @contextmanager
     def local_copy(self, path: Path) -> Iterator[Path]:
         """A copy of a file or folder as it is at the URL now, of the same name, if it is there."""
         name = self.name(path)
-        self.check_own()
+        self.check_folder()
         with writing(self.folder):
             room = Path(tempfile.mkdtemp(dir=self.folder))
         try:
@@ -210,7 +210,7 @@ class Mirror:
         Raises:
             StorageError, RunFolderError: what was appended before could not be uploaded.
         """
-        self.check_own()
+        self.check_folder()
         if self.uploader is not None:
             self.uploader.check()
         return self.uploader
@@ -267,8 +267,8 @@ def close_mirrors() -> None:
 atexit.register(close_mirrors)
 
 
-def shown(path: Path) -> str:
-    """A path as people know it: its URL, if it is in a mirror."""
+def location_of(path: Path) -> str:
+    """The location of a file or folder, for people: its path, or its URL if it is in a mirror."""
     mirror = mirror_of(path)
     if mirror is None:
         return str(path)

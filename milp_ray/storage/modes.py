@@ -59,7 +59,7 @@ def _follow(path: Path, above: int) -> None:
             _follow(entry, path.stat().st_mode)
 
 
-def check_own(folder: Path, what: str) -> str:
+def ownership_fault(folder: Path, what: str) -> str:
     """Why a folder is not safe to trust as this user's own; empty if it is.
 
     It has to be a folder, no link to one, made by this user (or by root), and nobody else may write

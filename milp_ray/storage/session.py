@@ -19,7 +19,7 @@ from milp_ray.errors import RunBusyError, StorageError
 from milp_ray.layout import SESSION
 from milp_ray.storage.folder_lock import ensure_held
 from milp_ray.storage.local import storage_error
-from milp_ray.storage.mirror import mirror_of, shown
+from milp_ray.storage.mirror import location_of, mirror_of
 
 # Of this process, which works for one session of a run: root of the run -> id of the session.
 _mine: dict[Path, str] = {}
@@ -71,7 +71,7 @@ def check_session(path: Path) -> None:
         if found is None or found.id != mine:
             raise RunBusyError(
                 "another milp-ray took over this run, so a worker of the one before writes nothing more",
-                where=shown(root),
+                where=location_of(root),
                 expected="the session that started this worker",
                 remedy="let the other one work, or stop it and resume",
             )
@@ -92,7 +92,7 @@ def _session_of(root: Path) -> Session | None:
         return Session(str(plain["id"]), int(plain["number"]))
     raise StorageError(
         "a file is damaged",
-        where=shown(path),
+        where=location_of(path),
         expected="what milp-ray wrote there",
         remedy="make sure that no milp-ray works on the run, then delete the file and resume",
     )

@@ -43,7 +43,7 @@ def driving(mirror: Mirror, files: FileSet, *, lease: Lease | None = None) -> It
         with writing(mirror.folder):
             if (mirror.root / EVENTS).exists():
                 (mirror.root / EVENTS).rename(left)
-                mirror.contents.drop(EVENTS)
+                mirror.manifest.drop(EVENTS)
             (mirror.folder / DRIVER).touch()
         mirror.refresh(files)
         mirror.lease = taken
@@ -52,7 +52,7 @@ def driving(mirror: Mirror, files: FileSet, *, lease: Lease | None = None) -> It
             try:
                 _take_logs(mirror, left)
                 _take_over(mirror)
-                with mirror.contents.in_use():
+                with mirror.manifest.in_use():
                     yield
             except BaseException as error:
                 _end(mirror, error)
@@ -85,7 +85,7 @@ def remove_run(mirror: Mirror, last: tuple[str, ...]) -> None:
         shutil.rmtree(mirror.root)
         mirror.root.mkdir()
     for name in names:
-        mirror.contents.drop(name)
+        mirror.manifest.drop(name)
 
 
 def upload_log(mirror: Mirror, path: Path) -> None:
@@ -97,10 +97,10 @@ def upload_log(mirror: Mirror, path: Path) -> None:
     """
     content = _content(path)  # of which a line may be half written at this moment
     content, name = content[: content.rfind(b"\n") + 1], mirror.name(path)
-    mirror.contents.check_log(name, content)
+    mirror.manifest.check_log(name, content)
     if content:
         mirror.put(path, content)
-        mirror.contents.add_log(name, content)
+        mirror.manifest.add_log(name, content)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from milp_ray.storage import check_intact
 from milp_ray.study.population import Population
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import (
-    TableOf,
+    TableBuilder,
     chosen_table,
     hypervolume_rows,
     scores_table,
@@ -37,7 +37,7 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
         StorageError: a table cannot be written, or what it is made from is gone: then none is.
     """
     check_intact(folder.root)
-    trials, volumes = TableOf(), TableOf("user", "finished", "hypervolume")
+    trials, volumes = TableBuilder(), TableBuilder("user", "finished", "hypervolume")
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
     if experiments:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
 from milp_ray.memory.adapter_notes import check_note
-from milp_ray.storage import check_intact, shown, write_json
+from milp_ray.storage import check_intact, location_of, write_json
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
 from milp_ray.study.outdated import outdated
 from milp_ray.study.population import Population
@@ -158,7 +158,7 @@ class Run:
                 "Ray ended the search before all trials were done",
                 where=self.folder.location,
                 expected="every user's budget used up",
-                remedy=f"look into {shown(self.folder.layout.tune_log)}, then: "
+                remedy=f"look into {location_of(self.folder.layout.tune_log)}, then: "
                 f"milp-ray resume {self.folder.location}",
             )
 

@@ -35,9 +35,9 @@ from milp_ray.storage import (
     atomic_write,
     has_credentials,
     is_url,
+    location_of,
     mirror_at,
     reading,
-    shown,
     url_fault,
 )
 from milp_ray.study.alias_key import given_key
@@ -87,7 +87,7 @@ class RunFolder:
     def __init__(self, root: Path, study: Study, key: bytes, meta: dict[str, object]) -> None:
         self.layout = Layout(root)
         self.root = root
-        self.location = shown(root)
+        self.location = location_of(root)
         self.study = study
         self.key = key
         self.meta = meta

@@ -28,10 +28,10 @@ from milp_ray.storage import (
     Session,
     clean_up_drafts,
     driving,
+    location_of,
     mirror_of,
     next_session,
     reading,
-    shown,
     write_json,
 )
 from milp_ray.storage.folder_lock import folder_lock
@@ -84,7 +84,7 @@ def _check_same(layout: Layout, key: bytes) -> None:
         file = layout.key_file
         if layout.meta_file.exists() and file.exists() and file.read_bytes() == key:
             return
-    location = shown(layout.root)
+    location = location_of(layout.root)
     raise RunBusyError(
         "the run was removed meanwhile, or replaced by another of its name",
         where=location,

@@ -95,7 +95,7 @@ def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:
     ]
 
 
-class TableOf:
+class TableBuilder:
     """A table that grows row by row, kept in columns: a million dictionaries fill a memory.
 
     Args:

@@ -116,7 +116,7 @@ def test_files_in_use_show_that_they_are(mirror: Mirror) -> None:
     mirror.pull(EVERY)
     path = log_of(mirror)
     os.utime(path, (1e9, 1e9))
-    mirror.contents.touch()
+    mirror.manifest.touch()
     assert path.stat().st_mtime == 1e9 < path.stat().st_atime, "what is newer at the URL is newer here"
 
 

@@ -16,13 +16,13 @@ from milp_ray.storage import (
     close_mirrors,
     get_file,
     local_copy,
+    location_of,
     mirror_at,
     names_in,
     pull,
     put_file,
     remove_file,
     remove_folder,
-    shown,
     write_folder,
     write_json,
 )
@@ -41,7 +41,7 @@ def test_a_file_is_at_the_url_when_the_call_returns(url: str, other_machine: Mir
     assert objects_at(url).get("scores/u-a.json") == b'{\n "a": 1\n}'
     other_machine.pull(EVERY)
     assert (other_machine.root / "scores" / "u-a.json").read_bytes() == b'{\n "a": 1\n}'
-    assert shown(root / "scores" / "u-a.json") == f"{url}/scores/u-a.json" and shown(root) == url
+    assert location_of(root / "scores" / "u-a.json") == f"{url}/scores/u-a.json" and location_of(root) == url
     remove_file(root / "scores" / "u-a.json")
     remove_file(root / "scores" / "u-a.json")
     assert objects_at(url).list_below() == [] and not (root / "scores" / "u-a.json").exists()

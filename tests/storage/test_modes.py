@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.storage import check_own, follow, make_folder, readers_of
+from milp_ray.storage import follow, make_folder, ownership_fault, readers_of
 
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
 
@@ -80,21 +80,21 @@ def test_a_group_that_is_not_the_owners_own_can_read(entered: Path) -> None:
 def test_a_folder_that_others_could_fill_is_not_ours(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir(mode=0o700)
-    assert check_own(folder, "it") == ""
+    assert ownership_fault(folder, "it") == ""
     for given in (0o702, 0o777, 0o1777):
         folder.chmod(given)
-        assert "others may write" in check_own(folder, "it")
+        assert "others may write" in ownership_fault(folder, "it")
     folder.chmod(0o755)
     (tmp_path / "link").symlink_to(folder)
-    assert check_own(folder, "it") == "" and "no folder" in check_own(tmp_path / "link", "it")
+    assert ownership_fault(folder, "it") == "" and "no folder" in ownership_fault(tmp_path / "link", "it")
 
 
 @ROOT_ONLY
 def test_another_users_folder_is_not_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
-    assert check_own(tmp_path, "it") == "", "the group is this user's own"
+    assert ownership_fault(tmp_path, "it") == "", "the group is this user's own"
     os.chown(tmp_path, -1, 12345)
-    assert "others may write" in check_own(tmp_path, "it")
+    assert "others may write" in ownership_fault(tmp_path, "it")
     tmp_path.chmod(0o750)
     os.chown(tmp_path, 12345, -1)
-    assert "another user's" in check_own(tmp_path, "it")
+    assert "another user's" in ownership_fault(tmp_path, "it")

@@ -101,9 +101,9 @@ def test_at_a_url_a_folder_that_is_under_way_when_the_run_is_taken_over_stays_wi
 
 
 def mirror_at_url(root: Path) -> str:
-    from milp_ray.storage import shown
+    from milp_ray.storage import location_of
 
-    return shown(root)
+    return location_of(root)
 
 
 def test_sessions_are_counted_and_each_is_another(root: Path) -> None:

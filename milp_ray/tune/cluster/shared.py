@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
 from milp_ray.layout import Layout
-from milp_ray.storage import can_read, mirror_of, shown
+from milp_ray.storage import can_read, location_of, mirror_of
 
 SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
@@ -68,7 +68,7 @@ def _known(folder: Path) -> Path:
 
 def _blind(who: str, folder: Path) -> ClusterError:
     return ClusterError(
-        f"{who} the run folder {shown(folder)}",
+        f"{who} the run folder {location_of(folder)}",
         expected="a folder that all nodes share, or a URL that all may read",
         remedy="give every node the credentials and the endpoint"
         if mirror_of(folder)

@@ -27,7 +27,7 @@ from ray.util.debug import reset_log_once
 from milp_ray.errors import ClusterError, exception_site, own_words
 from milp_ray.ids import trial_name
 from milp_ray.layout import TUNE_LOG
-from milp_ray.storage import follow, make_folder, shown, storage_error, writing
+from milp_ray.storage import follow, location_of, make_folder, storage_error, writing
 from milp_ray.trial.records import TrialRequest
 from milp_ray.tune.cluster.resources import Slots, on_device, slots
 from milp_ray.tune.proposals.overhead import SearchOverhead
@@ -243,7 +243,7 @@ def _explained(error: Exception, ledger: TrialLedger, folder: Path) -> Exception
     return ClusterError(
         f"Ray Tune gave up: {exception_site(error)}{_rays_words(error)}",
         expected="a cluster that lives as long as the search",
-        remedy=f"look into {shown(folder / TUNE_LOG)}",
+        remedy=f"look into {location_of(folder / TUNE_LOG)}",
     )
 
 

@@ -1,6 +1,6 @@
-"""What a process has put into its mirror, to notice when another program removes any of it.
+"""A mirror's manifest: what its process has put there, to notice when another program removes it.
 
-The copy lies where programs clean up: below the system's temporary folder. What is missing or cut
+A mirror lies where programs clean up: below the system's temporary folder. What is missing or cut
 short there must not be taken for what has not happened yet: a log that is gone for a search that
 has not begun, say. Only what this process got or wrote is known here; that it is still there is
 looked up, never assumed.
@@ -21,7 +21,7 @@ from milp_ray.errors import StorageError
 _TOUCH_SECONDS = 3600.0  # programs that clean up count in days
 
 
-class Contents:
+class Manifest:
     """Names and sizes of what a folder must hold.
 
     A size counts once the URL has the file, too.

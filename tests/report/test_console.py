@@ -1,4 +1,4 @@
-"""What a run's closing lines say of its tables."""
+"""What a run's last lines say of its tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from milp_ray.config import Study
-from milp_ray.report.console import closing_lines
+from milp_ray.report.console import outcome_lines
 from milp_ray.study.run import Outcome
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import write_table
@@ -39,7 +39,7 @@ def a_run(tmp_path: Path, rouge: dict[str, list[float]]) -> Outcome:
 
 def test_an_objective_that_decided_nothing_is_said_with_what_to_do(tmp_path: Path) -> None:
     users = {"u-a": [0.0] * 4, "u-b": [0.0, 0.0, 0.1, 0.0], "u-c": [0.2] * 5, "u-d": [0.0] * 3}
-    text = closing_lines(a_run(tmp_path, users)).plain
+    text = outcome_lines(a_run(tmp_path, users)).plain
     assert "rouge_l is the same in every trial of 2 of 4 users" in text
     assert "objectives: [loss], or [loss, trainable_params], or [loss, chrf]" in text
     assert "loss is the same" not in text and "trainable_params is the same" not in text
@@ -47,4 +47,4 @@ def test_an_objective_that_decided_nothing_is_said_with_what_to_do(tmp_path: Pat
 
 @pytest.mark.parametrize("rouge", [{"u-a": [0.0, 0.1, 0.0, 0.2]}, {"u-a": [0.0]}, {"u-a": []}])
 def test_of_others_nothing_is_said(tmp_path: Path, rouge: dict[str, list[float]]) -> None:
-    assert "the same in every trial" not in closing_lines(a_run(tmp_path, rouge)).plain
+    assert "the same in every trial" not in outcome_lines(a_run(tmp_path, rouge)).plain
