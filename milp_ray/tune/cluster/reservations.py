@@ -76,10 +76,13 @@ def free_room(
     """Hold room for as many of ``worker.count`` groups as there is, for one at least: it is waited
     for.
 
-    Args: worker: what a worker takes, and how many groups may start. stopping: looked at four times
-        a second. notify: is told, once, what is waited for, or that there is room for fewer groups
-        than asked for. check: called once a minute while waiting; raises if the cluster could not
-        hold a group any more.
+    Args:
+        worker: what a worker takes, and how many groups may start.
+        stopping: looked at four times a second.
+        notify: is told, once, what is waited for, or that there is room for fewer groups than asked
+            for.
+        check: called once a minute while waiting; raises if the cluster could not hold a group any
+            more.
 
     Returns:
         The room, to be closed; None: ``stopping()``.

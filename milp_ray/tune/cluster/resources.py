@@ -67,9 +67,12 @@ def slots(
     ``together`` cannot wait, so nodes for all of them are asked for and given that time, and then
     as many start as there is room for.
 
-    Args: study: that asks. stopping: looked at twice a second while waiting. notify: is told what
-        is waited for. together: how many trials are to start at once, or as many of them as can;
-        None: each by itself.
+    Args:
+        study: that asks.
+        stopping: looked at twice a second while waiting.
+        notify: is told what is waited for.
+        together: how many trials are to start at once, or as many of them as can; None: each by
+            itself.
 
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.

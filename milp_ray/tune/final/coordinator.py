@@ -108,9 +108,10 @@ class _Group:
 class Coordinator:
     """Hands out tasks: first all trainings, then, as they need other users' memories, all tests.
 
-    Args: spec: of the final job. retries: how often in a row a task is handed out again after its
-        workers were lost, and workers are
-            started again that came to nothing.
+    Args:
+        spec: of the final job.
+        retries: how often in a row a task is handed out again after its workers were lost, and
+            workers are started again that came to nothing.
     """
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:

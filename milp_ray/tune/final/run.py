@@ -39,14 +39,17 @@ def run_final(
 ) -> None:
     """Train what is not trained, then test what is not tested.
 
-    Args: spec: whose and which placements. Without a GPU for workers, its study is read as one on
-        the CPU. stopping: polled; on True the groups leave what they are at, and finished users
-        stay finished. listener: called as jobs end. notify: is told what is waited for, and faults
-        after which the workers are started again.
+    Args:
+        spec: whose and which placements. Without a GPU for workers, its study is read as one on the
+            CPU.
+        stopping: polled; on True the groups leave what they are at, and finished users stay
+            finished.
+        listener: called as jobs end.
+        notify: is told what is waited for, and faults after which the workers are started again.
 
-    Raises: ClusterError: the cluster could not hold a group of workers, or they keep dying, or a
-        node keeps
-            failing, with no user getting on.
+    Raises:
+        ClusterError: the cluster could not hold a group of workers, or they keep dying, or a node
+            keeps failing, with no user getting on.
         StorageError: a memory or score could not be written, again and again.
         MilpRayError: the base cannot be loaded.
         KeyboardInterrupt: ``stopping()`` while an autoscaler was waited for.

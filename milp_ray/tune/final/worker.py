@@ -152,10 +152,10 @@ class FinalLoop:
     def __call__(self) -> None:
         """Work until there is no task left.
 
-        Raises: RuntimeError: the workers are to be started again: after what may pass (its reason
-            is with the
-                coordinator), or something unforeseen, told without its message, which might quote a
-                text.
+        Raises:
+            RuntimeError: the workers are to be started again: after what may pass (its reason is
+                with the coordinator), or something unforeseen, told without its message, which
+                might quote a text.
         """
         if not _ASSIGNED:
             return

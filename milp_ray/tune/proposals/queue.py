@@ -108,11 +108,16 @@ class ProposalQueue:
         >>> queue.stop()
         >>> queue.join()
 
-    Args: engines: one per user, by alias; resumed engines may hold pending trials, which are
-        re-issued first. trials: budget per user; failed trials count. batch: proposals from one
-        fit. workers: how many trials run at once. proposer: computes what needs a model; None for a
-        thread of the queue's own. overhead: is told what the search costs. warm_start: called with
-        a user's engine before it is first planned for; None: nothing is to be learned.
+    Args:
+        engines: one per user, by alias; resumed engines may hold pending trials, which are
+            re-issued first.
+        trials: budget per user; failed trials count.
+        batch: proposals from one fit.
+        workers: how many trials run at once.
+        proposer: computes what needs a model; None for a thread of the queue's own.
+        overhead: is told what the search costs.
+        warm_start: called with a user's engine before it is first planned for; None: nothing is to
+            be learned.
     """
 
     def __init__(

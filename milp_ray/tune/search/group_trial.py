@@ -101,9 +101,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
     def _start(self) -> None:
         """Start the ranks.
 
-        Raises: Unfit: one of them cannot work; or they did not come up, and where a node is gone
-            this placement
-                group may have no room for them for hours: Tune gives it up.
+        Raises:
+            Unfit: one of them cannot work; or they did not come up, and where a node is gone this
+                placement group may have no room for them for hours: Tune gives it up.
         """
         try:
             self._group.start()

@@ -78,9 +78,9 @@ def run_search(
     Returns:
         Users whose no-memory measurement failed, and why.
 
-    Raises: ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far
-        are in the
-            event logs).
+    Raises:
+        ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far are
+            in the event logs).
         StorageError: an event log could not be written.
     """
     study = spec.study

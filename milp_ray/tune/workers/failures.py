@@ -108,10 +108,11 @@ class FailurePolicy(Generic[T]):
         >>> policy.got_on("b")  # another task ended: that one failed by itself
         ['a']
 
-    Args: retries: how often a task runs again whose worker died. limit: how many losses in a row
-        end the run. suspends: whether a task past its retries is kept open until another task gets
-        on. False where
-            tasks on their last try run alone, so that a loss is certainly the task's.
+    Args:
+        retries: how often a task runs again whose worker died.
+        limit: how many losses in a row end the run.
+        suspends: whether a task past its retries is kept open until another task gets on. False
+            where tasks on their last try run alone, so that a loss is certainly the task's.
         pauses: after set-up faults: a broken node would be asked over and over.
         given_up: makes the error of a run that ends after so many deaths in a row, from the last
             words.
