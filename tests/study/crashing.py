@@ -157,7 +157,7 @@ def without_ray(base: object = None) -> None:
     ray.get = lambda given: given  # type: ignore[assignment]
     ray.put = lambda given: given  # type: ignore[assignment]
     for module in (dashboard, slicing, final_worker):
-        module.announce = lambda *_: None  # type: ignore[attr-defined]
+        module.log_line = lambda *_: None  # type: ignore[attr-defined]
     dashboard.describe_job = lambda *_: None
     shared.check_shared = lambda *_: None
     run.ray_session = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
@@ -226,10 +226,10 @@ def upload_late() -> None:
 
 def _search(base: object) -> Callable[..., dict[str, str]]:
     from milp_ray.trial.records import BASELINE, TrialRequest
-    from milp_ray.tune.workers.trial_runner import Slices
+    from milp_ray.tune.workers.trial_runner import TrialRunner
 
     def real(spec: Any) -> Callable[..., Mapping[str, Any]]:
-        slices = Slices(spec, base)  # type: ignore[arg-type]
+        slices = TrialRunner(spec, base)  # type: ignore[arg-type]
 
         def measure(alias: str, number: int, placement: Any) -> Mapping[str, Any]:
             slices.begin(TrialRequest(alias, number, placement))

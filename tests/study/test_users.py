@@ -29,7 +29,7 @@ from milp_ray.study.results import write_tables
 from milp_ray.study.run import Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
-from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask
 from milp_ray.tune.search.simulated import SimulatedSpec
 from tests.study.conftest import bare_model, user_line
@@ -106,7 +106,7 @@ def final_jobs(folder: RunFolder, inputs: Inputs) -> list[FinalTask]:
     placements = {alias: Placement.from_key("1:8") for alias in Population(folder, inputs).chosen()}
     coordinator = Coordinator(FinalSpec(folder.study, {}, placements, folder.root), 0)
     coordinator.begin(1)
-    coordinator.start(0, 0, Place("node", 1))
+    coordinator.start(0, 0, WorkerProcess("node", 1))
     jobs = []
     while isinstance(job := coordinator.next(0), FinalTask):
         jobs.append(job)

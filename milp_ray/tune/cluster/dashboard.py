@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import ray
 
 
-def announce(name: str, text: str) -> None:
+def log_line(name: str, text: str) -> None:
     """A line in the calling worker's own log, which the dashboard shows beside the actor.
 
     (Not its process title: Ray exports those as labels of the node's metrics, a series for every trial, at a

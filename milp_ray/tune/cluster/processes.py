@@ -20,7 +20,7 @@ _SECONDS = 5.0  # a node may be gone altogether
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerProcess:
     """Where a process is: Ray's id of its node, its process id there, and, for people, the node's address."""
 
     node: str
@@ -28,9 +28,9 @@ class Place:
     host: str = ""
 
 
-def here() -> Place:
+def this_process() -> WorkerProcess:
     """Of the calling process."""
-    return Place(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
+    return WorkerProcess(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
 
 
 def host_rendezvous(one_machine: bool) -> str:
@@ -43,16 +43,16 @@ def host_rendezvous(one_machine: bool) -> str:
     return open_rendezvous(ray.util.get_node_ip_address(), one_machine=one_machine)
 
 
-def on_one_node(places: Iterable[Place]) -> bool:
+def on_one_node(processes: Iterable[WorkerProcess]) -> bool:
     """Whether processes are all on the same node."""
-    return len({place.node for place in places}) == 1
+    return len({process.node for process in processes}) == 1
 
 
-def end(places: Iterable[Place]) -> None:
+def end(processes: Iterable[WorkerProcess]) -> None:
     """Kill processes, on all their nodes at once; those that are gone are no error."""
     by_node: dict[str, list[int]] = {}
-    for place in places:
-        by_node.setdefault(place.node, []).append(place.pid)
+    for process in processes:
+        by_node.setdefault(process.node, []).append(process.pid)
     _end(by_node.pop(ray.get_runtime_context().get_node_id(), []))
     task = ray.remote(num_cpus=0, max_retries=0)(_end)
     asked = [

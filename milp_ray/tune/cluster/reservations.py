@@ -24,14 +24,14 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from milp_ray.tune.cluster.resources import Slots, amounts, held_by_others
+from milp_ray.tune.cluster.resources import TrialResources, amounts, held_by_others
 
 _POLL_SECONDS = 0.25
 _SETTLE_SECONDS = 3.0  # what has just ended, our own search too, gives its room back bit by bit
 _CHECK_SECONDS = 60.0
 
 
-class Room:
+class Reservation:
     """Placement groups of as many groups of workers as there is free room for, up to
     ``worker.count``.
 
@@ -39,14 +39,14 @@ class Room:
     nothing.
     """
 
-    def __init__(self, worker: Slots) -> None:
+    def __init__(self, worker: TrialResources) -> None:
         bundles = [dict(worker.resources)] * worker.workers
         self._worker = worker
         self._waiting = [placement_group(bundles, strategy="PACK") for _ in range(worker.count)]
         self.held: list[PlacementGroup] = []
 
     @property
-    def worker(self) -> Slots:
+    def worker(self) -> TrialResources:
         """What a worker takes, and for how many groups there is room."""
         return replace(self._worker, count=len(self.held))
 
@@ -59,20 +59,20 @@ class Room:
 
     def settle(self) -> None:
         """Ask for no more than what is held."""
-        let_go(self._waiting)
+        release(self._waiting)
         self._waiting = []
 
     def close(self) -> None:
         """Let all of it go; a second time changes nothing."""
-        let_go([*self._waiting, *self.held])
+        release([*self._waiting, *self.held])
 
 
-def free_room(
-    worker: Slots,
+def reserve(
+    worker: TrialResources,
     stopping: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object] = lambda: None,
-) -> Room | None:
+) -> Reservation | None:
     """Hold room for as many of ``worker.count`` groups as there is, for one at least: it is waited
     for.
 
@@ -87,7 +87,7 @@ def free_room(
     Returns:
         The room, to be closed; None: ``stopping()``.
     """
-    room = Room(worker)
+    room = Reservation(worker)
     try:
         if _waited_for(room, worker, stopping, notify, check):
             room.settle()
@@ -100,8 +100,8 @@ def free_room(
 
 
 def _waited_for(
-    room: Room,
-    worker: Slots,
+    room: Reservation,
+    worker: TrialResources,
     stopping: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object],
@@ -143,7 +143,7 @@ def leaked_groups_removed() -> Iterator[None]:
         yield
     finally:
         made = [PlacementGroupID.from_hex(found) for found in _of_this_job() if found not in before]
-        let_go(PlacementGroup(found) for found in made)
+        release(PlacementGroup(found) for found in made)
 
 
 def _of_this_job() -> list[str]:
@@ -157,7 +157,7 @@ def _is_there(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def let_go(groups: Iterable[PlacementGroup]) -> None:
+def release(groups: Iterable[PlacementGroup]) -> None:
     """Give the room of placement groups back."""
     for group in groups:
         remove_placement_group(group)

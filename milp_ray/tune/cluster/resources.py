@@ -26,7 +26,7 @@ _KIND, _KIND_AMOUNT = "accelerator_type:", 0.001
 
 
 @dataclass(frozen=True)
-class Slots:
+class TrialResources:
     """What one worker takes, how many of them a trial has, and how many trials run at once right
     now.
 
@@ -51,12 +51,12 @@ class Slots:
         return self.resources.get("GPU", 0.0)
 
 
-def slots(
+def trial_resources(
     study: Study,
     stopping: Callable[[], bool] = lambda: False,
     notify: Callable[[str], object] = lambda text: None,
     together: int | None = None,
-) -> Slots:
+) -> TrialResources:
     """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by
     ``ray.max_concurrent``.
 
@@ -110,7 +110,7 @@ def slots(
             request_resources(bundles=[])
 
 
-def _room(study: Study) -> Slots:
+def _room(study: Study) -> TrialResources:
     """What a worker takes, and how many trials there is room for right now.
 
     Raises:
@@ -131,7 +131,7 @@ def _room(study: Study) -> Slots:
             remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
             "or give an autoscaler time: ray.wait_for_nodes=900",
         )
-    return Slots(wanted, count // workers, workers)
+    return TrialResources(wanted, count // workers, workers)
 
 
 def _times(there: float, name: str, amount: float) -> float:
@@ -223,7 +223,7 @@ def amounts(resources: Mapping[str, float]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def held_by_others(worker: Slots) -> str:
+def held_by_others(worker: TrialResources) -> str:
     """What others hold of the resources that a worker takes, while we hold ``worker.count`` groups'
     room."""
     total, free = ray.cluster_resources(), ray.available_resources()
@@ -238,7 +238,7 @@ def _kind(resources: Mapping[str, float]) -> str:
     return next((name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)), "")
 
 
-def on_device(study: Study, worker: Slots) -> Study:
+def on_device(study: Study, worker: TrialResources) -> Study:
     """The study as its workers are to read it: on their GPU, or without one of their own off
     everybody's.
 

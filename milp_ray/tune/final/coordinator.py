@@ -20,7 +20,7 @@ from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, from_plain
 from milp_ray.layout import MEMORIES, SCORES, Layout
 from milp_ray.memory.space import Placement
 from milp_ray.storage import pull
-from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.cluster.shared import SharedUsers
 from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Pauses
 
@@ -102,7 +102,7 @@ class _Group:
     action: Action | None = None
     has_worked: bool = False
     fault: MilpRayError | None = None
-    processes: dict[int, Place] = field(default_factory=dict)
+    processes: dict[int, WorkerProcess] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -169,11 +169,11 @@ class Coordinator:
                 self._waiting.appendleft(task)
         return self._policy.pause
 
-    def start(self, group: int, rank: int, place: Place) -> None:
+    def start(self, group: int, rank: int, process: WorkerProcess) -> None:
         """A rank of a group is up."""
-        self._groups.setdefault(group, _Group()).processes[rank] = place
+        self._groups.setdefault(group, _Group()).processes[rank] = process
 
-    def lost(self, ranks: Collection[int]) -> list[Place]:
+    def lost(self, ranks: Collection[int]) -> list[WorkerProcess]:
         """Workers were lost, by their ranks over all groups; once for all that were started
         together.
 
@@ -312,10 +312,10 @@ def _never_worked(times: int) -> ClusterError:
     )
 
 
-def _placed(error: MilpRayError, processes: Iterable[Place]) -> MilpRayError:
+def _placed(error: MilpRayError, processes: Iterable[WorkerProcess]) -> MilpRayError:
     """An error of one of these processes, with its node, or its group's nodes, unless it names
     one."""
-    nodes = " or ".join(sorted({place.host for place in processes if place.host}))
+    nodes = " or ".join(sorted({process.host for process in processes if process.host}))
     (problem,) = error.problems
     if not nodes or "node" in problem.where or problem.fact.startswith("node "):
         return error

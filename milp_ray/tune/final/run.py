@@ -20,8 +20,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain, own_words
-from milp_ray.tune.cluster.reservations import Room, free_room, leaked_groups_removed
-from milp_ray.tune.cluster.resources import on_device, slots
+from milp_ray.tune.cluster.reservations import Reservation, leaked_groups_removed, reserve
+from milp_ray.tune.cluster.resources import on_device, trial_resources
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, TaskResult
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def run_final(
         return
     # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one
     # group first.
-    worker = slots(study, stopping, notify, users)
+    worker = trial_resources(study, stopping, notify, users)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
     failures = 0
     with _assigned(spec) as coordinator:
         while users:
-            room = free_room(worker, stopping, notify, lambda: slots(study, stopping, notify))
+            room = reserve(worker, stopping, notify, lambda: trial_resources(study, stopping, notify))
             if room is None:
                 return
             progress = ray.get(coordinator.progress.remote())
@@ -84,7 +84,7 @@ def run_final(
                 raise _given_up(failures, failure)
             spec.look()
             if users := _open(spec):
-                worker = slots(study, stopping, notify, users)
+                worker = trial_resources(study, stopping, notify, users)
 
 
 @contextlib.contextmanager
@@ -170,7 +170,7 @@ def _followed(
         thread.join(_POLL_SECONDS)
 
 
-def _trainer(spec: FinalSpec, room: Room, coordinator: Any) -> TorchTrainer:
+def _trainer(spec: FinalSpec, room: Reservation, coordinator: Any) -> TorchTrainer:
     worker = room.worker
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -24,9 +24,9 @@ from ray.util.placement_group import PlacementGroup
 
 from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.storage import local_copy, publish_for, write_json
-from milp_ray.tune.cluster.dashboard import announce
-from milp_ray.tune.cluster.processes import end, here, host_rendezvous, on_one_node
-from milp_ray.tune.cluster.reservations import let_go
+from milp_ray.tune.cluster.dashboard import log_line
+from milp_ray.tune.cluster.processes import end, host_rendezvous, on_one_node, this_process
+from milp_ray.tune.cluster.reservations import release
 from milp_ray.tune.final.coordinator import FinalSpec, FinalTask
 from milp_ray.tune.workers.resident import resident_base
 
@@ -91,10 +91,10 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
     def _addresses(worker_group: Any, size: int, count: int) -> list[str]:
         """Where each group meets: what its first rank opened."""
         ranks = range(count * size)
-        places = ray.get([worker_group.execute_single_async(rank, here) for rank in ranks])
+        processes = ray.get([worker_group.execute_single_async(rank, this_process) for rank in ranks])
         opened = [
             worker_group.execute_single_async(
-                first, host_rendezvous, on_one_node(places[first : first + size])
+                first, host_rendezvous, on_one_node(processes[first : first + size])
             )
             for first in ranks[::size]
         ]
@@ -139,7 +139,7 @@ class ReleaseReservation(WorkerGroupCallback):  # type: ignore[misc]
     def before_worker_group_start(self, worker_group_context: object) -> None:
         """See Ray Train; here in its controller. What is gone already, when workers start again,
         stays so."""
-        let_go(self._held)
+        release(self._held)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class FinalLoop:
         if not _ASSIGNED:
             return
         assignment = _ASSIGNED[0]
-        ray.get(self.coordinator.start.remote(assignment.group, assignment.rank, here()))
+        ray.get(self.coordinator.start.remote(assignment.group, assignment.rank, this_process()))
         try:
             _Rank(assignment, self.coordinator, self.cpus).work()
         except MilpRayError as error:
@@ -184,13 +184,13 @@ class _Rank:
         self._assignment, self._coordinator = assignment, coordinator
         self._spec: FinalSpec = ray.get(coordinator.spec.remote())
         publish_for(self._spec.root, self._spec.session)
-        meeting = None
+        rendezvous = None
         if assignment.size > 1:
             from milp_ray.model.parallel.rendezvous import Rendezvous
 
-            patience = self._spec.study.ray.group_timeout
-            meeting = Rendezvous(assignment.address, assignment.rank, assignment.size, patience)
-        self._base = resident_base(self._spec.study, self._spec.root, cpus, meeting)
+            heartbeat_timeout = self._spec.study.ray.group_timeout
+            rendezvous = Rendezvous(assignment.address, assignment.rank, assignment.size, heartbeat_timeout)
+        self._base = resident_base(self._spec.study, self._spec.root, cpus, rendezvous)
         self._group: Group = self._base.parallel.group
         self._asked = time.monotonic()
 
@@ -198,7 +198,7 @@ class _Rank:
         while (task := self._next()) is not None:
             reason, notes = "", []
             name, began = f"{task.alias}-{task.step}", time.monotonic()
-            announce(name, "begins")
+            log_line(name, "begins")
             try:
                 if task.step == "train":
                     notes = self._train(task.alias)
@@ -208,9 +208,9 @@ class _Rank:
                 reason = failure.reason
                 self._check_alone(failure)
             except _Stopped:
-                announce(name, "stopped")
+                log_line(name, "stopped")
                 continue
-            announce(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
+            log_line(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
             if self._assignment.rank == 0:
                 ray.get(self._coordinator.end.remote(self._assignment.group, reason, notes))
 

@@ -26,7 +26,8 @@ class SearchMetrics:
 
     Attributes:
         proposals: batches proposed by a model; the initial design and model-free proposals cost
-            nothing. proposal_median, proposal_p95: seconds such a batch took, None without any.
+            nothing.
+        proposal_median, proposal_p95: seconds such a batch took, None without any.
         queue_depth: mean number of ready requests over time.
         waiting_share: share of the workers' time that they waited for a proposal.
         seconds: time covered.

@@ -20,7 +20,7 @@ from ray import tune
 from milp_ray.errors import ClusterError
 from milp_ray.trial.records import TrialReport, TrialRequest
 from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss
-from milp_ray.tune.workers.trial_runner import Unfit
+from milp_ray.tune.workers.trial_runner import WorkerSetupError
 from milp_ray.tune.workers.trial_spec import TrialSpec
 from milp_ray.tune.workers.worker_group import GroupFailed, WorkerGroup
 
@@ -38,7 +38,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         settings = spec.study.ray
         self._policy = FailurePolicy[TrialRequest](settings.max_failures, suspends=False)
         self._begun, self._over = False, True
-        self._unfit: Unfit | None = None
+        self._setup_error: WorkerSetupError | None = None
         self._group = WorkerGroup(
             ray.put(spec),
             placement_group.bundle_specs,
@@ -57,13 +57,13 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial; see :meth:`Unfit.report` as
-        well."""
+        """Work for ``trial.slice_seconds``, or to the end of the trial; see also
+        :meth:`WorkerSetupError.report`."""
         return self._step().to_result()
 
     def _step(self) -> TrialReport:
-        if self._unfit is not None:
-            return self._unfit.report()
+        if self._setup_error is not None:
+            return self._setup_error.report()
         try:
             if not self._group.alive:
                 self._start()
@@ -76,9 +76,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             return dataclasses.replace(
                 report, cost=report.cost and dataclasses.replace(report.cost, attempts=attempts)
             )
-        except Unfit as unfit:
-            self._over, self._unfit = True, unfit
-            return unfit.report()
+        except WorkerSetupError as error:
+            self._over, self._setup_error = True, error
+            return error.report()
         except GroupFailed as failure:
             self._begun = False
             verdict = self._policy.lost(Loss(self._request))
@@ -102,13 +102,13 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         """Start the ranks.
 
         Raises:
-            Unfit: one of them cannot work; or they did not come up, and where a node is gone this
+            WorkerSetupError: one of them cannot work; or they did not come up, and where a node is gone this
                 placement group may have no room for them for hours: Tune gives it up.
         """
         try:
             self._group.start()
         except GroupFailed as failure:
-            raise Unfit(
+            raise WorkerSetupError(
                 ClusterError(
                     f"the workers of a trial did not come up: {failure.reason}",
                     expected="nodes that start workers and keep them",

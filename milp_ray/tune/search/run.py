@@ -29,7 +29,7 @@ from milp_ray.ids import trial_name
 from milp_ray.layout import TUNE_LOG
 from milp_ray.storage import follow, location_of, make_folder, storage_error, writing
 from milp_ray.trial.records import TrialRequest
-from milp_ray.tune.cluster.resources import Slots, on_device, slots
+from milp_ray.tune.cluster.resources import TrialResources, on_device, trial_resources
 from milp_ray.tune.proposals.overhead import SearchOverhead
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.proposals.threads import Proposer
@@ -84,7 +84,7 @@ def run_search(
         StorageError: an event log could not be written.
     """
     study = spec.study
-    worker = slots(study, stopping, notify)
+    worker = trial_resources(study, stopping, notify)
     spec = dataclasses.replace(spec, study=on_device(study, worker))
     queue = ProposalQueue(
         engines,
@@ -110,7 +110,7 @@ def run_search(
 
 def _run_trials(
     spec: TrialSpec | SimulatedSpec,
-    worker: Slots,
+    worker: TrialResources,
     ledger: TrialLedger,
     queue_failed: Callable[[], bool],
     folder: Path,
@@ -150,12 +150,12 @@ def _fit(tuner: tune.Tuner, ledger: TrialLedger, folder: Path, name: str) -> Non
         reset_log_once()
 
 
-def _several(spec: TrialSpec | SimulatedSpec, worker: Slots) -> bool:
+def _several(spec: TrialSpec | SimulatedSpec, worker: TrialResources) -> bool:
     """Whether a group of workers runs a trial; a simulated one needs none."""
     return worker.workers > 1 and isinstance(spec, TrialSpec)
 
 
-def _trainable(spec: TrialSpec | SimulatedSpec, worker: Slots) -> type[tune.Trainable]:
+def _trainable(spec: TrialSpec | SimulatedSpec, worker: TrialResources) -> type[tune.Trainable]:
     """What runs trials, with the placement group that one of them takes."""
     kept: type[tune.Trainable] = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
     bundle = dict(worker.resources)

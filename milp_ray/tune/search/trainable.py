@@ -16,7 +16,7 @@ from milp_ray.errors import MilpRayError
 from milp_ray.trial.records import TrialRequest
 from milp_ray.tune.cluster.environment import forget_launchers
 from milp_ray.tune.workers.resident import resident_base
-from milp_ray.tune.workers.trial_runner import Slices, Unfit
+from milp_ray.tune.workers.trial_runner import TrialRunner, WorkerSetupError
 from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
@@ -29,31 +29,31 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, object], spec: TrialSpec) -> None:
         """Load the base; called once per actor."""
         self._study = spec.study.name
-        self._unfit: Unfit | None = None
+        self._setup_error: WorkerSetupError | None = None
         forget_launchers()
         # Told by the first step: an error now would have Tune take the trial for what failed.
         try:
             base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)
-            self._slices = Slices(spec, base)
+            self._runner = TrialRunner(spec, base)
             self._begin(config)
         except MilpRayError as error:
-            self._unfit = Unfit(error, ray.util.get_node_ip_address())
+            self._setup_error = WorkerSetupError(error, ray.util.get_node_ip_address())
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial on the same base."""
-        if self._unfit is None:
+        if self._setup_error is None:
             self._begin(new_config)
         return True
 
     def step(self) -> dict[str, object]:
         """Work for ``trial.slice_seconds``, or to the end of the trial."""
-        report = self._slices.step() if self._unfit is None else self._unfit.report()
+        report = self._runner.step() if self._setup_error is None else self._setup_error.report()
         return report.to_result()
 
     def cleanup(self) -> None:
         """Give the base back."""
-        if self._unfit is None:
-            self._slices.close()
+        if self._setup_error is None:
+            self._runner.close()
 
     def _begin(self, config: Mapping[str, object]) -> None:
-        self._slices.begin(TrialRequest.from_config(config))
+        self._runner.begin(TrialRequest.from_config(config))

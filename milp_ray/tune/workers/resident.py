@@ -56,14 +56,14 @@ def _watched(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | None = None) -> BaseModel:
-    """Load a study's base in this process, divided over the ranks of ``meeting`` where there are several.
+def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous | None = None) -> BaseModel:
+    """Load a study's base in this process, divided over the ranks of ``rendezvous`` where there are several.
 
     Args:
         study: as workers are to read it.
         root: the run folder, which this machine has to see.
         cpus: that the process may use.
-        meeting: of the group that the process is to be a rank of; None: it works alone.
+        rendezvous: of the group that the process is to be a rank of; None: it works alone.
 
     Raises:
         MilpRayError: what keeps this worker, and so any, from working.
@@ -91,9 +91,9 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | N
     try:
         check_sees(root)  # each rank for itself: who started them hears of one that does not, and ends all
         parallel = ALONE
-        if meeting is not None:
+        if rendezvous is not None:
             meet_at(ray.util.get_node_ip_address())
-            group = Ranks(meeting, device_of(study.model))
+            group = Ranks(rendezvous, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
         with _watched(LOADING_SECONDS), parallel.group.patient(LOADING_SECONDS):
             base = load_base(study.model, parallel)
@@ -101,7 +101,7 @@ def resident_base(study: Study, root: Path, cpus: float, meeting: Rendezvous | N
     except MilpRayError:
         raise
     except Exception as error:
-        if meeting is not None and isinstance(error, RuntimeError):
+        if rendezvous is not None and isinstance(error, RuntimeError):
             raise  # a rank was lost while others waited for it, most likely: whoever started them tries again
         raise ClusterError(
             f"a worker could not be set up: {exception_site(error)}",

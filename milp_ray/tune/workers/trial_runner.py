@@ -18,7 +18,7 @@ from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.ids import trial_name
 from milp_ray.storage import local_copy, publish_for
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest
-from milp_ray.tune.cluster.dashboard import announce
+from milp_ray.tune.cluster.dashboard import log_line
 from milp_ray.tune.cluster.processes import node_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
     """A worker's process failed in an unforeseen way. It says where, not what, which might quote a user."""
 
 
-class Unfit(Exception):  # noqa: N818  (it names a state)
+class WorkerSetupError(Exception):
     """A worker that cannot work: what keeps it from its base or its first trial.
 
     Attributes:
@@ -46,7 +46,7 @@ class Unfit(Exception):  # noqa: N818  (it names a state)
         super().__init__(str(error))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Unfit, (self.error, self.node))
+        return (WorkerSetupError, (self.error, self.node))
 
     def report(self) -> TrialReport:
         """What its trial reports instead of a step: the run's end, or why the worker ends. With the next call
@@ -61,7 +61,7 @@ class Unfit(Exception):  # noqa: N818  (it names a state)
         return TrialReport.lost(self.error, self.node)
 
 
-class Slices:
+class TrialRunner:
     """One trial after another on a base.
 
     Args:
@@ -83,7 +83,7 @@ class Slices:
         self._request = request
         key = request.placement.key
         self._label = trial_name(request.alias, request.number, key)
-        announce(self._label, f"begins: layers and ranks {key or 'none'}")
+        log_line(self._label, f"begins: layers and ranks {key or 'none'}")
         study = self._spec.study
         self._trial = Trial(
             self._base,
@@ -118,7 +118,7 @@ class Slices:
             alone = self._base.parallel.group.size > 1
             return TrialReport.failed(failure.reason, self._cost(), alone=alone)
         except TrialFailed as failure:
-            announce(self._label, f"failed: {failure.reason}")
+            log_line(self._label, f"failed: {failure.reason}")
             return TrialReport.failed(failure.reason, self._cost())
         except MilpRayError as error:
             return TrialReport.fatal(error)
@@ -149,7 +149,7 @@ class Slices:
         cost = self._cost()
         self.close()
         seconds = measured.train_seconds + measured.eval_seconds
-        announce(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
+        log_line(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
         return TrialReport.complete(
             {
                 "loss": measured.loss,

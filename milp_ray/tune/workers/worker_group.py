@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from milp_ray.errors import MilpRayError
 from milp_ray.trial.records import TrialReport, TrialRequest
 from milp_ray.tune.cluster.environment import forget_launchers
-from milp_ray.tune.cluster.processes import Place, end, here, host_rendezvous, on_one_node
+from milp_ray.tune.cluster.processes import WorkerProcess, end, host_rendezvous, on_one_node, this_process
 from milp_ray.tune.workers.last_words import last_words
 from milp_ray.tune.workers.resident import LOADING_SECONDS, resident_base
-from milp_ray.tune.workers.trial_runner import Slices, Unfit
+from milp_ray.tune.workers.trial_runner import TrialRunner, WorkerSetupError
 
 if TYPE_CHECKING:
     from milp_ray.tune.workers.trial_spec import TrialSpec
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _START_SECONDS = 300.0  # until all ranks have imported, and until they have met
 
 
-def longest_step(patience: float) -> float:
+def longest_step(heartbeat_timeout: float) -> float:
     """Seconds that a step of a trial with a group may take: it starts the ranks, they load the base, begin,
-    and work, and end. ``patience``: for each of the last three."""
-    return 2 * _START_SECONDS + LOADING_SECONDS + 3 * patience
+    and work, and end. ``heartbeat_timeout``: for each of the last three."""
+    return 2 * _START_SECONDS + LOADING_SECONDS + 3 * heartbeat_timeout
 
 
 class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
@@ -52,18 +52,18 @@ class Rank:
     def __init__(self, spec: TrialSpec, cpus: float) -> None:
         self._spec = spec
         self._cpus = cpus
-        self._slices: Slices | None = None
+        self._runner: TrialRunner | None = None
         forget_launchers()
 
     def __repr__(self) -> str:
         return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard
 
-    def place(self) -> Place:
+    def process(self) -> WorkerProcess:
         """Its process. Imports what :meth:`join` needs, so that ranks then come together at about the same
         time."""
         import milp_ray.trial.trial  # noqa: F401
 
-        return here()
+        return this_process()
 
     def host(self, one_machine: bool) -> str:
         """Open what the ranks meet at; its address. For rank 0."""
@@ -73,27 +73,27 @@ class Rank:
         """Meet the others and load the base.
 
         Raises:
-            Unfit: something keeps this worker from it, and so the others.
+            WorkerSetupError: something keeps this worker from it, and so the others.
         """
         from milp_ray.model.parallel.rendezvous import Rendezvous
 
         study = self._spec.study
         try:
-            meeting = Rendezvous(address, rank, size, study.ray.group_timeout)
-            base = resident_base(study, self._spec.root, self._cpus, meeting)
+            rendezvous = Rendezvous(address, rank, size, study.ray.group_timeout)
+            base = resident_base(study, self._spec.root, self._cpus, rendezvous)
         except MilpRayError as error:
-            raise Unfit(error, ray.util.get_node_ip_address()) from None
-        self._slices = Slices(self._spec, base)
+            raise WorkerSetupError(error, ray.util.get_node_ip_address()) from None
+        self._runner = TrialRunner(self._spec, base)
 
     def begin(self, request: TrialRequest) -> None:
         """Take a trial."""
-        assert self._slices is not None
-        self._slices.begin(request)
+        assert self._runner is not None
+        self._runner.begin(request)
 
     def slice(self) -> TrialReport:
-        """Go on with the trial for a while; see :meth:`Slices.step`. For rank 0."""
-        assert self._slices is not None
-        return self._slices.step()
+        """Go on with the trial for a while; see :meth:`TrialRunner.step`. For rank 0."""
+        assert self._runner is not None
+        return self._runner.step()
 
     def run(self) -> TrialReport:
         """Go on with the trial to its end, as the others do."""
@@ -103,8 +103,8 @@ class Rank:
 
     def drop(self) -> None:
         """Give the trial up, on all ranks. For rank 0."""
-        assert self._slices is not None
-        self._slices.drop()
+        assert self._runner is not None
+        self._runner.drop()
 
 
 class WorkerGroup:
@@ -139,9 +139,9 @@ class WorkerGroup:
         self._spec = spec
         self._bundles = list(bundles)
         self._placement_group = placement_group
-        self._patience = timeout + slice_seconds
+        self._heartbeat_timeout = timeout + slice_seconds
         self._ranks: list[Any] = []
-        self._places: list[Place] = []
+        self._processes: list[WorkerProcess] = []
         self._others: list[Any] = []
 
     @property
@@ -154,7 +154,7 @@ class WorkerGroup:
 
         Raises:
             GroupFailed: some rank did not come up, or not in time.
-            Unfit: a rank cannot work: the base cannot be loaded, say.
+            WorkerSetupError: a rank cannot work: the base cannot be loaded, say.
         """
         make = ray.remote(max_restarts=0)(Rank)
         self._ranks = [
@@ -169,8 +169,10 @@ class WorkerGroup:
             for index, bundle in enumerate(self._bundles)
         ]
         with self._failing():
-            self._places = self._all([rank.place.remote() for rank in self._ranks], "started", _START_SECONDS)
-            opened = [self._ranks[0].host.remote(on_one_node(self._places))]
+            self._processes = self._all(
+                [rank.process.remote() for rank in self._ranks], "started", _START_SECONDS
+            )
+            opened = [self._ranks[0].host.remote(on_one_node(self._processes))]
             (address,), size = self._all(opened, "opened where they meet"), len(self._ranks)
             self._all(
                 [rank.join.remote(address, index, size) for index, rank in enumerate(self._ranks)],
@@ -196,14 +198,14 @@ class WorkerGroup:
         """
         with self._failing():
             first = self._ranks[0].slice.remote()
-            deadline = time.monotonic() + self._patience
+            deadline = time.monotonic() + self._heartbeat_timeout
             waiting = [first, *self._others]
             while first in waiting:
                 done, waiting = ray.wait(
                     waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic())
                 )
                 if not done:
-                    raise GroupFailed(f"a worker gave no sign of life for {self._patience:.0f} s")
+                    raise GroupFailed(f"a worker gave no sign of life for {self._heartbeat_timeout:.0f} s")
                 for ref in done:
                     self._check(ray.get(ref))
             report: TrialReport = ray.get(first)
@@ -227,17 +229,17 @@ class WorkerGroup:
 
     def kill(self) -> None:
         """End all ranks at once, whatever they are doing."""
-        ranks, places = self._ranks, self._places
-        self._ranks, self._places, self._others = [], [], []
+        ranks, processes = self._ranks, self._processes
+        self._ranks, self._processes, self._others = [], [], []
         for rank in ranks:
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(rank)
-        end(places)
+        end(processes)
 
     def _all(self, refs: Sequence[Any], what: str, seconds: float | None = None) -> list[Any]:
         """What all ranks answer; all of them must, within ``seconds``."""
         waiting = list(refs)
-        deadline = time.monotonic() + (seconds or self._patience)
+        deadline = time.monotonic() + (seconds or self._heartbeat_timeout)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
@@ -264,6 +266,6 @@ class WorkerGroup:
         except ray.exceptions.RayTaskError as error:
             self.kill()
             cause = getattr(error, "cause", None) or error
-            if isinstance(cause, Unfit):
+            if isinstance(cause, WorkerSetupError):
                 raise cause from None
             raise GroupFailed(f"a worker failed: {last_words(error)}") from None

@@ -8,11 +8,11 @@ import pytest
 
 from milp_ray.errors import ClusterError
 from milp_ray.tune.cluster import reservations as module
-from milp_ray.tune.cluster import resources as slots
-from milp_ray.tune.cluster.reservations import free_room
-from milp_ray.tune.cluster.resources import Slots
+from milp_ray.tune.cluster import resources
+from milp_ray.tune.cluster.reservations import reserve
+from milp_ray.tune.cluster.resources import TrialResources
 
-WORKER = Slots({"CPU": 2.0, "GPU": 1.0}, 4, 2)
+WORKER = TrialResources({"CPU": 2.0, "GPU": 1.0}, 4, 2)
 
 
 class Ray:
@@ -28,8 +28,8 @@ class Ray:
         monkeypatch.setattr(module, "remove_placement_group", self.removed.append)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "sleep", self.sleep)
-        monkeypatch.setattr(slots.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
-        monkeypatch.setattr(slots.ray, "available_resources", self.available)
+        monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
+        monkeypatch.setattr(resources.ray, "available_resources", self.available)
 
     def ask(self, bundles: list[dict[str, float]], strategy: str) -> Any:
         self.asked.append((len(self.asked), bundles))
@@ -50,7 +50,7 @@ class Ray:
 
 def test_an_idle_cluster_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     ray, said = Ray(monkeypatch, 0, 0, 0, 0), list[str]()
-    room = free_room(WORKER, lambda: False, said.append)
+    room = reserve(WORKER, lambda: False, said.append)
     assert room is not None and room.worker == WORKER
     assert ray.now == 0 and not said and not ray.removed
     assert ray.asked[0][1] == [{"CPU": 2.0, "GPU": 1.0}] * 2
@@ -61,13 +61,13 @@ def test_an_idle_cluster_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 def test_room_that_comes_bit_by_bit_is_all_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a search held that has just ended is not yet given back."""
     Ray(monkeypatch, 1.5, 2, 4.5, 6)
-    room = free_room(WORKER, lambda: False, pytest.fail)
+    room = reserve(WORKER, lambda: False, pytest.fail)
     assert room is not None and room.worker.count == 4
 
 
 def test_where_others_hold_a_part_fewer_groups_start(monkeypatch: pytest.MonkeyPatch) -> None:
     ray, said = Ray(monkeypatch, 0, 1, 99), list[str]()
-    room = free_room(WORKER, lambda: False, said.append)
+    room = reserve(WORKER, lambda: False, said.append)
     assert room is not None and room.worker.count == 2 and ray.removed == ray.asked[2:]
     assert room.held == ray.asked[:2] and ray.now < 10
     (told,) = said  # of 12 CPUs and 8 GPUs that are not free, 8 and 4 are ours
@@ -76,7 +76,7 @@ def test_where_others_hold_a_part_fewer_groups_start(monkeypatch: pytest.MonkeyP
 
 def test_where_others_hold_all_it_is_waited_for_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ray, said, checks = Ray(monkeypatch, 7200, 7201, 7202, 7203), list[str](), list[float]()
-    room = free_room(WORKER, lambda: False, said.append, lambda: checks.append(ray.now))
+    room = reserve(WORKER, lambda: False, said.append, lambda: checks.append(ray.now))
     assert room is not None and room.worker.count == 4 and ray.now >= 7203
     assert said == [
         "waiting for room: 2 workers of 2 CPUs and 1 GPUs are asked for, "
@@ -87,7 +87,7 @@ def test_where_others_hold_all_it_is_waited_for_and_said_once(monkeypatch: pytes
 
 def test_a_stop_ends_waiting_and_leaves_nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Ray(monkeypatch, 0, 900)
-    assert free_room(WORKER, lambda: ray.now >= 1, lambda text: None) is None
+    assert reserve(WORKER, lambda: ray.now >= 1, lambda text: None) is None
     assert ray.now < 2 and {number for number, _ in ray.removed} == {0, 1, 2, 3}
 
 
@@ -98,5 +98,5 @@ def test_a_cluster_that_could_not_hold_a_group_any_more_is_refused(monkeypatch: 
         raise ClusterError("the last node is gone")
 
     with pytest.raises(ClusterError, match="gone"):
-        free_room(WORKER, lambda: False, lambda text: None, check)
+        reserve(WORKER, lambda: False, lambda text: None, check)
     assert 60 <= ray.now < 61 and ray.removed == ray.asked

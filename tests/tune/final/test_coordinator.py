@@ -10,11 +10,11 @@ import pytest
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, ModelError, RunBusyError, StorageError, from_plain
 from milp_ray.memory.space import Placement
-from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask, TaskResult
 
 STUDY = Study.model_validate({"name": "t", "model": {"path": "m"}, "data": {"path": "d"}})
-HERE = Place("node", 1)
+HERE = WorkerProcess("node", 1)
 
 
 def made(root: Path, users: str = "abc", retries: int = 2, groups: int = 2) -> Coordinator:
@@ -164,9 +164,9 @@ def test_ranks_are_charged_by_their_groups(tmp_path: Path) -> None:
     coordinator = made(tmp_path, "ab", retries=0, groups=0)
     coordinator.begin(2)
     for rank in range(4):
-        coordinator.start(rank // 2, rank % 2, Place("node", rank))
+        coordinator.start(rank // 2, rank % 2, WorkerProcess("node", rank))
     assert [coordinator.next(0), coordinator.next(1)] == [FinalTask("train", "a"), FinalTask("train", "b")]
-    assert coordinator.lost([3]) == [Place("node", rank) for rank in range(4)]
+    assert coordinator.lost([3]) == [WorkerProcess("node", rank) for rank in range(4)]
     coordinator.begin(2)
     assert outcome(coordinator) == [("train", "b", "its workers were lost once")]
     assert coordinator.progress() == 1
@@ -227,7 +227,7 @@ def faulty_start(coordinator: Coordinator, error: MilpRayError = FULL) -> float:
     coordinator.lost([1])
     pause = coordinator.begin(1)
     for group in range(2):
-        coordinator.start(group, 0, Place("node", 1, f"10.0.0.{group}"))
+        coordinator.start(group, 0, WorkerProcess("node", 1, f"10.0.0.{group}"))
     return pause
 
 

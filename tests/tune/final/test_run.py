@@ -304,8 +304,8 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
 ) -> None:
     import ray
 
-    from milp_ray.tune.cluster.reservations import Room
-    from milp_ray.tune.cluster.resources import Slots
+    from milp_ray.tune.cluster.reservations import Reservation
+    from milp_ray.tune.cluster.resources import TrialResources
     from milp_ray.tune.final import run as module
 
     study = study_of(shallow_model, model={"device": "auto"}, ray={"max_failures": 1})
@@ -316,7 +316,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     class GivesUp:
         """Two groups of which the first trains a user and the second never ends; then one; then none."""
 
-        def __init__(self, spec: Any, room: Room, coordinator: Any) -> None:
+        def __init__(self, spec: Any, room: Reservation, coordinator: Any) -> None:
             assert spec.study.model.device == "cpu", "no worker has a GPU"
             self._groups, self._served = room.worker.count, coordinator
 
@@ -332,11 +332,11 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
                 ray.get(served.end.remote(0, ""))
             raise RuntimeError("no room")
 
-    def slots(study: Study, stopping: object, say: object, groups: int) -> Slots:
+    def trial_resources(study: Study, stopping: object, say: object, groups: int) -> TrialResources:
         wanted.append(groups)
-        return Slots({"CPU": 0.5}, max(0, 3 - len(wanted)))
+        return TrialResources({"CPU": 0.5}, max(0, 3 - len(wanted)))
 
-    monkeypatch.setattr(module, "slots", slots)
+    monkeypatch.setattr(module, "trial_resources", trial_resources)
     monkeypatch.setattr(module, "_trainer", GivesUp)
     with pytest.raises(ClusterError, match="gave up the final job 2 times and no user got on in between"):
         module.run_final(final.spec, lambda: False, lambda event: trained.append(event.alias))
@@ -417,7 +417,7 @@ def test_where_others_come_first_it_waits_and_is_not_charged(
     from milp_ray.tune.final import run as module
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    look, others, looks = module.free_room, contextlib.ExitStack(), list[str]()
+    look, others, looks = module.reserve, contextlib.ExitStack(), list[str]()
 
     def taken(*arguments: Any) -> Any:
         room = look(*arguments)
@@ -428,7 +428,7 @@ def test_where_others_come_first_it_waits_and_is_not_charged(
         return room
 
     leave: list[Callable[[], None]] = []
-    monkeypatch.setattr(module, "free_room", taken)
+    monkeypatch.setattr(module, "reserve", taken)
     final = Final(study_of(shallow_model, ray={"max_failures": 0}), tiny_user, tmp_path, users=1)
 
     def act() -> None:
@@ -454,13 +454,13 @@ def test_a_stop_ends_waiting_for_room(
     """Ours, and also that of Ray Train (``asked``), which would look up after ten minutes."""
     from ray.util import placement_group_table
 
-    from milp_ray.tune.cluster.resources import Slots
+    from milp_ray.tune.cluster.resources import TrialResources
     from milp_ray.tune.final import run as module
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     if asked:
-        room = SimpleNamespace(worker=Slots({"CPU": 0.5}, 1), held=[], close=lambda: None)
-        monkeypatch.setattr(module, "free_room", lambda *_: room)
+        room = SimpleNamespace(worker=TrialResources({"CPU": 0.5}, 1), held=[], close=lambda: None)
+        monkeypatch.setattr(module, "reserve", lambda *_: room)
     final = Final(study_of(shallow_model), tiny_user, tmp_path, users=1)
 
     def act() -> None:

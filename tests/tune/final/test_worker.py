@@ -17,7 +17,7 @@ from milp_ray.errors import ClusterError, MilpRayError, ModelError
 from milp_ray.evaluation import compare
 from milp_ray.memory.space import Placement
 from milp_ray.model.base import BaseModel
-from milp_ray.tune.cluster.processes import Place
+from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final import worker as final_worker
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec
 from milp_ray.tune.final.worker import FinalLoop, GroupsConfig, KillRanks, RankAssignment
@@ -60,7 +60,7 @@ def coordinator(
         }
     )
     monkeypatch.setattr(final_worker.ray, "get", lambda found: found)
-    monkeypatch.setattr(final_worker, "here", lambda: Place("node", 1))
+    monkeypatch.setattr(final_worker, "here", lambda: WorkerProcess("node", 1))
     monkeypatch.setattr(final_worker, "host_rendezvous", lambda one_node: f"127.0.0.1:{int(one_node)}")
     monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
     monkeypatch.setattr(final_worker, "_ASSIGNED", [])
@@ -106,18 +106,18 @@ def test_out_of_memory_in_a_test_is_of_that_user_alone(
 def test_lost_ranks_are_told_as_ray_train_counts_them(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[Place] = []
+    ended: list[WorkerProcess] = []
     monkeypatch.setattr(final_worker, "end", ended.extend)
     config = GroupsConfig(size=2, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(5), config)
     (last,) = final_worker._ASSIGNED
     assert last == RankAssignment(1, 1, 2, "127.0.0.1:1"), "the fifth rank fills no group"
     for rank in range(4):
-        coordinator.start(rank // 2, rank % 2, Place("node", rank))
+        coordinator.start(rank // 2, rank % 2, WorkerProcess("node", rank))
     for group in range(2):
         coordinator.next(group)
     KillRanks(Handle(coordinator)).after_exception(None, {2: RuntimeError("gone")})
-    assert ended == [Place("node", rank) for rank in range(4)]
+    assert ended == [WorkerProcess("node", rank) for rank in range(4)]
     config.backend_cls().on_start(Workers(2), config)
     assert [event.alias for event in coordinator.update().results] == ["u2"]
 

@@ -21,7 +21,7 @@ from milp_ray.model.parallel.rendezvous import Rendezvous
 from milp_ray.trial.records import TrialReport, TrialState
 from milp_ray.tune.search.group_trial import GroupTrial
 from milp_ray.tune.workers import resident
-from milp_ray.tune.workers.trial_runner import Unfit
+from milp_ray.tune.workers.trial_runner import WorkerSetupError
 from milp_ray.tune.workers.worker_group import GroupFailed
 
 
@@ -101,7 +101,11 @@ class Group:
     ("failure", "node", "fact"),
     [
         (GroupFailed("1 of 2 workers have not started in time"), "", "have not started in time"),
-        (Unfit(ClusterError("a worker cannot use its GPU"), "10.0.0.7"), "10.0.0.7", "cannot use its GPU"),
+        (
+            WorkerSetupError(ClusterError("a worker cannot use its GPU"), "10.0.0.7"),
+            "10.0.0.7",
+            "cannot use its GPU",
+        ),
     ],
 )
 def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
@@ -118,7 +122,7 @@ def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
 
 def test_a_group_whose_base_fails_any_worker_ends_the_run() -> None:
     trial = GroupTrial.__new__(GroupTrial)
-    trial._group, trial._unfit = Group(Unfit(ModelError("no weights"), "10.0.0.7")), None
+    trial._group, trial._unfit = Group(WorkerSetupError(ModelError("no weights"), "10.0.0.7")), None
     found = TrialReport.from_result(trial.step())
     assert found.is_over and "no weights" in str(found.error)
 

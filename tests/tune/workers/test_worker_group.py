@@ -99,7 +99,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
 
     group = make_group()
     group.start()
-    pids = [place.pid for place in group._places]
+    pids = [process.pid for process in group._places]
     base = load_base(study_of(shallow_model).model)
     for number, key in enumerate(("0:4,1:8", "1:4", "", "0:4,1:8")):
         found = finish(group, Placement.from_key(key), number if key else BASELINE)
@@ -111,7 +111,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
         assert found.values["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
         assert found.cost is not None and found.cost.train_tokens == alone.train_tokens and found.cost.node
     assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
-    assert [place.pid for place in group._places] == pids
+    assert [process.pid for process in group._places] == pids
     group.kill()
     assert gone(pids)
 
@@ -122,7 +122,7 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
     group = make_group(ray={"group_timeout": 12.0}, trial={"epochs": 2000})
     for how, rank in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
         group.start()
-        pids = [place.pid for place in group._places]
+        pids = [process.pid for process in group._places]
         group.begin(TrialRequest("u", 1, PLACEMENT))
         assert not group.slice().is_over
         os.kill(pids[rank], how)
@@ -140,12 +140,12 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
 def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
     group = make_group(trial={"epochs": 60})
     group.start()
-    pids = [place.pid for place in group._places]
+    pids = [process.pid for process in group._places]
     group.begin(TrialRequest("u", 1, PLACEMENT))
     assert not group.slice().is_over
     group.drop()
     assert finish(group, Placement(()), BASELINE).state is TrialState.COMPLETE
-    assert [place.pid for place in group._places] == pids
+    assert [process.pid for process in group._places] == pids
 
 
 def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
@@ -153,7 +153,7 @@ def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
 ) -> None:
     import ray
 
-    from milp_ray.tune.workers.trial_runner import Unfit
+    from milp_ray.tune.workers.trial_runner import WorkerSetupError
 
     group = make_group()
 
@@ -171,15 +171,15 @@ def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
             return tmp_path
 
     group._spec = ray.put(OneBlind())
-    with pytest.raises(Unfit, match=r"does not see the run folder .*elsewhere") as unfit:
+    with pytest.raises(WorkerSetupError, match=r"does not see the run folder .*elsewhere") as error:
         group.start()
-    assert unfit.value.error.exit_code == 1 and unfit.value.node and not group.alive
+    assert error.value.error.exit_code == 1 and error.value.node and not group.alive
 
 
 def test_a_base_that_no_worker_can_load_is_everybodys_error(make_group: Make, tmp_path: Path) -> None:
-    from milp_ray.tune.workers.trial_runner import Unfit
+    from milp_ray.tune.workers.trial_runner import WorkerSetupError
 
     group = make_group(model={"path": str(tmp_path / "nowhere")})
-    with pytest.raises(Unfit, match="nowhere") as unfit:
+    with pytest.raises(WorkerSetupError, match="nowhere") as error:
         group.start()
-    assert unfit.value.error.exit_code == 2 and not group.alive
+    assert error.value.error.exit_code == 2 and not group.alive
