@@ -279,8 +279,8 @@ def _final(spec: Any, stopping: object, listener: Callable[[Any], None], *_: obj
     coordinator.begin(1)
     _assign(RankAssignment(0, 0, 1, ""))
     FinalLoop(direct, 1)()
-    news = coordinator.news()
-    for event in news.events:
-        listener(event)
-    if news.fatal is not None:
-        raise from_plain(news.fatal)
+    update = coordinator.update()
+    for result in update.results:
+        listener(result)
+    if update.fatal is not None:
+        raise from_plain(update.fatal)

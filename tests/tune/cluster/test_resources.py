@@ -65,7 +65,7 @@ def test_auto_takes_the_gpus_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_starts_together_is_waited_for_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0, 200.0), list[str]()
     settings = study(wait_for_nodes=600.0, gpus_per_worker=1.0, max_concurrent=16)
-    assert trial_resources(settings, say=said.append, together=4).count == 4
+    assert trial_resources(settings, notify=said.append, together=4).count == 4
     assert 200 <= cluster.now < 210 and len(said) == 1
     # Neither more than there are users, nor fewer than may run.
     assert cluster.asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 4 and cluster.asked[-1] == []
@@ -76,8 +76,8 @@ def test_what_starts_together_takes_what_came_in_time(monkeypatch: pytest.Monkey
     cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0, 1e9), list[str]()
     groups = {"workers_per_trial": 2, "parallelism": "zero3"}
     settings = study(wait_for_nodes=120.0, max_concurrent=8, **groups)
-    assert trial_resources(settings, say=said.append).count == 8, "the search's trials each wait for room"
-    found = trial_resources(settings, say=said.append, together=8)
+    assert trial_resources(settings, notify=said.append).count == 8, "the search's trials each wait for room"
+    found = trial_resources(settings, notify=said.append, together=8)
     assert (found.count, found.workers, found.gpus) == (1, 2, 1.0)
     assert 130 <= cluster.now < 140
     assert said[1:] == ["waiting up to 120 s for nodes: there is room for 1 of 8 that are to start together"]

@@ -60,7 +60,7 @@ def coordinator(
         }
     )
     monkeypatch.setattr(final_worker.ray, "get", lambda found: found)
-    monkeypatch.setattr(final_worker, "here", lambda: WorkerProcess("node", 1))
+    monkeypatch.setattr(final_worker, "this_process", lambda: WorkerProcess("node", 1))
     monkeypatch.setattr(final_worker, "host_rendezvous", lambda one_node: f"127.0.0.1:{int(one_node)}")
     monkeypatch.setattr(final_worker, "resident_base", lambda *_: tiny_bases["llama"])
     monkeypatch.setattr(final_worker, "_ASSIGNED", [])

@@ -67,7 +67,7 @@ class Search:
         settings = {"initial": TRIALS, "surrogate": "random", "trials": TRIALS}
         space = MemorySpace(num_layers=4, max_loras=4, ranks=(4, 8))
         engine = Engine(space, OBJECTIVES, log=self.folder / "events" / "a.jsonl", **settings)
-        run_search(self.spec, {"a": engine}, self.folder / "tune", lambda: False, (hooks,), say=self._say)
+        run_search(self.spec, {"a": engine}, self.folder / "tune", lambda: False, (hooks,), notify=self._say)
         return engine
 
     def _say(self, text: str) -> None:

@@ -113,7 +113,7 @@ def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
 ) -> None:
     """Told as failed, trial after trial would be lost for as long as a node is away."""
     trial = GroupTrial.__new__(GroupTrial)
-    trial._group, trial._unfit = Group(failure), None
+    trial._group, trial._setup_error = Group(failure), None
     found = TrialReport.from_result(trial.step())
     assert found.state is TrialState.LOST and found.node == node and fact in str(found.error)
     with pytest.raises(TypeError, match="exit_actor"):  # no actor here that could end
@@ -122,7 +122,7 @@ def test_a_group_that_does_not_come_up_is_no_fault_of_its_trial(
 
 def test_a_group_whose_base_fails_any_worker_ends_the_run() -> None:
     trial = GroupTrial.__new__(GroupTrial)
-    trial._group, trial._unfit = Group(WorkerSetupError(ModelError("no weights"), "10.0.0.7")), None
+    trial._group, trial._setup_error = Group(WorkerSetupError(ModelError("no weights"), "10.0.0.7")), None
     found = TrialReport.from_result(trial.step())
     assert found.is_over and "no weights" in str(found.error)
 
