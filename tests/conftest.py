@@ -1,4 +1,5 @@
-"""What several test folders share: measured data beside the checkout, tiny random models, an S3 server."""
+"""What several test folders share: measured data beside the checkout, tiny random models, an S3
+server."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# Before torch is imported. Models here are tiny: threads would only wait for each other, and for long where
-# tests run side by side.
+# Before torch is imported. Models here are tiny: threads would only wait for each other, and for
+# long where tests run side by side.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-# Ray's workers are nice by 15: beside a test that computes they get next to nothing, and count as hung.
+# Ray's workers are nice by 15: beside a test that computes they get next to nothing, and count as
+# hung.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# No name is looked up on a model hub, for which Hugging Face's client would wait half a minute in vain.
+# No name is looked up on a model hub, for which Hugging Face's client would wait half a minute in
+# vain.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from milp_ray.data.records import Sample, UserSplit  # noqa: E402
@@ -40,7 +43,8 @@ _WORDS = _PHRASE.split()
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real users and the small trained model; tests that need it are skipped without it."""
+    """The folder with real users and the small trained model; tests that need it are skipped
+    without it."""
     folder = Path(os.environ.get("MILP_RAY_SHARED") or Path(__file__).parents[2] / "shared")
     if not (folder / "models" / "tiny-base" / "config.json").is_file():
         pytest.skip("no folder of real data: set MILP_RAY_SHARED to it")
@@ -49,7 +53,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny models with random weights and a byte-level tokenizer: llama, gpt2 and roberta."""
+    """Folders of tiny models with random weights and a byte-level tokenizer: llama, gpt2 and
+    roberta."""
     import torch
 
     root = tmp_path_factory.mktemp("models")
@@ -64,7 +69,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Llama of few layers, for tests of whole processes and groups of workers."""
+    """The folder of a tiny Llama of few layers, for tests of whole processes and groups of
+    workers."""
     import torch
 
     folder = tmp_path_factory.mktemp("models") / "shallow"
@@ -84,7 +90,8 @@ def load_tiny(tiny_models: dict[str, Path]) -> Callable[[str], BaseModel]:
 
 @pytest.fixture(scope="session")
 def tiny_bases(load_tiny: Callable[[str], BaseModel]) -> dict[str, BaseModel]:
-    """The tiny models as resident bases, shared by all tests: every test must give them back as they were."""
+    """The tiny models as resident bases, shared by all tests: every test must give them back as
+    they were."""
     return {name: load_tiny(name) for name in TINY_NAMES}
 
 
@@ -134,14 +141,16 @@ def _server(program: str, *words: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The endpoint of an S3 server (moto); it has an environment of its own, made by `make install`."""
+    """The endpoint of an S3 server (moto); it has an environment of its own, made by `make
+    install`."""
     with _server("moto_server", "-H", "127.0.0.1", "-p", "{port}") as place:
         yield f"http://{place}"
 
 
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
-    """Host and port of a server that speaks Google Cloud Storage's protocol, with a bucket ``bucket``."""
+    """Host and port of a server that speaks Google Cloud Storage's protocol, with a bucket
+    ``bucket``."""
     words = ("start", "--host=127.0.0.1", "--port={port}", "--in-memory", "--default-bucket=bucket")
     with _server("gcp-storage-emulator", *words) as place:
         yield place
@@ -149,7 +158,8 @@ def gcs_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, own_mirrors: None) -> str:
-    """The URL of a fresh bucket; this process and its children find the server as they would find MinIO."""
+    """The URL of a fresh bucket; this process and its children find the server as they would find
+    MinIO."""
     settings = {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -244,7 +254,8 @@ def _tiny_model(name: str, vocabulary: int, layers: int) -> Any:
             max_position_embeddings=130, **common | {"initializer_range": 0.1, "tie_word_embeddings": False}
         )
     )
-    # Normalised after every layer, a small random RoBERTa says one token for ever; these make it speak.
+    # Normalised after every layer, a small random RoBERTa says one token for ever; these make it
+    # speak.
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding) or module is model.lm_head.decoder:
             torch.nn.init.normal_(module.weight)

@@ -1,8 +1,9 @@
-"""The rooms of milp_ray, their floors, the arrows between them, and their picture in docs/architecture.md.
+"""The rooms of milp_ray, their floors, the arrows between them, and their picture in
+docs/architecture.md.
 
-A room is a folder of the package, or a module beside them. An arrow leads from a room to one that it imports
-from; annotations and imports inside functions count. ``make house`` draws the picture anew, and
-tests/test_house.py compares it with the code.
+A room is a folder of the package, or a module beside them. An arrow leads from a room to one that
+it imports from; annotations and imports inside functions count. ``make house`` draws the picture
+anew, and tests/test_house.py compares it with the code.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "milp_ray"
 PAGE = ROOT / "docs" / "architecture.md"
-# Ground floor first: a module imports from its own room and from lower floors. A folder's inner rooms stand
-# where they are named, below it or above it.
+# Ground floor first: a module imports from its own room and from lower floors. A folder's inner
+# rooms stand where they are named, below it or above it.
 FLOORS = [
     {"errors", "__init__"},
     {"core_dumps", "ids", "installed", "registry"},
@@ -48,7 +49,8 @@ Arrows = dict[str, set[str]]
 
 
 def imports(path: Path) -> list[str]:
-    """Every module that a file imports, by full name: ``from a import b`` is a.b where that is a module."""
+    """Every module that a file imports, by full name: ``from a import b`` is a.b where that is a
+    module."""
     found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -61,7 +63,8 @@ def imports(path: Path) -> list[str]:
 
 
 def room_of(path: Path) -> str:
-    """The room of a module: its folder below the package, or itself where it stands beside the folders."""
+    """The room of a module: its folder below the package, or itself where it stands beside the
+    folders."""
     folder = path.relative_to(PACKAGE).parent.as_posix()
     return path.stem if folder == "." else folder
 
@@ -160,7 +163,8 @@ def _ring(found: Arrows, room: str) -> set[str]:
 
 
 def _without_shortcuts(found: Arrows) -> Arrows:
-    """Arrows inside a circle stay; of the others, those to a room that is not reached without them."""
+    """Arrows inside a circle stay; of the others, those to a room that is not reached without
+    them."""
     hidden = {"__init__", "__main__"}
     found = {room: others - hidden for room, others in found.items() if room not in hidden}
     return {room: set(_kept(found, room)) for room in found}

@@ -1,4 +1,5 @@
-"""Processes by what they call themselves (Ray names its workers after what they are and do), and waiting."""
+"""Processes by what they call themselves (Ray names its workers after what they are and do), and
+waiting."""
 
 from __future__ import annotations
 

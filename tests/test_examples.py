@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Examples are given two names: `folder`, which is empty, and `tiny_model`, the folder of a base of few
-# layers with random weights.
+# Examples are given two names: `folder`, which is empty, and `tiny_model`, the folder of a base of
+# few layers with random weights.
 WITH_EXAMPLES = {
     "layout": ("Layout",),
     "memory.space": ("Placement", "MemorySpace"),

@@ -1,4 +1,5 @@
-"""The house rules: who may import whom, and what must stay cheap to import (docs/architecture.md)."""
+"""The house rules: who may import whom, and what must stay cheap to import
+(docs/architecture.md)."""
 
 from __future__ import annotations
 

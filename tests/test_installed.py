@@ -15,7 +15,8 @@ from milp_ray.installed import cause_of, check_versions
 
 
 def with_old_package(folder: Path, version: str = "") -> Path:
-    """A folder for PYTHONPATH with an empty `peft`: as pip installs one, where a version is given."""
+    """A folder for PYTHONPATH with an empty `peft`: as pip installs one, where a version is
+    given."""
     (folder / "peft").mkdir(parents=True)
     (folder / "peft/__init__.py").write_text("")
     if version:

@@ -1,4 +1,5 @@
-"""The lock files agree with setup.cfg and with each other, and what is installed by hash has one."""
+"""The lock files agree with setup.cfg and with each other, and what is installed by hash has
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a process ends: at once where a thread computes that nothing can interrupt, else as Python ends."""
+"""How a process ends: at once where a thread computes that nothing can interrupt, else as Python
+ends."""
 
 from __future__ import annotations
 

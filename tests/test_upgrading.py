@@ -1,4 +1,5 @@
-"""docs/upgrading.md lists what milp_ray uses of other libraries' private parts: all of it, and no more."""
+"""docs/upgrading.md lists what milp_ray uses of other libraries' private parts: all of it, and no
+more."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "milp_ray"
 PAGE = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
-# Documented in spite of the name, or of no annotation of Ray's. hashlib._Hash is typeshed's, for annotations.
+# Documented in spite of the name, or of no annotation of Ray's. hashlib._Hash is typeshed's, for
+# annotations.
 PUBLIC = {"os._exit", "hashlib._Hash", "ray.ObjectRef", "ray.job_submission.JobSubmissionClient"}
 _BY_NAME = ("getattr", "setattr", "hasattr", "delattr", "import_module")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: the full name of what is used, the modules that use it, and tests that tell."""
+    """A line of a table: the full name of what is used, the modules that use it, and tests that
+    tell."""
 
     name: str
     files: tuple[str, ...]
@@ -54,7 +57,8 @@ def is_private(name: str) -> bool:
 
 
 def uses(path: Path) -> set[str]:
-    """Names by which a module reaches for what is private elsewhere; our own private names are our own."""
+    """Names by which a module reaches for what is private elsewhere; our own private names are our
+    own."""
     own = {name for node in nodes(path) for name in defined(node)}
     return {name for node in nodes(path) for name in reached(node, own)} - PUBLIC
 
@@ -99,7 +103,8 @@ def reached(node: ast.AST, own: set[str]) -> Iterator[str]:
 
 
 def is_listed(use: str, file: str) -> bool:
-    """Whether a row names what is used there: an import or what is below or above it, else its last part."""
+    """Whether a row names what is used there: an import or what is below or above it, else its last
+    part."""
     names = [(f"{row.name}.", row.last) for row in ROWS if file in row.files]
     return any(
         name.startswith(f"{use}.") or f"{use}.".startswith(name) or last == use.rpartition(".")[2]
@@ -164,7 +169,8 @@ def test_what_is_listed_is_there(name: str, tiny_models: dict[str, Path]) -> Non
 
 
 def found(name: str) -> Any:
-    """What a full name stands for; of a class's instances, where the class itself does not have it."""
+    """What a full name stands for; of a class's instances, where the class itself does not have
+    it."""
     module, parts = _module(name)
     thing: Any = module
     for part in parts:

@@ -1,4 +1,5 @@
-"""Every declared objective can be named in a study, is measured, and is drawn and compared the right way."""
+"""Every declared objective can be named in a study, is measured, and is drawn and compared the
+right way."""
 
 from __future__ import annotations
 

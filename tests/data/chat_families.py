@@ -1,7 +1,9 @@
-"""Chat templates of the families that memories are trained on, reduced to what one question and answer need.
+"""Chat templates of the families that memories are trained on, reduced to what one question and
+answer need.
 
-Each does what its family's own template does to the two texts and around them: what is trimmed, which blanks
-and new lines stand where, whether a further turn is opened always, the clock, and thinking.
+Each does what its family's own template does to the two texts and around them: what is trimmed,
+which blanks and new lines stand where, whether a further turn is opened always, the clock, and
+thinking.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Chat prompts are those of ``apply_chat_template``, token for token, on small vocabularies of each kind."""
+"""Chat prompts are those of ``apply_chat_template``, token for token, on small vocabularies of each
+kind."""
 
 from __future__ import annotations
 
@@ -39,8 +40,9 @@ UNFLAGGED = ["<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "friend
 
 @cache
 def vocabulary(kind: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; Metaspace, with a blank before every text or the first one only; and the older
-    SentencePiece files, whose normalizer puts it before every piece between control tokens."""
+    """Byte-level BPE; Metaspace, with a blank before every text or the first one only; and the
+    older SentencePiece files, whose normalizer puts it before every piece between control
+    tokens."""
     if kind == "byte-level":
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,7 +85,8 @@ def chat_prompts(**more: Any) -> Prompts:
 
 
 def served(tokenizer: Any, prompts: Prompts, *texts: str) -> list[int]:
-    """What a server makes of a query, or a query and its response, with what a memory's folder tells it."""
+    """What a server makes of a query, or a query and its response, with what a memory's folder
+    tells it."""
     chat = prompts.chat(tokenizer)
     assert chat is not None
     turns = [
@@ -158,7 +161,8 @@ def test_a_spelled_control_token_is_there_as_plain_characters() -> None:
 
 
 def test_the_tokens_of_every_template_are_control_tokens_in_plain_texts() -> None:
-    """Some tokenizers have several templates (tools, documents), and none that is the default one."""
+    """Some tokenizers have several templates (tools, documents), and none that is the default
+    one."""
     tokenizer = tokenizer_of("byte-level", TEMPLATES["chatml"])
     plain, sample = Prompts(PromptSettings()), Sample("<think>", "r")
     think = tokenizer.convert_tokens_to_ids("<think>")

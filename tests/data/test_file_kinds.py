@@ -1,4 +1,5 @@
-"""A file of another kind altogether is one problem, which says what it is; what gzip packed is read."""
+"""A file of another kind altogether is one problem, which says what it is; what gzip packed is
+read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Generated personas: the same for a seed, distinct, consistent with themselves, and free of leaks."""
+"""Generated personas: the same for a seed, distinct, consistent with themselves, and free of
+leaks."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ PLAIN = Prompts(PromptSettings())
 
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    """Byte-level like GPT-2's; "metaspace": a space before each text, like Llama-2's; all cover all bytes."""
+    """Byte-level like GPT-2's; "metaspace": a space before each text, like Llama-2's; all cover all
+    bytes."""
     texts = TEXTS
     if kind == "metaspace":
         core = Tokenizer(models.BPE(byte_fallback=True))

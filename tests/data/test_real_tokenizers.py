@@ -1,7 +1,9 @@
-"""Chat prompts are those of ``apply_chat_template`` on real tokenizers, with the templates of many families.
+"""Chat prompts are those of ``apply_chat_template`` on real tokenizers, with the templates of many
+families.
 
-The tokenizers are fetched by ``real_tokenizers.sh``; without them the tests are skipped. As a program
-(``python -m tests.data.test_real_tokenizers FOLDER``) it prints the table of docs/prompts.md.
+The tokenizers are fetched by ``real_tokenizers.sh``; without them the tests are skipped. As a
+program (``python -m tests.data.test_real_tokenizers FOLDER``) it prints the table of
+docs/prompts.md.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def tokenizer_at(folder: Path) -> Any:
 
 
 def families(tokenizer: Any) -> dict[str, str]:
-    """Those that can be written with it: some templates begin with a start token, which Qwen lacks."""
+    """Those that can be written with it: some templates begin with a start token, which Qwen
+    lacks."""
     own = tokenizer.init_kwargs["own"]
     found = {**({OWN: own} if own else {}), **TEMPLATES}
     return {
@@ -49,8 +52,8 @@ def families(tokenizer: Any) -> dict[str, str]:
 
 
 def compared(tokenizer: Any, prompts: Prompts) -> Iterator[tuple[bool, bool]]:
-    """For every text: whether the prompt is the server's, and whether prompt and response are (but for an end
-    token that the template does not have)."""
+    """For every text: whether the prompt is the server's, and whether prompt and response are (but
+    for an end token that the template does not have)."""
     chat = prompts.chat(tokenizer)
     assert chat is not None
     for number, query in enumerate(TEXTS):

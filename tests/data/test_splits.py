@@ -29,7 +29,8 @@ BY_USER = DataSettings(path="users.jsonl", split=SplitSettings(regime="by_user")
 
 
 def person(name: str, count: int = 10, remarks: int = 1) -> UserRecord:
-    """A user whose history is, before each response, some remarks; every text is unlike all others."""
+    """A user whose history is, before each response, some remarks; every text is unlike all
+    others."""
     history: list[str] = []
     samples = []
     for i in range(count):

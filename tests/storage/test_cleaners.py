@@ -1,4 +1,5 @@
-"""Programs that clean temporary folders take nothing of a run, and what they do take ends the run clearly."""
+"""Programs that clean temporary folders take nothing of a run, and what they do take ends the run
+clearly."""
 
 from __future__ import annotations
 

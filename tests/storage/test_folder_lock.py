@@ -1,4 +1,5 @@
-"""One driver in a folder, whether the kernel's lock reaches other machines, does not, or is not there."""
+"""One driver in a folder, whether the kernel's lock reaches other machines, does not, or is not
+there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One owner at a time, on every kind of store, whoever dies and whoever comes at the same moment."""
+"""One owner at a time, on every kind of store, whoever dies and whoever comes at the same
+moment."""
 
 from __future__ import annotations
 
@@ -207,7 +208,8 @@ def test_a_watcher_that_was_suspended_looks_again_before_it_takes_over(objects: 
     looks = [0]
 
     class Watching(Jumping):
-        """It is suspended after its second look, or in its first wait; the other one goes on meanwhile."""
+        """It is suspended after its second look, or in its first wait; the other one goes on
+        meanwhile."""
 
         def sleep(self, seconds: float) -> None:
             if after == "a wait":

@@ -1,4 +1,5 @@
-"""What killed writers leave: told from what is in use, and removed or brought back with the next one."""
+"""What killed writers leave: told from what is in use, and removed or brought back with the next
+one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Drivers that want one run, in a world where machines sleep, clocks jump, and stores are slow or silent.
+"""Drivers that want one run, in a world where machines sleep, clocks jump, and stores are slow or
+silent.
 
-Each schedule is a plan of what happens to which request of whom; hypothesis looks for one that breaks a rule:
+Each schedule is a plan of what happens to which request of whom; hypothesis looks for one that
+breaks a rule:
 
 * once a driver has taken a run over and read it, nothing of an earlier one lands there;
 * what a driver was told to be written is still there in the end;
@@ -55,7 +57,8 @@ class Place:
         store: a pyarrow file system.
         root: of the run in it.
         folder: of the run, where it has the kernel's lock as well.
-        locks: whom that reaches: ``shared`` (every machine), ``here`` (each machine alone), ``none``.
+        locks: whom that reaches: ``shared`` (every machine), ``here`` (each machine alone),
+            ``none``.
     """
 
     store: Any
@@ -115,7 +118,8 @@ class Run:
 
 
 def drive(run: Run, actor: Actor) -> None:
-    """A driver as the product's: it takes the run, reads it, and puts the log whole after every line."""
+    """A driver as the product's: it takes the run, reads it, and puts the log whole after every
+    line."""
     session = 0
     clock = WorldClock(run.world, actor)
     files = WorldFiles(run.world, actor, run.place.store, run.landed(lambda: session))

@@ -1,4 +1,5 @@
-"""The driver of a run at a URL uploads every log, and a later one misses nothing, whatever ended it."""
+"""The driver of a run at a URL uploads every log, and a later one misses nothing, whatever ended
+it."""
 
 from __future__ import annotations
 

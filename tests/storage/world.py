@@ -1,9 +1,10 @@
-"""A small world of machines, clocks, networks and one store, in which leases and writes run as they are.
+"""A small world of machines, clocks, networks and one store, in which leases and writes run as they
+are.
 
-Every actor is a thread of its own, and only one runs at a time: whatever an actor asks of the store, and
-every sleep, hands control to the world, which keeps simulated time. So a schedule is repeatable, and minutes
-pass in milliseconds. A store's answer takes a moment; disturbances make one slow, lost or wrong, stop a whole
-machine, set its wall clock, or kill its process.
+Every actor is a thread of its own, and only one runs at a time: whatever an actor asks of the
+store, and every sleep, hands control to the world, which keeps simulated time. So a schedule is
+repeatable, and minutes pass in milliseconds. A store's answer takes a moment; disturbances make one
+slow, lost or wrong, stop a whole machine, set its wall clock, or kill its process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _READS = ("get_file_info", "open_input_file")
 
 
 class Killed(BaseException):
-    """The actor's process is gone; raised wherever it stands, and again at whatever it does then."""
+    """The actor's process is gone; raised wherever it stands, and again at whatever it does
+    then."""
 
 
 class StuckError(AssertionError):
@@ -38,10 +40,11 @@ class StuckError(AssertionError):
 class Disturbance:
     """What happens to an actor around one of its requests.
 
-    ``kind``: ``suspend`` (its machine, for ``amount`` s, from the request on), ``clock`` (its wall clock, by
-    ``amount`` s), ``refuse`` (the store says no), ``lose`` (done, but no answer comes), ``slow`` (done after
-    ``amount`` s), ``ghost`` (no answer comes, and it is done ``amount`` s later), ``stall`` (the store says
-    no, and the machine is suspended for ``amount`` s before it hears of it), ``kill`` (done if ``amount``).
+    ``kind``: ``suspend`` (its machine, for ``amount`` s, from the request on), ``clock`` (its wall
+    clock, by ``amount`` s), ``refuse`` (the store says no), ``lose`` (done, but no answer comes),
+    ``slow`` (done after ``amount`` s), ``ghost`` (no answer comes, and it is done ``amount`` s
+    later), ``stall`` (the store says no, and the machine is suspended for ``amount`` s before it
+    hears of it), ``kill`` (done if ``amount``).
     """
 
     kind: str
@@ -89,8 +92,8 @@ class World:
     ) -> Actor:
         """An actor that begins its work after ``at`` seconds.
 
-        ``disturbances``: by the kind of a request (``look``, ``lease``: a write of that, ``run``: a write of
-        all else), and its number among its kind.
+        ``disturbances``: by the kind of a request (``look``, ``lease``: a write of that, ``run``: a
+        write of all else), and its number among its kind.
         """
         actor = Actor(name, machine, disturbances, started=self.time + at)
         self.actors[name] = actor
@@ -134,7 +137,8 @@ class World:
                     raise failure
 
     def ask(self, actor: Actor, act: Callable[[], Any] | None, seconds: float, kind: str = "look") -> Any:
-        """From an actor's thread: do something in the world, or only wait; returns or raises its result."""
+        """From an actor's thread: do something in the world, or only wait; returns or raises its
+        result."""
         if actor.dead:
             raise Killed
         actor.request = (act, seconds, kind)
@@ -158,7 +162,8 @@ class World:
         heapq.heappush(self._events, (self.time + seconds, next(self._order), event))
 
     def _resume(self, actor: Actor) -> None:
-        """Give an actor its turn, unless its machine is suspended, and take what it asks for then."""
+        """Give an actor its turn, unless its machine is suspended, and take what it asks for
+        then."""
         if actor.over:
             return
         awake = self.asleep.get(actor.machine, 0.0)

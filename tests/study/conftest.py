@@ -1,4 +1,5 @@
-"""A small real study: two users with plain texts on a tiny random Llama, run by the command line itself."""
+"""A small real study: two users with plain texts on a tiny random Llama, run by the command line
+itself."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def write_study(folder: Path, model: Path) -> Path:
         "trial": {"epochs": 1, "max_new_tokens": 8, "slice_seconds": 0.5},
         "search": {"trials": 6, "initial": 4, "batch": 2, "surrogate": "gp"},
         "final": {"epochs": 1, "instruct_epochs": 1},
-        # A worker costs more to start than all these trials, and trying its first steps half as much.
+        # A worker costs more to start than all these trials, and trying its first steps half as
+        # much.
         "ray": {"max_concurrent": 1, "rehearse": False},
         "storage": {"path": str(folder / "runs")},
     }

@@ -1,10 +1,11 @@
-"""Ends a process at any one of its writes, and runs studies in one process without Ray, to try them all.
+"""Ends a process at any one of its writes, and runs studies in one process without Ray, to try them
+all.
 
-A forked child ends by ``os._exit`` right before its n-th write to the folders that are watched: nothing is
-cleaned up, nothing that was buffered is written, locks go with the process, as after ``kill -9``. A write is
-whatever changes a file system (a file made, written, flushed, renamed, deleted, a folder made), and a put or
-a deletion at a store, which are whole by themselves. What a power cut takes of what was not flushed is *not*
-tried.
+A forked child ends by ``os._exit`` right before its n-th write to the folders that are watched:
+nothing is cleaned up, nothing that was buffered is written, locks go with the process, as after
+``kill -9``. A write is whatever changes a file system (a file made, written, flushed, renamed,
+deleted, a folder made), and a put or a deletion at a store, which are whole by themselves. What a
+power cut takes of what was not flushed is *not* tried.
 """
 
 from __future__ import annotations
@@ -149,10 +150,12 @@ class _Direct:
 
 
 def without_ray(base: object = None) -> None:
-    """Have the product's driver and workers run in this process from now on, one trial after the other.
+    """Have the product's driver and workers run in this process from now on, one trial after the
+    other.
 
-    Everything but Ray is the product's own: run folder, engines, trials on ``base`` (None: simulated ones),
-    the final job's ranks and coordinator, tables. For a forked child, which needs nothing put back.
+    Everything but Ray is the product's own: run folder, engines, trials on ``base`` (None:
+    simulated ones), the final job's ranks and coordinator, tables. For a forked child, which needs
+    nothing put back.
     """
     ray.get = lambda given: given  # type: ignore[assignment]
     ray.put = lambda given: given  # type: ignore[assignment]
@@ -173,7 +176,8 @@ def without_ray(base: object = None) -> None:
 
 
 def _experiments() -> types.ModuleType:
-    """In place of Ax, which takes its time to be imported: what is written is small, and written alike."""
+    """In place of Ax, which takes its time to be imported: what is written is small, and written
+    alike."""
     module: Any = types.ModuleType("milp_ray.search.ax.export")
     module.has_parameters = lambda *_: True
     module.build_client = lambda alias, engine: {"trials": engine.counts.asked}

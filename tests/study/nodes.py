@@ -1,8 +1,10 @@
-"""Ray nodes on this machine, for tests that kill one: python -m tests.study.nodes FOLDER CPUS CPUS ...
+"""Ray nodes on this machine, for tests that kill one: python -m tests.study.nodes FOLDER CPUS CPUS
+...
 
-The first is the head. Prints its address, then the process id of every raylet in the same order, as one line
-of JSON; ends with its standard input. Until then processes of nodes that end are reaped, as by an init or
-`ray start --block`: Ray's workers take a raylet that is a zombie for one that lives, and outlive it.
+The first is the head. Prints its address, then the process id of every raylet in the same order, as
+one line of JSON; ends with its standard input. Until then processes of nodes that end are reaped,
+as by an init or `ray start --block`: Ray's workers take a raylet that is a zombie for one that
+lives, and outlive it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whole studies whose run is at a URL, on an S3 server; nothing of them is on a shared file system."""
+"""Whole studies whose run is at a URL, on an S3 server; nothing of them is on a shared file
+system."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def run(s3: str) -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """From now on processes are started as on another machine: what they keep is in another folder."""
+    """From now on processes are started as on another machine: what they keep is in another
+    folder."""
 
     def move(name: str) -> Path:
         monkeypatch.setenv("MILP_RAY_CACHE", str(tmp_path / name))

@@ -1,4 +1,5 @@
-"""docs/errors.md, row by row, through the command line: one clear error, code 2, nothing half-written."""
+"""docs/errors.md, row by row, through the command line: one clear error, code 2, nothing
+half-written."""
 
 from __future__ import annotations
 
@@ -173,7 +174,8 @@ def test_check_says_what_a_chat_template_asks_for(study_file: Path, shallow_mode
 def test_check_says_that_this_machine_has_no_gpu_for_it(
     study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No fault, since it may be submitted to where there is one; but no word would be misleading."""
+    """No fault, since it may be submitted to where there is one; but no word would be
+    misleading."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for asked in ("model.device=cuda", "ray.gpus_per_worker=0.5"):
         code, output = call("check", str(study_file), asked)

@@ -1,6 +1,8 @@
-"""A run that is ended at any one of its writes goes on as if it had not been: nothing lost, nothing twice.
+"""A run that is ended at any one of its writes goes on as if it had not been: nothing lost, nothing
+twice.
 
-By default a spread of the crash points is tried; MILP_RAY_CRASH_POINTS=all tries every one (half an hour).
+By default a spread of the crash points is tried; MILP_RAY_CRASH_POINTS=all tries every one (half an
+hour).
 """
 
 from __future__ import annotations
@@ -130,7 +132,8 @@ def try_all(make: Callable[[str], Case]) -> None:
 
 
 def _tried(make: Callable[[str], Case]) -> list[str]:
-    """How many points were tried, and what was wrong. In a process of its own, since it is not put back."""
+    """How many points were tried, and what was wrong. In a process of its own, since it is not put
+    back."""
     make("first").work()  # what is imported by now is not imported by every child
     close_mirrors()
     whole = make("whole")

@@ -19,7 +19,8 @@ from milp_ray.model.pretrained import check_fits
 from milp_ray.study.demo import USERS, demo_users, next_name, prepare_demo
 from milp_ray.trial.trial import Trial
 
-# Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's width.
+# Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's
+# width.
 SMALL = DemoModelSizes(layers=4, hidden=64, feed_forward=160, vocabulary=1000, personas=60, steps=250)
 
 

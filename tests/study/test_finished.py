@@ -1,4 +1,5 @@
-"""A small study that is done, everything it left looked into, and the same one with two workers per trial."""
+"""A small study that is done, everything it left looked into, and the same one with two workers per
+trial."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A study that is done, with one worker per trial; Ray's folders were looked through meanwhile."""
+    """A study that is done, with one worker per trial; Ray's folders were looked through
+    meanwhile."""
     study = write_study(tmp_path_factory.mktemp("finished"), shallow_model)
     leaked: set[Path] = set()
     sessions: set[str] = set()

@@ -1,4 +1,5 @@
-"""A run at a URL moves from machine to machine: what one driver found, the next has. Without Ray."""
+"""A run at a URL moves from machine to machine: what one driver found, the next has. Without
+Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine, one of which dies: nothing finished is lost, and the study ends well."""
+"""Several Ray nodes on this machine, one of which dies: nothing finished is lost, and the study
+ends well."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 
 def reaped(pid: int, seconds: float = 10) -> None:
-    """Wait until a killed raylet is no zombie any more, which its workers would take for a living one."""
+    """Wait until a killed raylet is no zombie any more, which its workers would take for a living
+    one."""
     deadline = time.monotonic() + seconds
     while psutil.pid_exists(pid):
         assert time.monotonic() < deadline, "nobody reaps raylets: see tests/study/nodes.py"
@@ -38,7 +40,8 @@ class Nodes:
     raylets: list[int]
 
     def kill_one_with(self, title: str) -> bool:
-        """Kill a node, not the head, that runs a process with this title; False if there is none."""
+        """Kill a node, not the head, that runs a process with this title; False if there is
+        none."""
         for pid in self.raylets[1:]:
             if titled(title, pid):
                 os.kill(pid, signal.SIGKILL)

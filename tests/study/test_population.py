@@ -1,4 +1,5 @@
-"""A population: users in cohorts, summaries from event logs, engines only while they are at work."""
+"""A population: users in cohorts, summaries from event logs, engines only while they are at
+work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A worker's first steps are tried before Ray starts, in a process of their own, and told in its words."""
+"""A worker's first steps are tried before Ray starts, in a process of their own, and told in its
+words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A run has the same prompts on every worker and every day, and one of an earlier version keeps its own."""
+"""A run has the same prompts on every worker and every day, and one of an earlier version keeps its
+own."""
 
 from __future__ import annotations
 

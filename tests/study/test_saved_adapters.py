@@ -1,4 +1,5 @@
-"""Adapters of trials that later ones beat are deleted, also by the session after one that was cut off."""
+"""Adapters of trials that later ones beat are deleted, also by the session after one that was cut
+off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Simulated studies: the real driver over many trials, cohorts, failures, a kill and a resume; no model."""
+"""Simulated studies: the real driver over many trials, cohorts, failures, a kill and a resume; no
+model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whose texts are in Ray's object store: those of the users that are worked on, and for no longer."""
+"""Whose texts are in Ray's object store: those of the users that are worked on, and for no
+longer."""
 
 from __future__ import annotations
 

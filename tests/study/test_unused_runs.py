@@ -38,7 +38,8 @@ Elsewhere = Callable[[], AbstractContextManager[RunFolder]]
 
 @pytest.fixture
 def elsewhere(made: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
-    """The run as a process of another machine opens it; what this one has of it is put aside meanwhile."""
+    """The run as a process of another machine opens it; what this one has of it is put aside
+    meanwhile."""
 
     @contextmanager
     def there() -> Iterator[RunFolder]:
@@ -103,7 +104,8 @@ def test_whatever_is_more_than_a_beginning_is_kept(made: RunFolder, left: str) -
 
 
 def test_a_run_that_another_driver_worked_on_is_kept(made: RunFolder, elsewhere: Elsewhere) -> None:
-    """Between its making and this driver's lock, and although that one got no further than its first line."""
+    """Between its making and this driver's lock, and although that one got no further than its
+    first line."""
     with elsewhere() as other, other.lock():
         pass
     before = all_of(made)

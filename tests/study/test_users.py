@@ -1,4 +1,5 @@
-"""Whose run it is: nothing visible follows the order of the file, and one user who leaves ends nothing."""
+"""Whose run it is: nothing visible follows the order of the file, and one user who leaves ends
+nothing."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def final_jobs(folder: RunFolder, inputs: Inputs) -> list[FinalTask]:
 def test_nothing_that_is_written_follows_the_order_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one key, runs over the file and over the file in another order are the same, byte for byte."""
+    """With one key, runs over the file and over the file in another order are the same, byte for
+    byte."""
     logged: list[str] = []
     append = EventLog.append
 
@@ -281,7 +283,8 @@ def test_who_is_taken_out_of_a_studys_list_is_left_out_too(tmp_path: Path) -> No
 
 
 def of_format_1(study: Study) -> RunFolder:
-    """A run of format 1: one digest of the whole file, and a list of users in the study's own order."""
+    """A run of format 1: one digest of the whole file, and a list of users in the study's own
+    order."""
     folder = begun(study)
     meta = json.loads((folder.root / "run.json").read_text())
     digest = hashlib.sha256(Path(study.data.path).read_bytes()).hexdigest()
