@@ -10,8 +10,9 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 # Tests start hundreds of processes: each would compile this package anew where bytecode may not be kept.
 unexport PYTHONDONTWRITEBYTECODE
-# Two at a time: many tests wait for processes that they started. A file's tests stay together.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# Three at a time on two cores: many tests wait for processes that they started. A file's tests stay together,
+# and files are handed out in the order of tests/conftest.py.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-nightly test-quick test-lowest audit lock install install-lowest lint format house bench clean
 

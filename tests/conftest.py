@@ -41,6 +41,12 @@ _PHRASE = "my old dog likes long walks but the cat would rather sleep near a war
 _WORDS = _PHRASE.split()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: side by side with others, none of them is left at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real users and the small trained model; tests that need it are skipped
