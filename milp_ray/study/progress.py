@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
-from milp_ray.tune.search.prometheus import Counts
+from milp_ray.tune.search.prometheus import StudyCounts
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
@@ -196,7 +196,7 @@ class StudyProgress:
                 self._tasks[step] = self._bar.add_task(names[step], total=total, note="")
             self._bar.update(self._tasks[step], completed=done)
 
-    def counts(self) -> Counts:
+    def counts(self) -> StudyCounts:
         """Trials and users by state; a user counts in the furthest one that it has reached."""
         with self._lock:
             searching = running = 0
@@ -205,7 +205,7 @@ class StudyProgress:
                 started = user.running or user.done or user.failed
                 searching += bool(started and not user.full)
             trained = min(self._trained, self._full)
-            return Counts(
+            return StudyCounts(
                 {"running": running, "done": self._totals.done, "failed": self._totals.failed},
                 {
                     "waiting": len(self._users) - searching - self._full,

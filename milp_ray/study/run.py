@@ -32,7 +32,7 @@ from milp_ray.study.source_users import SourceUsers
 from milp_ray.study.stopping import StopRequest, stop_on_signals
 from milp_ray.tune.cluster.session import ray_session
 from milp_ray.tune.proposals.overhead import SearchMetrics, SearchOverhead
-from milp_ray.tune.search.prometheus import Gauges
+from milp_ray.tune.search.prometheus import PrometheusExporter
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import Placement
@@ -144,15 +144,16 @@ class Run:
 
         check_shared(self.folder.root)
         describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
-        with contextlib.closing(Gauges(self.study.name, self.progress.counts, self._overhead)) as gauges:
+        exporter = PrometheusExporter(self.study.name, self.progress.counts, self._overhead)
+        with contextlib.closing(exporter):
             if self._search_wanted:
-                self._search_all(stopping, gauges)
+                self._search_all(stopping, exporter)
             if self._final_wanted and not stopping():
                 self._final(stopping)
 
-    def _search_all(self, stopping: StopRequest, gauges: Gauges) -> None:
+    def _search_all(self, stopping: StopRequest, exporter: PrometheusExporter) -> None:
         if not self._searched():
-            self._search(stopping, gauges)
+            self._search(stopping, exporter)
         if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
@@ -162,7 +163,7 @@ class Run:
                 f"milp-ray resume {self.folder.location}",
             )
 
-    def _search(self, stopping: StopRequest, gauges: Gauges) -> None:
+    def _search(self, stopping: StopRequest, exporter: PrometheusExporter) -> None:
         """Search cohort by cohort; end early when ``stopping()`` or when Ray gave up."""
         from milp_ray.tune.search.run import run_search
 
@@ -178,7 +179,7 @@ class Run:
                         continue
                     with (
                         population.opened(todo) as engines,
-                        gauges.watching(engines),
+                        exporter.watching(engines),
                         self.progress.watching(engines),
                     ):
                         failed = run_search(
@@ -186,7 +187,7 @@ class Run:
                             engines,
                             self.folder.layout.tune,
                             stopping,
-                            (self.progress, gauges),
+                            (self.progress, exporter),
                             proposer=proposer,
                             overhead=self._overhead,
                             warm_start=sources.gather(todo),
@@ -237,7 +238,7 @@ class Run:
         has started its processes: a fork after JAX has started its threads may deadlock.
         """
         from milp_ray.tune.proposals.actors import make_proposer
-        from milp_ray.tune.proposals.threads import Preparation, is_free
+        from milp_ray.tune.proposals.threads import WarmUp, is_free
 
         search = self.study.search
         if is_free(search.surrogate) or search.trials <= search.initial:
@@ -245,8 +246,8 @@ class Run:
             return
         inputs = self.inputs
         objectives = objectives_of(self.study, inputs.architecture)
-        preparation = Preparation(inputs.space, objectives, settings_of(self.study))
-        proposer = make_proposer(self.study, preparation)
+        warm_up = WarmUp(inputs.space, objectives, settings_of(self.study))
+        proposer = make_proposer(self.study, warm_up)
         try:
             yield proposer
         finally:
@@ -279,7 +280,7 @@ class Run:
             self.progress.final_step(event.step, done[event.step], len(placements))
 
         run_final(spec, stopping, listener, self.progress.notify)
-        spec.look()
+        spec.pull()
         self.outcome.seconds["final"] = time.monotonic() - began
 
     def _drop_outdated(self, placements: Mapping[str, Placement]) -> None:

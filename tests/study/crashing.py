@@ -31,7 +31,7 @@ from milp_ray.tune.cluster import dashboard, shared
 from milp_ray.tune.final import run as final
 from milp_ray.tune.final import worker as final_worker
 from milp_ray.tune.search import run as search_run
-from milp_ray.tune.workers import trial_runner as slicing
+from milp_ray.tune.workers import trial_runner
 
 KILLED, FAILED = 9, 1
 
@@ -159,14 +159,14 @@ def without_ray(base: object = None) -> None:
     """
     ray.get = lambda given: given  # type: ignore[assignment]
     ray.put = lambda given: given  # type: ignore[assignment]
-    for module in (dashboard, slicing, final_worker):
+    for module in (dashboard, trial_runner, final_worker):
         module.log_line = lambda *_: None  # type: ignore[attr-defined]
     dashboard.describe_job = lambda *_: None
     shared.check_shared = lambda *_: None
     run.ray_session = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
     run.stop_on_signals = lambda *_: contextlib.nullcontext(lambda: False)  # type: ignore[assignment]
-    run.Gauges = _NoGauges  # type: ignore[misc, assignment]
-    final_worker.here = lambda: None  # type: ignore[assignment, return-value]
+    run.PrometheusExporter = _NoExporter  # type: ignore[misc, assignment]
+    final_worker.this_process = lambda: None  # type: ignore[assignment, return-value]
     driver.preflight = lambda *_, **__: types.SimpleNamespace(faults=[], notes=[])  # type: ignore
     final_worker.resident_base = lambda *_: base  # type: ignore[assignment]
     search_run.run_search = _search(base)  # type: ignore[assignment]
@@ -185,7 +185,7 @@ def _experiments() -> types.ModuleType:
     return module  # type: ignore[no-any-return]
 
 
-class _NoGauges:
+class _NoExporter:
     def __init__(self, *_: object) -> None:
         pass
 

@@ -1,1 +1,1 @@
-"""The Ray that a run works on: found or started, its address, token, resources, processes, dashboard."""
+"""The Ray that a run works on: its address, token, session, resources, processes and dashboard."""

@@ -1,7 +1,8 @@
-"""Which Ray head an address means, and whether one answers there. Ray itself would wait for minutes.
+"""Which Ray head an address means, and whether one answers there.
 
-The first answer tells what is there: a head (and whether it takes the token), another server of gRPC, one of
-HTTP (mostly the dashboard), one that says nothing, or none.
+Ray itself would wait for minutes. The first answer tells what is there: a head (and whether it
+takes the token), another gRPC server, an HTTP server (mostly the dashboard), a server that says
+nothing, or none.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class Address:
 
 
 def wanted_address(given: str | None) -> str | None:
-    """The address that a study and RAY_ADDRESS ask for; None: a Ray of one's own.
+    """The address that a study and RAY_ADDRESS ask for; None: a private Ray.
 
-    As in Ray, RAY_ADDRESS says which one ``auto`` is, if it names a head.
+    As in Ray, ``auto`` means the head that RAY_ADDRESS names, if it names one.
 
     Raises:
-        ClusterError: it is an address of something that a driver cannot join.
+        ClusterError: a driver cannot join what has this address.
     """
     environment = os.environ.get("RAY_ADDRESS")
     address = given or environment or None
@@ -75,12 +76,12 @@ def parsed(text: str) -> Address:
     """Host and port of ``host:port``.
 
     Raises:
-        ClusterError: it is something else.
+        ClusterError: the text is no such address.
     """
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    elif ":" in host:  # an IPv6 address has to stand in brackets
+    elif ":" in host:  # an IPv6 address must be in brackets
         host = ""
     if not (colon and host) or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
         raise ClusterError(
@@ -93,7 +94,7 @@ def parsed(text: str) -> Address:
 
 
 def local_heads() -> list[Address]:
-    """The heads that this machine's nodes of Ray belong to, as their processes say; private ones, too."""
+    """The heads of this machine's Ray nodes, read from their processes; also private ones."""
     found: set[Address] = set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
@@ -107,10 +108,10 @@ def local_heads() -> list[Address]:
 
 
 def only_head(heads: list[Address], probe: Callable[[Address], Kind]) -> Address:
-    """The head that ``auto`` means: the one of this machine's that takes this driver's token.
+    """The head that ``auto`` means: the one on this machine that takes this driver's token.
 
     Raises:
-        ClusterError: there is none, or there are several and none of them is the one started last.
+        ClusterError: no head takes it, or several do and none of them was started last.
     """
     ours = [head for head in heads if probe(head) == "head"]
     if latest := [head for head in ours if str(head) == _started_last()]:
@@ -131,7 +132,7 @@ def only_head(heads: list[Address], probe: Callable[[Address], Kind]) -> Address
 
 
 def _started_last() -> str:
-    """What `ray start` wrote last, with its default folder."""
+    """The address that `ray start` wrote last, in its default folder."""
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
     try:
         return (folder / "ray_current_cluster").read_text(encoding="utf-8").strip()
@@ -140,10 +141,10 @@ def _started_last() -> str:
 
 
 def check_reachable(address: Address) -> None:
-    """Look whether anything listens there, for ten seconds at most.
+    """Check that something listens at an address, for ten seconds at most.
 
     Raises:
-        ClusterError: nothing does.
+        ClusterError: nothing listens there.
     """
     try:
         socket.create_connection((address.host, address.port), timeout=_REACH_SECONDS).close()
@@ -156,7 +157,7 @@ def check_reachable(address: Address) -> None:
 
 
 def check_head(address: Address, probe: Callable[[Address], Kind]) -> None:
-    """Look whether a head of Ray answers there, and takes the token.
+    """Check that a Ray head answers at an address, and takes the token.
 
     Raises:
         ClusterError: something else answers, or the token is refused.
@@ -188,7 +189,7 @@ def check_head(address: Address, probe: Callable[[Address], Kind]) -> None:
 
 
 def ask(address: Address) -> Kind:
-    """What answers at an address; with this process's token and TLS settings, in ten seconds at most."""
+    """What answers at an address, to this process's token and TLS settings, within ten seconds."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
 
@@ -210,7 +211,7 @@ def ask(address: Address) -> Kind:
 
 
 def _without_grpc(address: Address) -> Kind:
-    """What answers that does not speak gRPC; however slowly it does."""
+    """What answers at an address that does not speak gRPC, however slowly it answers."""
     deadline, text = time.monotonic() + _ANSWER_SECONDS, b""
     request = f"GET /api/version HTTP/1.0\r\nHost: {address}\r\n\r\n".encode()
     with (
@@ -237,8 +238,8 @@ def _has_mode(mode: str) -> bool:
 def is_loopback_only(address: Address) -> bool:
     """Whether the head is on this machine and listens on loopback alone.
 
-    Ray turns 127.0.0.1 into the machine's outer address, where such a head cannot be found, unless it is told
-    to stay on loopback as well.
+    Ray turns 127.0.0.1 into the machine's outer address, where such a head does not answer. So the
+    driver's Ray must be told to stay on loopback as well.
     """
     if address.host not in ("127.0.0.1", "localhost"):
         return False

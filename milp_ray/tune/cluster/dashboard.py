@@ -1,6 +1,6 @@
-"""What Ray's dashboard shows of a run beside Ray's own facts: what a worker is at, and what a job is.
+"""What Ray's dashboard shows of a run beside Ray's own facts: what a worker does, what a job is.
 
-Nothing here comes from a user's texts, and no raw user id does: aliases, numbers and the study's name only.
+Only aliases, numbers and the study's name are shown: no user's text and no raw user id.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import ray
 
 
 def log_line(name: str, text: str) -> None:
-    """A line in the calling worker's own log, which the dashboard shows beside the actor.
+    """Write a line to the calling worker's log, which the dashboard shows beside the actor.
 
-    (Not its process title: Ray exports those as labels of the node's metrics, a series for every trial, at a
-    port that asks for no token.)
+    The process title would not do: Ray exports titles as labels of the node's metrics, a series for
+    every trial, at a port that asks for no token.
 
     Args:
-        name: of the trial, or of the final job's step.
+        name: of the trial, or of the final job's task.
         text: numbers and fixed words.
     """
     print(f"{name} {text}", file=sys.stdout, flush=True)  # noqa: T201  (Ray makes it the actor's log)
 
 
 def describe_job(facts: Mapping[str, str]) -> None:
-    """Add facts to the job that this driver is, where it was submitted as one; what it said already wins.
+    """Add facts to the Ray job that this driver runs in, if any; facts that are there already stay.
 
-    Ray has no public way to do this from inside a job. Where its internals differ, the job simply shows less.
+    Ray has no public way to do this from inside a job. Where its internals differ, the job shows
+    less.
     """
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     job = (config.get("metadata") or {}).get("job_submission_id")

@@ -1,9 +1,10 @@
-"""What a driver decides of the environment that Ray and workers' libraries read: one table, a reason per row.
+"""Environment variables that a driver sets for Ray and workers' libraries, each with a reason.
 
-A variable that is left over in a shell, a batch system or a container breaks a run hours in (Tune refuses to
-begin, Ray Train is another one, a base is loaded as rank 3 of 8). So every variable that a run depends on has
-its row here; what is in no row is the user's. Ray reads many of them when it is first imported, and a private
-Ray's processes inherit them, so they are set before either, and put back when the session ends.
+A variable that is left over in a shell, a batch system or a container breaks a run hours in: Tune
+refuses to begin, Ray Train has another version, a base is loaded as rank 3 of 8. So every variable
+that a run depends on has its row here, and all others are the user's. Ray reads many of them when
+it is first imported, and a private Ray's processes inherit them. So they are set before either, and
+put back when the session ends.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from milp_ray.config.models import RaySettings
 
 @dataclass(frozen=True)
 class Variable:
-    """One row.
+    """One variable, or several with a common beginning, as a row of a table below.
 
     Attributes:
-        name: of the variable; with ``*`` at its end, of all that begin so and have no row of their own.
-        value: what it is for the length of a session; None: taken out of it.
-        why: what the run would do otherwise.
+        name: of the variable; with ``*`` at its end, of all that begin so and have no row of their
+            own.
+        value: its value during a session; None: the variable is removed.
+        why: what would happen otherwise.
         yields: a value that the user has set stays.
     """
 
@@ -64,7 +66,7 @@ EVERYWHERE = (
     Variable("TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES", None, "ranks would see each other's GPUs"),
 )
 
-# Left behind by a launcher around milp-ray (torchrun, accelerate, mpirun, a batch script's template).
+# What a launcher around milp-ray leaves (torchrun, accelerate, mpirun, a batch script's template).
 LAUNCHERS = tuple(
     Variable(name, None, "a worker would take itself for a rank of another group")
     for name in (
@@ -77,8 +79,8 @@ LAUNCHERS = tuple(
 PRIVATE = (
     Variable("RAY_ADDRESS", None, "a process that Ray starts would join the cluster of that address"),
     Variable("RAY_AUTH_TOKEN", None, "it would win over the file of the session's own token"),
-    # Despite its name this is Ray's only switch that keeps every server of a session on the loopback
-    # interface; an explicit node address of 127.0.0.1 is replaced by the machine's outer one.
+    # Despite its name this is Ray's only switch that keeps every server of a session on loopback.
+    # An explicit node address of 127.0.0.1 is replaced by the machine's outer one.
     Variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0", "Ray's servers would listen on every interface"),
     Variable("RAY_USAGE_STATS_ENABLED", "0", "Ray would report usage statistics"),
     Variable("RAY_USE_TLS", None, "certificates are made for a cluster's hosts, not for 127.0.0.1"),
@@ -96,11 +98,11 @@ PRIVATE = (
 
 
 def train_rows(settings: RaySettings, foreign: bool) -> list[Variable]:
-    """Those of Ray Train's that follow from the study. Ray Train passes them on to its workers.
+    """Ray Train's variables that follow from the study. Ray Train passes them on to its workers.
 
     Args:
         settings: of the study.
-        foreign: the cluster is not a Ray of the run's own.
+        foreign: the run joins a cluster, and has no private Ray.
     """
     silence = f"{settings.group_timeout:g}"
     rows = [Variable("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", silence, "ray.group_timeout", yields=True)]
@@ -114,9 +116,9 @@ def train_rows(settings: RaySettings, foreign: bool) -> list[Variable]:
 
 
 def chosen(rows: Iterable[Variable], environ: Mapping[str, str] = os.environ) -> dict[str, str | None]:
-    """What the rows make of an environment: the value of every variable that they change; None: taken out.
+    """The value of every variable that the rows change in an environment; None: it is removed.
 
-    Of two rows of one name the later one counts, and a name of its own before a ``*``.
+    Of two rows with one name the later one counts. A row with the full name goes before a ``*``.
     """
     rows = tuple(rows)
     exact = {row.name: row for row in rows if not row.name.endswith("*")}
@@ -131,13 +133,13 @@ def chosen(rows: Iterable[Variable], environ: Mapping[str, str] = os.environ) ->
 
 
 def forget_launchers() -> None:
-    """For a worker: it has its node's environment, which a launcher may have set."""
+    """Remove launchers' variables from a worker, which has its node's environment."""
     change(chosen(LAUNCHERS))
 
 
 @contextlib.contextmanager
 def environment(rows: Iterable[Variable]) -> Iterator[None]:
-    """The process's environment as the rows want it; as it was, in the end."""
+    """Give the process the environment that the rows want, and its own one back in the end."""
     wanted = chosen(rows)
     saved = {name: os.environ.get(name) for name in wanted}
     change(wanted)
@@ -148,7 +150,7 @@ def environment(rows: Iterable[Variable]) -> Iterator[None]:
 
 
 def change(values: Mapping[str, str | None]) -> None:
-    """Set these variables, and take out those whose value is None."""
+    """Set these variables, and remove those whose value is None."""
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)

@@ -1,12 +1,13 @@
-"""Workers import what the driver imports.
+"""The import path of workers: they import what the driver imports.
 
-Ray puts the folder that a driver was started in, and its script's, in front of its workers' ``sys.path``,
-whether or not the driver itself imports from them: a ``peft.py`` that happens to lie there then breaks every
-worker, and no driver. So a folder goes to the workers only if it stands before Python's own library in the
-driver's path, as a script's folder and a notebook's do.
+Ray puts the folder that a driver was started in, and its script's folder, in front of its workers'
+``sys.path``, whether or not the driver itself imports from them. A ``peft.py`` that happens to lie
+there then breaks every worker, and no driver. So a folder goes to the workers only if it stands
+before Python's own library in the driver's path, as a script's folder and a notebook's do.
 
-Ray also puts a submitted job's folder in front, for its driver and its workers. It is there for files, and
-for the modules of a script that the job runs: workers forget it, unless milp_ray itself comes from there.
+Ray also puts a submitted job's folder in front, for its driver and its workers. That folder is for
+files, and for the modules of a script that the job runs. So workers forget it, unless milp_ray
+itself comes from there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _HOOK = f"{__name__}.forget_job_folder"
 
 
 class _DriversOwn(list[str]):
-    """Ray's list of folders for the workers: takes only those that the driver imports from."""
+    """Ray's list of folders for the workers; it takes only those that the driver imports from."""
 
     def extend(self, folders: Iterable[str]) -> None:
         own = {str(Path(folder or os.curdir).resolve()) for folder in _in_front()}
@@ -34,9 +35,9 @@ class _DriversOwn(list[str]):
 
 
 def job_config() -> JobConfig:
-    """For ``ray.init``: the driver's import path for its workers.
+    """The job config for ``ray.init``, with the driver's import path for its workers.
 
-    Uses an internal of Ray (:class:`JobConfig`'s list); where that is gone, Ray's own way is the outcome.
+    It uses an internal of Ray, :class:`JobConfig`'s list. Where that is gone, Ray decides.
     """
     from ray.job_config import JobConfig
 
@@ -46,7 +47,7 @@ def job_config() -> JobConfig:
 
 
 def runtime_env() -> dict[str, Any] | None:
-    """For ``ray.init``: in a job with a folder of its own, workers forget it before they import anything."""
+    """The runtime environment for ``ray.init``: workers forget a job's folder before any import."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     given = config.get("runtime_env") or {}
     if not given.get("working_dir") or "worker_process_setup_hook" in given:
@@ -55,15 +56,15 @@ def runtime_env() -> dict[str, Any] | None:
 
 
 def forget_job_folder() -> None:
-    """Take the folder that Ray unpacked for a job out of this process's import path."""
+    """Remove the folder that Ray unpacked for a job from this process's import path."""
     forget(os.curdir)
 
 
 def forget(folder: str) -> None:
-    """Take a folder out of this process's import path, unless milp_ray was imported from it."""
-    place = Path(folder).resolve()
-    if Path(__file__).resolve().parents[3] != place:
-        sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != place]
+    """Remove a folder from this process's import path, unless milp_ray was imported from it."""
+    removed = Path(folder).resolve()
+    if Path(__file__).resolve().parents[3] != removed:
+        sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != removed]
 
 
 def _in_front() -> list[str]:

@@ -1,4 +1,4 @@
-"""The folder of a private Ray: short, for its sockets; its owner's alone; gone with the session."""
+"""The folder of a private Ray: a short path, for its owner alone, and removed with the session."""
 
 from __future__ import annotations
 
@@ -27,22 +27,32 @@ _LOOKS, _LOOK_SECONDS = 20, 0.1
 
 @dataclass
 class OwnFolder:
-    """The folder of a private Ray. ``started``: Ray ran, and ends with the session. ``keep``: for logs."""
+    """The folder of a private Ray.
+
+    Attributes:
+        path: where it is.
+        started: Ray ran, and ends with the session.
+        keep: the folder stays, for its logs.
+    """
 
     path: Path
     started: bool = False
     keep: bool = False
 
     def scratch(self) -> Path | None:
-        """A temporary folder for Ray's processes that goes with this one; None: the user's has more room.
+        """A temporary folder for Ray's processes, removed with this one.
 
-        Ray ends its processes with SIGKILL, and its dashboard, for one, leaves a socket in a folder then.
+        Ray ends its processes with SIGKILL, and then its dashboard, for one, leaves a socket in the
+        temporary folder.
+
+        Returns:
+            None where the user's own temporary folder, elsewhere, has more space.
         """
         if str(self.path.parent) != _users_own():
             return None
-        place = self.path / _SCRATCH
-        place.mkdir(exist_ok=True)
-        return place
+        folder = self.path / _SCRATCH
+        folder.mkdir(exist_ok=True)
+        return folder
 
 
 @contextlib.contextmanager
@@ -50,11 +60,11 @@ def own_folder() -> Iterator[OwnFolder]:
     """A new folder, which is removed in the end.
 
     Raises:
-        ClusterError: neither the user's temporary folder nor /tmp is short enough and can be written.
+        ClusterError: neither the user's temporary folder nor /tmp is short and writable.
     """
-    own = OwnFolder(_made())  # 0700; Ray opens its own to all
-    # Interrupted while it starts, Ray ends its processes when this one exits. What was registered before it
-    # comes after it.
+    own = OwnFolder(_make_folder())  # 0700; Ray opens its own to all
+    # A Ray that is interrupted while it starts ends its processes when this one exits. A handler
+    # that is registered before Ray's runs after it.
     remove = functools.partial(_remove, own.path)
     atexit.register(remove)
     owner = LockFile(own.path / _OWNER, str(os.getpid()))  # the number is for people
@@ -68,14 +78,14 @@ def own_folder() -> Iterator[OwnFolder]:
         owner.close()
 
 
-def _made() -> Path:
-    """A new folder below the first parent that will do; left-overs there are removed."""
+def _make_folder() -> Path:
+    """Make a folder below the first suitable parent, and remove there what killed runs left."""
     faults = _unusable()
     for name, parent in _parents():
         if len(parent) > _LONGEST_PARENT:
             faults.append(f"{name} is too long ({len(parent)} characters, at most {_LONGEST_PARENT})")
             continue
-        sweep(Path(parent))
+        clean_up(Path(parent))
         try:
             return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         except OSError as error:
@@ -89,7 +99,7 @@ def _made() -> Path:
 
 
 def _parents() -> list[tuple[str, str]]:
-    """Where the folder may be, and its name in an error: the user's temporary folder, else the common one."""
+    """Name (for errors) and path of possible parents: the user's temporary folder, then /tmp."""
     user = _users_own()
     if user == _COMMON:
         return [(_COMMON, _COMMON)]
@@ -97,7 +107,7 @@ def _parents() -> list[tuple[str, str]]:
 
 
 def _users_own() -> str | None:
-    """The temporary folder that Python chose; None where that is only the folder it was started in.
+    """The temporary folder that Python chose; None: that is only the folder it was started in.
 
     Python passes over a TMPDIR that is missing or cannot be written.
     """
@@ -113,12 +123,11 @@ def _unusable() -> list[str]:
     given, used = os.environ.get("TMPDIR"), _users_own()
     if not given or given == _COMMON or (used and Path(given).resolve() == Path(used).resolve()):
         return []
-    place = Path(given)
-    return [f"TMPDIR ({given}) {'cannot be written' if place.is_dir() else 'is not a folder'}"]
+    return [f"TMPDIR ({given}) {'cannot be written' if Path(given).is_dir() else 'is not a folder'}"]
 
 
-def sweep(parent: Path) -> None:
-    """Remove what killed runs of this user left behind: their Ray is gone with them."""
+def clean_up(parent: Path) -> None:
+    """Remove the folders of this user's killed runs; their Ray is gone with them."""
     for old in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if old.stat().st_uid == os.getuid() and (is_stale(old / _OWNER) or _is_remnant(old)):
@@ -126,7 +135,7 @@ def sweep(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove it for good: processes that are ending write into it for a moment."""
+    """Remove a folder for good: processes that are ending write into it for a moment."""
     for _ in range(_LOOKS):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -135,6 +144,6 @@ def _remove(folder: Path) -> None:
 
 
 def _is_remnant(folder: Path) -> bool:
-    """Whether a process of Ray that was ending wrote into a session's folder after that had been removed."""
+    """Whether an ending process of Ray made a session's folder anew after its removal."""
     old = time.time() - folder.stat().st_mtime > _REMNANT_SECONDS
     return old and [path.name for path in folder.iterdir()] == ["r"]

@@ -1,8 +1,8 @@
-"""Where worker processes are, and how they are ended when they no longer answer.
+"""Where worker processes are, and how they are killed when they no longer answer.
 
-Ray's own way to end an actor waits some seconds for its process (Ray 2.60: five), so one that was stopped or
-hangs in a kernel keeps its memory and its GPU for that long. These functions send SIGKILL by process id, on
-whatever node it is.
+Ray's own way to end an actor waits some seconds for its process (Ray 2.60: five). So a process that
+was stopped or hangs in a kernel keeps its memory and its GPU for that long. These functions send
+SIGKILL by process id, on whatever node the process is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ _SECONDS = 5.0  # a node may be gone altogether
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """Where a process is: Ray's id of its node, its process id there, and, for people, the node's address."""
+    """A process by its node and process id.
+
+    Attributes:
+        node: Ray's id of the node.
+        pid: process id on that node.
+        host: the node's address, for people.
+    """
 
     node: str
     pid: int
@@ -29,14 +35,14 @@ class WorkerProcess:
 
 
 def this_process() -> WorkerProcess:
-    """Of the calling process."""
+    """The calling process."""
     return WorkerProcess(ray.get_runtime_context().get_node_id(), os.getpid(), ray.util.get_node_ip_address())
 
 
 def host_rendezvous(one_machine: bool) -> str:
-    """Open what a group's ranks meet at, of which the calling process is to be the first; its address.
+    """Open the rendezvous of a group's ranks; its address.
 
-    ``one_machine``: whether all ranks are on this node.
+    The calling process is rank 0. ``one_machine``: whether all ranks are on this node.
     """
     from milp_ray.model.parallel.rendezvous import open_rendezvous
 
@@ -70,6 +76,8 @@ def _end(pids: Sequence[int]) -> None:
 
 
 def node_name() -> str:
-    """A short name of this process's node: the first digits of its id in Ray's dashboard, no host and no
-    address. Empty outside Ray."""
+    """A short name of this process's node; empty outside Ray.
+
+    It is the first digits of the node's id in Ray's dashboard, and tells neither host nor address.
+    """
     return str(ray.get_runtime_context().get_node_id())[:8] if ray.is_initialized() else ""

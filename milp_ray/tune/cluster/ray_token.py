@@ -1,5 +1,7 @@
-"""Where Ray looks for a cluster's token: one order for drivers, which ask whether there is one, and for the
-job client, which sends it. What a token may look like is not looked at here.
+"""Where Ray looks for a cluster's token, for drivers and for the job client alike.
+
+Drivers ask whether there is a token; the job client sends it. This module does not check what a
+token looks like.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from pathlib import Path
 
 
 def token_source(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> str | Path | None:
-    """RAY_AUTH_TOKEN's value, else the file of RAY_AUTH_TOKEN_PATH, else ``~/.ray/auth_token`` if it exists.
+    """RAY_AUTH_TOKEN, or the file of RAY_AUTH_TOKEN_PATH, or ``~/.ray/auth_token`` if it exists.
 
     Returns:
         The token itself (str), the file that should hold it (Path), or None: there is none.

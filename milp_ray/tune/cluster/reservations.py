@@ -1,10 +1,9 @@
-"""Free room on a cluster that others use: looked for, waited for, and held until Ray Train asks for
-it.
+"""Reservations on a cluster that others use, kept until Ray Train asks for its workers.
 
-Ray Train starts all its workers at once, or none and gives up after a minute. So what is free is
-found out beforehand, by asking Ray for it: a placement group per group of workers. Those that come
-into being are as many as can start; unlike sums over what nodes report as free, they know which GPU
-a part is of, and they have their turn among others that wait. What nodes have in all is
+Ray Train starts all its workers at once, or gives up after a minute. So Ray is asked beforehand for
+a placement group per group of workers. As many groups of workers can start as placement groups are
+created. A sum over what nodes report as free would not do: it does not know which GPU a free part
+is of, and it has no turn among others that wait. What nodes have in all is
 :mod:`milp_ray.tune.cluster.resources`.
 """
 
@@ -24,107 +23,109 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from milp_ray.tune.cluster.resources import TrialResources, amounts, held_by_others
+from milp_ray.tune.cluster.resources import TrialResources, amounts, used_by_others
 
 _POLL_SECONDS = 0.25
-_SETTLE_SECONDS = 3.0  # what has just ended, our own search too, gives its room back bit by bit
+_SETTLE_SECONDS = 3.0  # what has just ended, our own search too, is released bit by bit
 _CHECK_SECONDS = 60.0
 
 
 class Reservation:
-    """Placement groups of as many groups of workers as there is free room for, up to
-    ``worker.count``.
+    """Placement groups, one per group of workers, up to ``wanted.concurrent``.
 
-    ``held``: those that hold room. Whoever needs the room removes them; to remove one again changes
-    nothing.
+    Args:
+        wanted: what a worker takes, how many workers a group has, and how many groups are wanted.
+
+    Attributes:
+        placement_groups: those that Ray has created. Whoever needs their resources removes them; to
+            remove one again changes nothing.
     """
 
-    def __init__(self, worker: TrialResources) -> None:
-        bundles = [dict(worker.resources)] * worker.workers
-        self._worker = worker
-        self._waiting = [placement_group(bundles, strategy="PACK") for _ in range(worker.count)]
-        self.held: list[PlacementGroup] = []
+    def __init__(self, wanted: TrialResources) -> None:
+        bundles = [dict(wanted.per_worker)] * wanted.workers_per_trial
+        self._wanted = wanted
+        self._pending = [placement_group(bundles, strategy="PACK") for _ in range(wanted.concurrent)]
+        self.placement_groups: list[PlacementGroup] = []
 
     @property
-    def worker(self) -> TrialResources:
-        """What a worker takes, and for how many groups there is room."""
-        return replace(self._worker, count=len(self.held))
+    def resources(self) -> TrialResources:
+        """What is reserved: ``concurrent`` is the number of placement groups that are there."""
+        return replace(self._wanted, concurrent=len(self.placement_groups))
 
-    def look(self) -> int:
-        """For how many groups there is room by now."""
-        for group in [group for group in self._waiting if _is_there(group)]:
-            self._waiting.remove(group)
-            self.held.append(group)
-        return len(self.held)
+    def refresh(self) -> int:
+        """Ask Ray which placement groups are there by now; how many these are."""
+        for group in [group for group in self._pending if _is_created(group)]:
+            self._pending.remove(group)
+            self.placement_groups.append(group)
+        return len(self.placement_groups)
 
-    def settle(self) -> None:
-        """Ask for no more than what is held."""
-        release(self._waiting)
-        self._waiting = []
+    def cancel_pending(self) -> None:
+        """Ask for no more than what is reserved."""
+        release(self._pending)
+        self._pending = []
 
     def close(self) -> None:
-        """Let all of it go; a second time changes nothing."""
-        release([*self._waiting, *self.held])
+        """Release all placement groups; a second time changes nothing."""
+        release([*self._pending, *self.placement_groups])
 
 
 def reserve(
-    worker: TrialResources,
+    wanted: TrialResources,
     stopping: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object] = lambda: None,
 ) -> Reservation | None:
-    """Hold room for as many of ``worker.count`` groups as there is, for one at least: it is waited
-    for.
+    """Reserve as many of ``wanted.concurrent`` groups of workers as fit; wait for at least one.
 
     Args:
-        worker: what a worker takes, and how many groups may start.
+        wanted: what a worker takes, and how many groups may start.
         stopping: looked at four times a second.
-        notify: is told, once, what is waited for, or that there is room for fewer groups than asked
-            for.
+        notify: is told, once, what is waited for, or that fewer groups fit than were asked for.
         check: called once a minute while waiting; raises if the cluster could not hold a group any
             more.
 
     Returns:
-        The room, to be closed; None: ``stopping()``.
+        The reservation, to be closed; None: ``stopping()``.
     """
-    room = Reservation(worker)
+    reservation = Reservation(wanted)
     try:
-        if _waited_for(room, worker, stopping, notify, check):
-            room.settle()
-            return room
+        if _wait(reservation, wanted, stopping, notify, check):
+            reservation.cancel_pending()
+            return reservation
     except BaseException:
-        room.close()
+        reservation.close()
         raise
-    room.close()
+    reservation.close()
     return None
 
 
-def _waited_for(
-    room: Reservation,
-    worker: TrialResources,
+def _wait(
+    reservation: Reservation,
+    wanted: TrialResources,
     stopping: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object],
 ) -> bool:
-    """Whether there is room, all that comes in a few seconds; False: ``stopping()``."""
+    """Wait for a first placement group and those soon after it; False: ``stopping()``."""
     count, told = 0, False
     changed = checked = time.monotonic()
     while True:
-        now, before, count = time.monotonic(), count, room.look()
-        if count == worker.count:
+        now, before, count = time.monotonic(), count, reservation.refresh()
+        if count == wanted.concurrent:
             return True
         if stopping():
             return False
         changed = now if count > before else changed
         if now - changed >= _SETTLE_SECONDS:
             if count:
-                notify(f"room for {count} of {worker.count} groups of workers: {held_by_others(room.worker)}")
+                others = used_by_others(reservation.resources)
+                notify(f"room for {count} of {wanted.concurrent} groups of workers: {others}")
                 return True
             if not told:
                 told = True
-                asked = f"{worker.workers} workers of " if worker.workers > 1 else ""
-                asked += f"{amounts(worker.resources)} are asked for"
-                notify(f"waiting for room: {asked}, {held_by_others(room.worker)}")
+                asked = f"{wanted.workers_per_trial} workers of " if wanted.workers_per_trial > 1 else ""
+                asked += f"{amounts(wanted.per_worker)} are asked for"
+                notify(f"waiting for room: {asked}, {used_by_others(reservation.resources)}")
             if now - checked >= _CHECK_SECONDS:
                 checked = now
                 check()
@@ -132,32 +133,32 @@ def _waited_for(
 
 
 @contextlib.contextmanager
-def leaked_groups_removed() -> Iterator[None]:
-    """Placement groups that this job makes within the block are gone after it.
+def remove_leaked_groups() -> Iterator[None]:
+    """Remove the placement groups that this job has made within the block.
 
-    Ray Train leaves one for as long as the job lives where a worker is lost while its group meets,
-    and one that it waits for where it is not waited for itself.
+    Ray Train leaks one where a worker is lost while its group meets, and one that it still waits
+    for when we no longer wait for Ray Train. Either would stay as long as the job lives.
     """
-    before = set(_of_this_job())
+    before = set(_ids_of_this_job())
     try:
         yield
     finally:
-        made = [PlacementGroupID.from_hex(found) for found in _of_this_job() if found not in before]
+        made = [PlacementGroupID.from_hex(found) for found in _ids_of_this_job() if found not in before]
         release(PlacementGroup(found) for found in made)
 
 
-def _of_this_job() -> list[str]:
-    """Ids, in which Ray keeps the job's."""
+def _ids_of_this_job() -> list[str]:
+    """Ids of this job's placement groups; each ends with the job's id."""
     job = ray.get_runtime_context().get_job_id()
     table = placement_group_table().items()
     return [found for found, entry in table if found.endswith(job) and entry["state"] != "REMOVED"]
 
 
-def _is_there(group: PlacementGroup) -> bool:
+def _is_created(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def release(groups: Iterable[PlacementGroup]) -> None:
-    """Give the room of placement groups back."""
+    """Give the resources of placement groups back to Ray."""
     for group in groups:
         remove_placement_group(group)

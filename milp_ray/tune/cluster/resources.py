@@ -1,8 +1,8 @@
 """What a worker takes, and how many trials the cluster runs at once.
 
-Nodes come and go: this is asked afresh at every stage. Where there is no room for a single trial,
-an autoscaler is asked for it; where several are to start together (the final job), for all of them.
-Which trial goes where is Ray's own business.
+Nodes come and go, so every stage asks anew. Where the cluster has no room for a single trial, an
+autoscaler is asked for it; where several start together (the final job), for all of them. Ray
+decides which trial runs on which node.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from milp_ray.errors import ClusterError
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 15.0
 _AMOUNTS = ("CPU", "GPU", "memory")
-# Ray marks a node by one unit of a resource named after its GPU; who must be there takes a hair of
-# it.
+# Ray marks a node by one unit of a resource named after its GPU. A worker that must run there takes
+# a hair of it.
 _KIND, _KIND_AMOUNT = "accelerator_type:", 0.001
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one worker takes, how many of them a trial has, and how many trials run at once right
-    now.
+    """What trials take of a cluster.
 
     Attributes:
-        resources: what one worker asks of Ray, by Ray's names, ``memory`` in bytes.
-        count: trials at once.
-        workers: of a trial.
+        per_worker: what one worker asks of Ray, by Ray's names, ``memory`` in bytes.
+        concurrent: how many trials, or groups of the final job, run at once right now.
+        workers_per_trial: how many workers run one trial.
     """
 
-    resources: Mapping[str, float]
-    count: int
-    workers: int = 1
+    per_worker: Mapping[str, float]
+    concurrent: int
+    workers_per_trial: int = 1
 
     @property
-    def cpus(self) -> float:
-        """Of one worker."""
-        return self.resources.get("CPU", 0.0)
+    def cpus_per_worker(self) -> float:
+        """CPUs that one worker takes."""
+        return self.per_worker.get("CPU", 0.0)
 
     @property
-    def gpus(self) -> float:
-        """Of one worker."""
-        return self.resources.get("GPU", 0.0)
+    def gpus_per_worker(self) -> float:
+        """GPUs that one worker takes."""
+        return self.per_worker.get("GPU", 0.0)
 
 
 def trial_resources(
@@ -57,22 +56,20 @@ def trial_resources(
     notify: Callable[[str], object] = lambda text: None,
     together: int | None = None,
 ) -> TrialResources:
-    """Resources of a worker, ``auto`` resolved, and how many run at once, bounded by
-    ``ray.max_concurrent``.
+    """Resources of a worker, ``auto`` resolved, and how many trials run at once.
 
-    Counted node by node, since a worker cannot be spread over two (those of a trial can), and
-    afresh at every stage, as nodes come and go. Where the cluster has no room for a trial yet, its
-    autoscaler is asked for it and given ``ray.wait_for_nodes`` seconds. Trials beyond what is there
-    wait for room one by one, and it is them that an autoscaler adds nodes for; trials that start
-    ``together`` cannot wait, so nodes for all of them are asked for and given that time, and then
+    Room is counted node by node, since a node holds a worker whole; the workers of a trial may be
+    on several nodes. ``ray.max_concurrent`` is the upper bound. Where the cluster has no room for a
+    trial yet, its autoscaler is asked for it and given ``ray.wait_for_nodes`` seconds. Further
+    trials wait for room one by one, and the autoscaler adds nodes for them. Trials that start
+    ``together`` cannot wait. So nodes for all of them are asked for and given that time, and then
     as many start as there is room for.
 
     Args:
-        study: that asks.
+        study: the study whose trials these are.
         stopping: looked at twice a second while waiting.
         notify: is told what is waited for.
-        together: how many trials are to start at once, or as many of them as can; None: each by
-            itself.
+        together: how many trials start at once, or as many of them as can; None: each by itself.
 
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.
@@ -84,14 +81,15 @@ def trial_resources(
         while True:
             over = time.monotonic() >= deadline
             try:
-                found = _room(study)
-                most = settings.max_concurrent or found.count
+                found = _capacity(study)
+                most = settings.max_concurrent or found.concurrent
+                fitting = min(found.concurrent, most)
                 if together is None:
-                    return replace(found, count=most if settings.wait_for_nodes else min(found.count, most))
+                    return replace(found, concurrent=most if settings.wait_for_nodes else fitting)
                 most = min(together, most)
-                if over or found.count >= most:
-                    return replace(found, count=min(found.count, most))
-                fact = f"there is room for {found.count} of {most} that are to start together"
+                if over or found.concurrent >= most:
+                    return replace(found, concurrent=min(found.concurrent, most))
+                fact = f"there is room for {found.concurrent} of {most} that are to start together"
             except ClusterError as error:
                 if over:
                     raise
@@ -102,48 +100,49 @@ def trial_resources(
                 raise KeyboardInterrupt
             # The cluster has one such request, and others (Ray Train's coordinator) overwrite it.
             if asked is None or time.monotonic() - asked >= _ASK_SECONDS:
-                _ask_for_nodes(study, together)
+                _request_nodes(study, together)
                 asked = time.monotonic()
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
     finally:
-        if asked is not None:  # else what was asked for would be kept for ever, used or not
+        if asked is not None:  # otherwise the autoscaler would keep these nodes for ever, used or not
             request_resources(bundles=[])
 
 
-def _room(study: Study) -> TrialResources:
-    """What a worker takes, and how many trials there is room for right now.
+def _capacity(study: Study) -> TrialResources:
+    """What a worker takes, and how many trials the cluster holds right now.
 
     Raises:
-        ClusterError: for none.
+        ClusterError: it holds none.
     """
     settings = study.ray
     nodes = _nodes()
-    wanted = _wanted(study, nodes)
-    held = [min(_times(node.get(k, 0), k, v) for k, v in wanted.items()) for node in nodes]
-    if sum(held) < 1:
+    wanted = _worker_resources(study, nodes)
+    by_node = [min(_fitting(node.get(k, 0), k, v) for k, v in wanted.items()) for node in nodes]
+    if sum(by_node) < 1:
         by_name = study.model.device == "cuda" and "GPU" in wanted
         raise _no_gpu() if by_name and not _have_gpus(nodes) else _no_room(wanted, nodes)
-    workers, count = settings.workers_per_trial, int(sum(held))
-    if count < workers:
+    per_trial, workers = settings.workers_per_trial, int(sum(by_node))
+    if workers < per_trial:
         raise ClusterError(
-            f"a trial asks for {workers} workers of {amounts(wanted)} each, and the cluster holds {count}",
-            expected=f"room for {workers}",
+            f"a trial asks for {per_trial} workers of {amounts(wanted)} each, "
+            f"and the cluster holds {workers}",
+            expected=f"room for {per_trial}",
             remedy="lower ray.workers_per_trial or what a worker takes, add a node, "
             "or give an autoscaler time: ray.wait_for_nodes=900",
         )
-    return TrialResources(wanted, count // workers, workers)
+    return TrialResources(wanted, workers // per_trial, per_trial)
 
 
-def _times(there: float, name: str, amount: float) -> float:
-    """How often an amount of a resource can be given out of what a node has."""
+def _fitting(total: float, name: str, amount: float) -> float:
+    """How many workers that take ``amount`` of a resource fit into a node's ``total`` of it."""
     # Adding a hair keeps 0.3 // 0.1 at 3.
-    if name == "GPU" and amount < 1:  # a part of a GPU is of one GPU: two of 0.4 on each
-        return there // 1 * ((1 + 1e-9) // amount)
-    return (there + 1e-9) // amount
+    if name == "GPU" and amount < 1:  # a worker's part of a GPU is on one GPU: each holds two of 0.4
+        return total // 1 * ((1 + 1e-9) // amount)
+    return (total + 1e-9) // amount
 
 
 def _no_gpu() -> ClusterError:
-    """A GPU is asked for by name: what would quietly work on CPUs instead might take months."""
+    """The error of a study that names cuda: on CPUs it might quietly take months."""
     return ClusterError(
         "it is cuda, and no node has a GPU",
         where="model.device",
@@ -153,8 +152,7 @@ def _no_gpu() -> ClusterError:
 
 
 def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> ClusterError:
-    """No node holds what a worker asks for; said with the largest one of those that come
-    closest."""
+    """The error of a cluster without a node for a worker; it names what the closest node has."""
     named = [name for name in wanted if name not in _AMOUNTS]
     largest: Mapping[str, float] = max(
         nodes, key=lambda n: (*(n.get(k, 0) for k in named), n.get("GPU", 0), n.get("CPU", 0)), default={}
@@ -175,13 +173,15 @@ def _no_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) 
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What the nodes that live have in all."""
+    """The total resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _wanted(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What a worker asks of Ray, by Ray's names, ``memory`` in bytes; a simulated one asks for CPUs
-    alone."""
+def _worker_resources(study: Study, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a worker asks of Ray, by Ray's names, ``memory`` in bytes.
+
+    A simulated worker asks for CPUs alone.
+    """
     settings = study.ray
     wanted = {"CPU": settings.cpus_per_worker}
     if study.simulation is not None:
@@ -200,20 +200,20 @@ def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
     return any(node.get("GPU", 0) >= 1 for node in nodes)
 
 
-def _ask_for_nodes(study: Study, together: int | None) -> None:
-    """Have the autoscaler, if there is one, make room for the trials that may run at once, or
-    ``together``.
+def _request_nodes(study: Study, together: int | None) -> None:
+    """Ask the autoscaler, if any, for room for the trials that may run at once, or ``together``.
 
     With ``auto`` and no GPU yet, CPUs are asked for: an autoscaler that is to bring GPUs needs
     ``ray.gpus_per_worker``, or ``model.device`` cuda.
     """
     most = study.ray.max_concurrent or 1
     trials = most if together is None else min(together, most)
-    request_resources(bundles=[_wanted(study, _nodes())] * (study.ray.workers_per_trial * trials))
+    bundle = _worker_resources(study, _nodes())
+    request_resources(bundles=[bundle] * (study.ray.workers_per_trial * trials))
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """As people write it: CPUs and GPUs always, others where they are asked for."""
+    """Resources as people write them: CPUs and GPUs always, others where they are asked for."""
     kind = f" ({_kind(resources)})" if any(resources.get(n) for n in resources if n.startswith(_KIND)) else ""
     parts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs{kind}"]
     if memory := resources.get("memory"):
@@ -223,27 +223,29 @@ def amounts(resources: Mapping[str, float]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def held_by_others(worker: TrialResources) -> str:
-    """What others hold of the resources that a worker takes, while we hold ``worker.count`` groups'
-    room."""
+def used_by_others(ours: TrialResources) -> str:
+    """What others use of the resources that our workers take, in words for people.
+
+    Args:
+        ours: what we have reserved: ``concurrent`` groups of workers.
+    """
     total, free = ray.cluster_resources(), ray.available_resources()
-    ours = worker.count * worker.workers
-    names = [name for name in worker.resources if not name.startswith(_KIND)]
-    held = {n: max(0.0, total.get(n, 0.0) - free.get(n, 0.0) - ours * worker.resources[n]) for n in names}
-    return f"others hold {amounts(held)} of {amounts({name: total.get(name, 0.0) for name in names})}"
+    workers = ours.concurrent * ours.workers_per_trial
+    names = [name for name in ours.per_worker if not name.startswith(_KIND)]
+    used = {n: max(0.0, total.get(n, 0.0) - free.get(n, 0.0) - workers * ours.per_worker[n]) for n in names}
+    return f"others hold {amounts(used)} of {amounts({name: total.get(name, 0.0) for name in names})}"
 
 
 def _kind(resources: Mapping[str, float]) -> str:
-    """The kind of GPU among them, if any."""
+    """The kind of GPU among resources, if any."""
     return next((name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)), "")
 
 
-def on_device(study: Study, worker: TrialResources) -> Study:
-    """The study as its workers are to read it: on their GPU, or without one of their own off
-    everybody's.
+def on_device(study: Study, resources: TrialResources) -> Study:
+    """The study as its workers read it: on cuda if they take GPUs, else on cpu.
 
-    Ray does not hide GPUs from a worker that asked for none, and one that cannot use its GPU must
-    not work on the CPU for hours instead.
+    Ray does not hide GPUs from a worker that asked for none. And a worker that cannot use its GPU
+    must not work on the CPU for hours instead.
     """
-    device = "cuda" if worker.gpus else "cpu"
+    device = "cuda" if resources.gpus_per_worker else "cpu"
     return study.model_copy(update={"model": study.model.model_copy(update={"device": device})})

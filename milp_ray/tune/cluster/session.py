@@ -1,10 +1,13 @@
-"""A Ray session for one run: the cluster that ``RAY_ADDRESS`` or the study names, else one of its own.
+"""A Ray session for one run: a cluster that ``RAY_ADDRESS`` or the study names, or a private Ray.
 
-A Ray of its own listens on 127.0.0.1 only, asks for a token that exists for this run alone, reports no usage
-statistics, keeps its files in a private folder under the system's temporary one (sockets need short paths),
-and ends with the run; what its processes leave in their temporary folder, which is in there as well, goes
-with it. A cluster that was there before is left running, with its own security settings.
-Ray reads several of these settings when it is first imported, so nothing above this module imports Ray early.
+A private Ray listens on 127.0.0.1 only, asks for a token that exists for this run alone, and
+reports no usage statistics. It keeps its files in a private folder under the system's temporary
+one, since sockets need short paths. It ends with the run, and its folder is removed, with what its
+processes left in their temporary folder. A cluster that was there before is left running, with its
+own security settings.
+
+Ray reads several of these settings when it is first imported. So nothing above this module imports
+Ray early.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 @dataclass(frozen=True)
 class Session:
-    """A live connection to Ray. ``folder`` is the local session's folder; None on a foreign cluster."""
+    """A live connection to Ray. ``folder``: that of a private Ray; None on a foreign cluster."""
 
     address: str
     folder: Path | None
@@ -63,7 +66,7 @@ class Session:
 
 @contextlib.contextmanager
 def ray_session(settings: RaySettings) -> Iterator[Session]:
-    """Connect to, or start, Ray for the length of a ``with`` block.
+    """Connect to Ray, or start it, for the length of a ``with`` block.
 
     Raises:
         ClusterError: the named cluster cannot be reached, or the local Ray cannot be started.
@@ -79,7 +82,7 @@ def ray_session(settings: RaySettings) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def _foreign(address: str) -> Iterator[Session]:
-    # Left unset, Ray decides by itself, and a driver and a head can decide differently.
+    # Where the mode is unset Ray chooses one, and a driver and a head can choose differently.
     mode = Variable("RAY_AUTH_MODE", "token" if _has_token() else "disabled", "see above", yields=True)
     with contextlib.ExitStack() as kept:
         kept.enter_context(environment([mode]))
@@ -115,7 +118,7 @@ def _join(head: Address) -> None:
 
 @contextlib.contextmanager
 def _connecting(address: str) -> Iterator[None]:
-    """Turn what Ray says on the way to a cluster into :class:`ClusterError`."""
+    """Turn the errors of Ray's connecting into :class:`ClusterError`."""
     try:
         yield
     except ClusterError:
@@ -157,7 +160,7 @@ def _local(settings: RaySettings) -> Iterator[Session]:
 
 
 def _own_variables(own: OwnFolder) -> list[Variable]:
-    """Those that name something of this session's own: its token, its processes' temporary folder."""
+    """Variables that name this session's token and its processes' temporary folder."""
     token = own.path / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -193,7 +196,7 @@ def _start(settings: RaySettings, own: OwnFolder) -> None:
 
 
 def _check_train() -> None:
-    """Ray Train decides when it is first imported which version it is, and a notebook may have done that."""
+    """Check that Ray Train, if a notebook has imported it before, is its second version."""
     train = sys.modules.get("ray.train")
     if train is not None and not hasattr(train, "UserCallback"):
         raise ClusterMismatchError(
@@ -205,10 +208,10 @@ def _check_train() -> None:
 
 
 def _refresh_if_imported() -> None:
-    """Ray takes these settings at import. The driver sets them first; tests and notebooks import Ray first.
+    """Have a Ray that was imported before read its settings again, as in tests and notebooks.
 
-    Uses three internals of Ray; where one is gone, Ray's own default or a refused connection is the outcome,
-    never a wider opening: the loopback switch is checked again once Ray is up.
+    It uses three internals of Ray. Where one is gone, the outcome is Ray's own default or a refused
+    connection, and no opening to the network: the loopback switch is checked again once Ray is up.
     """
     if "ray" not in sys.modules:
         return
@@ -233,6 +236,6 @@ def _check_loopback() -> None:
 
 
 def _quiet() -> None:
-    """Of Ray's own output errors only: the driver prints its progress itself, without trial tables."""
+    """Let Ray log errors only: the driver prints its progress itself, without trial tables."""
     for name in ("ray", "ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster share: the run folder, or its URL, and users' texts in Ray's object store."""
+"""What the nodes of a cluster share: the run folder or its URL, and texts in Ray's object store."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
 
 def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
-    """Put users' texts into Ray's object store, from where workers fetch what they need.
+    """Put users' texts into Ray's object store, from which workers fetch what they need.
 
-    They stay there for as long as anybody holds the references.
+    The texts stay there as long as anybody keeps the references.
     """
     return {alias: ray.put(user) for alias, user in users.items()}
 
 
 def check_sees(folder: Path) -> None:
-    """The machine of this process sees a run folder, or reads its URL: workers write adapters there, and read
-    event logs. For every worker when it starts, since nodes come and go.
+    """Check that this machine sees a run folder, or reads its URL.
+
+    Workers write adapters there, and read event logs. Every worker checks when it starts, since
+    nodes come and go.
 
     Raises:
-        ClusterError: it does not.
+        ClusterError: this machine does not.
     """
     if not can_read(_known(folder)):
         raise _blind(f"node {platform.node()} does not see", folder)
 
 
 def check_shared(folder: Path) -> None:
-    """Every node that is there now sees the run folder: told before anything is loaded anywhere.
+    """Check that every node that is there now sees the run folder, before anything is loaded.
 
     Raises:
         ClusterError: a node does not.
@@ -55,7 +57,7 @@ def check_shared(folder: Path) -> None:
     ]
     answers = []
     for answer in asked:
-        with contextlib.suppress(ray.exceptions.RayError):  # lost meanwhile; workers look for themselves
+        with contextlib.suppress(ray.exceptions.RayError):  # a lost node; its workers check again
             answers.append(ray.get(answer))
     if blind := answers.count(False):
         raise _blind(f"{blind} of {len(nodes)} nodes do not see", folder)

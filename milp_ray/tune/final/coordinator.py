@@ -1,10 +1,10 @@
-"""Who trains and tests which user in the final job, and what has come of it.
+"""Which group trains and tests which user in the final job, and how each task ended.
 
 One actor stands between the driver and the groups of workers. Groups ask for the next task and tell
-how it ended. Ray Train starts all workers again when one is lost. Then what they held is handed out
+how it ended. Ray Train starts all workers again when one is lost. Then their tasks are handed out
 again, and the loss is charged to the tasks of the lost ranks alone. A fault of a node or the
-storage, which may pass, is charged to no task. Retries, the end of a run and the pauses are the
-search's own policy (:mod:`milp_ray.tune.workers.failures`). No model and no text is here.
+storage may pass, and is charged to no task. Retries, the end of a run and the pauses follow the
+search's own policy (:mod:`milp_ray.tune.workers.failures`). This module knows no model and no text.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ _PAUSES = Pauses(1.0, 8.0)  # before workers that were started again try again
 
 @dataclass(frozen=True)
 class FinalSpec:
-    """What the final job works on. ``placements`` are the chosen ones, by alias; ``session``: the
-    id of the driver's session that its workers publish for."""
+    """What the final job works on.
+
+    Attributes:
+        study: as the workers read it.
+        users: references to the users' texts, by alias.
+        placements: the chosen ones, by alias.
+        root: the run folder.
+        session: id of the driver's session that its workers publish for.
+    """
 
     study: Study
     users: SharedUsers
@@ -44,8 +51,8 @@ class FinalSpec:
         """The run's paths."""
         return Layout(self.root)
 
-    def look(self) -> None:
-        """See what other processes have written (matters for a run at a URL)."""
+    def pull(self) -> None:
+        """Get what other processes have written; for a run at a URL."""
         pull(self.root / MEMORIES, "*/*.json")
         pull(self.root / SCORES, "*.json")
 
@@ -65,8 +72,13 @@ class FinalTask:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a task ended. ``reason``: why it failed, empty on success. ``notes``: what else there is
-    to tell."""
+    """How a task ended.
+
+    Attributes:
+        step, alias: of the task.
+        reason: why it failed; empty on success.
+        notes: what else people are told.
+    """
 
     step: Step
     alias: str
@@ -75,10 +87,12 @@ class TaskResult:
 
 
 class CoordinatorUpdate(NamedTuple):
-    """What has happened since the last one: tasks that ended, and faults, for people, not told
-    before.
+    """What has happened since the last update.
 
-    ``fatal``: the error that ended all, as plain values.
+    Attributes:
+        results: of the tasks that have ended.
+        faults: what people have not been told before.
+        fatal: the error that ends the job, as plain values.
     """
 
     results: list[TaskResult]
@@ -91,9 +105,9 @@ class _Group:
     """A group of ranks that is up.
 
     Attributes:
-        task: what it is at.
-        action: what becomes of its task, once it is lost.
-        has_worked: whether it had a task at all.
+        task: the one that it works on.
+        action: what becomes of its task once it is lost.
+        has_worked: whether it ever had a task.
         fault: of its node or the storage, not of its task.
         processes: of its ranks.
     """
@@ -106,17 +120,17 @@ class _Group:
 
 
 class Coordinator:
-    """Hands out tasks: first all trainings, then, as they need other users' memories, all tests.
+    """Hands out tasks: first all trainings, then all tests, which need other users' memories.
 
     Args:
         spec: of the final job.
-        retries: how often in a row a task is handed out again after its workers were lost, and
-            workers are started again that came to nothing.
+        retries: how often in a row a task is handed out again after its workers were lost; and how
+            often in a row workers are started again that were lost before they had a task.
     """
 
     def __init__(self, spec: FinalSpec, retries: int) -> None:
         self._spec = spec
-        spec.look()
+        spec.pull()
         self._trained = {alias for alias in spec.placements if spec.has_memory(alias)}
         self._waiting = deque(
             FinalTask("train", alias) for alias in spec.placements if alias not in self._trained
@@ -125,7 +139,7 @@ class Coordinator:
         self._groups: dict[int, _Group] = {}
         self._group_size = 1
         self._up = False
-        # A task on its last try runs alone (see _take): what is past it has failed at once.
+        # A task on its last try runs alone (see _take), so a loss past it fails the task at once.
         self._policy = FailurePolicy[FinalTask](
             retries,
             limit=retries + 1,
@@ -141,18 +155,16 @@ class Coordinator:
         self._stopping = False
 
     def spec(self) -> FinalSpec:
-        """What the job works on; for ranks, which get it from here rather than from Ray Train's
-        records."""
+        """What the job works on; ranks ask here, so that it is not in Ray Train's records."""
         return self._spec
 
     def begin(self, size: int) -> float:
         """Workers are being started, in groups of ``size`` ranks, and earlier ones are gone.
 
-        There may be fewer groups than before: what any of the earlier ones held is handed out
-        again.
+        There may be fewer groups than before. The tasks of all earlier ones are handed out again.
 
         Returns:
-            Seconds that they are to wait first: the longer, the more starts came to nothing.
+            Seconds that the workers are to wait first; the more starts failed, the longer.
         """
         held = [(group.task, group.action) for _, group in sorted(self._groups.items(), reverse=True)]
         self._groups, self._group_size, self._up = {}, size, True
@@ -174,11 +186,10 @@ class Coordinator:
         self._groups.setdefault(group, _Group()).processes[rank] = process
 
     def lost(self, ranks: Collection[int]) -> list[WorkerProcess]:
-        """Workers were lost, by their ranks over all groups; once for all that were started
-        together.
+        """Workers were lost, by their ranks over all groups; told once per start.
 
         Returns:
-            The processes of all ranks, which are to be ended.
+            The processes of all ranks, which are to be killed.
         """
         if not self._up:
             return []
@@ -199,8 +210,7 @@ class Coordinator:
         return [process for group in self._groups.values() for process in group.processes.values()]
 
     def next(self, group: int) -> FinalTask | Literal["wait"] | None:
-        """The next job of a group; "wait" where others must end theirs first; None: there is no
-        more."""
+        """The next task of a group; "wait": others must end theirs first; None: there is none."""
         if self._stopping or self._fatal is not None:
             return None
         if not self._waiting and not self._testing and not self._busy():
@@ -214,40 +224,39 @@ class Coordinator:
         return task
 
     def kept(self, group: int, stage: int, step: int) -> None:
-        """A state of a group's training is kept: of its losses, those before a new one no longer
-        count."""
+        """A checkpoint of a group's training was written; if it is a new one, the task got on."""
         task = self._groups[group].task
         if task is not None and (stage, step) > self._reached.get(task, (-1, -1)):
             self._reached[task] = (stage, step)
             self._got_on(task)
 
     def end(self, group: int, reason: str, notes: Sequence[str] = ()) -> None:
-        """How a group's task ended; empty reason: well."""
+        """A group's task ended; an empty reason means success."""
         found = self._groups[group]
         if found.task is not None:
             self._finish(found.task, reason, notes)
             found.task = None
 
     def fail(self, group: int, error: Mapping[str, object]) -> None:
-        """What a rank of a group could not get over, as plain values.
+        """A rank of a group met an error, given as plain values.
 
-        An error that would come again ends all, and so does a driver that took the run over. One
-        that may pass (see :class:`MilpRayError`) is kept as the reason in case it comes too often:
-        the rank is to end itself, and is charged to no task.
+        An error that would come again ends the job, and so does a driver that took the run over. An
+        error that may pass (see :class:`MilpRayError`) is kept: it is the reason if it comes too
+        often. Its rank then ends itself, which is charged to no task.
         """
         found = from_plain(error)
         if found.exit_code == 2 or isinstance(found, RunBusyError):
             self._end_all(found)
             return
-        self._groups[group].fault = _placed(found, self._groups[group].processes.values())
+        self._groups[group].fault = _with_node(found, self._groups[group].processes.values())
 
     def stop(self) -> bool:
-        """Hand out nothing more; groups ask :meth:`stopping` on the way. Whether any are up."""
+        """Hand out nothing more; groups poll :meth:`stopping`. Whether any group is up."""
         self._stopping = True
         return self._up
 
     def stopping(self) -> bool:
-        """Whether groups are to leave what they are at."""
+        """Whether groups are to leave their tasks."""
         return self._stopping or self._fatal is not None
 
     def update(self) -> CoordinatorUpdate:
@@ -268,10 +277,10 @@ class Coordinator:
         return any(group.task is not None for group in self._groups.values())
 
     def _take(self) -> FinalTask | None:
-        """The first waiting task, of those on their last try only one at a time.
+        """The first waiting task; of those on their last try, only one runs at a time.
 
-        Workers that are lost together, with their node say, do not tell whose task took the others
-        down: so one loss gives up one user at most.
+        Where workers are lost together, with their node say, nobody knows whose task took the
+        others down. So one loss gives up one user at most.
         """
         alone = any(
             group.task is not None and self._policy.is_last_try(group.task) for group in self._groups.values()
@@ -293,8 +302,7 @@ class Coordinator:
         self._results.append(TaskResult(task.step, task.alias, reason, tuple(notes)))
 
     def _tests(self) -> list[FinalTask]:
-        """In the run's order (of aliases), each user beside the next one: the same pairs in every
-        session."""
+        """Each user beside the next one by alias: the same pairs in every session."""
         ring = [alias for alias in self._spec.placements if alias in self._trained]
         others = ring[1:] + ring[:1] if len(ring) > 1 else [None] * len(ring)
         return [
@@ -312,9 +320,8 @@ def _never_worked(times: int) -> ClusterError:
     )
 
 
-def _placed(error: MilpRayError, processes: Iterable[WorkerProcess]) -> MilpRayError:
-    """An error of one of these processes, with its node, or its group's nodes, unless it names
-    one."""
+def _with_node(error: MilpRayError, processes: Iterable[WorkerProcess]) -> MilpRayError:
+    """The error of one of these processes, with its group's nodes added unless it names one."""
     nodes = " or ".join(sorted({process.host for process in processes if process.host}))
     (problem,) = error.problems
     if not nodes or "node" in problem.where or problem.fact.startswith("node "):

@@ -1,9 +1,9 @@
 """The final job: every user's chosen configuration trained on all it may see, then tested once.
 
-One Ray Train run over all users. Its workers are divided into groups that train one user after
-another, each group with a resident base; first every memory is trained and saved, then every user
-is tested with no memory, the own memory and another user's. What is finished stays finished: Ray
-Train starts lost workers again, and a user that was half way goes on from its last state
+It is one Ray Train run over all users. Its workers are divided into groups, each with a resident
+base, and a group takes one user after another. First every memory is trained and saved. Then every
+user is tested with no memory, the own memory and another user's. What is finished stays finished:
+Ray Train starts lost workers again, and a user that was half way goes on from its last state
 (:mod:`milp_ray.training.checkpoint`).
 """
 
@@ -20,7 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.errors import ClusterError, from_plain, own_words
-from milp_ray.tune.cluster.reservations import Reservation, leaked_groups_removed, reserve
+from milp_ray.tune.cluster.reservations import Reservation, remove_leaked_groups, reserve
 from milp_ray.tune.cluster.resources import on_device, trial_resources
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, TaskResult
 
@@ -40,56 +40,57 @@ def run_final(
     """Train what is not trained, then test what is not tested.
 
     Args:
-        spec: whose and which placements. Without a GPU for workers, its study is read as one on the
-            CPU.
-        stopping: polled; on True the groups leave what they are at, and finished users stay
-            finished.
-        listener: called as jobs end.
+        spec: the users and their placements. Without a GPU for workers, its study is read as one on
+            the CPU.
+        stopping: polled; on True the groups leave their tasks, and finished users stay finished.
+        listener: called as tasks end.
         notify: is told what is waited for, and faults after which the workers are started again.
 
     Raises:
-        ClusterError: the cluster could not hold a group of workers, or they keep dying, or a node
-            keeps failing, with no user getting on.
+        ClusterError: the cluster could not hold a group of workers, or workers keep dying, or a
+            node keeps failing, and no user gets on.
         StorageError: a memory or score could not be written, again and again.
         MilpRayError: the base cannot be loaded.
         KeyboardInterrupt: ``stopping()`` while an autoscaler was waited for.
     """
-    study, users = spec.study, _open(spec)
+    study, users = spec.study, _unfinished_users(spec)
     if not users:
         return
-    # Asked for all of them at once: for the device alone an autoscaler would bring nodes of one
-    # group first.
-    worker = trial_resources(study, stopping, notify, users)
-    spec = dataclasses.replace(spec, study=on_device(study, worker))
+    # All groups are asked for at once: asked for the device alone, an autoscaler would bring the
+    # nodes of one group first.
+    resources = trial_resources(study, stopping, notify, users)
+    spec = dataclasses.replace(spec, study=on_device(study, resources))
     failures = 0
-    with _assigned(spec) as coordinator:
+    with _coordinator(spec) as coordinator:
         while users:
-            room = reserve(worker, stopping, notify, lambda: trial_resources(study, stopping, notify))
-            if room is None:
+            reservation = reserve(
+                resources, stopping, notify, lambda: trial_resources(study, stopping, notify)
+            )
+            if reservation is None:
                 return
             progress = ray.get(coordinator.progress.remote())
-            with contextlib.closing(room), leaked_groups_removed():
-                failure = _followed(
-                    _trainer(spec, room, coordinator), coordinator, stopping, listener, notify
+            with contextlib.closing(reservation), remove_leaked_groups():
+                failure = _fit(
+                    _trainer(spec, reservation, coordinator), coordinator, stopping, listener, notify
                 )
             if failure is None:
                 return
-            # Lost workers are Ray Train's to replace; that it gave up means that they no longer
-            # fit: a smaller or later start may.
-            if _found_no_room(failure):
+            # Ray Train itself replaces lost workers. It gives up where they no longer fit: a
+            # smaller or later start may.
+            if _is_startup_timeout(failure):
                 notify("others took the room that there was for the workers: looking again")
             else:
                 failures = failures + 1 if ray.get(coordinator.progress.remote()) == progress else 1
             if failures > study.ray.max_failures:
                 raise _given_up(failures, failure)
-            spec.look()
-            if users := _open(spec):
-                worker = trial_resources(study, stopping, notify, users)
+            spec.pull()
+            if users := _unfinished_users(spec):
+                resources = trial_resources(study, stopping, notify, users)
 
 
 @contextlib.contextmanager
-def _assigned(spec: FinalSpec) -> Iterator[Any]:
-    """The coordinator, an actor on this node; gone at the end with what Ray Train wrote."""
+def _coordinator(spec: FinalSpec) -> Iterator[Any]:
+    """The coordinator, an actor on this node; removed at the end, with what Ray Train wrote."""
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator: Any = (
         ray.remote(Coordinator)
@@ -103,22 +104,24 @@ def _assigned(spec: FinalSpec) -> Iterator[Any]:
         shutil.rmtree(spec.layout.train, ignore_errors=True)
 
 
-def _open(spec: FinalSpec) -> int:
+def _unfinished_users(spec: FinalSpec) -> int:
     """How many users can be worked on side by side: those without a memory, or without scores."""
     untrained = sum(not spec.has_memory(alias) for alias in spec.placements)
     untested = sum(not spec.layout.scores(alias).exists() for alias in spec.placements)
     return max(untrained, untested)
 
 
-def _found_no_room(failure: Exception) -> bool:
-    """Whether Ray Train waited for its workers' room in vain; its name for that is internal to
-    it."""
+def _is_startup_timeout(failure: Exception) -> bool:
+    """Whether Ray Train waited for its workers' resources in vain.
+
+    Its name for that is internal to Ray Train.
+    """
     return type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _given_up(times: int, failure: Exception) -> ClusterError:
-    # What its workers raise may hold texts and stays in its logs; what its controller says is Ray's
-    # own.
+    # What its workers raise may hold texts, and stays in its logs. What its controller says is
+    # Ray's own.
     rays = getattr(failure, "controller_failure", None)
     why = f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
     return ClusterError(
@@ -128,17 +131,17 @@ def _given_up(times: int, failure: Exception) -> ClusterError:
     )
 
 
-def _followed(
+def _fit(
     trainer: TorchTrainer,
     coordinator: Any,
     stopping: Callable[[], bool],
     listener: Listener,
     notify: Callable[[str], object],
 ) -> Exception | None:
-    """Run it in a thread, and tell what happens; the error that Ray Train ended with, if any.
+    """Run Ray Train in a thread, and tell what happens; the error that it ended with, if any.
 
-    Stopped while it waits for room, Ray Train is left to itself, since it looks up only once a
-    minute.
+    Where the run is stopped while Ray Train waits for resources, Ray Train is left to itself, since
+    it looks up only once a minute.
     """
     ended: list[Exception | None] = []
 
@@ -170,27 +173,27 @@ def _followed(
         thread.join(_POLL_SECONDS)
 
 
-def _trainer(spec: FinalSpec, room: Reservation, coordinator: Any) -> TorchTrainer:
-    worker = room.worker
+def _trainer(spec: FinalSpec, reservation: Reservation, coordinator: Any) -> TorchTrainer:
+    resources = reservation.resources
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from milp_ray.tune.final.worker import FinalLoop, GroupsConfig, KillRanks, ReleaseReservation
 
     return TorchTrainer(
-        FinalLoop(coordinator, worker.cpus),
-        torch_config=GroupsConfig(size=worker.workers, coordinator=coordinator),
+        FinalLoop(coordinator, resources.cpus_per_worker),
+        torch_config=GroupsConfig(size=resources.workers_per_trial, coordinator=coordinator),
         scaling_config=ScalingConfig(
-            num_workers=worker.count * worker.workers,
-            use_gpu=worker.gpus > 0,
-            resources_per_worker=dict(worker.resources),
+            num_workers=resources.concurrent * resources.workers_per_trial,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=dict(resources.per_worker),
         ),
         run_config=RunConfig(
             name=f"{spec.study.name}-final",
             storage_path=str(spec.layout.train),
-            # How often a user is tried again, and when to give up, is the coordinator's to say:
-            # with many users, a worker is lost now and then.
+            # The coordinator decides how often a user is tried again, and when to give up: with
+            # many users, a worker is lost now and then.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
-            callbacks=[KillRanks(coordinator), ReleaseReservation(room.held)],
+            callbacks=[KillRanks(coordinator), ReleaseReservation(reservation.placement_groups)],
         ),
     )

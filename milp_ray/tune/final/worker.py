@@ -1,9 +1,9 @@
 """What a rank of the final job does: users one after another, with the other ranks of its group.
 
-Ray Train starts the ranks and starts them again when one is lost. They are divided into groups of
-``ray.workers_per_trial``, which work side by side, each on a user of its own; the groups' process
-groups are made when Ray Train starts its workers (:class:`GroupsConfig`, in place of one process
-group over all).
+Ray Train starts the ranks, and starts them again when one is lost. They are divided into groups of
+``ray.workers_per_trial`` ranks. The groups work side by side, each on a user of its own. Each group
+has a process group, made when Ray Train starts its workers (:class:`GroupsConfig`), in place of one
+process group over all ranks.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class RankAssignment:
-    """A process's place among the ranks: its group, its rank in it, and where the group meets, if
-    it must."""
+    """Which group and which rank a process is.
+
+    Attributes:
+        group: number of the group.
+        rank: of the process in its group.
+        size: of the group.
+        address: where the group's ranks meet; empty for a group of one.
+    """
 
     group: int
     rank: int
@@ -49,31 +55,34 @@ class RankAssignment:
     address: str
 
 
-_ASSIGNED: list[
-    RankAssignment
-] = []  # of this process; a list, since Ray Train calls into it from another thread
+# Of this process. A list, since Ray Train sets it from another thread.
+_ASSIGNED: list[RankAssignment] = []
 
 
 @dataclass
 class GroupsConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's configuration for groups of ``size`` ranks side by side, which ``coordinator``
-    serves."""
+    """Ray Train's configuration for groups of ranks side by side.
+
+    Attributes:
+        size: ranks of a group.
+        coordinator: hands out the groups' tasks.
+    """
 
     size: int = 1
     coordinator: Any = None
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """See Ray Train."""
+        """Ray Train asks for it."""
         return _GroupsBackend
 
 
 class _GroupsBackend(Backend):  # type: ignore[misc]
-    """Tells every rank its assignment. GPUs: each rank sees its own alone, as in the search."""
+    """Tells every rank its assignment. Each rank sees its own GPU alone, as in the search."""
 
     def on_start(self, worker_group: Any, backend_config: GroupsConfig) -> None:
         size, coordinator = backend_config.size, backend_config.coordinator
-        if not _paused(ray.get(coordinator.begin.remote(size)), coordinator):
+        if not _pause(ray.get(coordinator.begin.remote(size)), coordinator):
             return
         count = len(worker_group) // size  # ranks that fill no group have no assignment, and end at once
         addresses = self._addresses(worker_group, size, count) if size > 1 else [""] * count
@@ -89,7 +98,7 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
 
     @staticmethod
     def _addresses(worker_group: Any, size: int, count: int) -> list[str]:
-        """Where each group meets: what its first rank opened."""
+        """The address that each group meets at: its first rank opens it."""
         ranks = range(count * size)
         processes = ray.get([worker_group.execute_single_async(rank, this_process) for rank in ranks])
         opened = [
@@ -101,9 +110,8 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
         return list(ray.get(opened))
 
 
-def _paused(seconds: float, coordinator: Any) -> bool:
-    """Whether the work is still wanted after so many seconds; where not, no rank gets a
-    assignment."""
+def _pause(seconds: float, coordinator: Any) -> bool:
+    """Wait so many seconds; whether the job still goes on. If not, no rank gets an assignment."""
     end_of_pause = time.monotonic() + seconds
     while not (over := bool(ray.get(coordinator.stopping.remote()))) and time.monotonic() < end_of_pause:
         time.sleep(_POLL_SECONDS / 4)
@@ -115,36 +123,35 @@ def _assign(assignment: RankAssignment) -> None:
 
 
 class KillRanks(UserCallback):  # type: ignore[misc]
-    """When a rank is lost, ends all processes at once: some may hang where Ray's own way does not
-    reach."""
+    """Kills all ranks when one is lost: some may hang where Ray's own way does not reach."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
-        """See Ray Train; here, before the others are ended, it is known which ranks were lost."""
+        """Ray Train calls it before it ends the other ranks: here it is known which were lost."""
         with contextlib.suppress(ray.exceptions.RayError):
             end(ray.get(self._coordinator.lost.remote(list(worker_exceptions))))
 
 
 class ReleaseReservation(WorkerGroupCallback):  # type: ignore[misc]
-    """Lets room go that was held for Ray Train's workers, right before Ray Train asks for it.
+    """Releases what was reserved for Ray Train's workers, right before Ray Train asks for it.
 
-    It takes seconds to come so far, in which others who wait for room would get it.
+    Ray Train takes seconds to come so far. Released earlier, the resources would go to others who
+    wait for them.
     """
 
-    def __init__(self, held: Sequence[PlacementGroup]) -> None:
-        self._held = held
+    def __init__(self, reserved: Sequence[PlacementGroup]) -> None:
+        self._reserved = reserved
 
     def before_worker_group_start(self, worker_group_context: object) -> None:
-        """See Ray Train; here in its controller. What is gone already, when workers start again,
-        stays so."""
-        release(self._held)
+        """Ray Train's controller calls it; at a later start there is nothing left to release."""
+        release(self._reserved)
 
 
 @dataclass(frozen=True)
 class FinalLoop:
-    """Ray Train's function for every worker. ``cpus``: of one."""
+    """Ray Train's function for every worker. ``cpus``: CPUs of one worker."""
 
     coordinator: Any
     cpus: float
@@ -153,9 +160,9 @@ class FinalLoop:
         """Work until there is no task left.
 
         Raises:
-            RuntimeError: the workers are to be started again: after what may pass (its reason is
-                with the coordinator), or something unforeseen, told without its message, which
-                might quote a text.
+            RuntimeError: the workers are to be started again, since a fault may pass (the
+                coordinator knows it), or something unforeseen happened. Its message is left out,
+                since it might quote a text.
         """
         if not _ASSIGNED:
             return
@@ -174,11 +181,11 @@ class FinalLoop:
 
 
 class _AloneOutOfMemory(Exception):  # noqa: N818  (it names an outcome)
-    """This rank ran out of memory; the others of its group do not know."""
+    """This rank ran out of memory, and the others of its group do not know."""
 
 
 class _Rank:
-    """One rank: its part of the base, and the jobs of its group."""
+    """One rank: its part of the base, and the tasks of its group."""
 
     def __init__(self, assignment: RankAssignment, coordinator: Any, cpus: float) -> None:
         self._assignment, self._coordinator = assignment, coordinator
@@ -227,8 +234,7 @@ class _Rank:
             time.sleep(_POLL_SECONDS / 2)
 
     def _train(self, alias: str) -> list[str]:
-        """Train a user's memory, from the state that an interruption left. What there is to
-        tell."""
+        """Train a user's memory, from the state that an interruption left; notes for people."""
         from milp_ray.training.checkpoint import Checkpoints
         from milp_ray.trial.trial import Trial, TrialStopped
 
@@ -247,10 +253,10 @@ class _Rank:
             self._base, user, placement, study, phase="final", seed=study.seed, checkpoints=checkpoints
         ) as trial:
             try:
-                self._go(trial)
+                self._run_steps(trial)
             except TrialStopped:
                 raise _Stopped from None
-            self._together(lambda: trial.save(spec.layout.memory(alias)))
+            self._write_on_rank_0(lambda: trial.save(spec.layout.memory(alias)))
         checkpoints.clear()
         return checkpoints.notes
 
@@ -258,7 +264,7 @@ class _Rank:
         if self._assignment.rank == 0:
             ray.get(self._coordinator.kept.remote(self._assignment.group, state.stage, state.step))
 
-    def _go(self, trial: Trial) -> None:
+    def _run_steps(self, trial: Trial) -> None:
         steps = trial.steps()
         for _ in steps:
             if self._assignment.rank == 0 and self._stop_asked():
@@ -266,8 +272,10 @@ class _Rank:
                 raise _Stopped
 
     def _test(self, task: FinalTask) -> None:
-        """Once with no memory, the own memory and another user's; values that are not finite become
-        null."""
+        """Test a user once with no memory, the own memory and another user's.
+
+        Values that are not finite become null.
+        """
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
         from milp_ray.evaluation.metrics import SCORES
@@ -299,10 +307,10 @@ class _Rank:
             "other": task.other,
             "models": table,
         }
-        self._together(lambda: write_json(self._spec.layout.scores(alias), found))
+        self._write_on_rank_0(lambda: write_json(self._spec.layout.scores(alias), found))
 
     def _checked(self, work: Generator[Any, None, Any]) -> Any:
-        """Go through ``work``, unless all ranks are to stop; what it returns."""
+        """Go through ``work``, unless the driver asks to stop; what it returns."""
         while True:
             if self._group.any(self._assignment.rank == 0 and self._stop_asked()):
                 raise _Stopped
@@ -312,20 +320,19 @@ class _Rank:
                 return done.value
 
     def _stop_asked(self) -> bool:
-        """Whether the driver wants an end; asked once a second."""
+        """Whether the driver asks to stop; the coordinator is asked once a second."""
         now = time.monotonic()
         if now - self._asked < _POLL_SECONDS:
             return False
         self._asked = now
         return bool(ray.get(self._coordinator.stopping.remote()))
 
-    def _together(self, write: Callable[[], None]) -> None:
-        """Rank 0 writes; if it cannot, all ranks know."""
+    def _write_on_rank_0(self, write: Callable[[], None]) -> None:
+        """Have rank 0 write; if it cannot, all ranks know."""
         self._group.together(lambda: write() if self._assignment.rank == 0 else None)
 
     def _check_alone(self, failure: TrialFailed) -> None:
-        """A rank that ran out of memory by itself tells so for its group, which then has to be made
-        anew."""
+        """Tell that this rank alone ran out of memory: its group has to be made anew."""
         from milp_ray.model.limits import OutOfMemory
 
         if self._assignment.size > 1 and isinstance(failure, OutOfMemory):
@@ -334,4 +341,4 @@ class _Rank:
 
 
 class _Stopped(Exception):  # noqa: N818  (it names an outcome)
-    """The driver wants an end."""
+    """The driver asks to stop."""

@@ -1,1 +1,1 @@
-"""Proposals ahead of need: the queue, who computes them (threads, actors), and what they cost."""
+"""Proposals ahead of need: the queue, the proposers (threads, actors), and what proposing costs."""

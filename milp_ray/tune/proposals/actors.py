@@ -1,9 +1,10 @@
-"""Proposals computed by resident Ray actors, so that fits compete with neither the driver nor its lock.
+"""Proposers that are resident Ray actors: model fits do not compete with the driver for its lock.
 
-The actors ask for no CPU: beside trials that hold all of them, tasks that ask for some are never placed. How
-many there are is a setting of ours instead (``ray.proposers``). Each keeps its imports and compiled programs
-for the length of the run. One that dies is replaced and its plan tried again; where that does not help, the
-plan is computed in the driver, so no user is ever lost. What a plan is: :mod:`milp_ray.search.core.plan`.
+The actors ask Ray for no CPU: where trials use all CPUs, Ray would never place an actor that asks
+for one. ``ray.proposers`` says how many there are. Each keeps its imports and compiled programs for
+the length of the run. An actor that dies is replaced, and its plan tried again. Where that does not
+help, the driver computes the plan, so no user is ever lost. What a plan is:
+:mod:`milp_ray.search.core.plan`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from milp_ray.config.models import Study
 from milp_ray.core_dumps import no_core_dumps
 from milp_ray.errors import MilpRayError
 from milp_ray.search.propose import propose
-from milp_ray.tune.proposals.threads import Preparation, Proposer, Threads
+from milp_ray.tune.proposals.threads import Proposer, Threads, WarmUp
 
 if TYPE_CHECKING:
     from milp_ray.search import Candidates, Plan
@@ -28,50 +29,49 @@ if TYPE_CHECKING:
 _FEW_CPUS = 8  # up to here an actor's start costs the trials more than its fits gain
 _CPUS_PER_PROPOSER = 8
 _TRIES = 3  # of a plan, on as many actors, before the driver computes it
-_PRIORITY = -5  # nice value: a late proposal makes a worker wait, a slow trial only itself
+_PRIORITY = -5  # nice value: a late proposal holds up a worker, a slow trial only itself
 
 
 class _Actor:
     """One process that proposes."""
 
-    def __init__(self, preparation: Preparation) -> None:
+    def __init__(self, warm_up: WarmUp) -> None:
         with contextlib.suppress(OSError):  # only root, and who was given the right, may
             os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
         no_core_dumps()  # which would hold Ray's object store, and with it texts
-        self._preparation = preparation
+        self._warm_up = warm_up
 
-    def prepare(self) -> None:
+    def warm_up_first(self) -> None:
         """Import, and load or compile what the first proposals need."""
-        self._preparation.first()
+        self._warm_up.first()
 
-    def prepare_rest(self) -> None:
-        """What later proposals need, beside the first ones."""
-        self._preparation.rest()
+    def warm_up_rest(self) -> None:
+        """Compile what later proposals need, while the first ones are computed."""
+        self._warm_up.rest()
 
     def propose(self, plan: Plan) -> Candidates:
-        """See :func:`milp_ray.search.propose.propose`."""
+        """Compute a plan's candidates; see :func:`milp_ray.search.propose.propose`."""
         return propose(plan)
 
 
 class Actors(Threads):
-    """A thread of the driver per actor, which waits for it; see
-    :class:`~milp_ray.tune.proposals.threads.Threads`.
+    """Ray actors that propose, each with a thread of the driver that waits for it.
 
     Args:
-        count: of actors.
-        preparation: that each does before its first plan.
+        count: number of actors.
+        warm_up: what each actor does before its first plan.
     """
 
-    def __init__(self, count: int, preparation: Preparation) -> None:
+    def __init__(self, count: int, warm_up: WarmUp) -> None:
         # Two threads, so that later programs are compiled beside the first proposals.
         self._make = ray.remote(num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD")(_Actor)
-        self._arguments = ray.put(preparation)
+        self._arguments = ray.put(warm_up)
         self._actors: dict[int, Any] = {}
         self._actors_lock = threading.Lock()
-        super().__init__(count, preparation)
+        super().__init__(count, warm_up)
 
     def close(self) -> None:
-        """End the actors, whatever they are doing."""
+        """Kill the actors, whatever they are doing."""
         super().close()
         with self._actors_lock:
             for actor in self._actors.values():
@@ -81,12 +81,12 @@ class Actors(Threads):
     def _begin(self, slot: int) -> None:
         for _ in range(_TRIES):
             with contextlib.suppress(ray.exceptions.RayActorError):
-                ray.get(self._actor(slot).prepare.remote())
+                ray.get(self._actor(slot).warm_up_first.remote())
                 return
             self._lose(slot)
 
-    def _go_on(self) -> None:
-        ray.get([self._actor(slot).prepare_rest.remote() for slot in range(len(self._threads))])
+    def _begin_rest(self) -> None:
+        ray.get([self._actor(slot).warm_up_rest.remote() for slot in range(len(self._threads))])
 
     def _compute(self, slot: int, plan: Plan) -> Candidates:
         for _ in range(_TRIES):
@@ -112,7 +112,7 @@ class Actors(Threads):
             return self._actors[slot]
 
     def _lose(self, slot: int) -> None:
-        """Forget an actor that failed; it may live all the same, and is ended then."""
+        """Forget an actor that failed, and kill it where it lives all the same."""
         with self._actors_lock:
             actor = self._actors.pop(slot, None)
         if actor is not None:
@@ -120,14 +120,14 @@ class Actors(Threads):
                 ray.kill(actor)
 
 
-def make_proposer(study: Study, preparation: Preparation) -> Proposer:
-    """As ``ray.proposers`` says: actors, or a thread of this process."""
+def make_proposer(study: Study, warm_up: WarmUp) -> Proposer:
+    """The proposer that ``ray.proposers`` asks for: actors, or a thread of this process."""
     count = proposers_of(study)
-    return Actors(count, preparation) if count else Threads(1, preparation)
+    return Actors(count, warm_up) if count else Threads(1, warm_up)
 
 
 def proposers_of(study: Study) -> int:
-    """How many actors propose; 0: a thread of the driver. ``auto`` looks at the study and at the nodes."""
+    """How many actors propose; 0: a thread of the driver. ``auto`` counts the CPUs."""
     settings = study.ray
     if settings.proposers != "auto":
         return int(settings.proposers)
@@ -139,13 +139,13 @@ def proposers_of(study: Study) -> int:
 
 
 def actors_for(present: float, asked: float, idle: float) -> int:
-    """How many actors serve so many CPUs' trials and can be borne by the nodes that are there.
+    """How many actors the trials on so many CPUs need, and the present nodes can carry.
 
-    On an autoscaled cluster that is the head alone at first, and actors stay where they start.
+    On an autoscaled cluster only the head is present at first, and actors stay where they start.
 
     Args:
-        present: CPUs that nodes offer to trials; an actor in eight of them is hardly felt.
-        asked: CPUs of all trials that the study wants at once, nodes that are yet to come included.
+        present: CPUs that nodes offer to trials; one actor to eight CPUs hardly slows trials.
+        asked: CPUs of all trials that the study wants at once, also on nodes that are yet to come.
         idle: CPUs of the driver's machine that no trial gets, less one for the driver.
     """
     cpus = max(present, asked)

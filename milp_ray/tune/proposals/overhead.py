@@ -1,12 +1,12 @@
-"""Whether the search was in the way of the trials: cost of proposals, requests in stock, workers
-that wait.
+"""Whether the search held up the trials: cost of proposals, ready requests, waiting workers.
 
-A worker waits for a proposal while it holds no trial, no request is ready, and there are trials
-left that it could get; never more workers count as waiting than trials are left. Workers that
-start, load a model or are replaced hold a trial already, so that time does not count. The clock
-runs from the first request taken to the last trial's end, per Tune run; what lies between two runs
-of a study (cohorts) counts nowhere. Only this process's session is covered: a resumed run measures
-itself.
+A worker waits for a proposal while it has no trial, no request is ready, and trials are left that
+it could get. Never more workers count as waiting than trials are left. A worker that starts, loads
+a model or is replaced has a trial already, so that time does not count.
+
+The clock of a Tune run goes from the first request taken to the last trial's end. Time between the
+Tune runs of a study (cohorts) does not count. Only this process's session is measured: a resumed
+run measures itself.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ class SearchMetrics:
     """What a session's search cost.
 
     Attributes:
-        proposals: batches proposed by a model; the initial design and model-free proposals cost
-            nothing.
-        proposal_median, proposal_p95: seconds such a batch took, None without any.
+        proposals: batches that a model proposed; the initial design and samplers cost nothing.
+        proposal_median, proposal_p95: seconds that such a batch took; None without any.
         queue_depth: mean number of ready requests over time.
         waiting_share: share of the workers' time that they waited for a proposal.
-        seconds: time covered.
-        workers: that ran trials at once.
+        seconds: time measured.
+        workers: number of workers that ran trials at once.
     """
 
     proposals: int
@@ -43,14 +42,14 @@ class SearchMetrics:
     workers: int
 
     def to_plain(self) -> dict[str, object]:
-        """As JSON writes it."""
+        """The metrics as JSON keeps them, rounded."""
         return {
             key: round(value, 4) if isinstance(value, float) else value
             for key, value in dataclasses.asdict(self).items()
         }
 
     def line(self) -> str:
-        """One line for people."""
+        """The metrics on one line, for people."""
         cost = (
             f"median {self.proposal_median:.2f} s, 95 % under {self.proposal_p95:.2f} s; "
             if self.proposal_median is not None and self.proposal_p95 is not None
@@ -63,8 +62,9 @@ class SearchMetrics:
 
 
 class SearchOverhead:
-    """Integrates what the queue tells it. Thread-safe; one overhead serves the Tune runs of a
-    session.
+    """Integrates the queue's state over time. Thread-safe.
+
+    One object serves all Tune runs of a session.
 
     Args:
         clock: seconds, increasing.
@@ -80,7 +80,7 @@ class SearchOverhead:
         self._seconds = self._depth = self._waited = self._offered = 0.0
 
     def begin(self, workers: int) -> None:
-        """A Tune run's first request was taken. Again while it runs: no effect."""
+        """A Tune run's first request was taken; later calls of the same run have no effect."""
         with self._lock:
             if self._since is None:
                 self._workers, self._since = workers, self._clock()
@@ -105,16 +105,16 @@ class SearchOverhead:
 
     @property
     def ready(self) -> int:
-        """Requests in stock now."""
+        """Number of requests that are ready now."""
         return self._ready
 
     def costs(self, since: int = 0) -> list[float]:
-        """Seconds of each proposed batch, in order, from number ``since`` on."""
+        """Seconds that each proposed batch took, in order, from number ``since`` on."""
         with self._lock:
             return list(self._costs[since:])
 
     def result(self) -> SearchMetrics:
-        """Up to now."""
+        """The metrics up to now."""
         with self._lock:
             self._integrate()
             costs = sorted(self._costs)

@@ -1,15 +1,16 @@
-"""Ready proposals for many users, computed ahead of need and off Tune's loop (docs/decisions.md,
-2).
+"""Ready proposals for many users, computed ahead of need and outside Tune's loop.
 
-One thread decides who is planned for and writes proposals down; a proposer computes those that need
-a model, several at once; the trials' loop only takes what is ready. Served first is who will run
-dry first: the user with the fewest trials that were asked and have not ended, whose next proposals
-also know the most; of several the one that stands first, so that users begin, and end, one after
-the other rather than all at once. A user is planned for only when none of its own proposals is
-waiting, so that no proposal is older than it must be.
+One thread decides which user is planned for, and appends proposals to the event log. A proposer
+computes the plans that need a model, several at once. Tune's loop only takes what is ready
+(docs/decisions.md, 2).
 
-Every event costs O(log users). No Ray here: the queue is told when a trial ends, and does not care
-who runs it. One queue serves the users of one Tune run.
+First comes the user that runs dry first: the one with the fewest pending trials (asked and not
+ended). Its next proposals also know the most. Of several such users the first one in order comes
+first. So users begin and end one after the other, and not all at once. A user is planned for only
+while none of its own proposals is waiting, so that no proposal is older than it must be.
+
+Every event costs O(log users). The queue knows no Ray: it is told when a trial ends, and does not
+care who runs it. One queue serves the users of one Tune run.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ _REFUSALS = 8  # batches of one user in a row of which nothing was new
 
 @dataclass(slots=True)
 class _User:
-    """What the queue keeps of a user, so that it need not ask the engine.
+    """What the queue knows of a user without asking the engine.
 
     Attributes:
         left: trials that may still be asked for.
-        pending: asked and not ended.
-        waiting: of these, requests in the queue.
+        pending: trials that were asked and have not ended.
+        waiting: pending trials whose requests are in the queue.
         awaits_baseline: not planned for until its no-memory measurement has ended.
-        stamp: changes with every new entry in a heap, so that older entries are known to be stale.
+        stamp: changes with every new entry in a heap, which makes older entries stale.
     """
 
     index: int
@@ -65,8 +66,7 @@ class _User:
 
 
 class _Order:
-    """Users by who runs dry first. Entries are never searched for: outdated ones are skipped when
-    met."""
+    """A heap of users by who runs dry first; stale entries are skipped when they come up."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, int, _User]] = []
@@ -86,21 +86,22 @@ class _Order:
 
 
 class ProposalQueue:
-    """Keeps as many requests ready as will be taken while the next ones are computed.
+    """Keeps as many requests ready as workers take while the next ones are computed.
 
-    More would only be older: what is proposed early knows less. The number follows from how long
-    proposals take and how fast requests go, both measured; it starts at ``workers`` and stays
-    within four times that. For a user without pending trials nothing more can be known: it is
-    planned for as soon as the proposer has room.
+    More requests would only be older: what is proposed early knows less. Their number follows from
+    how long proposals take and how fast workers take requests, both measured. It starts at
+    ``workers`` and stays within four times that. For a user without pending trials nothing more
+    can be learned by waiting: it is planned for as soon as the proposer is free.
 
-    Where finished users can be learned from (``warm_start``), a new user's no-memory measurement
-    comes first and its own trials once that has ended: it says which of them are near to it.
+    Where a user learns from finished ones (``warm_start``), its no-memory measurement comes first,
+    and its own trials once that has ended: it tells which finished users are near.
 
     Example:
         >>> from milp_ray.search import Engine, Objective
         >>> from milp_ray.memory.space import MemorySpace
         >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
-        >>> engine = Engine(space, [Objective("loss", "min")], surrogate="random", reference={"loss": 3.0})
+        >>> objectives = [Objective("loss", "min")]
+        >>> engine = Engine(space, objectives, surrogate="random", reference={"loss": 3.0})
         >>> queue = ProposalQueue({"u-1": engine}, trials=1, batch=1, workers=1)
         >>> request = queue.take(wait=10.0)
         >>> request.alias, request.number
@@ -109,15 +110,14 @@ class ProposalQueue:
         >>> queue.join()
 
     Args:
-        engines: one per user, by alias; resumed engines may hold pending trials, which are
-            re-issued first.
+        engines: one per user, by alias; the pending trials of resumed engines are handed out first.
         trials: budget per user; failed trials count.
         batch: proposals from one fit.
         workers: how many trials run at once.
-        proposer: computes what needs a model; None for a thread of the queue's own.
+        proposer: computes plans that need a model; None: a thread of the queue's own.
         overhead: is told what the search costs.
-        warm_start: called with a user's engine before it is first planned for; None: nothing is to
-            be learned.
+        warm_start: called with a user's engine before the user is first planned for; None: users
+            learn nothing from others.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ProposalQueue:
         self._thread.start()
 
     def take(self, wait: float = 0.0) -> TrialRequest | None:
-        """The next request, or None if none becomes ready within ``wait`` seconds."""
+        """The next request; None: none became ready within ``wait`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._ready) or self._done(), timeout=wait)
             if not self._ready:
@@ -186,14 +186,13 @@ class ProposalQueue:
             self._notify_all()
 
     def abandon(self, request: TrialRequest) -> None:
-        """A taken trial was given up without an outcome (a stopped run): it stays pending in the
-        event log."""
+        """A taken trial was given up in a stopped run: it stays pending in the event log."""
         with self._changed:
             self._running -= 1
             self._notify_all()
 
     def requeue(self, request: TrialRequest) -> None:
-        """A taken trial whose worker was lost is given out once more, before all others."""
+        """A taken trial lost its worker: it is handed out again, before all others."""
         with self._changed:
             self._running -= 1
             if not self._stopped:
@@ -204,7 +203,7 @@ class ProposalQueue:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no request is ready and none will ever be."""
+        """Whether no request is ready, and none will ever be."""
         with self._changed:
             return not self._ready and self._done()
 
@@ -215,8 +214,7 @@ class ProposalQueue:
             return self._running
 
     def stop(self) -> None:
-        """No further proposals; :meth:`take` gives out nothing any more. Plans under way are
-        forgotten."""
+        """Propose no more and hand out nothing more; plans under way are forgotten."""
         with self._changed:
             self._stopped = True
             self._ready.clear()
@@ -231,7 +229,7 @@ class ProposalQueue:
         return self._error is not None
 
     def raise_error(self) -> None:
-        """Raise whatever made the proposing end early (a full disk, a bug)."""
+        """Raise what made the proposing end early (a full disk, a bug), if anything did."""
         if self._error is not None:
             raise self._error
 
@@ -266,20 +264,20 @@ class ProposalQueue:
         user.waiting += len(proposals)
 
     def _enqueue_baseline(self, user: _User) -> None:
-        """Beside a user's first trials: it is where the reference point of its model comes from."""
+        """Enqueue a user's no-memory measurement, from which its reference point follows."""
         user.needs_baseline = False
         self._ready.append(TrialRequest(user.alias, BASELINE, Placement(()), "no memory"))
 
     def _offer(self, user: _User) -> None:
-        """Put a user where it belongs, after anything that concerns it."""
-        user.stamp += 1  # whatever stands in a heap is outdated
+        """Put a user into the heap it belongs in now, if any; called after each change to it."""
+        user.stamp += 1  # makes its older entries stale
         if user.left > 0 and not (user.planning or user.awaits_baseline or user.waiting):
             engine = user.engine
             is_modelled = user.asked >= engine.settings.initial and not is_free(engine.settings.surrogate)
             (self._modelled if is_modelled else self._model_free).push(user)
 
     def _notify_all(self) -> None:
-        """Wake whoever waits, and note what the search costs; with the lock held."""
+        """Wake waiting threads, and tell the overhead; the caller has the lock."""
         self._changed.notify_all()
         idle = 0 if self._ready else max(0, min(self._workers - self._running, self._left))
         self._overhead.mark(len(self._ready), idle)
@@ -292,7 +290,7 @@ class ProposalQueue:
         return self._stopped or self._error is not None or (self._left == 0 and self._planning == 0)
 
     def _pick(self) -> _User | None:
-        """Whom to plan for now."""
+        """The user to plan for now, if any."""
         modelled = self._modelled.first() if self._proposer.free > 0 else None
         if len(self._ready) >= self.ahead:
             early = modelled is not None and modelled.pending == 0 and len(self._ready) < 4 * self._workers
@@ -303,7 +301,7 @@ class ProposalQueue:
         return min(modelled, model_free, key=lambda user: (user.pending, user.index))
 
     def _next(self) -> _User | tuple[_User, Plan, Future[Candidates], float] | None:
-        """The next thing to do; waits for it. None when there is nothing left."""
+        """Wait for the next user to plan for, or computed plan to accept; None: all is done."""
         with self._changed:
             while not self._done():
                 if self._computed:

@@ -1,8 +1,8 @@
-"""Who computes proposals: the interface that the queue drives, and threads of this process as one answer.
+"""Proposers: the interface that the queue drives, and threads of this process behind it.
 
-Plans are snapshots and proposing is a pure function of them, so where it happens changes no result. Actors of
-a Ray cluster are the other answer: :mod:`milp_ray.tune.proposals.actors`. No Ray here. What is to be
-proposed, and for whom first, is the queue's business.
+A plan is a snapshot, and proposing is a pure function of it. So where a plan is computed changes no
+result. Ray actors are the other proposers (:mod:`milp_ray.tune.proposals.actors`). This module
+knows no Ray. The queue decides what is proposed, and for which user first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Proposer(Protocol):
 
     @property
     def free(self) -> int:
-        """How many plans could be begun at once now; 0 while nothing is prepared yet."""
+        """How many plans could begin at once now; 0 until the warm-up is over."""
         ...
 
     def listen(self, changed: Callable[[], None]) -> None:
@@ -42,7 +42,7 @@ class Proposer(Protocol):
         ...
 
     def submit(self, plan: Plan) -> Future[Candidates]:
-        """Begin a plan. More than :attr:`free` are kept until there is room."""
+        """Begin a plan; where none is free, it waits for its turn."""
         ...
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Proposer(Protocol):
 
 
 def needs_model(plan: Plan) -> bool:
-    """Whether a plan fits a model, which takes seconds; any other is quicker done than sent anywhere."""
+    """Whether a plan fits a model, which takes seconds; any other is computed at once."""
     return not plan.initial and not is_free(plan.surrogate)
 
 
@@ -61,8 +61,8 @@ def is_free(surrogate: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What has to be imported and compiled before a process proposes; the same for all users of a study.
+class WarmUp:
+    """What a process imports and compiles before it proposes; the same for all users of a study.
 
     Attributes:
         space, objectives, settings: of the study's engines.
@@ -73,15 +73,15 @@ class Preparation:
     settings: EngineSettings
 
     def first(self) -> None:
-        """What the first proposals need. Without a cache folder everything works, but is compiled anew."""
+        """Compile what the first proposals need; without a cache folder, each process does so."""
         self._up_to(self.settings.initial + self.settings.batch)
 
     def rest(self) -> None:
-        """What later ones need, so that none of them compiles anything. Harmless beside proposals."""
+        """Compile what later proposals need; this may run beside proposals."""
         from milp_ray.search.surrogates.nuts import BUCKET
 
         first = self.settings.initial + self.settings.batch
-        # In steps, as each holds the cache folder's lock, which a restarted process may be waiting for.
+        # In steps: each takes the cache folder's lock, which a restarted process may wait for.
         for trials in range(first + BUCKET, (self.settings.trials or first) + BUCKET, BUCKET):
             self._up_to(trials)
 
@@ -99,7 +99,7 @@ class Preparation:
         engine = Engine(
             self.space,
             self.objectives,
-            # Some of the initial trials may fail, or run still, when the first model is fitted.
+            # When the first model is fitted, initial trials may have failed, or still run.
             initial=max(1, settings.initial - 2 * settings.batch),
             batch=settings.batch,
             surrogate=settings.surrogate,
@@ -111,22 +111,24 @@ class Preparation:
 
 
 class Threads:
-    """Plans computed by threads of this process, after it has been prepared.
+    """Threads of this process that propose, after its warm-up.
 
     Args:
-        count: plans at once. Each keeps a core busy beside the trials, and Python's lock from time to time.
-        preparation: done by the threads before they take a plan; None for nothing.
+        count: plans at once. Each keeps a core busy beside the trials, and now and then Python's
+            lock.
+        warm_up: what the threads do before they take a plan; None: nothing.
     """
 
-    def __init__(self, count: int = 1, preparation: Preparation | None = None) -> None:
-        self._preparation = preparation
+    def __init__(self, count: int = 1, warm_up: WarmUp | None = None) -> None:
+        self._warm_up = warm_up
         self._jobs: queue.SimpleQueue[tuple[Plan, Future[Candidates]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0
-        self._preparing = count
+        self._warming_up = count
         self._changed: Callable[[], None] = lambda: None
         self._closed = False
-        # Daemons, and not an executor, whose threads would hold up the end of Python by the length of a fit.
+        # Daemon threads, and no executor: Python would wait for an executor's threads to finish a
+        # fit before it ends.
         self._threads = [
             ComputeThread(self._serve, (slot,), name=f"proposer-{slot}") for slot in range(count)
         ]
@@ -135,35 +137,35 @@ class Threads:
 
     @property
     def free(self) -> int:
-        """See :class:`Proposer`."""
+        """How many threads could begin a plan now."""
         return self._free
 
     def listen(self, changed: Callable[[], None]) -> None:
-        """See :class:`Proposer`."""
+        """Call ``changed`` whenever a thread has become free."""
         self._changed = changed
 
     def submit(self, plan: Plan) -> Future[Candidates]:
-        """See :class:`Proposer`."""
+        """Queue a plan for the next free thread."""
         future: Future[Candidates] = Future()
         self._count(-1)
         self._jobs.put((plan, future))
         return future
 
     def close(self) -> None:
-        """See :class:`Proposer`."""
+        """Take no more plans; those under way are not waited for."""
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
 
     def _begin(self, slot: int) -> None:
-        """Make a slot ready. Whatever goes wrong here goes wrong in its first proposal too, and is told."""
-        if self._preparation is not None and slot == 0:
-            self._preparation.first()
+        """Warm a slot up. An error here comes again in its first proposal, which tells of it."""
+        if self._warm_up is not None and slot == 0:
+            self._warm_up.first()
 
-    def _go_on(self) -> None:
-        """Once all slots are ready: what later proposals need."""
-        if self._preparation is not None:
-            self._preparation.rest()
+    def _begin_rest(self) -> None:
+        """Once all slots are ready, compile what later proposals need."""
+        if self._warm_up is not None:
+            self._warm_up.rest()
 
     def _compute(self, slot: int, plan: Plan) -> Candidates:
         return propose(plan)
@@ -172,11 +174,11 @@ class Threads:
         self._quietly(lambda: self._begin(slot))
         with self._lock:
             self._free += 1
-            self._preparing -= 1
-            last = self._preparing == 0
+            self._warming_up -= 1
+            last = self._warming_up == 0
         self._changed()
-        if last and self._preparation is not None and self._preparation.has_rest:
-            ComputeThread(self._quietly, (self._go_on,), name="prepare").start()
+        if last and self._warm_up is not None and self._warm_up.has_rest:
+            ComputeThread(self._quietly, (self._begin_rest,), name="warm-up").start()
         while (job := self._jobs.get()) is not None:
             plan, future = job
             try:

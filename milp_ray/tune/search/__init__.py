@@ -1,1 +1,1 @@
-"""The search as a Ray Tune run: searcher, trainables, scheduler, watchdog, exported metrics."""
+"""The search as a Ray Tune run: ledger, searcher, trainables, scheduler, watchdog, metrics."""

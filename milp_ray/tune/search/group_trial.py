@@ -1,11 +1,11 @@
 """A trial on several workers, as a Ray Tune class Trainable.
 
-The trainable itself loads nothing: it holds the placement group, and in it a
+The Trainable itself loads no model. It has the placement group, and in it a
 :class:`~milp_ray.tune.workers.worker_group.WorkerGroup` that stays over trials and users. So a rank
-that dies, hangs or runs out of memory costs its group, never Tune's actor: the group is made anew
-in place and the trial begun again, up to ``ray.max_failures`` times. Where a group cannot be set
-up, or Tune's actor itself is lost, its ranks go with it, and the searcher gives the trial out once
-more (:mod:`milp_ray.tune.workers.failures`).
+that dies, hangs or runs out of memory costs its group, and never Tune's actor: the group is made
+anew in place, and the trial begun again, up to ``ray.max_failures`` times. Where a group cannot be
+set up, or Tune's actor itself is lost, its ranks end too, and the trial runs again elsewhere
+(:mod:`milp_ray.tune.workers.failures`).
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take the next trial with the same group."""
-        if not self._over:  # it was stopped half way
-            with contextlib.suppress(GroupFailed):  # the group is made anew then
-                self._group.drop()
+        if not self._over:  # the last trial was stopped half way
+            with contextlib.suppress(GroupFailed):  # the next step makes the group anew
+                self._group.abandon()
         self._take(new_config)
         return True
 
     def step(self) -> dict[str, object]:
-        """Work for ``trial.slice_seconds``, or to the end of the trial; see also
-        :meth:`WorkerSetupError.report`."""
+        """Work for ``trial.slice_seconds``, or to the end of the trial.
+
+        A group that cannot be set up reports that; see :meth:`WorkerSetupError.report`.
+        """
         return self._step().to_result()
 
     def _step(self) -> TrialReport:
@@ -90,7 +92,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             return TrialReport.failed(failure.reason + in_a_row)
 
     def cleanup(self) -> None:
-        """End all ranks."""
+        """Kill all ranks."""
         self._group.kill()
 
     def _take(self, config: Mapping[str, object]) -> None:
@@ -102,8 +104,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
         """Start the ranks.
 
         Raises:
-            WorkerSetupError: one of them cannot work; or they did not come up, and where a node is gone this
-                placement group may have no room for them for hours: Tune gives it up.
+            WorkerSetupError: a rank cannot work, or the ranks did not come up. Where a node is gone
+                this placement group may wait for resources for hours, so Tune gives it up.
         """
         try:
             self._group.start()

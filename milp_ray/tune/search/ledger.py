@@ -1,15 +1,16 @@
 """Where every trial of a run stands, from the moment a worker gets it to its outcome.
 
-The ledger is the one place where a trial's state changes (:class:`~milp_ray.trial.records.TrialState`)::
+Only the ledger changes a trial's state (:class:`~milp_ray.trial.records.TrialState`)::
 
     WAITING -> RUNNING -> COMPLETE | FAILED      it ended: the event log has it
-                       -> LOST -> WAITING        its worker is gone, it runs again
-                               -> FAILED         it is what its workers died of
+                       -> LOST -> WAITING        its worker is gone: it runs again
+                               -> FAILED         its workers died of it
                        -> ABANDONED              the run stops: a resume runs it again
 
-What waits is in the :class:`~milp_ray.tune.proposals.queue.ProposalQueue`. What becomes of a lost
-trial is the :class:`~milp_ray.tune.workers.failures.FailurePolicy`'s to decide. An outcome goes to
-the user's event log before anything else happens with it (docs/decisions.md, 4). No Ray here.
+Waiting trials are in the :class:`~milp_ray.tune.proposals.queue.ProposalQueue`. The
+:class:`~milp_ray.tune.workers.failures.FailurePolicy` decides about lost ones. An outcome goes to
+the user's event log before anything else happens with it (docs/decisions.md, 4). The ledger knows
+no Ray.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class TrialListener(Protocol):
-    """Who wants to know how the study goes: the progress display, the exported metrics.
+    """Is told how trials go: the progress display, the exported metrics.
 
-    ``is_charged``: whether the trial's retries are fewer now. ``cost``: None where it is not known.
+    ``is_charged``: whether the trial lost a retry. ``cost``: None where unknown.
     """
 
     def on_trial_started(self, request: TrialRequest) -> None: ...
@@ -44,12 +45,12 @@ class TrialListener(Protocol):
 
 @dataclass
 class _Entry:
-    """A trial that a worker has had.
+    """A trial that was handed to a worker, and has not ended.
 
     Attributes:
         attempts: how often it was handed out.
         last_words: of its worker, which was lost.
-        setup_error: why its worker could not be set up and ends next.
+        setup_error: why its worker could not be set up; the worker ends next.
     """
 
     state: TrialState = TrialState.WAITING
@@ -65,7 +66,8 @@ class TrialLedger:
         >>> from milp_ray.memory.space import MemorySpace
         >>> from milp_ray.search import Engine, Objective
         >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
-        >>> engine = Engine(space, [Objective("loss", "min")], surrogate="random", reference={"loss": 3.0})
+        >>> objectives = [Objective("loss", "min")]
+        >>> engine = Engine(space, objectives, surrogate="random", reference={"loss": 3.0})
         >>> queue = ProposalQueue({"u-1": engine}, trials=1, batch=1, workers=1)
         >>> ledger = TrialLedger({"u-1": engine}, queue, ("loss",), FailurePolicy(retries=0))
         >>> request = ledger.start(wait=10.0)
@@ -80,12 +82,12 @@ class TrialLedger:
         queue: ready requests of the same engines.
         objectives: names of the measured values that engines are told, in their order.
         policy: decides about lost workers.
-        listeners: told of every start and end.
+        listeners: are told of every start and end.
         workers: how many trials run at once.
         notify: is told what is wrong with workers, for people.
 
     Attributes:
-        error: why the run is to end, if it is; nothing is started then.
+        error: why the run is to end, if it is; then no trial is started.
         baselines_failed: users whose no-memory measurement failed, and why.
     """
 
@@ -110,7 +112,7 @@ class TrialLedger:
             policy.has_worked()
 
     def state_of(self, request: TrialRequest) -> TrialState:
-        """Where a trial stands that has not ended."""
+        """The state of a trial that has not ended."""
         return self._entries[request].state if request in self._entries else TrialState.WAITING
 
     def start(self, wait: float = 0.0) -> TrialRequest | None:
@@ -140,23 +142,22 @@ class TrialLedger:
 
     @property
     def is_over(self) -> bool:
-        """Whether no trial runs and none will: while some run, a lost one may come back."""
+        """Whether no trial runs and none will; while some run, a lost one may come back."""
         return not self._running and self._queue.exhausted
 
     def report(self, request: TrialRequest, report: TrialReport) -> None:
-        """A worker reports from the middle of a trial: a sign of life, or that it cannot be set up
-        and ends."""
+        """A worker reports during a trial: a sign of life, or that it cannot be set up and ends."""
         if report.state is TrialState.LOST:
             self._entries[request].setup_error = report
         else:
             self._policy.reported()
 
-    def heard(self, request: TrialRequest, last_words: str) -> None:
-        """The last words of a trial's worker. That it was lost is told next."""
+    def note_last_words(self, request: TrialRequest, last_words: str) -> None:
+        """Note the last words of a trial's worker; :meth:`lose` is called next."""
         self._entries[request].last_words = last_words
 
     def end(self, request: TrialRequest, report: TrialReport) -> None:
-        """RUNNING to COMPLETE or FAILED, or, where the run was stopped half way, to ABANDONED.
+        """RUNNING to COMPLETE or FAILED, or to ABANDONED where the run was stopped half way.
 
         Raises:
             MilpRayError: every trial would fail like this one; this one is abandoned.
@@ -176,8 +177,7 @@ class TrialLedger:
             self._complete(request, report)
 
     def lose(self, request: TrialRequest) -> None:
-        """RUNNING to LOST, the trial's worker being gone: it waits again, has failed, or is
-        abandoned.
+        """RUNNING to LOST, then to WAITING, FAILED or ABANDONED: the trial's worker is gone.
 
         Raises:
             MilpRayError: why the run ends.
@@ -192,16 +192,16 @@ class TrialLedger:
         self._tell_of_loss(entry, verdict)
         if verdict.actions[request] is Action.RETRY:
             self._requeue(request, verdict.is_charged)
-        elif request.is_baseline:  # stands in no log, and other trials may wait for it
+        elif request.is_baseline:  # it is in no log, and other trials may wait for it
             self._fail(request, self._died_too_often(request), None)
         if verdict.ends is not None:
             for suspended in self._policy.settle():
-                if not suspended.is_baseline:  # that one has failed
+                if not suspended.is_baseline:  # a baseline has failed before
                     self._abandon(suspended)
             raise verdict.ends
 
     def give_up(self, error: Exception) -> None:
-        """End the run for this reason, unless there is one already: nothing more is started."""
+        """End the run for this reason, unless it has one already: no more trials are started."""
         self.error = self.error or error
         self._queue.stop()
 
@@ -221,7 +221,7 @@ class TrialLedger:
 
     def _fail(self, request: TrialRequest, reason: str, cost: TrialCost | None) -> None:
         cost = self._whole_cost(request, cost)
-        if request.is_baseline:  # the reference is inferred then, and a resume measures it again
+        if request.is_baseline:  # the reference is inferred instead, and a resume measures it again
             self.baselines_failed[request.alias] = reason
         else:
             self._engines[request.alias].fail(request.number, reason, _plain(cost))
@@ -245,7 +245,7 @@ class TrialLedger:
         self._queue.abandon(request)
 
     def _fail_suspended(self, requests: Sequence[TrialRequest]) -> None:
-        """Their workers died of them: others live, or there is nothing more to run."""
+        """Fail suspended trials: other trials got on, or there is nothing more to run."""
         for request in requests:
             if not request.is_baseline:
                 self._fail(request, self._died_too_often(request), None)
@@ -256,7 +256,7 @@ class TrialLedger:
         return f"the worker failed more often than ray.max_failures allows{why}"
 
     def _tell_of_loss(self, entry: _Entry, verdict: Verdict[TrialRequest]) -> None:
-        """Tell people of a loss, unless the like of it was told before."""
+        """Tell people of a loss, unless a like one was told before."""
         if not verdict.is_news:
             return
         if (setup := entry.setup_error) is None or setup.error is None:
@@ -266,7 +266,7 @@ class TrialLedger:
             self._notify(f"{where}{setup.error.problems[0].fact}; its trials run elsewhere")
 
     def _whole_cost(self, request: TrialRequest, cost: TrialCost | None) -> TrialCost | None:
-        """What a worker reports, with the attempts before it in this session."""
+        """The cost that a worker reports, with this session's earlier attempts added."""
         if cost is None:
             return None
         return dataclasses.replace(cost, attempts=self._entries[request].attempts - 1 + cost.attempts)

@@ -1,8 +1,8 @@
-"""What a running study exports to Prometheus, by way of Ray's own metrics.
+"""The metrics that a running study exports to Prometheus, through Ray's own metrics.
 
-Few series, whatever the number of users: labels are the study's name and fixed words. Ray puts
-``ray_`` before every name, and exports from the node that the driver runs on. docs/dashboard.md
-lists them.
+Their labels are the study's name and fixed words, so the number of series does not grow with the
+users. Ray puts ``ray_`` before every name, and exports them from the driver's node.
+docs/dashboard.md lists them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ HISTOGRAMS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Counts:
-    """The study as it stands: trials, and users, by state."""
+class StudyCounts:
+    """How many trials and how many users a study has, by state."""
 
     trials: Mapping[str, int]
     users: Mapping[str, int]
@@ -68,14 +68,14 @@ class _Window:
         return sum(amount for _, amount in self.items) / span if span > 0 else 0.0
 
 
-class Gauges:
-    """Collects what a study's parts say, and publishes it every two seconds. Thread-safe.
+class PrometheusExporter:
+    """Collects a study's metrics, and publishes them every two seconds. Thread-safe.
 
-    One of the searcher's listeners. Make it while Ray is connected.
+    It is one of the ledger's listeners. Make it while Ray is connected.
 
     Args:
         study: the study's name.
-        counts: the study as it stands; called by another thread.
+        counts: called by another thread for the study's present counts.
         overhead: what the search costs, if there is a search.
         clock: seconds, increasing.
     """
@@ -83,7 +83,7 @@ class Gauges:
     def __init__(
         self,
         study: str,
-        counts: Callable[[], Counts],
+        counts: Callable[[], StudyCounts],
         overhead: SearchOverhead | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,7 +106,7 @@ class Gauges:
         self._memory = 0.0
         self._costs_seen = 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prometheus", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Gauges:
 
     @contextlib.contextmanager
     def watching(self, engines: Mapping[str, Engine]) -> Iterator[None]:
-        """For the length of a Tune run: whose fronts grow."""
+        """Read the fronts of these engines, for the length of a Tune run."""
         self._engines = engines
         try:
             yield
@@ -159,7 +159,7 @@ class Gauges:
                 self._memory = max(self._memory, cost.gpu_memory)
 
     def publish(self) -> None:
-        """Set every gauge to what is the case now."""
+        """Set every gauge to its present value."""
         counts = self._counts()
         for name, states in (("trials", counts.trials), ("users", counts.users)):
             for state, count in states.items():
@@ -188,14 +188,14 @@ class Gauges:
 
 
 def quantiles(values: Sequence[float]) -> dict[float, float]:
-    """The 0.1, 0.5 and 0.9 quantiles by linear interpolation; nothing of nothing."""
+    """The 0.1, 0.5 and 0.9 quantiles by linear interpolation; none of no values."""
     if not values:
         return {}
     ordered = sorted(values)
     found = {}
     for share in _QUANTILES:
-        place = share * (len(ordered) - 1)
-        low = int(place)
+        position = share * (len(ordered) - 1)
+        low = int(position)
         high = min(low + 1, len(ordered) - 1)
-        found[share] = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+        found[share] = ordered[low] + (position - low) * (ordered[high] - ordered[low])
     return found

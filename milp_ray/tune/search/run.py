@@ -84,21 +84,21 @@ def run_search(
         StorageError: an event log could not be written.
     """
     study = spec.study
-    worker = trial_resources(study, stopping, notify)
-    spec = dataclasses.replace(spec, study=on_device(study, worker))
+    resources = trial_resources(study, stopping, notify)
+    spec = dataclasses.replace(spec, study=on_device(study, resources))
     queue = ProposalQueue(
         engines,
         trials=study.search.trials,
         batch=study.search.batch,
-        workers=worker.count,
+        workers=resources.concurrent,
         proposer=proposer,
         overhead=overhead,
         warm_start=warm_start,
     )
     policy = FailurePolicy[TrialRequest](study.ray.max_failures)
-    ledger = TrialLedger(engines, queue, study.objectives, policy, listeners, worker.count, notify)
+    ledger = TrialLedger(engines, queue, study.objectives, policy, listeners, resources.concurrent, notify)
     try:
-        _run_trials(spec, worker, ledger, lambda: queue.failed, folder, stopping, notify)
+        _run_trials(spec, resources, ledger, lambda: queue.failed, folder, stopping, notify)
     finally:
         queue.stop()
         queue.join(timeout=5)
@@ -110,7 +110,7 @@ def run_search(
 
 def _run_trials(
     spec: TrialSpec | SimulatedSpec,
-    worker: TrialResources,
+    resources: TrialResources,
     ledger: TrialLedger,
     queue_failed: Callable[[], bool],
     folder: Path,
@@ -126,10 +126,10 @@ def _run_trials(
     with writing(folder):
         make_folder(folder)  # Tune would open it to everybody
     searcher = StudySearcher(ledger, stopping)
-    watchdog = Watchdog(_heartbeat_timeout(spec.study, _several(spec, worker)), notify)
+    watchdog = Watchdog(_heartbeat_timeout(spec.study, _is_group(spec, resources)), notify)
     tuner = tune.Tuner(
-        _trainable(spec, worker),
-        tune_config=_tune_config(searcher, ending, worker.count),
+        _trainable(spec, resources),
+        tune_config=_tune_config(searcher, ending, resources.concurrent),
         run_config=_run_config(name, folder, ending, watchdog),
     )
     _fit(tuner, ledger, folder, name)
@@ -150,22 +150,23 @@ def _fit(tuner: tune.Tuner, ledger: TrialLedger, folder: Path, name: str) -> Non
         reset_log_once()
 
 
-def _several(spec: TrialSpec | SimulatedSpec, worker: TrialResources) -> bool:
+def _is_group(spec: TrialSpec | SimulatedSpec, resources: TrialResources) -> bool:
     """Whether a group of workers runs a trial; a simulated one needs none."""
-    return worker.workers > 1 and isinstance(spec, TrialSpec)
+    return resources.workers_per_trial > 1 and isinstance(spec, TrialSpec)
 
 
-def _trainable(spec: TrialSpec | SimulatedSpec, worker: TrialResources) -> type[tune.Trainable]:
-    """What runs trials, with the placement group that one of them takes."""
-    kept: type[tune.Trainable] = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
-    bundle = dict(worker.resources)
+def _trainable(spec: TrialSpec | SimulatedSpec, resources: TrialResources) -> type[tune.Trainable]:
+    """The Trainable that runs trials, with the placement group that one of them takes."""
+    kind: type[tune.Trainable] = SimulatedTrial if isinstance(spec, SimulatedSpec) else MemoryTrial
+    bundle = dict(resources.per_worker)
     bundles = [bundle]
-    if _several(spec, worker):
-        kept, bundles = GroupTrial, [{}, *([bundle] * worker.workers)]  # itself it takes nothing
+    if _is_group(spec, resources):
+        # The Trainable itself takes nothing; its ranks do.
+        kind, bundles = GroupTrial, [{}, *([bundle] * resources.workers_per_trial)]
     made: type[tune.Trainable] = tune.with_resources(
-        tune.with_parameters(kept, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
+        tune.with_parameters(kind, spec=spec), PlacementGroupFactory(bundles, strategy="PACK")
     )
-    made.__qualname__ = kept.__name__  # the dashboard shows this one
+    made.__qualname__ = kind.__name__  # the dashboard shows this name
     return made
 
 
@@ -173,7 +174,7 @@ def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent
     """Actors are kept, and there is no metric of Tune's own: ours are two."""
     return tune.TuneConfig(
         search_alg=searcher,
-        scheduler=KeepActors(ending, searcher.heard),
+        scheduler=KeepActors(ending, searcher.note_last_words),
         num_samples=-1,
         max_concurrent_trials=concurrent,
         reuse_actors=True,
@@ -195,13 +196,13 @@ def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: W
     )
 
 
-def _heartbeat_timeout(study: Study, several: bool) -> float:
+def _heartbeat_timeout(study: Study, is_group: bool) -> float:
     """Seconds without a sign of life after which Tune's actor counts as hung.
 
     The actor of a group watches its ranks itself, and is silent while it does.
     """
     seconds = study.ray.group_timeout + study.trial.slice_seconds
-    return longest_step(seconds) if several else seconds
+    return longest_step(seconds) if is_group else seconds
 
 
 class _GiveUp(tune.Stopper):  # type: ignore[misc]

@@ -51,10 +51,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if request := self._requests.get(trial_id):
             self._ledger.report(request, TrialReport.from_result(result))
 
-    def heard(self, trial_id: str, last_words: str) -> None:
+    def note_last_words(self, trial_id: str, last_words: str) -> None:
         """The last words of a trial's worker, which was lost; the loss itself is told next."""
         if request := self._requests.get(trial_id):
-            self._ledger.heard(request, last_words)
+            self._ledger.note_last_words(request, last_words)
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False

@@ -1,1 +1,1 @@
-"""What runs in workers, alone or in groups: the resident base, a trial in slices, and a loss dealt with."""
+"""What runs in workers, alone or in groups: the resident base, a trial in slices, failures."""

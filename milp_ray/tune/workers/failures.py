@@ -1,21 +1,21 @@
-"""What becomes of work whose worker was lost, and when a run gives up. No Ray here.
+"""What becomes of work whose worker was lost, and when a run gives up.
 
-One policy for the search, where a task is a trial, for a trial's group of ranks, and for the final
-job. It knows two kinds of loss.
+One policy serves the search, where a task is a trial, a trial's group of ranks, and the final job.
+It knows no Ray. It distinguishes two kinds of loss.
 
-- A worker *dies* in the middle of a task: it was killed, hung, or broke. The task may be what kills
-  it. So the task runs again only ``retries`` times, and has failed then.
-- A worker *cannot be set up*, or meets a fault of its node or the storage. Its GPU is still full of
-  a predecessor, a mount comes late, a driver is broken. That is no task's fault. So the task runs
-  again on another worker, free of charge.
+- A worker *dies* in the middle of a task: it was killed, hung, or broke. The task may be the cause.
+  So the task runs again only ``retries`` times, and then it has failed.
+- A worker *cannot be set up*, or meets a fault of its node or the storage: its predecessor's memory
+  still fills the GPU, a mount comes late, a driver is broken. That is no task's fault. So the task
+  runs again on another worker, and is not charged.
 
-Either may be the cluster's fault. So losses are counted in a row, and ``limit`` of them end the
-run. Then no task is charged, and a resume goes on. Set-up faults are in the row until any worker
-reports anything. Deaths past the retries are in it until another task gets on, since a task that
-reports may still die like the others. Several workers that start together and cannot be set up are
-one loss.
+Either may be the cluster's fault. So losses in a row are counted, and ``limit`` of them end the
+run. Then no task is charged, and a resume goes on. A set-up fault leaves the row when any worker
+reports anything. A death past the retries leaves it when another task gets on, since a task that
+reports may still die like the others. Where several workers that started together cannot be set up,
+that is one loss.
 
-Where *every* worker of a run died alike before any task ended, no task is what kills them: five
+Where *every* worker of a run died in the same way before any task ended, no task is the cause. Five
 such deaths end the run too, whatever retries are left.
 """
 
@@ -42,7 +42,7 @@ class Action(StrEnum):
 
     Attributes:
         RETRY: it runs again.
-        SUSPEND: it is past its retries, and whose fault that is shows when another task gets on.
+        SUSPEND: it is past its retries, and waits: once another task gets on, the fault is its own.
         FAIL: it has failed.
     """
 
@@ -56,10 +56,10 @@ class Loss(Generic[T]):
     """A worker that was lost.
 
     Attributes:
-        task: what it had; None: nothing yet.
-        error: why it could not be set up, or what its node or the storage did; None: it died.
-        node: the address of its node, where it is known.
-        last_words: of a worker that died, see :mod:`milp_ray.tune.workers.last_words`.
+        task: the worker's task; None: it had none yet.
+        error: why it could not be set up, or the fault of its node or the storage; None: it died.
+        node: the address of its node, where known.
+        last_words: why it died, see :mod:`milp_ray.tune.workers.last_words`.
     """
 
     task: T | None = None
@@ -70,11 +70,11 @@ class Loss(Generic[T]):
 
 @dataclass(frozen=True)
 class Verdict(Generic[T]):
-    """What a loss comes to.
+    """What follows from a loss.
 
     Attributes:
         actions: what is done with the tasks of the lost workers.
-        is_charged: whether that cost a task a retry.
+        is_charged: whether the loss cost a task a retry.
         is_news: whether people have not been told of such a loss yet.
         ends: why the whole run ends, if it does.
     """
@@ -87,8 +87,12 @@ class Verdict(Generic[T]):
 
 @dataclass(frozen=True)
 class Pauses:
-    """How long to wait after a set-up fault: ``first`` seconds, then twice as long each time, at
-    most ``longest``."""
+    """How long to wait after a set-up fault.
+
+    Attributes:
+        first: seconds after the first fault; each further one doubles them.
+        longest: seconds at most.
+    """
 
     first: float
     longest: float
@@ -111,12 +115,12 @@ class FailurePolicy(Generic[T]):
     Args:
         retries: how often a task runs again whose worker died.
         limit: how many losses in a row end the run.
-        suspends: whether a task past its retries is kept open until another task gets on. False
-            where tasks on their last try run alone, so that a loss is certainly the task's.
-        pauses: after set-up faults: a broken node would be asked over and over.
-        given_up: makes the error of a run that ends after so many deaths in a row, from the last
+        suspends: whether a task past its retries waits until another task gets on. False where
+            tasks on their last try run alone, so that a loss is certainly the task's.
+        pauses: after set-up faults; without them a broken node would be asked over and over.
+        given_up: makes the error of a run that ends after so many deaths in a row, with the last
             words.
-        clock: seconds.
+        clock: seconds, increasing.
     """
 
     def __init__(
@@ -153,30 +157,30 @@ class FailurePolicy(Generic[T]):
             self._row = [loss for loss in self._row if loss.error is None]
 
     def got_on(self, task: T) -> list[T]:
-        """A task ended, or got on: its deaths so far no longer count, and workers get through tasks
-        here.
+        """A task ended, or got on: its deaths so far no longer count.
+
+        It also shows that workers get through tasks on this cluster.
 
         Returns:
-            The suspended tasks, which have failed by themselves; see :meth:`settle`.
+            The suspended tasks: they have failed by themselves; see :meth:`settle`.
         """
         self._early_deaths = None
         self._deaths.pop(task, None)
         return self.settle()
 
     def settle(self) -> list[T]:
-        """End the row of losses; the suspended tasks in it, about which the caller decides now."""
+        """End the row of losses; the suspended tasks in it, which the caller decides about."""
         row, self._row = self._row, []
         return [loss.task for loss in row if loss.error is None and loss.task is not None]
 
     def has_worked(self) -> None:
-        """In an earlier session tasks ended, so workers get through them here."""
+        """In an earlier session tasks ended, so workers get through tasks on this cluster."""
         self._early_deaths = None
 
     def lost(self, *losses: Loss[T]) -> Verdict[T]:
-        """Workers were lost; those that were lost together are told together, and are one in the
-        row.
+        """Workers were lost; those that were lost together are one call, and one loss in the row.
 
-        A loss without a task and without an error is that of a worker that came to nothing.
+        A loss without a task and without an error is a worker's that died before it had a task.
         """
         faults = [loss for loss in losses if loss.error is not None]
         uncharged = faults or [loss for loss in losses if loss.task is None]
@@ -191,33 +195,35 @@ class FailurePolicy(Generic[T]):
         )
 
     def deaths(self, task: T) -> int:
-        """How many workers died in a task since it last got on."""
+        """How many workers have died in a task since it last got on."""
         return self._deaths[task]
 
     def is_last_try(self, task: T) -> bool:
-        """Whether one more death is one too many."""
+        """Whether one more death is past the retries."""
         return 0 < self._deaths[task] == self._retries
 
     def last_words(self, task: T) -> str:
-        """Of the worker that died last in a task; empty where they are not known."""
+        """The last words of the worker that died last in a task; empty where unknown."""
         return self._last_words.get(task, "")
 
     @property
     def held_back(self) -> int:
-        """How many workers fewer are to start now: one for each set-up fault of late, so that its
-        node is not asked over and over. Each of a node's faults holds one back for twice as long as
-        the one before."""
+        """How many workers fewer may start now: one for each recent set-up fault.
+
+        So a broken node is not asked over and over. Each fault of a node holds a worker back for
+        twice as long as the fault before.
+        """
         now = self._clock()
         self._pause_ends = [end for end in self._pause_ends if end > now]
         return len(self._pause_ends)
 
     @property
     def pause(self) -> float:
-        """Seconds that all workers wait before they start again, where they start together."""
+        """Seconds that workers that start together wait before they start again."""
         return self._pauses.after(len(self._row))
 
     def _decide(self, loss: Loss[T]) -> Action:
-        """What is done with a loss's task."""
+        """Decide about the task of a loss."""
         assert loss.task is not None
         if loss.error is not None:
             self._pause_ends.append(self._clock() + self._pauses.after(self._faults[loss.node]))
@@ -234,15 +240,14 @@ class FailurePolicy(Generic[T]):
         return Action.SUSPEND
 
     def _count_in_row(self, loss: Loss[T]) -> None:
-        """Count a loss that is no task's fault, unless its worker started together with a counted
-        one."""
+        """Count a loss that is no task's fault, once for workers that started together."""
         if loss.task is None or self._started.get(loss.task, 0) > self._counted:
             self._counted = next(self._order)
             self._row.append(loss)
             self._faults[loss.node] += 1
 
     def _is_news(self, loss: Loss[T]) -> bool:
-        """Whether people have not been told of the like; amounts and process ids aside."""
+        """Whether people have not been told of a like loss; amounts and process ids aside."""
         if loss.error is not None:
             kind: tuple[str, ...] = (loss.node, *alike(loss.error))
         elif loss.last_words:
@@ -254,7 +259,7 @@ class FailurePolicy(Generic[T]):
         return is_new
 
     def _why_it_ends(self) -> MilpRayError | None:
-        """Why the run ends: the last fault of the row where there is one; None: it goes on."""
+        """Why the run ends, which is the last fault of the row if any; None: it goes on."""
         if (died_alike := self._all_died_alike()) is not None:
             return died_alike
         if len(self._row) < self._limit:
@@ -263,8 +268,7 @@ class FailurePolicy(Generic[T]):
         return errors[-1] if errors else self._given_up(len(self._row), self._row[-1].last_words)
 
     def _all_died_alike(self) -> MilpRayError | None:
-        """The error that all workers so far stand for, if they died in the same way, in several
-        tasks."""
+        """The error of a run whose workers all died in the same way, in several tasks; else None."""
         deaths = self._early_deaths or []
         ways = {_without_numbers(loss.last_words) for loss in deaths}
         if len(deaths) < _ALL_ALIKE or len(ways) != 1 or "" in ways or len({d.task for d in deaths}) < 2:
@@ -286,5 +290,5 @@ def _trials_lost(times: int, last_words: str) -> ClusterError:
 
 
 def _without_numbers(words: str) -> str:
-    """Equal for last words that differ in process ids and amounts alone."""
+    """Last words without process ids and amounts, so that like ones are equal."""
     return re.sub(r"[\d.]+", "#", words)

@@ -1,7 +1,7 @@
-"""The base model of a worker process: run folder, threads, process group, weights, bounds; once per process.
+"""The base model that a worker process loads once: run folder, threads, process group, weights.
 
-Every worker comes to its base this way, whether it works alone, as a rank of a group in the search, or in the
-final job.
+Every worker loads its base this way, whether it works alone, as a rank of a group in the search, or
+in the final job.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
     from milp_ray.model.parallel.rendezvous import Rendezvous
 
-LOADING_SECONDS = 3600.0  # that a base may take, and that ranks wait for each other: files may be far away
+# Seconds that a base may take to load, and that ranks wait for each other: files may be far away.
+LOADING_SECONDS = 3600.0
 
 
 def meet_at(address: str) -> None:
-    """Have this process meet others at an address of its machine's.
+    """Have this process meet others at one of its machine's addresses.
 
-    gloo would tell them the one that the host's name stands for, 127.0.1.1 on many a machine, and NCCL any
-    that it finds. What is set already stays.
+    By itself, gloo would tell others the address of the host's name, which on many machines is
+    127.0.1.1, and NCCL would take any address that it finds. A variable that is set already stays.
     """
     found = psutil.net_if_addrs().items()
     names = [name for name, given in found if any(one.address == address for one in given)]
     if not names:
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
-    if not ipaddress.ip_address(address).is_loopback:  # NCCL needs another one even on a single machine
+    if not ipaddress.ip_address(address).is_loopback:  # NCCL refuses loopback even on one machine
         os.environ.setdefault("NCCL_SOCKET_IFNAME", names[0])
 
 
 @contextlib.contextmanager
 def _watched(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer, by a thread that Python's lock cannot hold up."""
-    # File 2 becomes the worker's log. It is written where each thread stood, and no value.
+    """End this process if the block takes longer, by a thread that needs no lock of Python's."""
+    # File 2 becomes the worker's log. It gets each thread's stack, and no value.
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
@@ -57,19 +58,19 @@ def _watched(seconds: float) -> Iterator[None]:
 
 
 def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous | None = None) -> BaseModel:
-    """Load a study's base in this process, divided over the ranks of ``rendezvous`` where there are several.
-
-    Args:
-        study: as workers are to read it.
-        root: the run folder, which this machine has to see.
-        cpus: that the process may use.
-        rendezvous: of the group that the process is to be a rank of; None: it works alone.
-
-    Raises:
-        MilpRayError: what keeps this worker, and so any, from working.
-        RuntimeError: the ranks did not come together, or one of them was lost.
+    """Load a study's base in this process, divided over the ranks of ``rendezvous`` if given.
 
     A process that takes ``LOADING_SECONDS`` to load hangs: it ends, and its log says where it hung.
+
+    Args:
+        study: as workers read it.
+        root: the run folder, which this machine must see.
+        cpus: number of CPUs that the process may use.
+        rendezvous: of the group that the process becomes a rank of; None: it works alone.
+
+    Raises:
+        MilpRayError: something keeps this worker, and so any, from working.
+        RuntimeError: the ranks did not meet, or one of them was lost.
     """
     import torch
 
@@ -89,7 +90,7 @@ def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous 
             remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
         )
     try:
-        check_sees(root)  # each rank for itself: who started them hears of one that does not, and ends all
+        check_sees(root)  # each rank for itself: if one does not, whoever started the ranks ends all
         parallel = ALONE
         if rendezvous is not None:
             meet_at(ray.util.get_node_ip_address())
@@ -102,13 +103,13 @@ def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous 
         raise
     except Exception as error:
         if rendezvous is not None and isinstance(error, RuntimeError):
-            raise  # a rank was lost while others waited for it, most likely: whoever started them tries again
+            raise  # most likely another rank was lost: whoever started the ranks tries again
         raise ClusterError(
             f"a worker could not be set up: {exception_site(error)}",
             expected="a worker that imports the pinned packages and has room for the base model",
             remedy="look into the worker's log in Ray's session folder; is another job on its GPU?",
         ) from None
-    # What is here now stays: collections after a trial need not look through it.
+    # All objects of now stay: garbage collections after a trial need not look through them.
     gc.collect()
     gc.freeze()
     return base

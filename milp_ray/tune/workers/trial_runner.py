@@ -1,6 +1,6 @@
-"""A trial on a resident base, in slices of a few seconds, and what it reports as plain values.
+"""A trial on a resident base, in slices of a few seconds, and its reports as plain values.
 
-What a worker does, whether it works alone or as a rank of a group; who drives it is
+A worker runs it, whether it works alone or as a rank of a group. It is driven by
 :mod:`milp_ray.tune.search.trainable` and :mod:`milp_ray.tune.workers.worker_group`.
 """
 
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 
 
 class WorkerBroke(RuntimeError):  # noqa: N818  (it names an outcome)
-    """A worker's process failed in an unforeseen way. It says where, not what, which might quote a user."""
+    """A worker's process failed in an unforeseen way. Its site is told, and no message.
+
+    A message might quote a user.
+    """
 
 
 class WorkerSetupError(Exception):
-    """A worker that cannot work: what keeps it from its base or its first trial.
+    """A worker cannot load its base or begin its first trial.
 
     Attributes:
         error: why. With exit code 2 every other worker would fail alike.
-        node: the address of the worker's node; empty where it is not known.
+        node: the address of the worker's node; empty where unknown.
     """
 
     def __init__(self, error: MilpRayError, node: str) -> None:
@@ -49,13 +52,16 @@ class WorkerSetupError(Exception):
         return (WorkerSetupError, (self.error, self.node))
 
     def report(self) -> TrialReport:
-        """What its trial reports instead of a step: the run's end, or why the worker ends. With the next call
-        it does, so Tune keeps it for no other trial."""
+        """What the worker's trial reports instead of a step.
+
+        With exit code 2 that is the run's end, else why the worker ends. The next call ends the
+        worker, so that Tune keeps it for no other trial.
+        """
         if self.error.exit_code == 2:
             return TrialReport.fatal(self.error)
         if self._told:
-            # At once: Tune itself lets a worker go only when its loop turns, and it may wait for a trial
-            # first, while the GPU stays taken.
+            # At once: Tune itself ends a worker only in its loop, which may wait for a trial first,
+            # while the GPU stays taken.
             ray.actor.exit_actor()
         self._told = True
         return TrialReport.lost(self.error, self.node)
@@ -91,8 +97,8 @@ class TrialRunner:
             request.placement,
             study,
             phase="search",
-            # One stream of random numbers per study, not per trial: two placements of a user then differ by
-            # the placement alone, which takes the order's luck out of the comparison.
+            # One stream of random numbers per study, not per trial: two trials of a user then
+            # differ by the placement alone, and not by the luck of the samples' order.
             seed=study.seed,
         )
         self._steps = self._trial.steps()
@@ -101,7 +107,7 @@ class TrialRunner:
         """Work for ``trial.slice_seconds``, or to the end of the trial.
 
         Raises:
-            WorkerBroke: anything unforeseen.
+            WorkerBroke: something unforeseen happened.
         """
         from milp_ray.model.limits import OutOfMemory
         from milp_ray.trial.trial import TrialStopped
@@ -123,10 +129,10 @@ class TrialRunner:
         except MilpRayError as error:
             return TrialReport.fatal(error)
         except Exception as error:
-            # Whatever it was, this process may be broken (a CUDA error sticks): it is replaced.
+            # This process may be broken now (a CUDA error sticks), so it is replaced.
             raise WorkerBroke(exception_site(error)) from None
 
-    def drop(self) -> None:
+    def abandon(self) -> None:
         """Give the present trial up."""
         if self._steps is not None:
             self._steps.close()  # tells the other ranks
@@ -161,12 +167,12 @@ class TrialRunner:
         )
 
     def _cost(self) -> TrialCost:
-        """What the trial took so far."""
+        """What the trial has cost so far."""
         assert self._trial is not None
         return dataclasses.replace(self._trial.cost(), node=node_name())
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
-        """Against what the user's event log holds now: trials that run at this moment may still beat it."""
+        """Whether no trial in the user's event log dominates it; running ones may still do so."""
         from milp_ray.search.core.events import told_values
         from milp_ray.search.core.pareto import dominated_by_any
 

@@ -1,4 +1,4 @@
-"""What the trials of a study share: what travels from the driver to every worker, once."""
+"""What the trials of a study share; it is sent from the driver to every worker once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from milp_ray.tune.cluster.shared import SharedUsers
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What every trial of a study shares. Sent once per worker, by way of the object store.
+    """What every trial of a study shares. Ray's object store carries it to each worker once.
 
-    ``users`` maps aliases to object references: texts travel in memory to the workers that need them, and
-    stand in no config, name or file of Ray's. ``root`` is the run folder, ``session`` the id of the driver's
-    session that its workers publish for.
+    Attributes:
+        study: as workers read it.
+        users: references to the users' texts, by alias. Texts are sent in memory to the workers
+            that need them, and are in no config, name or file of Ray's.
+        root: the run folder.
+        session: id of the driver's session that its workers publish for.
     """
 
     study: Study

@@ -1,10 +1,11 @@
-"""Several workers that stay together: one base loaded (and divided) once, trial after trial on it.
+"""Several workers that stay together: they load (and divide) a base once, for trial after trial.
 
-Each rank is an actor in a bundle of the placement group that the caller runs in. All ranks run a trial in
-lock-step (:mod:`milp_ray.model.parallel`); rank 0 is asked for slices of it, the others run it through.
-A rank that dies, hangs or runs out of memory ends the group: the others wait for it in vain, so all are
-killed, by process id where Ray's own way would wait for a process that no longer answers. Whether to begin
-again is the caller's business (:mod:`milp_ray.tune.search.group_trial`).
+Each rank is an actor in a bundle of the placement group that the caller runs in. All ranks run a
+trial in lock-step (:mod:`milp_ray.model.parallel`): rank 0 is asked for slices of it, and the
+others run it through. A rank that dies, hangs or runs out of memory ends the group, since the
+others wait for it in vain. All ranks are killed then, by process id, since Ray itself would wait
+for a process that no longer answers. The caller decides whether to begin again
+(:mod:`milp_ray.tune.search.group_trial`).
 """
 
 from __future__ import annotations
@@ -29,17 +30,22 @@ from milp_ray.tune.workers.trial_runner import TrialRunner, WorkerSetupError
 if TYPE_CHECKING:
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
-_START_SECONDS = 300.0  # until all ranks have imported, and until they have met
+_START_SECONDS = 300.0  # until all ranks have imported, and again until they have met
 
 
 def longest_step(heartbeat_timeout: float) -> float:
-    """Seconds that a step of a trial with a group may take: it starts the ranks, they load the base, begin,
-    and work, and end. ``heartbeat_timeout``: for each of the last three."""
+    """Seconds that a step of a group's trial may take.
+
+    In the longest step the ranks start, load the base, begin, work and end.
+
+    Args:
+        heartbeat_timeout: seconds for each of the last three.
+    """
     return 2 * _START_SECONDS + LOADING_SECONDS + 3 * heartbeat_timeout
 
 
 class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
-    """The group is no more. ``reason`` is for people; ``final``: the trial would fail again alike."""
+    """The group has ended. ``reason``: for people. ``final``: the trial would fail again alike."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         self.reason, self.final = reason, final
@@ -47,7 +53,7 @@ class GroupFailed(Exception):  # noqa: N818  (it names an outcome)
 
 
 class Rank:
-    """One rank: a process with its part of the base (a Ray actor)."""
+    """One rank of a group: a Ray actor with its part of the base."""
 
     def __init__(self, spec: TrialSpec, cpus: float) -> None:
         self._spec = spec
@@ -59,21 +65,23 @@ class Rank:
         return f"Rank({self._spec.study.name})"  # the actor's name in the dashboard
 
     def process(self) -> WorkerProcess:
-        """Its process. Imports what :meth:`join` needs, so that ranks then come together at about the same
-        time."""
+        """This rank's process.
+
+        The call imports what :meth:`join` needs, so that the ranks meet at about the same time.
+        """
         import milp_ray.trial.trial  # noqa: F401
 
         return this_process()
 
     def host(self, one_machine: bool) -> str:
-        """Open what the ranks meet at; its address. For rank 0."""
+        """Open the rendezvous of the ranks; its address. Called on rank 0."""
         return host_rendezvous(one_machine)
 
     def join(self, address: str, rank: int, size: int) -> None:
-        """Meet the others and load the base.
+        """Meet the other ranks, and load the base.
 
         Raises:
-            WorkerSetupError: something keeps this worker from it, and so the others.
+            WorkerSetupError: this rank cannot, and so neither can the others.
         """
         from milp_ray.model.parallel.rendezvous import Rendezvous
 
@@ -86,33 +94,33 @@ class Rank:
         self._runner = TrialRunner(self._spec, base)
 
     def begin(self, request: TrialRequest) -> None:
-        """Take a trial."""
+        """Begin a trial."""
         assert self._runner is not None
         self._runner.begin(request)
 
     def slice(self) -> TrialReport:
-        """Go on with the trial for a while; see :meth:`TrialRunner.step`. For rank 0."""
+        """Run a slice of the trial; see :meth:`TrialRunner.step`. Called on rank 0."""
         assert self._runner is not None
         return self._runner.step()
 
     def run(self) -> TrialReport:
-        """Go on with the trial to its end, as the others do."""
+        """Run the trial to its end. Called on the other ranks."""
         while not (report := self.slice()).is_over:
             pass
         return report
 
-    def drop(self) -> None:
-        """Give the trial up, on all ranks. For rank 0."""
+    def abandon(self) -> None:
+        """Give the trial up, on all ranks. Called on rank 0."""
         assert self._runner is not None
-        self._runner.drop()
+        self._runner.abandon()
 
 
 class WorkerGroup:
     """The ranks of one placement group. Not thread-safe.
 
     Example:
-        Two ranks on the bundles that a Tune trial runs in, as ``GroupTrial`` starts them; it takes a
-        cluster and a base model.
+        Two ranks on the bundles that a Tune trial runs in, as ``GroupTrial`` starts them. The
+        example is skipped: it needs a cluster and a base model.
 
         >>> group = WorkerGroup(  # doctest: +SKIP
         ...     spec, [{"CPU": 1}] * 2, placement_group, timeout=60, slice_seconds=2
@@ -120,11 +128,11 @@ class WorkerGroup:
         >>> group.start()  # doctest: +SKIP
 
     Args:
-        spec: of all trials, a reference to it in Ray's object store.
+        spec: a reference to the trials' :class:`TrialSpec` in Ray's object store.
+        bundles: resources of each rank.
+        placement_group: the one whose bundles these are.
         timeout: seconds without a sign of life after which a rank counts as hung.
         slice_seconds: how long a slice takes.
-        bundles: resources of each rank.
-        placement_group: whose bundles these are.
     """
 
     def __init__(
@@ -146,14 +154,14 @@ class WorkerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether it has ranks, as far as is known."""
+        """Whether the group has ranks, as far as is known."""
         return bool(self._ranks)
 
     def start(self) -> None:
-        """Start the ranks and have them load the base.
+        """Start the ranks, and have them load the base.
 
         Raises:
-            GroupFailed: some rank did not come up, or not in time.
+            GroupFailed: a rank did not come up in time.
             WorkerSetupError: a rank cannot work: the base cannot be loaded, say.
         """
         make = ray.remote(max_restarts=0)(Rank)
@@ -181,17 +189,17 @@ class WorkerGroup:
             )
 
     def begin(self, request: TrialRequest) -> None:
-        """Give all ranks a trial.
+        """Begin a trial on all ranks.
 
         Raises:
-            GroupFailed: a rank is gone.
+            GroupFailed: a rank was lost.
         """
         with self._failing():
             self._all([rank.begin.remote(request) for rank in self._ranks], "began")
             self._others = [rank.run.remote() for rank in self._ranks[1:]]
 
     def slice(self) -> TrialReport:
-        """Go on with the trial; what rank 0 reports.
+        """Run a slice of the trial; what rank 0 reports.
 
         Raises:
             GroupFailed: a rank died, hung, or ran out of memory.
@@ -215,20 +223,20 @@ class WorkerGroup:
                 self._others = []
             return report
 
-    def drop(self) -> None:
-        """Give the present trial up, on all ranks; the group is ready for another one.
+    def abandon(self) -> None:
+        """Give the present trial up, on all ranks; then the group is ready for another one.
 
         Raises:
-            GroupFailed: it could not be given up.
+            GroupFailed: the ranks did not give it up.
         """
         if not self._others:
             return
         with self._failing():
-            self._all([self._ranks[0].drop.remote(), *self._others], "stopped")
+            self._all([self._ranks[0].abandon.remote(), *self._others], "stopped")
             self._others = []
 
     def kill(self) -> None:
-        """End all ranks at once, whatever they are doing."""
+        """Kill all ranks at once, whatever they are doing."""
         ranks, processes = self._ranks, self._processes
         self._ranks, self._processes, self._others = [], [], []
         for rank in ranks:
@@ -237,7 +245,7 @@ class WorkerGroup:
         end(processes)
 
     def _all(self, refs: Sequence[Any], what: str, seconds: float | None = None) -> list[Any]:
-        """What all ranks answer; all of them must, within ``seconds``."""
+        """The answers of all ranks, which must come within ``seconds``."""
         waiting = list(refs)
         deadline = time.monotonic() + (seconds or self._heartbeat_timeout)
         while waiting:
@@ -248,13 +256,13 @@ class WorkerGroup:
         return list(ray.get(list(refs)))
 
     def _check(self, report: TrialReport) -> None:
-        """Raise if a rank's report is that of its own failure, which the others know nothing of."""
+        """Raise if a rank reports a failure of its own, which the others do not know of."""
         if report.alone:
             raise GroupFailed(report.reason, final=True)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Whatever goes wrong inside ends the group."""
+        """Kill the group if anything goes wrong inside."""
         try:
             yield
         except GroupFailed:

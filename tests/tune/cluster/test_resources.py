@@ -50,7 +50,7 @@ def test_an_autoscaler_is_asked_waited_for_and_let_go(monkeypatch: pytest.Monkey
     found = trial_resources(study(wait_for_nodes=600.0, gpus_per_worker=1.0, max_concurrent=16))
     assert 60 <= cluster.now < 70
     # 16 may run at once: trials beyond the first two wait for room, and bring more nodes.
-    assert (found.cpus, found.gpus, found.count) == (1.0, 1.0, 16)
+    assert (found.cpus_per_worker, found.gpus_per_worker, found.concurrent) == (1.0, 1.0, 16)
     asked = [{"CPU": 1.0, "GPU": 1.0}] * 16
     # Again and again: the cluster has one such request, which others overwrite.
     assert cluster.asked == [asked] * 4 + [[]]
@@ -59,26 +59,28 @@ def test_an_autoscaler_is_asked_waited_for_and_let_go(monkeypatch: pytest.Monkey
 def test_auto_takes_the_gpus_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0)
     found = trial_resources(study(wait_for_nodes=600.0))
-    assert (found.gpus, found.count) == (1.0, 2)
+    assert (found.gpus_per_worker, found.concurrent) == (1.0, 2)
 
 
 def test_what_starts_together_is_waited_for_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0, 200.0), list[str]()
     settings = study(wait_for_nodes=600.0, gpus_per_worker=1.0, max_concurrent=16)
-    assert trial_resources(settings, notify=said.append, together=4).count == 4
+    assert trial_resources(settings, notify=said.append, together=4).concurrent == 4
     assert 200 <= cluster.now < 210 and len(said) == 1
     # Neither more than there are users, nor fewer than may run.
     assert cluster.asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 4 and cluster.asked[-1] == []
-    assert trial_resources(settings, together=3).count == 3
+    assert trial_resources(settings, together=3).concurrent == 3
 
 
 def test_what_starts_together_takes_what_came_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, said = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 10.0, 1e9), list[str]()
     groups = {"workers_per_trial": 2, "parallelism": "zero3"}
     settings = study(wait_for_nodes=120.0, max_concurrent=8, **groups)
-    assert trial_resources(settings, notify=said.append).count == 8, "the search's trials each wait for room"
+    assert trial_resources(settings, notify=said.append).concurrent == 8, (
+        "the search's trials each wait for room"
+    )
     found = trial_resources(settings, notify=said.append, together=8)
-    assert (found.count, found.workers, found.gpus) == (1, 2, 1.0)
+    assert (found.concurrent, found.workers_per_trial, found.gpus_per_worker) == (1, 2, 1.0)
     assert 130 <= cluster.now < 140
     assert said[1:] == ["waiting up to 120 s for nodes: there is room for 1 of 8 that are to start together"]
     assert cluster.asked[-2] == [{"CPU": 1.0, "GPU": 1.0}] * 16, "auto asks for what it found"
@@ -87,9 +89,9 @@ def test_what_starts_together_takes_what_came_in_time(monkeypatch: pytest.Monkey
 def test_without_time_what_starts_together_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, {"CPU": 3.0}, 0.0)
     cluster.asked.append([])
-    assert trial_resources(study(max_concurrent=8), together=5).count == 3 and cluster.now == 0
-    assert trial_resources(study(), together=2).count == 2
-    assert trial_resources(study(max_concurrent=1), together=2).count == 1
+    assert trial_resources(study(max_concurrent=8), together=5).concurrent == 3 and cluster.now == 0
+    assert trial_resources(study(), together=2).concurrent == 2
+    assert trial_resources(study(max_concurrent=1), together=2).concurrent == 1
 
 
 def test_a_stop_ends_waiting_and_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +114,10 @@ def test_a_kind_of_gpu_and_other_resources_are_asked_for(monkeypatch: pytest.Mon
     cluster = Cluster(monkeypatch, node, 60.0)
     wanted = {"accelerator_type": "H100", "custom_resources": {"licence": 1.0}}
     found = trial_resources(study(wait_for_nodes=600.0, **wanted))
-    assert found.resources == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001, "licence": 1.0}
-    assert cluster.asked[0] == [found.resources], "an autoscaler is told which GPU, with none there yet"
-    assert trial_resources(study(**wanted)).count == 3, "as many as there are licences"
-    assert trial_resources(study(**wanted), together=2).count == 2
+    assert found.per_worker == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001, "licence": 1.0}
+    assert cluster.asked[0] == [found.per_worker], "an autoscaler is told which GPU, with none there yet"
+    assert trial_resources(study(**wanted)).concurrent == 3, "as many as there are licences"
+    assert trial_resources(study(**wanted), together=2).concurrent == 2
 
 
 def test_a_kind_of_gpu_that_is_not_there_is_named_with_those_that_are(
@@ -134,7 +136,7 @@ def test_a_kind_of_gpu_that_is_not_there_is_named_with_those_that_are(
 def test_a_gpu_by_name_is_not_replaced_by_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, {"CPU": 8.0}, 0.0)
     cluster.asked.append([])
-    assert trial_resources(study()).gpus == 0, "auto falls back"
+    assert trial_resources(study()).gpus_per_worker == 0, "auto falls back"
     with pytest.raises(ClusterError) as refused:
         trial_resources(study("cuda"))
     problem = refused.value.problems[0]
@@ -144,7 +146,7 @@ def test_a_gpu_by_name_is_not_replaced_by_cpus(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_by_name_is_asked_of_an_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, 60.0)
-    assert trial_resources(study("cuda", wait_for_nodes=600.0)).gpus == 1
+    assert trial_resources(study("cuda", wait_for_nodes=600.0)).gpus_per_worker == 1
     assert cluster.asked[0] == [{"CPU": 1.0, "GPU": 1.0}]
 
 
@@ -160,4 +162,4 @@ def test_parts_of_gpus_are_counted_gpu_by_gpu(
 ) -> None:
     """Ray gives a worker a part of one GPU: what is left of two makes no third."""
     monkeypatch.setattr(module, "_nodes", lambda: [{"CPU": 64.0, "GPU": 8.0}])
-    assert trial_resources(study(gpus_per_worker=share)).count == count
+    assert trial_resources(study(gpus_per_worker=share)).concurrent == count

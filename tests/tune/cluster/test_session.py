@@ -19,7 +19,7 @@ import pytest
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import ClusterError
 from milp_ray.storage import LockFile
-from milp_ray.tune.cluster.own_folder import sweep
+from milp_ray.tune.cluster.own_folder import clean_up
 from milp_ray.tune.cluster.session import _connecting, ray_session
 from tests.processes import listening_addresses, wait_for
 
@@ -83,7 +83,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_a_living_one_stays(tmp_pat
     )  # which was another process's in its container
     # In another container: its process id says nothing here.
     with LockFile(tmp_path / "mr-alive" / "pid", str(dead.pid)):
-        sweep(tmp_path)
+        clean_up(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mr-alive", "mr-begins", "mr-foreign"]
 
 

@@ -316,9 +316,9 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     class GivesUp:
         """Two groups of which the first trains a user and the second never ends; then one; then none."""
 
-        def __init__(self, spec: Any, room: Reservation, coordinator: Any) -> None:
+        def __init__(self, spec: Any, reservation: Reservation, coordinator: Any) -> None:
             assert spec.study.model.device == "cpu", "no worker has a GPU"
-            self._groups, self._served = room.worker.count, coordinator
+            self._groups, self._served = reservation.resources.concurrent, coordinator
 
         def fit(self) -> None:
             served = self._served
@@ -413,19 +413,19 @@ def test_where_others_come_first_it_waits_and_is_not_charged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Others take the room between the look and Ray Train's asking; later they leave."""
+    """Others take the reserved room before Ray Train asks for it; later they leave."""
     from milp_ray.tune.final import run as module
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    look, others, looks = module.reserve, contextlib.ExitStack(), list[str]()
+    reserve, others, looks = module.reserve, contextlib.ExitStack(), list[str]()
 
     def taken(*arguments: Any) -> Any:
-        room = look(*arguments)
+        reservation = reserve(*arguments)
         looks.append("taken" if not looks else "held")
         if looks == ["taken"]:
-            room.close()
+            reservation.close()
             leave.append(others.enter_context(somebody_else(free=0)))
-        return room
+        return reservation
 
     leave: list[Callable[[], None]] = []
     monkeypatch.setattr(module, "reserve", taken)
@@ -459,8 +459,9 @@ def test_a_stop_ends_waiting_for_room(
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     if asked:
-        room = SimpleNamespace(worker=TrialResources({"CPU": 0.5}, 1), held=[], close=lambda: None)
-        monkeypatch.setattr(module, "reserve", lambda *_: room)
+        resources = TrialResources({"CPU": 0.5}, 1)
+        reservation = SimpleNamespace(resources=resources, placement_groups=[], close=lambda: None)
+        monkeypatch.setattr(module, "reserve", lambda *_: reservation)
     final = Final(study_of(shallow_model), tiny_user, tmp_path, users=1)
 
     def act() -> None:

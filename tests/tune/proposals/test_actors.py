@@ -14,7 +14,7 @@ from milp_ray.memory.space import MemorySpace, Placement
 from milp_ray.search import Engine, Objective, Plan
 from milp_ray.search.core.records import EngineSettings
 from milp_ray.search.propose import propose
-from milp_ray.tune.proposals.threads import Preparation, Threads, is_free, needs_model
+from milp_ray.tune.proposals.threads import Threads, WarmUp, is_free, needs_model
 from tests.processes import wait_for
 
 SPACE = MemorySpace(num_layers=6, max_loras=6, ranks=(2, 4, 8))
@@ -36,8 +36,8 @@ def plan_of(surrogate: str = "gp") -> Plan:
     return engine.plan(2)
 
 
-def preparation() -> Preparation:
-    return Preparation(SPACE, objectives(), EngineSettings(4, 2, "gp", {}, 8))
+def warm_up() -> WarmUp:
+    return WarmUp(SPACE, objectives(), EngineSettings(4, 2, "gp", {}, 8))
 
 
 def test_which_plans_are_worth_sending() -> None:
@@ -62,7 +62,7 @@ def test_threads_give_what_the_plan_gives_and_pass_on_errors() -> None:
     proposer.close()
 
 
-def test_a_preparation_that_fails_stops_nobody() -> None:
+def test_a_warm_up_that_fails_stops_nobody() -> None:
     class Refusing(Threads):
         def _begin(self, slot: int) -> None:
             raise OSError("no cache")
@@ -117,7 +117,7 @@ def test_actors_propose_the_same_and_are_replaced_when_killed(cluster: None) -> 
 
     from milp_ray.tune.proposals.actors import Actors
 
-    proposer = Actors(1, preparation())
+    proposer = Actors(1, warm_up())
     wait_for(lambda: proposer.free == 1)
     plan = plan_of()
     expected = list(propose(plan))
@@ -133,7 +133,7 @@ def test_where_no_actor_lives_the_driver_proposes(cluster: None, monkeypatch: py
 
     from milp_ray.tune.proposals.actors import Actors
 
-    proposer = Actors(1, preparation())
+    proposer = Actors(1, warm_up())
     wait_for(lambda: proposer.free == 1)
     actor = Actors._actor
 

@@ -14,7 +14,14 @@ from milp_ray.memory import MemorySpace, Placement
 from milp_ray.search import Engine, Objective
 from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
 from milp_ray.tune.proposals.overhead import SearchOverhead
-from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX, Counts, Gauges, quantiles
+from milp_ray.tune.search.prometheus import (
+    GAUGES,
+    HISTOGRAMS,
+    PREFIX,
+    PrometheusExporter,
+    StudyCounts,
+    quantiles,
+)
 
 DOCS = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text(encoding="utf-8")
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -63,14 +70,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return found
 
 
-COUNTS = Counts({"running": 2, "done": 7, "failed": 1}, {"waiting": 3, "searching": 2})
+COUNTS = StudyCounts({"running": 2, "done": 7, "failed": 1}, {"waiting": 3, "searching": 2})
 
 
 @pytest.fixture
-def gauges(recorder: Recorder) -> Iterator[tuple[Gauges, Clock, SearchOverhead]]:
+def exporting(recorder: Recorder) -> Iterator[tuple[PrometheusExporter, Clock, SearchOverhead]]:
     clock = Clock()
     overhead = SearchOverhead(clock)
-    made = Gauges("s", lambda: COUNTS, overhead, clock)
+    made = PrometheusExporter("s", lambda: COUNTS, overhead, clock)
     yield made, clock, overhead
     made.close()
 
@@ -86,9 +93,9 @@ def engine() -> Engine:
 
 
 def test_counts_and_what_the_meter_says(
-    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
+    recorder: Recorder, exporting: tuple[PrometheusExporter, Clock, SearchOverhead]
 ) -> None:
-    made, clock, overhead = gauges
+    made, clock, overhead = exporting
     overhead.begin(workers=2)
     overhead.mark(ready=3, idle=1)
     clock.now += 10
@@ -103,9 +110,9 @@ def test_counts_and_what_the_meter_says(
 
 
 def test_trials_give_seconds_tokens_and_volumes(
-    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
+    recorder: Recorder, exporting: tuple[PrometheusExporter, Clock, SearchOverhead]
 ) -> None:
-    made, clock, _ = gauges
+    made, clock, _ = exporting
     engines = {name: engine() for name in "abc"}
     with made.watching(engines):
         for alias, loss in zip("abc", (2.0, 1.0, 2.9), strict=True):
@@ -134,9 +141,9 @@ def test_trials_give_seconds_tokens_and_volumes(
 
 
 def test_more_users_are_no_more_series(
-    recorder: Recorder, gauges: tuple[Gauges, Clock, SearchOverhead]
+    recorder: Recorder, exporting: tuple[PrometheusExporter, Clock, SearchOverhead]
 ) -> None:
-    made, _, _ = gauges
+    made, _, _ = exporting
     engines = {f"u-{number:013d}": engine() for number in range(30)}
     with made.watching(engines):
         for alias, one in engines.items():

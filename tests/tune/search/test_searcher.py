@@ -342,7 +342,7 @@ def test_workers_that_all_die_alike_end_the_run_with_the_reason_and_charge_nobod
     for _ in range(5):
         found = run.next()
         assert found is not None
-        run.searcher.heard(found[0], "ModuleNotFoundError at x.py:9: No module named 'zork'")
+        run.searcher.note_last_words(found[0], "ModuleNotFoundError at x.py:9: No module named 'zork'")
         run.searcher.on_trial_complete(found[0], error=True)
     assert "all 5 workers so far were lost in the same way: ModuleNotFoundError at" in str(run.ledger.error)
     assert run.said == ["a worker was lost: ModuleNotFoundError at x.py:9: No module named 'zork'"]
@@ -358,7 +358,7 @@ def test_a_trial_that_fails_for_its_worker_says_the_workers_last_words() -> None
         run.searcher.on_trial_complete(second[0], good())
         second = run.next()
         assert second is not None
-    run.searcher.heard(second[0], "its process ended")
+    run.searcher.note_last_words(second[0], "its process ended")
     run.searcher.on_trial_complete(second[0], error=True)
     run.searcher.on_trial_complete(first[0], good())
     (failure,) = [failure for engine in run.engines.values() for failure in engine.failures]

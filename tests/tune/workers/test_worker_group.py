@@ -99,7 +99,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
 
     group = make_group()
     group.start()
-    pids = [process.pid for process in group._places]
+    pids = [process.pid for process in group._processes]
     base = load_base(study_of(shallow_model).model)
     for number, key in enumerate(("0:4,1:8", "1:4", "", "0:4,1:8")):
         found = finish(group, Placement.from_key(key), number if key else BASELINE)
@@ -111,7 +111,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
         assert found.values["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
         assert found.cost is not None and found.cost.train_tokens == alone.train_tokens and found.cost.node
     assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
-    assert [process.pid for process in group._places] == pids
+    assert [process.pid for process in group._processes] == pids
     group.kill()
     assert gone(pids)
 
@@ -122,7 +122,7 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
     group = make_group(ray={"group_timeout": 12.0}, trial={"epochs": 2000})
     for how, rank in itertools.product((signal.SIGKILL, signal.SIGSTOP), (0, 1)):
         group.start()
-        pids = [process.pid for process in group._places]
+        pids = [process.pid for process in group._processes]
         group.begin(TrialRequest("u", 1, PLACEMENT))
         assert not group.slice().is_over
         os.kill(pids[rank], how)
@@ -137,15 +137,15 @@ def test_a_lost_rank_ends_the_group_and_a_new_one_works(make_group: Make) -> Non
     assert finish(group, Placement(()), BASELINE).state is TrialState.COMPLETE
 
 
-def test_a_dropped_trial_leaves_a_group_that_works(make_group: Make) -> None:
+def test_an_abandoned_trial_leaves_a_group_that_works(make_group: Make) -> None:
     group = make_group(trial={"epochs": 60})
     group.start()
-    pids = [process.pid for process in group._places]
+    pids = [process.pid for process in group._processes]
     group.begin(TrialRequest("u", 1, PLACEMENT))
     assert not group.slice().is_over
-    group.drop()
+    group.abandon()
     assert finish(group, Placement(()), BASELINE).state is TrialState.COMPLETE
-    assert [process.pid for process in group._places] == pids
+    assert [process.pid for process in group._processes] == pids
 
 
 def test_what_keeps_one_rank_from_its_base_is_known_while_another_waits_for_it(
