@@ -1,6 +1,6 @@
-"""One Ray Tune run over all users of a study: from engines to told trials.
+"""One Ray Tune run over many users of a study, from their engines to told trials.
 
-Resume is a new run with replayed engines; Tune's own snapshots are neither used nor needed.
+A resume is a new Tune run with replayed engines. Tune's own snapshots are not used.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ def run_search(
     """Run trials until every engine has used its budget, or ``stopping()``.
 
     Args:
-        spec: what all trials share; its kind says whether they are simulated.
-        engines: by alias; their event logs hold all outcomes when this returns.
+        spec: what all trials share; its type says whether they are simulated.
+        engines: by alias; their event logs have all outcomes when this returns.
         folder: where Tune writes.
-        stopping: polled; trials in flight end within a slice and stay pending in the logs.
-        listeners: told of starts and ends.
-        proposer: who fits models; it outlives this run. None: a thread of the run's own.
+        stopping: polled; running trials end within a slice and stay pending in the logs.
+        listeners: are told of starts and ends.
+        proposer: computes plans that need a model; it outlives this run. None: a thread of the
+            run's own.
         overhead: is told what the search costs.
         warm_start: see :class:`~milp_ray.tune.proposals.queue.ProposalQueue`.
         notify: is told what is waited for, and what is wrong with workers.
@@ -79,8 +80,8 @@ def run_search(
         Users whose no-memory measurement failed, and why.
 
     Raises:
-        ClusterError: Ray gave up, or workers are lost one after the other (the outcomes so far are
-            in the event logs).
+        ClusterError: Ray gave up, or workers were lost one after the other. The outcomes so far
+            are in the event logs.
         StorageError: an event log could not be written.
     """
     study = spec.study
@@ -136,17 +137,17 @@ def _run_trials(
 
 
 def _fit(tuner: tune.Tuner, ledger: TrialLedger, folder: Path, name: str) -> None:
-    """Run Tune to its end, and leave nothing of it but its log."""
+    """Run Tune to its end, and remove what it wrote but its log."""
     try:
         with _log_to(folder / TUNE_LOG):
             tuner.fit()
     except Exception as error:
-        raise _explained(error, ledger, folder) from error
+        raise _explain(error, ledger, folder) from error
     finally:
-        # Snapshots of a finished run repeat the event logs; a resume makes a run of its own.
+        # Snapshots of a finished Tune run repeat the event logs, and a resume is a new Tune run.
         shutil.rmtree(folder / name, ignore_errors=True)
-        # Writing them, Ray kept the text of every value that is not JSON, to tell of it once: 1.4
-        # kB a trial.
+        # When Ray writes snapshots it keeps the text of every value that is not JSON, to warn once:
+        # 1.4 kB per trial.
         reset_log_once()
 
 
@@ -171,7 +172,7 @@ def _trainable(spec: TrialSpec | SimulatedSpec, resources: TrialResources) -> ty
 
 
 def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent: int) -> tune.TuneConfig:
-    """Actors are kept, and there is no metric of Tune's own: ours are two."""
+    """Tune's settings: actors are kept, and the searcher alone knows the objectives."""
     return tune.TuneConfig(
         search_alg=searcher,
         scheduler=KeepActors(ending, searcher.note_last_words),
@@ -184,7 +185,7 @@ def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent
 
 
 def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: Watchdog) -> RunConfig:
-    """No checkpoints and no retries by Tune: the searcher runs lost trials again."""
+    """The run's settings: no checkpoints, and no retries by Tune, since the ledger requeues."""
     return RunConfig(
         name=name,
         storage_path=str(folder),
@@ -199,17 +200,17 @@ def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: W
 def _heartbeat_timeout(study: Study, is_group: bool) -> float:
     """Seconds without a sign of life after which Tune's actor counts as hung.
 
-    The actor of a group watches its ranks itself, and is silent while it does.
+    A group's actor watches its ranks itself, and is silent meanwhile.
     """
     seconds = study.ray.group_timeout + study.trial.slice_seconds
     return longest_step(seconds) if is_group else seconds
 
 
 class _GiveUp(tune.Stopper):  # type: ignore[misc]
-    """Ends all trials some seconds after the run was to end, also those that wait for a node or a
-    base.
+    """Stops all trials some seconds after the run was to end.
 
-    A running trial looks up between its slices and ends by itself before that (see KeepActors).
+    These are trials that wait for a node or load a base. A running trial ends by itself before
+    that, between two slices (see :class:`~milp_ray.tune.search.scheduler.KeepActors`).
     """
 
     def __init__(self, ending: Callable[[], bool]) -> None:
@@ -217,11 +218,11 @@ class _GiveUp(tune.Stopper):  # type: ignore[misc]
         self._since: float | None = None
 
     def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
-        """Never a single trial."""
+        """Stop no single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """True once the grace is over."""
+        """Whether the grace period is over."""
         if not self._ending():
             return False
         self._since = self._since or time.monotonic()
@@ -231,9 +232,8 @@ class _GiveUp(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def _explained(error: Exception, ledger: TrialLedger, folder: Path) -> Exception:
-    """What a failure inside Tune means to a user: our own error that caused it, storage, or the
-    cluster."""
+def _explain(error: Exception, ledger: TrialLedger, folder: Path) -> Exception:
+    """The error that people see for a failure inside Tune: ours if any, storage, or the cluster."""
     if ledger.error is not None:
         return ledger.error
     cause: BaseException | None = error
@@ -249,8 +249,7 @@ def _explained(error: Exception, ledger: TrialLedger, folder: Path) -> Exception
 
 
 def _rays_words(error: BaseException) -> str:
-    """What Tune's own code said in this process; what comes from a worker may hold a user's
-    text."""
+    """The message of Tune's own code in this process; a worker's might quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     from_tune = bool(frames) and "/ray/tune/" in Path(frames[-1].filename).as_posix()
     if not from_tune or isinstance(error, (RayError, TuneError)):
@@ -259,8 +258,7 @@ def _rays_words(error: BaseException) -> str:
 
 
 class _QuietFile(logging.FileHandler):
-    """A log file that is made when there is something to log, and never in the way (a full
-    disk)."""
+    """A log file that is made with its first record, and fails silently (a full disk)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, delay=True, encoding="utf-8")
@@ -272,13 +270,12 @@ class _QuietFile(logging.FileHandler):
         return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
-        """Nothing: what matters is told by the driver itself."""
+        """Do nothing: the driver itself tells what matters."""
 
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Send Tune's own errors to a file: a retried trial is no news, and its traceback no progress
-    display."""
+    """Send Tune's own errors to a file: tracebacks of retried trials would fill the display."""
     logger, handler = logging.getLogger("ray.tune"), _QuietFile(path)
     propagate = logger.propagate
     logger.addHandler(handler)

@@ -1,6 +1,6 @@
-"""The Ray Tune scheduler of a study: it keeps actors, and stops trials when the run is asked to stop.
+"""The Ray Tune scheduler of a study: it keeps actors, and stops trials when the run is to stop.
 
-It does not compare trials: that is the search's business.
+It does not compare trials; the search does.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from milp_ray.tune.workers.last_words import last_words_of
 
 
 class KeepActors(FIFOScheduler):  # type: ignore[misc]
-    """Trials in the order they were suggested, on whatever cached actor is free.
+    """Runs trials in the order they were suggested, on whatever cached actor is free.
 
-    Tune's default scheduler names a trial to run, and Tune then gives that trial a cached actor and kills the
-    actor that was starting for it: reuse collapses. Naming none leaves every actor to the trial it holds.
+    Tune's default scheduler names a trial to run. Tune then gives that trial a cached actor, and
+    kills the actor that was starting for it, so hardly any actor is reused. This scheduler names no
+    trial, and every actor keeps its own.
 
     Args:
         stopping: whether the run was asked to stop.
-        lost: is told of a trial whose worker was lost, and of the worker's last words.
+        lost: is told the id of a trial whose worker was lost, and the worker's last words.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class KeepActors(FIFOScheduler):  # type: ignore[misc]
         self._lost = lost
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Before the searcher hears that a trial's worker was lost, it hears the worker's last words."""
+        """Tell a lost worker's last words, before Tune tells the searcher of the loss."""
         self._lost(trial.trial_id, last_words_of(trial))
 
     def choose_trial_to_run(self, tune_controller: TuneController, **_: object) -> Trial | None:
-        """No preference."""
+        """Prefer no trial."""
         return None
 
     def on_trial_result(

@@ -1,9 +1,8 @@
-"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest`` (docs/decisions.md,
-1).
+"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest``.
 
-An adapter: it turns Tune's trial ids into requests and Tune's results into reports, and decides
-nothing. A trial's config is alias and numbers only, since Tune writes it to several files and the
-dashboard verbatim.
+It is an adapter (docs/decisions.md, 1): it turns Tune's trial ids into requests and Tune's results
+into reports, and decides nothing. A trial's config has alias and numbers only, since Tune writes it
+verbatim to several files and the dashboard.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from ray.tune.search import Searcher
 from milp_ray.trial.records import TrialReport, TrialRequest
 from milp_ray.tune.search.ledger import TrialLedger
 
-# Tune sleeps a second and drops cached actors when `suggest` has nothing while no trial runs;
-# waiting here instead keeps them, and a stop request is still seen within this time.
+# When `suggest` has nothing while no trial runs, Tune sleeps a second and ends cached actors. So
+# `suggest` waits instead. A stop request is seen within this time.
 _IDLE_WAIT_SECONDS = 0.5
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Hands the ledger's trials to Tune. Outcomes count once; anything Tune repeats is ignored.
+    """Hands the ledger's trials to Tune. An outcome counts once, even if Tune repeats it.
 
     Args:
-        ledger: of the run.
+        ledger: of the Tune run.
         stopping: whether the run was asked to stop.
     """
 
     def __init__(self, ledger: TrialLedger, stopping: Callable[[], bool]) -> None:
         super().__init__(metric=list(ledger.objectives), mode=["min"] * len(ledger.objectives))
         self._ledger, self._stopping = ledger, stopping
-        self._requests: dict[str, TrialRequest] = {}  # that run, by Tune's id
+        self._requests: dict[str, TrialRequest] = {}  # of running trials, by Tune's id
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
@@ -47,12 +46,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return request.to_config()
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
-        """A worker reports from the middle of its trial."""
+        """A worker reports during its trial."""
         if request := self._requests.get(trial_id):
             self._ledger.report(request, TrialReport.from_result(result))
 
     def note_last_words(self, trial_id: str, last_words: str) -> None:
-        """The last words of a trial's worker, which was lost; the loss itself is told next."""
+        """Note a lost worker's last words; Tune tells of the loss itself next."""
         if request := self._requests.get(trial_id):
             self._ledger.note_last_words(request, last_words)
 
@@ -70,18 +69,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     @contextmanager
     def _errors_kept(self) -> Iterator[None]:
-        """Tune logs what is raised here and goes on: a full disk or a bug ends the run all the
-        same."""
+        """End the run on an error, since Tune itself logs what is raised here and goes on."""
         try:
             yield
         except Exception as error:
             self._ledger.give_up(error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the event logs are the state (docs/decisions.md, 4)."""
+        """Do nothing: the event logs are the state (docs/decisions.md, 4)."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed run replays the event logs."""
+        """Do nothing: a resumed run replays the event logs."""
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune pickles its searcher into snapshots that nobody reads

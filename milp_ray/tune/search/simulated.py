@@ -1,10 +1,10 @@
-"""A simulated trial: the values of a synthetic problem after a while, where a real one would train.
+"""A simulated trial: it waits, where a real one trains, and reports a synthetic problem's values.
 
-Everything around it (driver, searcher, queue, event logs, tables) is that of a real study, so a study's
-budget, cluster and search settings can be tried without a GPU or a model's weights. What the values are:
-:mod:`milp_ray.search.synthetic`. That a real model behaves like it is *not* claimed.
+Driver, searcher, queue, event logs and tables are those of a real study. So a study's budget,
+cluster and search settings can be tried without a GPU or a model's weights. The values are those of
+:mod:`milp_ray.search.synthetic`. It is *not* claimed that a real model behaves like them.
 
-Neither torch nor the model is imported: a worker is up as fast as Ray starts it.
+Neither torch nor the model is imported, so a worker is up as fast as Ray starts it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialReques
 class SimulatedSpec:
     """What every simulated trial of a study shares.
 
-    ``numbers`` are the users' own, by alias (see :func:`milp_ray.ids.number_of`): the values that follow from
-    them stand in tables, so they must not follow from a user's place in the data. A user behaves the same
-    wherever its alias is the same: in every session of a run, and in all runs with one key of aliases.
+    A user behaves the same wherever its alias is the same: in every session of a run, and in all
+    runs with one key of aliases.
+
+    Attributes:
+        study: as workers read it.
+        architecture: of the model.
+        numbers: each user's own, by alias (see :func:`milp_ray.ids.number_of`). A user's values
+            follow from it and are in tables, so it must not follow from the order of the data.
     """
 
     study: Study
@@ -37,11 +42,11 @@ class SimulatedSpec:
 
     @property
     def settings(self) -> SimulationSettings:
-        """Of the simulation."""
+        """The study's ``simulation`` section."""
         return self.study.simulation or SimulationSettings()
 
     def problem(self, alias: str) -> SyntheticProblem:
-        """The problem that stands for a user."""
+        """The synthetic problem that stands for a user."""
         settings = self.settings
         return synthetic_user(
             self.architecture.num_layers,
@@ -59,13 +64,13 @@ class SimulatedSpec:
 
 
 class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
-    """Sleeps for the simulated duration, in slices, then reports what the synthetic user says."""
+    """Sleeps for the simulated duration, in slices, then reports the synthetic user's values."""
 
     def __repr__(self) -> str:
         return f"SimulatedTrial({self._spec.study.name})"  # the actor's name in the dashboard
 
     def setup(self, config: dict[str, object], spec: SimulatedSpec) -> None:
-        """Called once per actor."""
+        """Take the first trial; called once per actor."""
         self._spec = spec
         self._begin(config)
 
@@ -75,7 +80,7 @@ class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, object]:
-        """A slice of the duration, or the end."""
+        """Sleep for a slice, or report the end."""
         left = self._until - time.monotonic()
         if left > 0:
             time.sleep(min(left, self._spec.study.trial.slice_seconds))

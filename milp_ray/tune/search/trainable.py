@@ -1,8 +1,9 @@
 """A trial as a Ray Tune class Trainable on a resident base (docs/decisions.md, 5).
 
-The actor loads the base model once and keeps it over trials and users; what changes from trial to trial is
-the adapter. A step is a slice of a few seconds, so that a stop request is obeyed in the middle of a trial.
-One worker per trial here; several are :mod:`milp_ray.tune.search.group_trial`.
+The actor loads the base model once, and keeps it over trials and users; only the adapter changes
+from trial to trial. A step is a slice of a few seconds, so that a stop request is obeyed in the
+middle of a trial. This Trainable is one worker; a trial on several workers is
+:mod:`milp_ray.tune.search.group_trial`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
 class MemoryTrial(tune.Trainable):  # type: ignore[misc]
-    """Inject one placement for one user, then measure the objectives (the no-memory point: only measure)."""
+    """Inject one placement for one user, then measure; at the no-memory point, only measure."""
 
     def __repr__(self) -> str:
         return f"MemoryTrial({self._study})"  # the actor's name in the dashboard
@@ -31,7 +32,7 @@ class MemoryTrial(tune.Trainable):  # type: ignore[misc]
         self._study = spec.study.name
         self._setup_error: WorkerSetupError | None = None
         forget_launchers()
-        # Told by the first step: an error now would have Tune take the trial for what failed.
+        # The first step tells of an error: raised here, Tune would take the trial for what failed.
         try:
             base = resident_base(spec.study, spec.root, self.trial_resources.head_cpus)
             self._runner = TrialRunner(spec, base)

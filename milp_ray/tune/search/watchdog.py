@@ -1,9 +1,9 @@
-"""Ends workers that hang, which Tune would wait for as long as it lives.
+"""The watchdog kills workers that hang, which Tune would wait for as long as it lives.
 
-A worker reports after every slice of its trial. One that was stopped, or hangs in a GPU's driver or
-on a mount, reports no more; its process is killed then, and it is lost like any other
-(:mod:`milp_ray.tune.workers.failures`). Not covered: a trial that has no worker yet, since it waits
-for room or its worker loads the base. Loading has a bound of its own
+A worker reports after every slice of its trial. A worker that was stopped, or hangs in a GPU's
+driver or on a mount, reports no more. Then its process is killed, and it is lost like any other
+(:mod:`milp_ray.tune.workers.failures`). The watchdog does not cover a trial without a worker: it
+waits for resources, or its worker loads the base. Loading has a time limit of its own
 (:mod:`milp_ray.tune.workers.resident`).
 """
 
@@ -21,15 +21,15 @@ _LOOK_SECONDS = 0.5
 
 
 class Watchdog(tune.Callback):  # type: ignore[misc]
-    """Keeps when each worker was last heard of, by its trial.
+    """Keeps when each trial's worker last gave a sign of life.
 
-    Its clock runs while Tune's loop turns, and a turn counts a second at most: where the driver was
-    stopped, or the machine slept, the reports of that time are still to be read, and nobody is
-    late.
+    Its clock runs while Tune's loop turns, and a turn counts a second at most. So no worker is late
+    because the driver was stopped, or the machine slept: the reports of that time are still to be
+    read.
 
     Args:
         timeout: seconds that a worker may be silent.
-        notify: is told of every worker that is ended.
+        notify: is told of every worker that is killed.
     """
 
     def __init__(self, timeout: float, notify: Callable[[str], object]) -> None:
@@ -41,15 +41,15 @@ class Watchdog(tune.Callback):  # type: ignore[misc]
         self._heard: dict[str, float] = {}
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: object) -> None:
-        """Look, twice a second."""
+        """Look for silent workers, twice a second."""
         now = time.monotonic()
         self._clock += min(now - self._turned, _LONGEST_TURN)
         self._turned = now
         if self._clock < self._next:
             return
         self._next = self._clock + _LOOK_SECONDS
-        # Tune's own note of who works on a trial; it is set before a worker that is kept takes the
-        # trial, and no hook would tell if that one hung.
+        # Tune's own note of a trial's actor. It is set before a kept actor takes the trial: if the
+        # actor hung there, no hook would tell.
         workers = {t.trial_id: (t, actor) for t in trials if (actor := t.temporary_state.ray_actor)}
         self._heard = {name: self._heard.get(name, self._clock) for name in workers}
         for name, (trial, actor) in workers.items():
@@ -59,12 +59,11 @@ class Watchdog(tune.Callback):  # type: ignore[misc]
                     f"{trial}: its worker gave no sign of life for {self._timeout:.0f} s "
                     "(ray.group_timeout and a slice) and is ended"
                 )
-                # A process that does not answer is ended by Ray on its node, with SIGKILL, 5 s
-                # later.
+                # Ray kills a process that does not answer on its node, with SIGKILL, 5 s later.
                 ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: object) -> None:
-        """Its worker has taken it."""
+        """A trial's worker has taken it."""
         self._heard[trial.trial_id] = self._clock
 
     def on_trial_result(
@@ -75,7 +74,7 @@ class Watchdog(tune.Callback):  # type: ignore[misc]
         result: Mapping[str, object],
         **info: object,
     ) -> None:
-        """A sign of life."""
+        """A trial's worker gave a sign of life."""
         self._heard[trial.trial_id] = self._clock
 
     def __getstate__(self) -> dict[str, object]:

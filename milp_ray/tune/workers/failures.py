@@ -268,7 +268,7 @@ class FailurePolicy(Generic[T]):
         return errors[-1] if errors else self._given_up(len(self._row), self._row[-1].last_words)
 
     def _all_died_alike(self) -> MilpRayError | None:
-        """The error of a run whose workers all died in the same way, in several tasks; else None."""
+        """The error of a run whose workers all died alike, in several tasks; else None."""
         deaths = self._early_deaths or []
         ways = {_without_numbers(loss.last_words) for loss in deaths}
         if len(deaths) < _ALL_ALIKE or len(ways) != 1 or "" in ways or len({d.task for d in deaths}) < 2:
