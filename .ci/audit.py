@@ -3,12 +3,13 @@
 
     audit.py ADVISORIES LOCK [LOCK ...]
 
-ADVISORIES is a JSON file, a folder of them or a zip archive of them, as osv.dev publishes for each ecosystem.
-So this works where there is no network; with one, `make audit` asks pip-audit. Vulnerabilities that
-`.ci/audit-allow.txt` names with a reason are told and do not count. Exit codes: 0 none, 1 some, 2 a file that
-cannot be read.
+ADVISORIES is a JSON file, a folder of JSON files, or a zip archive of them, as osv.dev publishes
+for each ecosystem. So the script works without a network; with one, `make audit` asks pip-audit.
+Vulnerabilities that `.ci/audit-allow.txt` names with a reason are told, and do not count. Exit
+codes: 0 none, 1 some, 2 a file cannot be read.
 
-Source of the format: OpenSSF, Open Source Vulnerability format, schema 1.7 (affected: ranges and versions).
+Source of the format: OpenSSF, Open Source Vulnerability format, schema 1.7 (affected: ranges and
+versions).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 
 
 def pins(text: str) -> set[tuple[str, Version]]:
-    """Canonical names and versions in a lock file; other lines (hashes, comments) are passed over."""
+    """Canonical names and versions in a lock file; other lines (hashes, comments) are skipped."""
     return {(canonicalize_name(name), Version(version)) for name, version in _PIN.findall(text)}
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What `make lock` takes the lowest versions of: requirements of milp_ray, test tools as they are locked."""
+"""What `make lock` takes the lowest versions of: milp_ray's requirements; test tools as locked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-# What the quick tests need; the rest of `dev` (linters, audits) does not run with the lowest versions.
+# What the quick tests need. The rest of `dev` (linters, audits) does not run with lowest versions.
 TOOLS = (
     "hypothesis",
     "optuna",

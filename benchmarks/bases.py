@@ -1,8 +1,8 @@
 """Llamas with random weights for benchmarks: what is timed depends on their sizes alone.
 
-Either saved to a folder, for what loads a base as the product does, or made on the spot on a device. Their
-tokenizer makes one token of a byte. They know nothing: a loss of theirs says whether two ways of training do
-the same work, not whether it is any good.
+They are saved to a folder, for what loads a base as the product does, or made on the spot on a
+device. Their tokenizer makes one token of a byte. They know nothing: their losses tell whether two
+ways of training do the same work, and not whether the work is any good.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def save_random(folder: Path, size: str) -> Path:
 
 
 def random_base(size: str, device: str) -> BaseModel:
-    """A base made on its device, without files: bf16 on a GPU, fp32 on a CPU. It is not fused yet."""
+    """A base made on its device, without files: bf16 on a GPU, fp32 on a CPU; not fused yet."""
     import torch
     from transformers import LlamaForCausalLM
 

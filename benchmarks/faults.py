@@ -1,15 +1,16 @@
-"""What does it cost when something dies? Kill it, and look at what was lost and how long work stood still.
+"""What does it cost when a process dies? Kill it, and see what was lost and how long work stood.
 
-A study of the demo's people (3 users, 4 random placements each, two workers per trial unless the fault says
-otherwise) is run undisturbed once, and then once for each fault: a process is killed or stopped by its id
-while it works. Afterwards every trial must have been told once, with the loss that the undisturbed run found,
-and every user must have a memory with the undisturbed one's test loss.
+A study of the demo's people (3 users, 4 random placements each, two workers per trial unless the
+fault says otherwise) is run undisturbed once, and then once for each fault: a process is killed or
+stopped by its id while it works. Afterwards every trial must have been told once, with the loss of
+the undisturbed run, and every user must have a memory with the test loss of the undisturbed run.
 
     python benchmarks/faults.py                      # about 15 minutes
     python benchmarks/faults.py --only rank-killed       # the other rows stay as they are
 
-Writes results/faults.csv: per fault the trials lost and told twice, the largest difference of a loss, the
-seconds from the fault to the next result, and what passes between two results when nothing happens.
+Writes results/faults.csv: per fault the trials lost and told twice, the largest difference of a
+loss, the seconds from the fault to the next result, and the seconds between two results of the
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ _END_SECONDS = 60.0
 class Fault:
     """What is done to which process, in which stage.
 
-    ``title`` is part of the process's title; "driver" and "node" stand for these. ``damage``: the newest
-    state of a training is changed as well. ``settings`` come after :data:`SETTINGS`. ``check_ms``: how often
-    Ray looks whether its nodes live, if not as often as it comes with.
+    ``title`` is part of the process's title; "driver" and "node" stand for these. ``damage``: the
+    newest state of a training is changed as well. ``settings`` come after :data:`SETTINGS`.
+    ``check_ms``: how often Ray checks its nodes, if not by its default.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Run:
         ]
 
     def losses(self) -> list[float]:
-        """Of all trials and all tests, in an order that does not depend on aliases, which differ by run."""
+        """The losses of all trials and tests, in an order that is the same in every run."""
         users: dict[str, list[float]] = {}
         for alias, _, loss in sorted(self.told()):
             users.setdefault(alias, []).append(loss)
@@ -148,7 +149,7 @@ class Run:
 
 
 def titled(title: str, root: int) -> list[psutil.Process]:
-    """Descendants with this title: tests/processes.py's, which a script run from anywhere does not find."""
+    """Descendants with this title; a script cannot import tests/processes.py's."""
     found = []
     with contextlib.suppress(psutil.Error):  # it ended meanwhile
         for child in psutil.Process(root).children(recursive=True):
@@ -159,8 +160,11 @@ def titled(title: str, root: int) -> list[psutil.Process]:
 
 
 def harm(fault: Fault, process: subprocess.Popen[str], raylets: list[int]) -> list[psutil.Process]:
-    """Do it. Returns processes whose further results are no recovery: a killed driver's live on for some
-    seconds, and so do the other workers of a final job, which ends as a whole when one of its nodes does."""
+    """Do the harm; returns processes whose further results are no recovery.
+
+    A killed driver's processes live on for some seconds. So do the other workers of a final job,
+    which ends as a whole when one of its nodes does.
+    """
     if fault.title == "driver":
         # All but Ray's own agents, which write no results, and look for their raylet for a minute.
         orphans = [p for p in psutil.Process(process.pid).children(recursive=True) if not is_agent(p)]
@@ -190,10 +194,10 @@ def is_agent(process: psutil.Process) -> bool:
 
 
 def wait_for_end(doomed: list[psutil.Process]) -> None:
-    """Until none of them runs; where nobody reaps orphans they stay as zombies.
+    """Wait until none of them runs; where nobody reaps orphans they stay as zombies.
 
     Raises:
-        SystemExit: some do for longer than anything may: what they write would be taken for a recovery.
+        SystemExit: some still run when they should not, and would be taken for a recovery.
     """
     deadline = time.monotonic() + _END_SECONDS
     while left := list(filter(runs, doomed)):
@@ -219,7 +223,7 @@ def flip(run: Run) -> None:
 
 @contextmanager
 def nodes(fault: Fault) -> Iterator[tuple[str | None, list[int]]]:
-    """Four nodes of one CPU on this machine, where one is to die: their head's address, the raylets' ids."""
+    """Four nodes of one CPU, where a node is to die: their head's address, the raylets' ids."""
     if fault.title != "node":
         yield None, []
         return
@@ -245,7 +249,7 @@ def nodes(fault: Fault) -> Iterator[tuple[str | None, list[int]]]:
 
 
 def undisturbed(study: Path, settings: tuple[str, ...]) -> tuple[Run, dict[str, float]]:
-    """The run that the others are held against, and the median seconds between two of its results."""
+    """The run that others are compared with, and the median seconds between two of its results."""
     run, gaps = Run(study, "undisturbed-alone" if settings else "undisturbed"), {}
     steps: dict[str, Callable[[], subprocess.Popen[str]]] = {
         SEARCH: lambda: run.start(

@@ -1,15 +1,15 @@
-"""A thousand users through the real driver: does its memory stay flat, and what does a trial cost it?
+"""A thousand users through the real driver: its memory, and what a trial costs it.
 
-A simulated study (docs/simulation.md) of tiny users on the configuration of a 32-layer Llama: driver, Ray
-Tune, searcher, queue, event logs and tables are those of a real study; only the trials return at once. While
-it runs in a process of its own, that process is watched from outside: memory, CPU, and trials told in the
-event logs.
+Does its memory stay flat? A simulated study (docs/simulation.md) has tiny users on the
+configuration of a 32-layer Llama. Driver, Ray Tune, searcher, queue, event logs and tables are
+those of a real study; only the trials return at once. The study runs in a process of its own, which
+is watched from outside: memory, CPU, and trials told in the event logs.
 
     python benchmarks/population.py                     # 1,000 users x 20 trials
     python benchmarks/population.py --users 100         # a quick look
 
-Writes results/population.csv (one row per mark: trials done, wall seconds, driver CPU seconds and memory) and
-results/population.png.
+Writes results/population.csv (one row per mark: trials done, wall seconds, driver CPU seconds and
+memory) and results/population.png.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_inputs(folder: Path, users: int, search: dict[str, object], concurrent
 
 
 def told(run: Path, known: dict[Path, tuple[int, int]]) -> int:
-    """Trials told so far; ``known`` remembers each log's size and count, so that only new lines are read."""
+    """Trials told so far; ``known`` keeps each log's size and count, so only new lines are read."""
     for log in (run / "events").glob("*.jsonl"):
         size, count = known.get(log, (0, 0))
         if log.stat().st_size == size:
@@ -82,7 +82,7 @@ def told(run: Path, known: dict[Path, tuple[int, int]]) -> int:
 
 
 def watch(command: list[str], run: Path, every: float, output: Path) -> list[Row]:
-    """Run a study and look at its driver every so many seconds; from the last row without a trial on."""
+    """Run a study, and look at its driver regularly; rows from just before its first trial on."""
     rows: list[Row] = []
     known: dict[Path, tuple[int, int]] = {}
     with output.open("w", encoding="utf-8") as file:
@@ -131,8 +131,11 @@ def at_marks(rows: list[Row], total: int) -> list[Row]:
 
 
 def draw(rows: list[Row], title: str, path: Path, width: float) -> None:
-    """Memory, and the driver's cost of a trial, over trials; the latter as means over ``width`` trials: a
-    cohort's first and last ones pay for the start and the end of a Tune run."""
+    """Draw the driver's memory and its cost of a trial, over trials.
+
+    The cost is a mean over ``width`` trials: a cohort's first and last ones pay for the start and
+    the end of a Tune run.
+    """
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     trials = [row["trials"] for row in rows]
     above.plot(trials, [row["rss_mib"] for row in rows], color="#0072B2")

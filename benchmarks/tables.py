@@ -10,7 +10,7 @@ from pathlib import Path
 def write_rows(
     rows: Sequence[Mapping[str, object]], path: Path, shown: Callable[[str, object], object]
 ) -> None:
-    """A table of rows with the same columns; ``shown`` turns a column's value into what is written."""
+    """Write rows with the same columns; ``shown`` turns a column's value into what is written."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,14 +1,15 @@
-"""Do workers wait for proposals? SAAS-GP searches beside trials of five seconds, in the real driver.
+"""Do workers wait for proposals? SAAS-GP searches beside trials of five seconds, in a real driver.
 
-A simulated study (docs/simulation.md): 32 users on a 32-layer model, 30 trials each, 10 of them initial, and
-eight trials at once. They sleep, so the cores are left to the proposals: what is measured is whether these
-come fast enough, not how both share a machine. Run once per number of proposers (0: a thread of the driver).
+A simulated study (docs/simulation.md) has 32 users on a 32-layer model, 30 trials each, 10 of them
+initial, and eight trials at once. Trials sleep, so the cores are left to the proposals. So it is
+measured whether proposals come fast enough, and not how both share a machine. The study runs once
+per number of proposers (0: a thread of the driver).
 
     python benchmarks/waiting.py                              # proposers 0, 1 and 2: half an hour
     python benchmarks/waiting.py --users 8 --proposers 2      # a quick look
 
-Writes results/waiting.csv (one row a run, see milp_ray/tune/proposals/overhead.py for the rule of what counts
-as waiting) and results/waiting.png. The goal is less than 5 % on two cores.
+Writes results/waiting.csv (one row per run; milp_ray/tune/proposals/overhead.py says what counts as
+waiting) and results/waiting.png. The goal is less than 5 % on two cores.
 """
 
 from __future__ import annotations

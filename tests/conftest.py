@@ -42,7 +42,7 @@ _WORDS = _PHRASE.split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: side by side with others, none of them is left at the end."""
+    """Put files with slow tests first: side by side with others, none is left at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

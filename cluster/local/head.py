@@ -1,14 +1,14 @@
-"""A Ray head, and further nodes, on this machine alone: loopback only, with a token, ended by process id.
+"""A Ray head, and further nodes, on this machine alone: on loopback only, and with a token.
 
-head.sh start FOLDER     start a head; prints the environment that a client needs, to be taken by eval
+head.sh start FOLDER     start a head; prints the environment of a client, to be taken by eval
 head.sh node FOLDER      start another node of the same cluster
 head.sh env FOLDER       print that environment again
 head.sh status FOLDER    0: the head answers, 1: it does not
 head.sh stop FOLDER      end this head and its nodes, and no other Ray of this machine
 
-FOLDER keeps the token, the process ids and the logs. Jobs are submitted to what this starts; a cluster of
-several machines is what the other folders beside this one are for.
-Exit codes: 0 done, 1 not running (status), 2 something to mend, said in one error.
+FOLDER keeps the token, the process ids and the logs. Jobs are submitted to the head. For a cluster
+of several machines there are the other folders beside this one. Processes are ended by their ids.
+Exit codes: 0 done, 1 not running (status), 2 something to mend, which one error tells.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from milp_ray.errors import ClusterError, MilpRayError, StorageError
 from milp_ray.storage import ownership_fault
 
 _START_SECONDS = 120.0
-# Paths of Ray's sockets must stay under 107 characters, of which a session's own part takes about 62.
+# Paths of Ray's sockets must stay under 107 characters. A session's own part takes about 62.
 _LONGEST_FOLDER = 42
 _COMMANDS = {
     "start": "start a head; prints the environment of its clients",
@@ -116,8 +116,8 @@ def _head_command(given: argparse.Namespace, sessions: Path) -> list[str]:
         f"--port={given.port}",
         *(f"--dashboard-host={HOST}", f"--dashboard-port={given.dashboard_port}"),
         *(f"--metrics-export-port={given.metrics_port}", f"--temp-dir={sessions}"),
-        # Free ports, so that several heads can live side by side. The server of ray://, which nobody here
-        # uses, cannot be left out.
+        # Free ports, so that several heads can run side by side. The server of ray:// cannot be
+        # left out, though nobody here uses it.
         *("--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}"),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_resources(given),
@@ -174,7 +174,7 @@ def status(given: argparse.Namespace) -> int:
 
 
 def stop(given: argparse.Namespace) -> int:
-    """End the head, its nodes and all that they started; runs of jobs that are cut off can be resumed."""
+    """End the head, its nodes and all that they started; a job's run can be resumed."""
     state = State.read(given.folder)
     if state is None:
         _say("not running")
@@ -186,8 +186,10 @@ def stop(given: argparse.Namespace) -> int:
 
 
 def _check_own(folder: Path) -> None:
-    """A folder that is there already says which processes are ended and what a shell runs: nobody else may
-    have made it, or write in it."""
+    """Check that nobody else has made the folder, or may write in it.
+
+    The folder says which processes are ended, and what a shell runs.
+    """
     if not folder.exists() and not folder.is_symlink():
         return
     if fault := ownership_fault(folder, "the head's folder"):
@@ -239,7 +241,7 @@ def _free_port() -> int:
 
 
 def _token(folder: Path, given: Path | None) -> Path:
-    """The file of the token to use; a new token is made where none is given, unless the folder has one."""
+    """The token's file: the given one, or the folder's, which is made if it is not there."""
     path = (given or folder / "token").absolute()
     if given is None and not path.exists():
         path.touch(mode=0o600)
@@ -275,10 +277,11 @@ def _token(folder: Path, given: Path | None) -> Path:
 def _sessions(folder: Path) -> Path:
     """Ray's temporary folder, in one that only its owner can enter: Ray opens its own to all.
 
-    Where FOLDER's path is too long for sockets below it, ``ray`` is a link to a short one under /tmp.
+    Where FOLDER's path is too long for sockets below it, ``ray`` is a link to a short path under
+    /tmp.
     """
     private = folder / "ray"
-    # A link leads to /tmp, which may have lost that folder, and have got another user's of its name since.
+    # A link leads to /tmp. The folder there may be gone, and another user's may have its name now.
     if not private.is_dir() or ownership_fault(private.resolve(), "it"):
         private.unlink(missing_ok=True)
         if len(str(private / "r")) <= _LONGEST_FOLDER:
@@ -289,18 +292,18 @@ def _sessions(folder: Path) -> Path:
 
 
 def _environment(token: Path) -> dict[str, str]:
-    """Of the head and its nodes."""
+    """The environment of the head and its nodes."""
     cleared = {
         name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")
     }
     here = str(Path(sys.executable).parent)
     return cleared | {
-        # A job's command says `python`: this one, whatever the shell that started the head would find.
+        # A job's command says `python`. That is this one, whatever the head's shell would find.
         "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Despite its name this is Ray's only switch that keeps every server on the loopback interface.
+        # Despite its name this is Ray's only switch that keeps every server on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs in the dashboard's API
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody else takes the work over: end at once

@@ -1,9 +1,9 @@
-"""Another Ray node on the loopback interface: python node.py ADDRESS [--num-cpus N]; ends with SIGTERM.
+"""Another Ray node on loopback: python node.py ADDRESS [--num-cpus N]; it ends with SIGTERM.
 
-`ray start --address` refuses a second node where Ray is told to stay on loopback, and takes the machine's
-outer address where it is not. So the node is started as Ray's own ``ray.cluster_utils.Cluster`` starts its
-nodes, by an internal class of Ray: made for the Ray version in constraints.txt, and for trials of several
-nodes on one machine only.
+`ray start --address` refuses a second node where Ray is told to stay on loopback, and takes the
+machine's outer address where it is not. So the node is started as Ray's own
+``ray.cluster_utils.Cluster`` starts its nodes, by an internal class of Ray. It is made for the Ray
+version in constraints.txt, and only to try several nodes on one machine.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> int:
             node_manager_port=0,
             dashboard_agent_listen_port=0,
             include_log_monitor=False,  # one per machine: the head has it
-            # Ray takes a machine for a node: in a folder shared with the head, this node would unpack a job's
-            # files anew while the driver imports them.
+            # Ray takes a machine for a node. In a folder shared with the head, this node would
+            # unpack a job's files anew while the driver imports them.
             runtime_env_dir_name=f"runtime_resources-{os.getpid()}",
         ),
         head=False,

@@ -1,4 +1,4 @@
-"""The processes of a local Ray: started apart from the shell, known by id and birth, ended as families."""
+"""A local Ray's processes: detached from the shell, known by id and birth, ended as families."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def answers(state: State) -> bool:
 def end(roots: Iterable[Process], grace: float = _GRACE_SECONDS) -> int:
     """End processes and all that they started, in order; returns how many there were.
 
-    Each root is asked first, since Ray's own processes tidy up on SIGTERM. What is left is killed: workers,
-    and the jobs' own processes, which stand in sessions of their own.
+    Each root is asked first, since Ray's own processes clean up on SIGTERM. What is left is killed:
+    workers, and the jobs' own processes, which are in sessions of their own.
     """
     ended = 0
     for root in roots:
@@ -148,7 +148,7 @@ def end(roots: Iterable[Process], grace: float = _GRACE_SECONDS) -> int:
 
 
 def _wait(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after so many seconds; a zombie does not, though its parent never asked for it."""
+    """Processes that still run after so many seconds; a zombie does not run."""
     deadline = time.monotonic() + seconds
     left = list(processes)
     while left and time.monotonic() < deadline:

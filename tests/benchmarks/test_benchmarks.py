@@ -1,4 +1,4 @@
-"""The benchmarks' own rules: the same start for everybody, scores as documented, pictures drawn from rows.
+"""The benchmarks' own rules: one start for all, scores as documented, pictures drawn from rows.
 
 Nothing is timed here; the benchmarks themselves take hours.
 """
@@ -151,7 +151,7 @@ def test_a_strategy_is_as_slow_and_as_large_as_its_worst_rank() -> None:
 
 
 def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
-    """Counted by PyTorch itself for a step on one text, without attention's, which it counts in full."""
+    """PyTorch itself counts a step on one text; attention is left out, which it counts in full."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from milp_ray.memory.adapters import lora_config

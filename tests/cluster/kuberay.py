@@ -1,8 +1,9 @@
 """What a KubeRay operator says no to: its CRDs' schemas, and the rules that it adds in code.
 
-The schemas are read as the API server reads them: defaults filled in, nulls dropped where they are not
-allowed, unknown fields refused (the server would only drop them), ``x-kubernetes-int-or-string`` both. Rules
-in CEL are not evaluated: a manifest that sets a field which has one is refused, so that none passes unseen.
+The schemas are read as the API server reads them: defaults are filled in, nulls dropped where they
+are not allowed, and ``x-kubernetes-int-or-string`` may be both. Unknown fields are refused, which
+the server would only drop. Rules in CEL are not evaluated: a manifest that sets a field with such a
+rule is refused, so that none passes unseen.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ _VOLUMES = {
 
 
 def pod_security_faults(pods: dict[str, Json]) -> list[str]:
-    """What the namespace's Pod Security level ``restricted`` (Kubernetes 1.25 and newer) refuses."""
+    """What the namespace's Pod Security level ``restricted`` (Kubernetes 1.25 on) refuses."""
     return [f"{name}: {fault}" for name, pod in pods.items() for fault in _pod_faults(pod["spec"])]
 
 

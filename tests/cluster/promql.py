@@ -1,4 +1,4 @@
-"""The metric names in PromQL, and in the queries of a Grafana dashboard. A query that does not parse raises.
+"""The metric names in PromQL, and in a Grafana dashboard's queries. A faulty query raises.
 
 metric_names(dashboard) -> {"ray_milp_ray_trials", ...}
 """
@@ -14,13 +14,14 @@ import promql_parser
 from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX
 
 Dashboard = Mapping[str, Any]
-# Grafana's variables as Prometheus would get them. `label_values(metric, label)` is Grafana's own function.
+# Grafana's variables as Prometheus would get them. `label_values(metric, label)` is Grafana's own
+# function.
 _VARIABLES = {"$__rate_interval": "5m", "$__interval": "1m", "$__range": "1h"}
 _LABEL_VALUES = re.compile(r"label_values\((.+),\s*(\w+)\)")
 
 
 def exported_names() -> set[str]:
-    """What milp_ray exports, as Prometheus stores it: Ray's prefix, and a histogram's three series."""
+    """What milp_ray exports, as Prometheus keeps it: Ray's prefix, a histogram's three series."""
     parts = ("bucket", "sum", "count")
     return {f"ray_{PREFIX}{name}" for name in GAUGES} | {
         f"ray_{PREFIX}{name}_{part}" for name in HISTOGRAMS for part in parts

@@ -37,7 +37,7 @@ def load(path: Path) -> Pipeline:
 
 
 def schema_fault(path: Path, schema: str, folder: Path, change: Change | None = None) -> str:
-    """What a schema says against a pipeline, empty if nothing; by check-jsonschema's own copies, offline."""
+    """What check-jsonschema's own copy of a schema says against a pipeline; empty if nothing."""
     content = load(path)
     if change is not None:
         change(content)
@@ -89,7 +89,7 @@ def scripts(path: Path, pipeline: Pipeline | None = None) -> dict[str, str]:
 
 
 def secrets_by_value(part: Any) -> list[str]:
-    """Names that sound like a secret, with a value that is not an expression of the secret store's."""
+    """Names that sound like a secret, with a value that is no expression of the secret store's."""
     if isinstance(part, list):
         return [name for item in part for name in secrets_by_value(item)]
     if not isinstance(part, dict):
@@ -111,7 +111,7 @@ def gitlab_proposals(pipeline: Pipeline) -> list[str]:
 
 
 def faults(path: Path, pipeline: Pipeline) -> list[str]:
-    """What a schema does not see: secrets by value, failures that nobody is told of, no night, proposals."""
+    """What a schema does not see: secrets by value, untold failures, no night, proposals."""
     text = yaml.safe_dump(pipeline)
     found = [f"{name} is a secret by value" for name in secrets_by_value(pipeline)]
     if any("${{" in script for script in scripts(path, pipeline).values()):
@@ -193,7 +193,7 @@ def test_scripts_pass_shellcheck(path: Path, tmp_path: Path) -> None:
 
 
 def played(path: Path, folder: Path, step: str, code: int, overrides: str) -> tuple[int, list[list[str]]]:
-    """Run a step's script as the runner would; returns its exit code and what milp-ray was called with."""
+    """Run a step's script as the runner would; its exit code, and what milp-ray was called with."""
     fake = folder / "milp-ray"
     fake.write_text(f"#!/usr/bin/env bash\nprintf '%s\\n' \"$@\" END >>{folder}/calls\nexit {code}\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
@@ -243,7 +243,7 @@ def test_artifacts_are_what_was_fetched(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
 def test_every_night_the_check_lets_the_run_go_on(path: Path, study_file: Path) -> None:
-    """With the real milp-ray: the check that comes before the nightly resume passes where a run is there."""
+    """The real milp-ray: the check before the nightly resume passes where a run is there."""
     program = study_file.parent / "milp-ray"
     program.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m milp_ray "$@"\n')
     program.chmod(0o755)

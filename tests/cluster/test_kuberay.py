@@ -1,4 +1,4 @@
-"""KubeRay: every overlay is what the operator takes, keeps its promises, and each check can fail."""
+"""KubeRay: the operator takes every overlay, each keeps its promises, and each check can fail."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def pods(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def started_pods(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """The pods as the operator starts them: the head with its autoscaler (KubeRay, common/pod.go)."""
+    """The pods as the operator starts them: the autoscaler is the head's (KubeRay, common/pod.go)."""
     found = copy.deepcopy(pods(manifest))
     options = cluster_spec(manifest)["autoscalerOptions"]
     autoscaler = {key: options[key] for key in ("securityContext", "volumeMounts") if key in options}
@@ -430,7 +430,7 @@ def test_two_studies_side_by_side_share_nothing_but_the_namespace(tmp_path: Path
 
 
 def wait_for(tmp_path: Path, *answers: str) -> tuple[int, str]:
-    """How wait.sh ends, and what it says, when kubectl gives these answers, one a call, the last for ever."""
+    """How wait.sh ends, and what it says, when kubectl gives these answers, the last for ever."""
     (tmp_path / "answers").write_text("\n".join(answers) + "\n", encoding="utf-8")
     fake = tmp_path / "kubectl"
     fake.write_text(

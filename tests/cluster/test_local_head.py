@@ -1,4 +1,4 @@
-"""The head on this machine: refusals, processes ended as families, and a real head with a second node."""
+"""The head on this machine: refusals, processes ended as families, a real head of two nodes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["start", "node", "env", "status", "stop"])
 def test_a_folder_that_others_can_write_in_is_not_trusted(tmp_path: Path, command: str) -> None:
-    """Its head.json says which processes are ended, and what a shell that takes the environment runs."""
+    """Its head.json says which processes are ended, and what a client's shell runs."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
     done = head_sh(command, tmp_path / "shared")

@@ -25,7 +25,7 @@ PROMETHEUS_OWN = {"study", "le"}
 
 
 def dashboard_faults(dashboard: dict[str, Any]) -> list[str]:
-    """Queries without a metric, labels and states that no metric has, panels on top of each other."""
+    """Queries without a metric, labels and states that no metric has, panels that overlap."""
     found = [f"{name} is not exported" for name in metric_names(dashboard) - exported_names() - RAYS_OWN]
     for query in queries(dashboard):
         found += label_faults(query)

@@ -40,7 +40,7 @@ def prepared(config: Config) -> Config:
 
 
 def faults(config: Config) -> list[str]:
-    """What Ray accepts and we do not: work on the head, an open dashboard, no token, installing, keys."""
+    """What Ray accepts, not we: work on the head, open dashboards, no token, installs, keys."""
     full, found = prepared(config), []
     for role in ("head", "worker"):
         text = " ".join(full[f"{role}_start_ray_commands"])

@@ -1,4 +1,4 @@
-"""The sbatch files: shellcheck, Slurm's options, their logic with stand-ins for srun, scontrol and Ray."""
+"""The sbatch files: shellcheck, Slurm's options, their logic with fake srun, scontrol and Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.cluster.paths import CLUSTER, ROOT, run, tool
 
 SLURM = CLUSTER / "slurm"
 BATCHES = sorted(SLURM.glob("*.sbatch"))
-# Of sbatch's options, those used here; a misspelt one is an error when the job is submitted, hours later.
+# The sbatch options used here; a misspelt one is an error when the job is submitted, hours later.
 OPTIONS = {
     "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "exclusive", "time",
     "signal", "requeue", "output",
@@ -37,7 +37,7 @@ def shell_faults(path: Path) -> str:
 
 
 def batch_faults(text: str) -> list[str]:
-    """Options that sbatch does not have, or that come too late: it reads them up to the first command."""
+    """Options that sbatch does not have, or that come after the first command, where it stops."""
     head, _, rest = text.partition("\nset -euo pipefail\n")
     names = re.findall(r"(?m)^#SBATCH --([a-z-]+)", head)
     found = [f"--{name} is not known" for name in names if name not in OPTIONS]
@@ -140,7 +140,7 @@ def play(folder: Path, name: str, ray: str, job: str, **changed: str) -> subproc
     )
 
 
-# Ray that starts and runs what is behind `--`; as the real one it says nothing of why it could not start.
+# A Ray that runs what is behind `--`; as the real one, it never says why it could not start.
 SYMMETRIC = 'while [ "$1" != -- ]; do shift; done; shift; "$@"'
 # Ray as steps: the head listens until it is ended, workers stay.
 STEPS = (

@@ -165,8 +165,10 @@ def _tried(make: Callable[[str], Case]) -> list[str]:
 
 
 def _ended_at(point: int, make: Callable[[str], Case]) -> Case:
-    """A run that ended at a write, or some writes earlier where it had fewer of them: how many uploads
-    there are at a URL depends on how long each takes."""
+    """A run that ended at a write, or some writes earlier where it had fewer of them.
+
+    How many uploads there are at a URL depends on how long each takes.
+    """
     latest = point
     for attempt in range(5):
         case = make(f"at-{point}-{attempt}")

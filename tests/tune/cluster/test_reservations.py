@@ -1,4 +1,4 @@
-"""Free room: as many groups as Ray has room for, waited for where there is none. Real ones: test_final.py."""
+"""Reservations: as many groups as Ray has room for, or a wait. Real ones: ../final/test_run.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WANTED = TrialResources({"CPU": 2.0, "GPU": 1.0}, 4, 2)
 
 
 class Ray:
-    """A cluster on which room for a group comes free at each of these seconds; first come, first served."""
+    """A cluster on which room for a group comes free at these seconds; first come, first served."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *free_at: float) -> None:
         self.now = 0.0

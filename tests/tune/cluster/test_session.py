@@ -1,4 +1,4 @@
-"""A Ray of its own: loopback only, with a token, gone afterwards; and errors that say what to do."""
+"""A private Ray: on loopback only, with a token, gone afterwards; errors that say what to do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_private_ray_listens_on_loopback_only_and_leaves_nothing(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "somebody else's")
-    # What a shell can have left, each of which breaks a run, and the folder that the command is called in.
+    # What a shell may have left, each of which breaks a run, and the folder of the command.
     monkeypatch.setenv("TUNE_RESULT_DIR", "/nowhere")
     monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.chdir(tmp_path)

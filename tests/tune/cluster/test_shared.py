@@ -27,7 +27,7 @@ def test_no_worker_loads_a_base_without_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_such_a_worker_says_so_once_and_then_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raising at once would tell nobody why; an actor that ends well would be kept for the next trial."""
+    """Raising at once tells nobody why; an actor that ends well is kept for the next trial."""
 
     monkeypatch.setattr(MemoryTrial, "trial_resources", SimpleNamespace(head_cpus=1.0))
     trial = MemoryTrial.__new__(MemoryTrial)

@@ -222,7 +222,7 @@ FULL = ClusterError("the base takes 13.00 GiB, and 2.00 are free", where="ray.gp
 
 
 def faulty_start(coordinator: Coordinator, error: MilpRayError = FULL) -> float:
-    """A rank of group 1 meets a fault and ends itself; Ray Train starts all again: how long they wait."""
+    """A rank of group 1 meets a fault and ends; all start again; the seconds that they wait."""
     coordinator.fail(1, error.to_plain())
     coordinator.lost([1])
     pause = coordinator.begin(1)

@@ -1,4 +1,4 @@
-"""The final job on a real Ray Train: exact, on one worker or several, and whatever happens to them."""
+"""The final job on a real Ray Train: exact, on one worker or several, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
     trained: list[str] = []
 
     class GivesUp:
-        """Two groups of which the first trains a user and the second never ends; then one; then none."""
+        """Two groups: the first trains a user, the second hangs. Then one group, then none."""
 
         def __init__(self, spec: Any, reservation: Reservation, coordinator: Any) -> None:
             assert spec.study.model.device == "cpu", "no worker has a GPU"
@@ -369,7 +369,7 @@ def test_stopped_in_the_middle_it_goes_on_later(
 
 @contextlib.contextmanager
 def somebody_else(free: int) -> Iterator[Callable[[], None]]:
-    """Another user's actor, which leaves so many of the cluster's CPUs free; a function that ends it."""
+    """Another user's actor, which leaves so many of the cluster's CPUs free; it ends by a call."""
     import ray
 
     class Other:

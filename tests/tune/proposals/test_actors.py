@@ -1,4 +1,4 @@
-"""Proposers: threads and Ray actors give what the plan itself gives, and survive what kills them."""
+"""Proposers: threads and actors give what the plan itself gives, and survive what kills them."""
 
 from __future__ import annotations
 

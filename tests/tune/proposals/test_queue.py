@@ -140,7 +140,7 @@ def test_a_user_is_planned_for_only_when_none_of_its_own_waits() -> None:
     requests = [queue.take(wait=5) for _ in range(4)]
     assert [t.alias for t in requests if t] == ["a", "a", "b", "b"]
     time.sleep(0.2)
-    # Both users have two trials out when they are planned for again, never a stock of their own on top.
+    # Both users have two trials out when they are planned for again, and never more in stock.
     assert engines["a"].asks[:2] == [0, 2] and engines["b"].asks[0] == 0
     queue.stop()
 
@@ -258,8 +258,8 @@ def test_users_are_served_one_after_the_other_and_none_is_left_out() -> None:
         finish(queue, engines, request)
     queue.raise_error()
     assert step == 20 * 7 and all(len(engine.observations) == 6 for engine in engines.values())
-    # Served in turn, the first user's last trial would come after 6/7 of all. (On a busy machine plans come
-    # late, and other users' requests are taken meanwhile.)
+    # Served in turn, the first user's last trial would come after 6/7 of all. (On a busy machine
+    # plans come late, and other users' requests are taken meanwhile.)
     assert lasts["u0"] < 0.7 * step, "the first user was at work almost to the end"
     assert sorted(firsts, key=firsts.__getitem__) == [f"u{number}" for number in range(20)]
 
@@ -315,7 +315,7 @@ def test_proposals_that_are_never_new_end_the_run_rather_than_spin() -> None:
 
 
 def test_an_event_costs_as_little_with_many_users_as_with_few() -> None:
-    """Not a matter of seconds: counted are the looks at engines, which were all looked at per event once."""
+    """Counts the looks at engines, and no seconds: once, each event looked at all of them."""
     looks = 0
 
     class Counted(FakeEngine):

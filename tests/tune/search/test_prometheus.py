@@ -1,4 +1,4 @@
-"""What is exported: the right numbers under the documented names, and no more series for more users."""
+"""The exporter: the right numbers under the documented names, and no series for each user."""
 
 from __future__ import annotations
 

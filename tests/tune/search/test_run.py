@@ -1,4 +1,4 @@
-"""Whole searches on a real Ray whose workers hang or cannot be set up: nothing is lost, nobody is charged."""
+"""Searches on a real Ray whose workers hang or cannot be set up: no trial is lost or charged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Hooks:
 
 
 class Search:
-    """A search of one user with one worker. ``said``: what the user is told; ``at_say`` is called then."""
+    """A search of one user with one worker. ``said``: what people are told; it calls ``at_say``."""
 
     def __init__(self, spec: Any, folder: Path, at_say: Callable[[], object] = lambda: None) -> None:
         self.spec, self.folder, self.at_say = spec, folder, at_say
@@ -107,7 +107,7 @@ def make(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Pat
 
 
 def soon(title: str) -> psutil.Process:
-    """A process of this session's Ray that is, or does, what the title says, as soon as there is one."""
+    """Wait for a process of this session's Ray whose title says this."""
     while not (found := titled(title)):
         time.sleep(0.05)
     return found[0]
@@ -187,7 +187,7 @@ def test_a_worker_that_is_stopped_between_two_trials_is_noticed_by_the_next(
 def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged(
     make: Make, tmp_path: Path
 ) -> None:
-    """The run folder's mount comes late; what such a worker held is free again while Tune's loop waits."""
+    """The run folder's mount comes late; meanwhile such a worker ends, while Tune's loop waits."""
 
     def mount() -> None:
         deadline = time.monotonic() + 30

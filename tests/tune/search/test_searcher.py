@@ -173,7 +173,7 @@ def test_a_lost_worker_costs_a_retry_and_the_last_one_is_waited_for() -> None:
     for found in again:
         assert found is not None
         run.searcher.on_trial_complete(found[0], None, error=True)
-    # One of the two is the no-memory measurement; the other is told when it is known whose fault it was.
+    # One of the two is the no-memory measurement; the other is told once the fault is known.
     assert [number for _, number, *_ in run.seen.ended] == [BASELINE]
     for trial_id, _ in live[2:]:
         run.searcher.on_trial_complete(trial_id, good())

@@ -1,4 +1,4 @@
-"""Simulated trials: the synthetic user's values, a stable share of failures, slices that can be stopped."""
+"""Simulated trials: the synthetic user's values, a stable share of failures, stops in slices."""
 
 from __future__ import annotations
 

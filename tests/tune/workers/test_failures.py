@@ -57,7 +57,7 @@ def test_both_kinds_are_one_row_and_a_report_is_no_life_after_a_trial() -> None:
 
 
 def test_workers_that_start_together_are_one_loss() -> None:
-    """Else a node of eight GPUs whose mount comes late would end the run before it is asked twice."""
+    """A node of eight GPUs whose mount comes late must not end the run before it is asked twice."""
     policy = Policy(retries=0)
     for _ in range(4):
         for task in range(8):

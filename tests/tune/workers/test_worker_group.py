@@ -1,4 +1,4 @@
-"""Worker groups on a real Ray: trial after trial on one group, and every way in which a rank can be lost."""
+"""Worker groups on a real Ray: trial after trial on one group, and each way to lose a rank."""
 
 from __future__ import annotations
 
