@@ -119,10 +119,10 @@ class Run:
         self._drop_beaten(over)  # an earlier session may have been cut off right before it
         if not self.complete():
             try:
-                with ray_session(self.study.ray), stop_on_signals(self.progress.notify) as stopping:
+                with ray_session(self.study.ray), stop_on_signals(self.progress.notify) as stop_requested:
                     with self.progress:
-                        self._steps(stopping)
-                    self.outcome.interrupted = stopping() and not self.complete()
+                        self._steps(stop_requested)
+                    self.outcome.interrupted = stop_requested() and not self.complete()
             except MilpRayError:
                 with contextlib.suppress(MilpRayError):  # what is finished can be looked at all the same
                     self._record()
@@ -138,7 +138,7 @@ class Run:
             )
         return self.outcome
 
-    def _steps(self, stopping: StopRequest) -> None:
+    def _steps(self, stop_requested: StopRequest) -> None:
         from milp_ray.tune.cluster.dashboard import describe_job
         from milp_ray.tune.cluster.shared import check_shared
 
@@ -147,14 +147,14 @@ class Run:
         exporter = PrometheusExporter(self.study.name, self.progress.counts, self._overhead)
         with contextlib.closing(exporter):
             if self._search_wanted:
-                self._search_all(stopping, exporter)
-            if self._final_wanted and not stopping():
-                self._final(stopping)
+                self._search_all(stop_requested, exporter)
+            if self._final_wanted and not stop_requested():
+                self._final(stop_requested)
 
-    def _search_all(self, stopping: StopRequest, exporter: PrometheusExporter) -> None:
+    def _search_all(self, stop_requested: StopRequest, exporter: PrometheusExporter) -> None:
         if not self._searched():
-            self._search(stopping, exporter)
-        if not stopping() and not all(summary.over for _, summary in self.population.summaries()):
+            self._search(stop_requested, exporter)
+        if not stop_requested() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
                 "Ray ended the search before all trials were done",
                 where=self.folder.location,
@@ -163,8 +163,8 @@ class Run:
                 f"milp-ray resume {self.folder.location}",
             )
 
-    def _search(self, stopping: StopRequest, exporter: PrometheusExporter) -> None:
-        """Search cohort by cohort; end early when ``stopping()`` or when Ray gave up."""
+    def _search(self, stop_requested: StopRequest, exporter: PrometheusExporter) -> None:
+        """Search cohort by cohort; end early when ``stop_requested()`` or when Ray gave up."""
         from milp_ray.tune.search.run import run_search
 
         began = time.monotonic()
@@ -175,7 +175,7 @@ class Run:
                 for cohort in population.cohorts():
                     check_intact(self.folder.root)
                     todo = [alias for alias in cohort if not population.finished(alias)]
-                    if not todo or stopping():
+                    if not todo or stop_requested():
                         continue
                     with (
                         population.opened(todo) as engines,
@@ -186,7 +186,7 @@ class Run:
                             self._spec(todo),
                             engines,
                             self.folder.layout.tune,
-                            stopping,
+                            stop_requested,
                             (self.progress, exporter),
                             proposer=proposer,
                             overhead=self._overhead,
@@ -253,7 +253,7 @@ class Run:
         finally:
             proposer.close()
 
-    def _final(self, stopping: StopRequest) -> None:
+    def _final(self, stop_requested: StopRequest) -> None:
         from milp_ray.tune.final.coordinator import FinalSpec, TaskResult
         from milp_ray.tune.final.run import run_final
 
@@ -279,7 +279,7 @@ class Run:
             done[event.step] += 1
             self.progress.final_step(event.step, done[event.step], len(placements))
 
-        run_final(spec, stopping, listener, self.progress.notify)
+        run_final(spec, stop_requested, listener, self.progress.notify)
         spec.pull()
         self.outcome.seconds["final"] = time.monotonic() - began
 

@@ -273,7 +273,7 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
     return search
 
 
-def _final(spec: Any, stopping: object, listener: Callable[[Any], None], *_: object) -> None:
+def _final(spec: Any, stop_requested: object, listener: Callable[[Any], None], *_: object) -> None:
     from milp_ray.errors import from_plain
     from milp_ray.tune.final.coordinator import Coordinator
     from milp_ray.tune.final.worker import FinalLoop, RankAssignment, _assign

@@ -71,7 +71,7 @@ class Reservation:
 
 def reserve(
     wanted: TrialResources,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object] = lambda: None,
 ) -> Reservation | None:
@@ -79,17 +79,17 @@ def reserve(
 
     Args:
         wanted: what a worker takes, and how many groups may start.
-        stopping: looked at four times a second.
+        stop_requested: looked at four times a second.
         notify: is told, once, what is waited for, or that fewer groups fit than were asked for.
         check: called once a minute while waiting; raises if the cluster could not hold a group any
             more.
 
     Returns:
-        The reservation, to be closed; None: ``stopping()``.
+        The reservation, to be closed; None: ``stop_requested()``.
     """
     reservation = Reservation(wanted)
     try:
-        if _wait(reservation, wanted, stopping, notify, check):
+        if _wait(reservation, wanted, stop_requested, notify, check):
             reservation.cancel_pending()
             return reservation
     except BaseException:
@@ -102,18 +102,18 @@ def reserve(
 def _wait(
     reservation: Reservation,
     wanted: TrialResources,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     notify: Callable[[str], object],
     check: Callable[[], object],
 ) -> bool:
-    """Wait for a first placement group and those soon after it; False: ``stopping()``."""
+    """Wait for a first placement group and those soon after it; False: ``stop_requested()``."""
     count, told = 0, False
     changed = checked = time.monotonic()
     while True:
         now, before, count = time.monotonic(), count, reservation.refresh()
         if count == wanted.concurrent:
             return True
-        if stopping():
+        if stop_requested():
             return False
         changed = now if count > before else changed
         if now - changed >= _SETTLE_SECONDS:

@@ -52,7 +52,7 @@ class TrialResources:
 
 def trial_resources(
     study: Study,
-    stopping: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
     notify: Callable[[str], object] = lambda text: None,
     together: int | None = None,
 ) -> TrialResources:
@@ -67,13 +67,13 @@ def trial_resources(
 
     Args:
         study: the study whose trials these are.
-        stopping: looked at twice a second while waiting.
+        stop_requested: looked at twice a second while waiting.
         notify: is told what is waited for.
         together: how many trials start at once, or as many of them as can; None: each by itself.
 
     Raises:
         ClusterError: the cluster as it stands (after that time) could not run a single trial.
-        KeyboardInterrupt: ``stopping()`` while waiting.
+        KeyboardInterrupt: ``stop_requested()`` while waiting.
     """
     settings = study.ray
     deadline, asked = time.monotonic() + settings.wait_for_nodes, None
@@ -96,7 +96,7 @@ def trial_resources(
                 fact = error.problems[0].fact
             if asked is None:
                 notify(f"waiting up to {settings.wait_for_nodes:.0f} s for nodes: {fact}")
-            if stopping():
+            if stop_requested():
                 raise KeyboardInterrupt
             # The cluster has one such request, and others (Ray Train's coordinator) overwrite it.
             if asked is None or time.monotonic() - asked >= _ASK_SECONDS:

@@ -152,7 +152,7 @@ class Coordinator:
         self._results: list[TaskResult] = []
         self._faults: list[str] = []  # to be told
         self._fatal: MilpRayError | None = None
-        self._stopping = False
+        self._stop_requested = False
 
     def spec(self) -> FinalSpec:
         """What the job works on; ranks ask here, so that it is not in Ray Train's records."""
@@ -211,7 +211,7 @@ class Coordinator:
 
     def next(self, group: int) -> FinalTask | Literal["wait"] | None:
         """The next task of a group; "wait": others must end theirs first; None: there is none."""
-        if self._stopping or self._fatal is not None:
+        if self._stop_requested or self._fatal is not None:
             return None
         if not self._waiting and not self._testing and not self._busy():
             self._testing = True
@@ -251,13 +251,13 @@ class Coordinator:
         self._groups[group].fault = _with_node(found, self._groups[group].processes.values())
 
     def stop(self) -> bool:
-        """Hand out nothing more; groups poll :meth:`stopping`. Whether any group is up."""
-        self._stopping = True
+        """Hand out nothing more; groups poll :meth:`stop_requested`. Whether any group is up."""
+        self._stop_requested = True
         return self._up
 
-    def stopping(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether groups are to leave their tasks."""
-        return self._stopping or self._fatal is not None
+        return self._stop_requested or self._fatal is not None
 
     def update(self) -> CoordinatorUpdate:
         """What has happened since the last call."""

@@ -33,7 +33,7 @@ Listener = Callable[[TaskResult], None]
 
 def run_final(
     spec: FinalSpec,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     listener: Listener,
     notify: Callable[[str], object] = lambda text: None,
 ) -> None:
@@ -42,7 +42,7 @@ def run_final(
     Args:
         spec: the users and their placements. Without a GPU for workers, its study is read as one on
             the CPU.
-        stopping: polled; on True the groups leave their tasks, and finished users stay finished.
+        stop_requested: polled; on True the groups leave their tasks, and finished users stay finished.
         listener: called as tasks end.
         notify: is told what is waited for, and faults after which the workers are started again.
 
@@ -51,27 +51,27 @@ def run_final(
             node keeps failing, and no user gets on.
         StorageError: a memory or score could not be written, again and again.
         MilpRayError: the base cannot be loaded.
-        KeyboardInterrupt: ``stopping()`` while an autoscaler was waited for.
+        KeyboardInterrupt: ``stop_requested()`` while an autoscaler was waited for.
     """
     study, users = spec.study, _unfinished_users(spec)
     if not users:
         return
     # All groups are asked for at once: asked for the device alone, an autoscaler would bring the
     # nodes of one group first.
-    resources = trial_resources(study, stopping, notify, users)
+    resources = trial_resources(study, stop_requested, notify, users)
     spec = dataclasses.replace(spec, study=on_device(study, resources))
     failures = 0
     with _coordinator(spec) as coordinator:
         while users:
             reservation = reserve(
-                resources, stopping, notify, lambda: trial_resources(study, stopping, notify)
+                resources, stop_requested, notify, lambda: trial_resources(study, stop_requested, notify)
             )
             if reservation is None:
                 return
             progress = ray.get(coordinator.progress.remote())
             with contextlib.closing(reservation), remove_leaked_groups():
                 failure = _fit(
-                    _trainer(spec, reservation, coordinator), coordinator, stopping, listener, notify
+                    _trainer(spec, reservation, coordinator), coordinator, stop_requested, listener, notify
                 )
             if failure is None:
                 return
@@ -85,7 +85,7 @@ def run_final(
                 raise _given_up(failures, failure)
             spec.pull()
             if users := _unfinished_users(spec):
-                resources = trial_resources(study, stopping, notify, users)
+                resources = trial_resources(study, stop_requested, notify, users)
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ def _given_up(times: int, failure: Exception) -> ClusterError:
 def _fit(
     trainer: TorchTrainer,
     coordinator: Any,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     listener: Listener,
     notify: Callable[[str], object],
 ) -> Exception | None:
@@ -166,7 +166,7 @@ def _fit(
             raise from_plain(update.fatal)
         if over:
             return ended[0] if ended and not told else None
-        if stopping() and not told:
+        if stop_requested() and not told:
             told = True
             if not ray.get(coordinator.stop.remote()):
                 return None

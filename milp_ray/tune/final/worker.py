@@ -113,7 +113,9 @@ class _GroupsBackend(Backend):  # type: ignore[misc]
 def _pause(seconds: float, coordinator: Any) -> bool:
     """Wait so many seconds; whether the job still goes on. If not, no rank gets an assignment."""
     end_of_pause = time.monotonic() + seconds
-    while not (over := bool(ray.get(coordinator.stopping.remote()))) and time.monotonic() < end_of_pause:
+    while (
+        not (over := bool(ray.get(coordinator.stop_requested.remote()))) and time.monotonic() < end_of_pause
+    ):
         time.sleep(_POLL_SECONDS / 4)
     return not over
 
@@ -214,7 +216,7 @@ class _Rank:
             except TrialFailed as failure:
                 reason = failure.reason
                 self._check_alone(failure)
-            except _Stopped:
+            except _TaskStopped:
                 log_line(name, "stopped")
                 continue
             log_line(name, f"failed: {reason}" if reason else f"done in {time.monotonic() - began:.1f} s")
@@ -255,7 +257,7 @@ class _Rank:
             try:
                 self._run_steps(trial)
             except TrialStopped:
-                raise _Stopped from None
+                raise _TaskStopped from None
             self._write_on_rank_0(lambda: trial.save(spec.layout.memory(alias)))
         checkpoints.clear()
         return checkpoints.notes
@@ -267,9 +269,9 @@ class _Rank:
     def _run_steps(self, trial: Trial) -> None:
         steps = trial.steps()
         for _ in steps:
-            if self._assignment.rank == 0 and self._stop_asked():
+            if self._assignment.rank == 0 and self._stop_requested():
                 steps.close()  # keeps the state, and tells the other ranks
-                raise _Stopped
+                raise _TaskStopped
 
     def _test(self, task: FinalTask) -> None:
         """Test a user once with no memory, the own memory and another user's.
@@ -312,20 +314,20 @@ class _Rank:
     def _checked(self, work: Generator[Any, None, Any]) -> Any:
         """Go through ``work``, unless the driver asks to stop; what it returns."""
         while True:
-            if self._group.any(self._assignment.rank == 0 and self._stop_asked()):
-                raise _Stopped
+            if self._group.any(self._assignment.rank == 0 and self._stop_requested()):
+                raise _TaskStopped
             try:
                 next(work)
             except StopIteration as done:
                 return done.value
 
-    def _stop_asked(self) -> bool:
+    def _stop_requested(self) -> bool:
         """Whether the driver asks to stop; the coordinator is asked once a second."""
         now = time.monotonic()
         if now - self._asked < _POLL_SECONDS:
             return False
         self._asked = now
-        return bool(ray.get(self._coordinator.stopping.remote()))
+        return bool(ray.get(self._coordinator.stop_requested.remote()))
 
     def _write_on_rank_0(self, write: Callable[[], None]) -> None:
         """Have rank 0 write; if it cannot, all ranks know."""
@@ -340,5 +342,5 @@ class _Rank:
             raise _AloneOutOfMemory
 
 
-class _Stopped(Exception):  # noqa: N818  (it names an outcome)
+class _TaskStopped(Exception):  # noqa: N818  (it names an outcome)
     """The driver asks to stop."""

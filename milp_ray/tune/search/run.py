@@ -55,20 +55,20 @@ def run_search(
     spec: TrialSpec | SimulatedSpec,
     engines: Mapping[str, Engine],
     folder: Path,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     listeners: Sequence[TrialListener],
     proposer: Proposer | None = None,
     overhead: SearchOverhead | None = None,
     warm_start: Callable[[Engine], object] | None = None,
     notify: Callable[[str], object] = lambda text: None,
 ) -> dict[str, str]:
-    """Run trials until every engine has used its budget, or ``stopping()``.
+    """Run trials until every engine has used its budget, or ``stop_requested()``.
 
     Args:
         spec: what all trials share; its type says whether they are simulated.
         engines: by alias; their event logs have all outcomes when this returns.
         folder: where Tune writes.
-        stopping: polled; running trials end within a slice and stay pending in the logs.
+        stop_requested: polled; running trials end within a slice and stay pending in the logs.
         listeners: are told of starts and ends.
         proposer: computes plans that need a model; it outlives this run. None: a thread of the
             run's own.
@@ -85,7 +85,7 @@ def run_search(
         StorageError: an event log could not be written.
     """
     study = spec.study
-    resources = trial_resources(study, stopping, notify)
+    resources = trial_resources(study, stop_requested, notify)
     spec = dataclasses.replace(spec, study=on_device(study, resources))
     queue = ProposalQueue(
         engines,
@@ -99,7 +99,7 @@ def run_search(
     policy = FailurePolicy[TrialRequest](study.ray.max_failures)
     ledger = TrialLedger(engines, queue, study.objectives, policy, listeners, resources.concurrent, notify)
     try:
-        _run_trials(spec, resources, ledger, lambda: queue.failed, folder, stopping, notify)
+        _run_trials(spec, resources, ledger, lambda: queue.failed, folder, stop_requested, notify)
     finally:
         queue.stop()
         queue.join(timeout=5)
@@ -115,23 +115,23 @@ def _run_trials(
     ledger: TrialLedger,
     queue_failed: Callable[[], bool],
     folder: Path,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     notify: Callable[[str], object],
 ) -> None:
     """Have Tune run the ledger's trials until there are none, or the run is to end."""
 
-    def ending() -> bool:
-        return stopping() or ledger.error is not None or queue_failed()
+    def must_end() -> bool:
+        return stop_requested() or ledger.error is not None or queue_failed()
 
     name = f"search-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # Tune resumes a name it knows
     with writing(folder):
         make_folder(folder)  # Tune would open it to everybody
-    searcher = StudySearcher(ledger, stopping)
+    searcher = StudySearcher(ledger, stop_requested)
     watchdog = Watchdog(_heartbeat_timeout(spec.study, _is_group(spec, resources)), notify)
     tuner = tune.Tuner(
         _trainable(spec, resources),
-        tune_config=_tune_config(searcher, ending, resources.concurrent),
-        run_config=_run_config(name, folder, ending, watchdog),
+        tune_config=_tune_config(searcher, must_end, resources.concurrent),
+        run_config=_run_config(name, folder, must_end, watchdog),
     )
     _fit(tuner, ledger, folder, name)
 
@@ -171,11 +171,11 @@ def _trainable(spec: TrialSpec | SimulatedSpec, resources: TrialResources) -> ty
     return made
 
 
-def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent: int) -> tune.TuneConfig:
+def _tune_config(searcher: StudySearcher, must_end: Callable[[], bool], concurrent: int) -> tune.TuneConfig:
     """Tune's settings: actors are kept, and the searcher alone knows the objectives."""
     return tune.TuneConfig(
         search_alg=searcher,
-        scheduler=KeepActors(ending, searcher.note_last_words),
+        scheduler=KeepActors(must_end, searcher.note_last_words),
         num_samples=-1,
         max_concurrent_trials=concurrent,
         reuse_actors=True,
@@ -184,7 +184,7 @@ def _tune_config(searcher: StudySearcher, ending: Callable[[], bool], concurrent
     )
 
 
-def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: Watchdog) -> RunConfig:
+def _run_config(name: str, folder: Path, must_end: Callable[[], bool], watchdog: Watchdog) -> RunConfig:
     """The run's settings: no checkpoints, and no retries by Tune, since the ledger requeues."""
     return RunConfig(
         name=name,
@@ -192,7 +192,7 @@ def _run_config(name: str, folder: Path, ending: Callable[[], bool], watchdog: W
         failure_config=FailureConfig(max_failures=0),
         checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
         verbose=0,
-        stop=_GiveUp(ending),
+        stop=StopAfterGrace(must_end),
         callbacks=[watchdog],
     )
 
@@ -206,15 +206,15 @@ def _heartbeat_timeout(study: Study, is_group: bool) -> float:
     return longest_step(seconds) if is_group else seconds
 
 
-class _GiveUp(tune.Stopper):  # type: ignore[misc]
+class StopAfterGrace(tune.Stopper):  # type: ignore[misc]
     """Stops all trials some seconds after the run was to end.
 
     These are trials that wait for a node or load a base. A running trial ends by itself before
     that, between two slices (see :class:`~milp_ray.tune.search.scheduler.KeepActors`).
     """
 
-    def __init__(self, ending: Callable[[], bool]) -> None:
-        self._ending = ending
+    def __init__(self, must_end: Callable[[], bool]) -> None:
+        self._must_end = must_end
         self._since: float | None = None
 
     def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
@@ -223,7 +223,7 @@ class _GiveUp(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether the grace period is over."""
-        if not self._ending():
+        if not self._must_end():
             return False
         self._since = self._since or time.monotonic()
         return time.monotonic() - self._since > _GRACE_SECONDS

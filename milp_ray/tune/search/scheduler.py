@@ -23,17 +23,17 @@ class KeepActors(FIFOScheduler):  # type: ignore[misc]
     trial, and every actor keeps its own.
 
     Args:
-        stopping: whether the run was asked to stop.
+        stop_requested: whether the run was asked to stop.
         lost: is told the id of a trial whose worker was lost, and the worker's last words.
     """
 
     def __init__(
         self,
-        stopping: Callable[[], bool],
+        stop_requested: Callable[[], bool],
         lost: Callable[[str, str], object] = lambda trial_id, words: None,
     ) -> None:
         super().__init__()
-        self._stopping = stopping
+        self._stop_requested = stop_requested
         self._lost = lost
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -48,7 +48,7 @@ class KeepActors(FIFOScheduler):  # type: ignore[misc]
         self, tune_controller: TuneController, trial: Trial, result: Mapping[str, object]
     ) -> str:
         """STOP once the run was asked to stop, so that a long trial ends between two slices."""
-        if self._stopping() and not TrialReport.from_result(result).is_over:
+        if self._stop_requested() and not TrialReport.from_result(result).is_over:
             return TrialScheduler.STOP  # type: ignore[no-any-return]
         return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 

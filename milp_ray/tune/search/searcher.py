@@ -25,17 +25,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     Args:
         ledger: of the Tune run.
-        stopping: whether the run was asked to stop.
+        stop_requested: whether the run was asked to stop.
     """
 
-    def __init__(self, ledger: TrialLedger, stopping: Callable[[], bool]) -> None:
+    def __init__(self, ledger: TrialLedger, stop_requested: Callable[[], bool]) -> None:
         super().__init__(metric=list(ledger.objectives), mode=["min"] * len(ledger.objectives))
-        self._ledger, self._stopping = ledger, stopping
+        self._ledger, self._stop_requested = ledger, stop_requested
         self._requests: dict[str, TrialRequest] = {}  # of running trials, by Tune's id
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """The next trial's config, None while none is ready, FINISHED when none will be."""
-        if self._stopping() or self._ledger.error:
+        if self._stop_requested() or self._ledger.error:
             return Searcher.FINISHED  # type: ignore[no-any-return]
         request = None
         with self._errors_kept():

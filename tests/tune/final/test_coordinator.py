@@ -177,9 +177,9 @@ def test_workers_that_never_come_to_work_end_the_run(tmp_path: Path) -> None:
     for _ in range(2):
         coordinator.lost([0])
         begin(coordinator, 2)
-    assert not coordinator.stopping()
+    assert not coordinator.stop_requested()
     coordinator.lost([1])
-    assert coordinator.stopping() and coordinator.next(1) is None
+    assert coordinator.stop_requested() and coordinator.next(1) is None
     fatal = coordinator.update().fatal
     assert fatal is not None
     with pytest.raises(ClusterError, match="died 3 times in a row before they took a user"):
@@ -194,7 +194,7 @@ def test_idle_workers_may_be_lost_as_long_as_others_get_on(tmp_path: Path) -> No
         coordinator.kept(0, 0, step)
         coordinator.lost([1])
         begin(coordinator, 2)
-    assert not coordinator.stopping() and not outcome(coordinator)
+    assert not coordinator.stop_requested() and not outcome(coordinator)
 
 
 def test_a_group_that_ends_its_user_and_itself_is_no_idle_loss(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_group_that_ends_its_user_and_itself_is_no_idle_loss(tmp_path: Path) -
         coordinator.end(0, "out of memory")  # of one rank; its group has to be made anew
         coordinator.lost([0])
         begin(coordinator, 1)
-    assert coordinator.next(0) is None and not coordinator.stopping()
+    assert coordinator.next(0) is None and not coordinator.stop_requested()
 
 
 def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_stopped_or_failed_nothing_is_handed_out(tmp_path: Path) -> None:
     failed.fail(0, ModelError("no such model", where="x").to_plain())
     failed.fail(1, ModelError("a later one").to_plain())
     for coordinator in (stopped, failed):
-        assert coordinator.stopping() and coordinator.next(0) is None
+        assert coordinator.stop_requested() and coordinator.next(0) is None
     fatal: Any = failed.update().fatal
     assert "no such model" in str(from_plain(fatal)) and stopped.update().fatal is None
 
@@ -238,10 +238,10 @@ def test_a_fault_that_stays_ends_the_run_with_its_reason_and_its_node(tmp_path: 
     assert coordinator.next(0) == FinalTask("train", "a")  # others take users, and do not get on in that time
     again = ClusterError("the base takes 13.00 GiB, and 1.99 are free", where="ray.gpus_per_worker")
     assert faulty_start(coordinator, again) == 2, "the pause grows"
-    assert not coordinator.stopping()
+    assert not coordinator.stop_requested()
     faulty_start(coordinator)
     events, faults, fatal = coordinator.update()
-    assert not events and len(faults) == 2 and coordinator.stopping() and fatal is not None
+    assert not events and len(faults) == 2 and coordinator.stop_requested() and fatal is not None
     error = from_plain(fatal)
     assert isinstance(error, ClusterError) and error.exit_code == 1
     assert str(error) == "node 10.0.0.1, ray.gpus_per_worker: the base takes 13.00 GiB, and 2.00 are free"
@@ -259,7 +259,7 @@ def test_faults_are_told_once_each_and_forgotten_when_users_get_on(tmp_path: Pat
         told += coordinator.update().faults
         assert isinstance(coordinator.next(0), FinalTask)
         coordinator.end(0, "")
-    assert not coordinator.stopping()
+    assert not coordinator.stop_requested()
     assert [text.split(": ")[-1] for text in told[:3]] == [
         "no space left",
         FULL.problems[0].fact,

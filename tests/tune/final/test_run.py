@@ -332,7 +332,7 @@ def test_ray_train_may_give_up_as_long_as_users_get_on(
                 ray.get(served.end.remote(0, ""))
             raise RuntimeError("no room")
 
-    def trial_resources(study: Study, stopping: object, say: object, groups: int) -> TrialResources:
+    def trial_resources(study: Study, stop_requested: object, say: object, groups: int) -> TrialResources:
         wanted.append(groups)
         return TrialResources({"CPU": 0.5}, max(0, 3 - len(wanted)))
 

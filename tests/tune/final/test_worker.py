@@ -136,7 +136,7 @@ def test_after_a_fault_that_may_pass_a_rank_has_all_started_again(
     config.backend_cls().on_start(Workers(1), config)
     with pytest.raises(RuntimeError, match="Error at") if again else contextlib.nullcontext():
         FinalLoop(Handle(coordinator), 1.0)()
-    assert coordinator.stopping() is not again
+    assert coordinator.stop_requested() is not again
 
 
 def test_a_stop_ends_the_pause_before_the_next_start(
