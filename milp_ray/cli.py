@@ -100,9 +100,7 @@ def resume(run: RunPath, overrides: Overrides = None) -> int:
 @app.command()
 @_reported
 def final(run: RunPath, overrides: Overrides = None) -> int:
-    """Train and test the chosen memories of all users whose search is over; ray.* may be
-    overridden.
-    """
+    """Train and test the memories of all users whose search is over; ray.* may be overridden."""
     from milp_ray.study.driver import final as train
 
     return print_outcome(train(run, out, overrides or []))
@@ -202,7 +200,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job, and end with its exit code.")] = True,
     again: Annotated[bool, typer.Option("--again", help="Even if the same job is done.")] = False,
 ) -> int:
-    """Submit a job to a Ray cluster and follow it; the same job is never submitted twice at a time."""
+    """Submit a job to a Ray cluster and follow it; the same job is never submitted twice."""
     from milp_ray.jobs import client, connection, package
     from milp_ray.study.stopping import signals_interrupt
 

@@ -252,7 +252,7 @@ class RunFolder:
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:
-        """Where a study is another than the run's; :func:`~milp_ray.study.provenance.differences`."""
+        """Where a study differs from the run's; :func:`~milp_ray.study.provenance.differences`."""
         if self.meta["format"] == 1:  # of which the study's author need not know
             rules = {"text_rules": self.study.data.text_rules}
             study = study.model_copy(update={"data": study.data.model_copy(update=rules)})

@@ -33,8 +33,8 @@ def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[d
     """One row a trial: state, θ, placement, size, values, whether it is on the front, cost.
 
     The no-memory measurement is the row with trial -1. Values of trials that failed or are pending
-    are NaN. So is a cost (:class:`milp_ray.trial.records.TrialCost`) that the log does not tell: one
-    of an older log, or of a trial whose worker was lost.
+    are NaN. So is a cost (:class:`milp_ray.trial.records.TrialCost`) that the log does not have: an
+    older log's, or that of a trial whose worker was lost.
     """
     front = {seen.id for seen in engine.front()}
     blank = {objective.name: float("nan") for objective in engine.objectives}
