@@ -99,7 +99,7 @@ def main(share: str) -> None:
                 with Trial(base, split, on_layers(key), study, phase="search", seed=repeat) as trial:
                     found = trial.run()
                 assert found is not None  # None is a trial that somebody stopped
-                row = (name, key, repeat, found.loss, found.rouge_l, found.trainable_params)
+                row = (name, key, repeat, found.loss, found.scores["rouge_l"], found.trainable_params)
                 _append([*row, round(time.perf_counter() - began, 2)])
 
 

@@ -159,12 +159,15 @@ def shares(runs: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[float]
 
 @cache
 def _best(problem: str, seed: int) -> tuple[tuple[float, float], tuple[tuple[float, float], ...]]:
-    from milp_ray.search.core.objectives import gains
+    from milp_ray.config.objectives import maximized
     from milp_ray.search.core.reference import reference_point
     from milp_ray.search.synthetic import OBJECTIVES
 
     made = problem_of(problem, seed)
-    floor, best = gains(OBJECTIVES, made.no_memory), [gains(OBJECTIVES, values) for values in made.best()]
+    floor, best = (
+        maximized(OBJECTIVES, made.no_memory),
+        [maximized(OBJECTIVES, values) for values in made.best()],
+    )
     if isinstance(made, Measured):
         point = reference_point(best, floor, lowered=True)
         assert point is not None

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from milp_ray.config.objectives import maximized
 from milp_ray.search import Engine
-from milp_ray.search.core.objectives import gains
 from milp_ray.search.core.pareto import hypervolume_curve
 from milp_ray.search.source_pool import DonorPool
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
@@ -69,8 +69,8 @@ def searched(
 
 def curve_of(problem: SyntheticProblem, engine: Engine) -> list[float]:
     """Noise-free hypervolume after each trial."""
-    points = [gains(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
-    return hypervolume_curve(points, gains(OBJECTIVES, problem.no_memory))
+    points = [maximized(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
+    return hypervolume_curve(points, maximized(OBJECTIVES, problem.no_memory))
 
 
 def reached(curve: Sequence[float], level: float, trials: int) -> int:

@@ -241,7 +241,7 @@ def measured(base: Any, config: Mapping[str, Any], study: Study, person: UserSpl
     assert found is not None
     return {
         "loss": found.loss,
-        "rouge_l": found.rouge_l,
+        "rouge_l": found.scores["rouge_l"],
         "train_seconds": found.train_seconds,
         "eval_seconds": found.eval_seconds,
     }

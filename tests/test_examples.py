@@ -15,7 +15,7 @@ WITH_EXAMPLES = {
     "memory.space": ("Placement", "MemorySpace"),
     "memory.architectures": ("Architecture",),
     "data.readers.jsonl": ("read_jsonl",),
-    "search.core.objectives": ("Objective",),
+    "config.objectives": ("Objective",),
     "search.core.events": ("EventLog",),
     "search.core.plan": ("Plan",),
     "search.engine": ("Engine",),

@@ -9,7 +9,7 @@ no data are checked here; `milp-ray check` does the rest. Reading YAML is
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,7 +49,10 @@ __all__ = [
     "TrialSettings",
 ]
 
-ObjectiveName = Literal["loss", "rouge_l", "chrf", "trainable_params"]  # of objectives.OBJECTIVES
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 

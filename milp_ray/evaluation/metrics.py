@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -105,6 +105,14 @@ def persona_f1(
         shared = len(written & said)
         values.append(2 * shared / (len(said) + len(written)) if shared else 0.0)
     return _mean(values)
+
+
+#: Objectives that a trial measures on the responses that it generates: each from these responses, the
+#: ones that should have been given, and the rules of words.
+RESPONSE_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str], int], float]] = {
+    "rouge_l": lambda responses, references, rules: rouge(responses, references, rules)["rouge_l"],
+    "chrf": lambda responses, references, rules: chrf(responses, references),
+}
 
 
 def _words(text: str, stop_words: Collection[str], rules: int = NEWEST) -> frozenset[str]:

@@ -84,7 +84,9 @@ def _warnings(folder: RunFolder) -> list[str]:
     base = trials[trials.state == "no memory"].set_index("user")
     rows = chosen[chosen.user.isin(base.index)] if len(chosen) else chosen
     worse = sum(
-        all(OBJECTIVES[name].sign * (row[name] - base[name][row["user"]]) <= 0 for name in _measured(folder))
+        all(
+            OBJECTIVES[name].maximized(row[name] - base[name][row["user"]]) <= 0 for name in _measured(folder)
+        )
         for _, row in rows.iterrows()
     )
     if worse:

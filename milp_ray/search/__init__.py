@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milp_ray.search.core.objectives import Objective
+    from milp_ray.config.objectives import Objective
     from milp_ray.search.core.plan import Plan
     from milp_ray.search.core.records import Candidates, Failure, Observation, Proposal
     from milp_ray.search.core.transfer_data import Donor, Material
@@ -31,20 +31,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "engine",
-    "Objective": "core.objectives",
-    "Plan": "core.plan",
-    "Candidates": "core.records",
-    "Failure": "core.records",
-    "Observation": "core.records",
-    "Proposal": "core.records",
-    "Donor": "core.transfer_data",
-    "Material": "core.transfer_data",
-    "DonorPool": "source_pool",
+    "Engine": "search.engine",
+    "Objective": "config.objectives",
+    "Plan": "search.core.plan",
+    "Candidates": "search.core.records",
+    "Failure": "search.core.records",
+    "Observation": "search.core.records",
+    "Proposal": "search.core.records",
+    "Donor": "search.core.transfer_data",
+    "Material": "search.core.transfer_data",
+    "DonorPool": "search.source_pool",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"milp_ray.search.{_HOMES[name]}"), name)
+    return getattr(import_module(f"milp_ray.{_HOMES[name]}"), name)

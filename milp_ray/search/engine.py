@@ -16,17 +16,16 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 
+from milp_ray.config.objectives import Objective, in_units, maximized
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.core.design import Design, count_placements
 from milp_ray.search.core.events import EventLog
 from milp_ray.search.core.local_search import LocalSearch
 from milp_ray.search.core.objectives import (
-    Objective,
     checked_objectives,
     checked_values,
     exact_values,
-    gains,
     whole_number,
 )
 from milp_ray.search.core.pareto import hypervolume, hypervolume_curve, non_dominated
@@ -186,7 +185,7 @@ class Engine:
                 seed=self._derived(f"events {state.events}"),
                 events=state.events,
                 told=tuple(seen.config for seen in told),
-                gains=tuple(gains(self._objectives, seen.values) for seen in told),
+                gains=tuple(maximized(self._objectives, seen.values) for seen in told),
                 pending=tuple(proposal.config for proposal in state.pending.values()),
                 seen=frozenset(state.keys),
                 reference=self._given(),
@@ -318,7 +317,7 @@ class Engine:
         """The non-dominated observations, best in the first objective first."""
         with self._lock:
             seen = list(self._state.observations.values())
-        table = [gains(self._objectives, observation.values) for observation in seen]
+        table = [maximized(self._objectives, observation.values) for observation in seen]
         kept = [index for index, keep in enumerate(non_dominated(table)) if keep]
         kept.sort(key=lambda index: (-table[index][0], seen[index].id))
         return [seen[index] for index in kept]
@@ -428,17 +427,17 @@ class Engine:
         :func:`milp_ray.search.core.reference.reference_point`.
         """
         with self._lock:
-            table = [gains(self._objectives, seen.values) for seen in self._state.observations.values()]
+            table = [maximized(self._objectives, seen.values) for seen in self._state.observations.values()]
             point = reference_point(table, self._given(), lowered=lowered)
         if point is None:
             return None
-        return {o.name: float(o.sign * value) for o, value in zip(self._objectives, point, strict=True)}
+        return in_units(self._objectives, [float(value) for value in point])
 
     def hypervolume(self) -> float:
         """The front's hypervolume from today's :meth:`reference_point`; 0 without an observation."""
         point = self.reference_point()
-        table = [gains(self._objectives, seen.values) for seen in self.observations]
-        return hypervolume(table, gains(self._objectives, point)) if point and table else 0.0
+        table = [maximized(self._objectives, seen.values) for seen in self.observations]
+        return hypervolume(table, maximized(self._objectives, point)) if point and table else 0.0
 
     def hypervolume_curve(self, *, lowered: bool = False) -> list[float]:
         """The front's hypervolume after each observation, in the product of the objectives' units.
@@ -446,10 +445,10 @@ class Engine:
         All from today's :meth:`reference_point`, so it never decreases.
         """
         point = self.reference_point(lowered=lowered)
-        table = [gains(self._objectives, seen.values) for seen in self.observations]
+        table = [maximized(self._objectives, seen.values) for seen in self.observations]
         if point is None:
             return []
-        return hypervolume_curve(table, gains(self._objectives, point))
+        return hypervolume_curve(table, maximized(self._objectives, point))
 
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)

@@ -78,7 +78,7 @@ def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
     """
     columns = list(zip(*plan.gains, strict=True)) if len(plan.gains) >= _FEW else []
     constant = {
-        o.name: o.sign * column[0]
+        o.name: o.maximized(column[0])
         for o, column in zip(plan.objectives, columns, strict=False)
         if o.exact is None and max(column) == min(column)
     }

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from milp_ray.config.objectives import Objective, maximized
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemorySpace
-from milp_ray.search.core.objectives import Objective, gains
 from milp_ray.search.core.pareto import non_dominated
 from milp_ray.search.core.transfer_data import Donor, Material, check_donor, cleaned, labels
 from milp_ray.search.engine import Engine
@@ -91,7 +91,7 @@ class DonorPool:
             donors = list(self._donors)
         if self._mode == "none" or not self.ready:
             return None
-        own = tuple(o.sign * (no_memory or {}).get(o.name, math.nan) for o in self._objectives)
+        own = tuple(o.maximized((no_memory or {}).get(o.name, math.nan)) for o in self._objectives)
         chosen = tuple(donors[index] for index in _nearest(donors, own)[:DONORS])
         return Material(self._mode, labels(self._objectives), chosen)
 
@@ -120,7 +120,7 @@ def donor_of(engine: Engine, rows: int = ROWS) -> Donor:
         rows: of the table, at most (the front may take all of it).
     """
     seen = engine.observations
-    table = [gains(engine.objectives, observation.values) for observation in seen]
+    table = [maximized(engine.objectives, observation.values) for observation in seen]
     front = [index for index, keep in enumerate(non_dominated(table)) if keep]
     rest = [index for index in range(len(seen)) if index not in set(front)]
     wanted = max(0, min(len(rest), rows - len(front)))
@@ -128,7 +128,7 @@ def donor_of(engine: Engine, rows: int = ROWS) -> Donor:
     given = engine.reference or {}
     return Donor(
         told=tuple((seen[index].config, table[index]) for index in sorted([*front[:rows], *spread])),
-        no_memory=tuple(o.sign * given.get(o.name, math.nan) for o in engine.objectives) if given else (),
+        no_memory=tuple(o.maximized(given.get(o.name, math.nan)) for o in engine.objectives) if given else (),
     )
 
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError, SpaceError
 from milp_ray.memory.space import MemoryConfig, MemorySpace, config_from, config_to
 from milp_ray.search.core.events import Event, damaged, numbers, text, whole
-from milp_ray.search.core.objectives import Objective
 from milp_ray.search.core.records import Cost, Failure, Observation, Proposal
 from milp_ray.search.core.transfer_data import Material, material_from
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from milp_ray.config.objectives import Objective, maximized
 from milp_ray.memory.space import NO_MEMORY, MemoryConfig, MemorySpace, Placement
-from milp_ray.search.core.objectives import Objective, gains
 from milp_ray.search.core.pareto import non_dominated
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))
@@ -121,7 +121,7 @@ class SyntheticProblem:
         def value(config: MemoryConfig) -> float:
             placement = self.space.placement(config)
             if placement.key not in found:
-                found[placement.key] = gains(OBJECTIVES, self.exact(placement))
+                found[placement.key] = maximized(OBJECTIVES, self.exact(placement))
             loss, rouge = found[placement.key]
             return share * loss / _LOSS_REACH + (1 - share) * rouge / _ROUGE_REACH
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from milp_ray.config.models import Study
-from milp_ray.config.objectives import OBJECTIVES
+from milp_ray.config.objectives import Objective, objectives_on
 from milp_ray.data.digests import Fingerprint
 from milp_ray.memory.architectures import Architecture
-from milp_ray.memory.space import MemorySpace, Placement, space_from
-from milp_ray.search import Engine, Objective
+from milp_ray.memory.space import MemorySpace, space_from
+from milp_ray.search import Engine
 from milp_ray.search.core.records import EngineSettings
 from milp_ray.study.users import Users, load_users
 
@@ -87,13 +87,8 @@ def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None)
 
 
 def objectives_of(study: Study, architecture: Architecture) -> tuple[Objective, ...]:
-    """The study's objectives; trainable_params is computed from the placement, never modelled."""
-
-    def count(placement: Placement) -> float:
-        return float(architecture.trainable_params(placement))
-
-    exact = {"trainable_params": count}
-    return tuple(Objective(name, OBJECTIVES[name].direction, exact.get(name)) for name in study.objectives)
+    """The study's objectives; an exact one is computed from the placement, never modelled."""
+    return objectives_on(architecture, study.objectives)
 
 
 def engine_for(study: Study, inputs: Inputs, alias: str, log: Path) -> Engine:

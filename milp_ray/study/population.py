@@ -53,7 +53,7 @@ class Population:
         aliases: all users, in the run's order: that of their aliases.
         cold: the first of them, where users learn from each other: those that the others learn
             from.
-        directions: objective -> "min" or "max".
+        objectives: of the study.
     """
 
     def __init__(self, folder: RunFolder, inputs: Inputs) -> None:
@@ -67,8 +67,7 @@ class Population:
         self._everyone = inputs.users.begun  # with those that are gone, so that the groups stay as they were
         self._cold = search.transfer_users if search.transfer != "none" else 0
         self.cold = self._present(self._everyone[: self._cold])
-        objectives = objectives_of(folder.study, inputs.architecture)
-        self.directions: dict[str, str] = {o.name: o.direction for o in objectives}
+        self.objectives = objectives_of(folder.study, inputs.architecture)
 
     def engine(self, alias: str) -> Engine:
         """A user's engine: the one at work, or one replayed from the event log."""
@@ -148,10 +147,10 @@ class Population:
     def _summary_of(self, engine: Engine) -> Summary:
         counts, study = engine.counts, self._folder.study
         best: dict[str, float] = {}
-        for name, direction in self.directions.items():
-            values = [seen.values[name] for seen in engine.observations]
+        for objective in self.objectives:
+            values = [seen.values[objective.name] for seen in engine.observations]
             if values:
-                best[name] = min(values) if direction == "min" else max(values)
+                best[objective.name] = objective.best(values)
         return Summary(
             counts.told,
             counts.failed,

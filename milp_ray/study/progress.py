@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from milp_ray.trial.records import BASELINE, TrialCost, TrialRequest
 from milp_ray.tune.search.prometheus import StudyCounts
 
 if TYPE_CHECKING:
+    from milp_ray.config.objectives import Objective
     from milp_ray.search import Engine
     from milp_ray.study.population import Summary
 
@@ -55,14 +56,14 @@ class StudyProgress:
         console: where to show; a panel if it is a terminal, else plain lines.
         aliases: the users.
         trials: budget per user.
-        directions: objective -> "min" or "max".
+        objectives: of the study.
     """
 
     def __init__(
-        self, console: Console, aliases: list[str], trials: int, directions: Mapping[str, str]
+        self, console: Console, aliases: list[str], trials: int, objectives: Sequence[Objective]
     ) -> None:
         self._console = console
-        self._directions = dict(directions)
+        self._objectives = {objective.name: objective for objective in objectives}
         self._users = {alias: UserProgress(trials) for alias in aliases}
         self._engines: Mapping[str, Engine] = {}
         # Kept up to date event by event: a scan of all users per trial is what large studies cannot
@@ -132,9 +133,8 @@ class StudyProgress:
                 user.no_memory = dict(values)
                 return
             for name, value in values.items():
-                better = min if self._directions[name] == "min" else max
                 for kept in (user.best, self._totals.best):
-                    kept[name] = better(kept.get(name, value), value)
+                    kept[name] = self._objectives[name].best((kept.get(name, value), value))
 
     def on_trial_started(self, request: TrialRequest) -> None:
         """A trial went to a worker."""
@@ -286,13 +286,14 @@ class StudyProgress:
         table = Table(box=None, pad_edge=False)
         for column in ("user", "trials", "running"):
             table.add_column(column, justify="left" if column == "user" else "right", no_wrap=True)
-        for name, direction in self._directions.items():
-            table.add_column(f"{'lowest' if direction == 'min' else 'highest'} {name}", justify="right")
+        for name, objective in self._objectives.items():
+            best = "lowest" if objective.direction == "min" else "highest"
+            table.add_column(f"{best} {name}", justify="right")
             table.add_column("no memory", justify="right", style="dim")
         # Who is at work is what one wants to see; the rest fits no screen at a thousand users.
         for alias, user in self._shown_users():
             cells = [alias, f"{user.done + user.failed}/{user.trials}", str(user.running or "")]
-            for name in self._directions:
+            for name in self._objectives:
                 both = (user.best, user.no_memory)
                 cells.extend(_shown(values[name]) if name in values else "" for values in both)
             table.add_row(*cells)

@@ -98,9 +98,9 @@ class Run:
         self._final_wanted = final and folder.study.simulation is None
         self.population = Population(folder, inputs)
         self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
-        aliases, directions = list(self.population.aliases), self.population.directions
+        aliases, objectives = list(self.population.aliases), self.population.objectives
         self._overhead = SearchOverhead()
-        self.progress = StudyProgress(console, aliases, self.study.search.trials, directions)
+        self.progress = StudyProgress(console, aliases, self.study.search.trials, objectives)
         for note in inputs.users.notes:
             self.progress.notify(f"note: {note}")
         for alias, summary in self.population.summaries():

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from milp_ray.config.models import ChooseSettings
+from milp_ray.config.objectives import Objective, maximized
 from milp_ray.errors import SearchError
 from milp_ray.memory.architectures import Architecture
-from milp_ray.search import Engine, Objective, Observation
+from milp_ray.search import Engine, Observation
 from milp_ray.search.core.pareto import knee
 
 
@@ -46,15 +47,9 @@ def select(
         if within:
             return _best(within, objectives[0])
         return min(engine.observations, key=lambda seen: (sizes[seen.id], seen.id))
-    rows = [[_gain(seen, objective) for objective in objectives] for seen in front]
+    rows = [maximized(objectives, seen.values) for seen in front]
     return front[knee(rows)]
 
 
 def _best(front: Sequence[Observation], objective: Objective) -> Observation:
-    return max(front, key=lambda seen: (_gain(seen, objective), -seen.id))
-
-
-def _gain(seen: Observation, objective: Objective) -> float:
-    """The value turned so that more is better."""
-    value = seen.values[objective.name]
-    return value if objective.direction == "max" else -value
+    return max(front, key=lambda seen: (objective.maximized(seen.values[objective.name]), -seen.id))

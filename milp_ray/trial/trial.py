@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.errors import TrialFailed
 from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
-from milp_ray.evaluation.metrics import chrf, rouge
+from milp_ray.evaluation.metrics import RESPONSE_METRICS
 from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.export import portable_name
 from milp_ray.memory.space import Placement
@@ -47,18 +47,21 @@ class Measurement:
 
     Attributes:
         loss: validation loss, nats per response token.
-        rouge_l: mean ROUGE-L F1 of greedy responses, in [0, 1]; NaN when the study's objectives name no
-            metric of texts, as nothing is generated then, and on other ranks than 0.
-        chrf: mean chrF2 of the same, likewise.
+        scores: of greedy responses, by name (``RESPONSE_METRICS``); NaN when the study's objectives
+            name none of these, as nothing is generated then, and on other ranks than 0.
         trainable_params: exact number of trained parameters.
         cost: what it took.
     """
 
     loss: float
-    rouge_l: float
-    chrf: float
+    scores: Mapping[str, float]
     trainable_params: int
     cost: TrialCost
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All that a study may have as an objective, by name."""
+        return {"loss": self.loss, **self.scores, "trainable_params": self.trainable_params}
 
     @property
     def train_seconds(self) -> float:
@@ -348,7 +351,7 @@ class Trial:
             yield Progress("loss", done, batches)
         if not math.isfinite(self._loss.mean):
             raise TrialFailed("loss is not finite in the measurement")
-        if not {"rouge_l", "chrf"}.isdisjoint(self.study.objectives):
+        if not RESPONSE_METRICS.keys().isdisjoint(self.study.objectives):
             longest = self.study.trial.max_new_tokens
             prompts = self.base.tokens.get(
                 ("prompts", self.study.prompts, longest, samples),
@@ -362,18 +365,11 @@ class Trial:
 
     def _measurement(self) -> Measurement:
         responses = [self._responses[index] for index in sorted(self._responses)]
-        overlap = characters = float("nan")
+        scores = dict.fromkeys(RESPONSE_METRICS, float("nan"))
         if responses and self.base.parallel.group.rank == 0:
-            given = [sample.response for sample in self.user.validation]
-            overlap = rouge(responses, given, self.study.data.text_rules)["rouge_l"]
-            characters = chrf(responses, given)
-        return Measurement(
-            self._loss.mean,
-            overlap,
-            characters,
-            self.trainable_params,
-            self.cost(),
-        )
+            given, rules = [sample.response for sample in self.user.validation], self.study.data.text_rules
+            scores = {name: metric(responses, given, rules) for name, metric in RESPONSE_METRICS.items()}
+        return Measurement(self._loss.mean, scores, self.trainable_params, self.cost())
 
     def cost(self) -> TrialCost:
         """What it took so far, on this rank."""

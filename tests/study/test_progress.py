@@ -20,8 +20,8 @@ TRIALS = 4
 def progress_of(users: int) -> tuple[StudyProgress, io.StringIO]:
     text = io.StringIO()
     aliases = [f"u{number}" for number in range(users)]
-    directions = {"loss": "min", "rouge_l": "max"}
-    return StudyProgress(Console(file=text, width=200), aliases, TRIALS, directions), text
+    objectives = [Objective("loss", "min"), Objective("rouge_l", "max")]
+    return StudyProgress(Console(file=text, width=200), aliases, TRIALS, objectives), text
 
 
 def test_totals_are_those_of_a_scan() -> None:

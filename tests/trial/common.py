@@ -36,7 +36,7 @@ def changed(**sections: object) -> Study:
 
 def numbers(measured: Measurement | None) -> tuple[float, ...]:
     assert measured is not None
-    return (measured.loss, measured.rouge_l, measured.trainable_params, measured.train_tokens)
+    return (measured.loss, measured.scores["rouge_l"], measured.trainable_params, measured.train_tokens)
 
 
 def run(

@@ -43,7 +43,9 @@ def trials(
             steps = [progress.loss for progress in trial.steps() if progress.loss is not None]
             found = trial.result
             assert found is not None
-            rows.append({"loss": found.loss, "rouge_l": found.rouge_l, "tokens": found.train_tokens})
+            rows.append(
+                {"loss": found.loss, "rouge_l": found.scores["rouge_l"], "tokens": found.train_tokens}
+            )
             rows[-1]["steps"] = steps
             if folder is not None and key:
                 trial.save(folder / f"{index}")

@@ -99,7 +99,7 @@ def test_measurement_is_of_the_trained_adapter(llama: BaseModel, tiny_user: User
     bare = response_loss(llama, tiny_user.validation, prompts)
     assert measured.loss == pytest.approx(own.mean, rel=1e-6)
     assert abs(measured.loss - bare.mean) > 1e-3
-    assert measured.rouge_l == rouge(texts, [s.response for s in tiny_user.validation])["rouge_l"]
+    assert measured.scores["rouge_l"] == rouge(texts, [s.response for s in tiny_user.validation])["rouge_l"]
     assert measured.trainable_params == llama.architecture.trainable_params(PLACED)
     assert measured.train_seconds > 0
     assert measured.eval_seconds > 0
@@ -120,7 +120,9 @@ def test_a_batch_of_responses_is_many_steps(llama: BaseModel, tiny_user: UserSpl
         seen = [(progress.step, progress.steps) for progress in trial.steps() if progress.stage == "generate"]
         assert trial.result is not None
     assert seen == [(0, 1), (0, 1), (1, 1)]
-    assert trial.result.rouge_l == rouge(texts, [s.response for s in tiny_user.validation])["rouge_l"]
+    assert (
+        trial.result.scores["rouge_l"] == rouge(texts, [s.response for s in tiny_user.validation])["rouge_l"]
+    )
     work = evaluation(llama, tiny_user, Prompts(study.prompts), study, tiny_user.validation)
     assert [(p.step, p.steps) for p in work if p.stage == "generate"] == seen
 
@@ -230,7 +232,7 @@ def test_nothing_is_generated_for_loss_alone(
     with Trial(llama, tiny_user, PLACED, changed(objectives=("loss", "trainable_params")), seed=5) as trial:
         measured = trial.run()
     assert measured is not None
-    assert math.isnan(measured.rouge_l)
+    assert math.isnan(measured.scores["rouge_l"])
     assert math.isfinite(measured.loss)
 
 
@@ -292,7 +294,7 @@ def test_a_real_user_in_a_few_seconds(shared: Path) -> None:
         with Trial(base, user, Placement.from_key(key), study, seed=0) as trial:
             measured = trial.run()
         assert measured is not None
-        assert 0 <= measured.rouge_l <= 1
+        assert 0 <= measured.scores["rouge_l"] <= 1
         losses.append(measured.loss)
     assert losses[1] < losses[0] - 0.02
 

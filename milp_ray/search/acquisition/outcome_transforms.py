@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_ray.config.objectives import maximized
 from milp_ray.memory.arrays import Configs, Ints, SpaceArrays
 from milp_ray.memory.space import MemoryConfig, Placement
 from milp_ray.search.core.objectives import exact_values
@@ -66,12 +67,12 @@ class Scaled:
         if not self._exact:
             return features
         objectives = self._plan.objectives
-        # 2) exact objectives are computed, turned so that more is better, ...
+        # 2) exact objectives are computed, to be maximised, ...
         found = np.empty((len(ranks), len(self._exact)))  # k x (number of exact objectives)
         for row, line in enumerate(ranks.tolist()):
             placement = Placement(tuple((layer, rank) for layer, rank in enumerate(line) if rank))
             known = exact_values(objectives, placement)
-            found[row] = [objectives[i].sign * known[objectives[i].name] for i in self._exact]
+            found[row] = maximized([objectives[i] for i in self._exact], known)
         # 3) ... and mapped as the observed values are: the acquisition compares them
         for column, index in enumerate(self._exact):
             found[:, column] = self._maps[index](found[:, column])

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from milp_ray.config.objectives import Objective, in_units
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.core.objectives import Objective
 from milp_ray.search.engine import Engine
 from milp_ray.storage import atomic_write
 
@@ -59,8 +59,7 @@ def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
     _use_model(client, method)
     for config, gains in zip(plan.told, plan.gains, strict=True):
         index = client.attach_trial(dict(parameters_of(plan.space, config)))
-        values = {o.name: o.sign * gain for o, gain in zip(plan.objectives, gains, strict=True)}
-        client.complete_trial(index, raw_data=values)
+        client.complete_trial(index, raw_data=in_units(plan.objectives, gains))
     for config in plan.pending:
         client.attach_trial(dict(parameters_of(plan.space, config)))
     return client

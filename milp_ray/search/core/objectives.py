@@ -1,55 +1,16 @@
-"""What a search optimises: named values with a direction, measured or exact.
+"""Checks of objectives and of their values: what an engine is given, and what it is told.
 
-Values stand in the user's own units and directions everywhere outside the models; inside them everything is
-turned so that more is better (:func:`gains`). Thresholds are *not* covered: see reference.py.
+What an objective is stands in :mod:`milp_ray.config.objectives`, thresholds in reference.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
+from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import Placement
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One objective of a search.
-
-    Example:
-        >>> loss = Objective("loss", "min")
-        >>> size = Objective("size", "min", exact=lambda placement: 1.0 * sum(placement.as_dict().values()))
-        >>> gains([loss, size], {"loss": 2.5, "size": 24.0})  # turned so that more is better
-        (-2.5, -24.0)
-
-    Attributes:
-        name: key of its value in what is told; letters, digits and ``_``, not starting with a digit.
-        direction: ``"min"`` or ``"max"``.
-        exact: for an objective that follows from the placement alone (number of trainable parameters): the
-            function that computes it, deterministic and finite for every non-empty placement. Such a value
-            need not be told, is never modelled, and enters the acquisition as a deterministic model.
-    """
-
-    name: str
-    direction: Literal["min", "max"]
-    exact: Callable[[Placement], float] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier() or not self.name.isascii():
-            raise SearchError(
-                "an objective's name is not a plain word",
-                expected="letters, digits and '_', not starting with a digit, such as rouge_l",
-            )
-        if self.direction not in ("min", "max"):
-            raise SearchError(f"objective {self.name} has no direction", expected="direction 'min' or 'max'")
-
-    @property
-    def sign(self) -> float:
-        """+1 for ``max``, -1 for ``min``: what a value is multiplied with so that more is better."""
-        return 1.0 if self.direction == "max" else -1.0
 
 
 def checked_objectives(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
@@ -69,11 +30,6 @@ def checked_objectives(objectives: Sequence[Objective]) -> tuple[Objective, ...]
             remedy="an exact objective alone needs no trials: minimise it directly",
         )
     return result
-
-
-def gains(objectives: Sequence[Objective], values: Mapping[str, float]) -> tuple[float, ...]:
-    """``m`` values in the order of ``objectives``, turned so that more is better."""
-    return tuple(objective.sign * values[objective.name] for objective in objectives)
 
 
 def exact_values(objectives: Sequence[Objective], placement: Placement) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Dominance, hypervolume and the knee of a front, exact and without a model.
 
-Everything here is to be maximised: turn objectives around first (objectives.gains). Arrays are
+Everything here is to be maximised: turn objectives around first (objectives.maximized). Arrays are
 ``n x m``: n points, m objectives. A row with a NaN is dominated: it never counts. What a reference
 point should be is *not* covered: see reference.py.
 """

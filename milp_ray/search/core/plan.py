@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from milp_ray.config.objectives import Objective
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.core.local_search import LocalSearch
-from milp_ray.search.core.objectives import Objective
 from milp_ray.search.core.transfer_data import Material
 
 

@@ -26,9 +26,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
-from milp_ray.search.core.objectives import Objective, exact_values, finite
+from milp_ray.search.core.objectives import exact_values, finite
 from milp_ray.search.core.pareto import Rows, non_dominated
 
 SHARE = 0.1
@@ -75,7 +76,7 @@ def given_point(
     result = []
     for objective, extent in zip(objectives, ranges, strict=True):
         given = values is not None and objective.name in values
-        value = objective.sign * values[objective.name] if values is not None and given else math.nan
+        value = objective.maximized(values[objective.name]) if values is not None and given else math.nan
         if extent is not None and not value < extent[1]:
             worst, best = extent
             value = worst - SHARE * (best - worst if best > worst else max(abs(worst), 1.0))
@@ -115,7 +116,7 @@ def exact_ranges(
         if objective.exact is None:
             result.append(None)
             continue
-        found = [objective.sign * table[objective.name] for table in tables]
+        found = [objective.maximized(table[objective.name]) for table in tables]
         result.append((min(found), max(found)))
     return tuple(result)
 

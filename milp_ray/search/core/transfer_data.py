@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError, SpaceError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search.core.events import Event, damaged, text
-from milp_ray.search.core.objectives import Objective
 from milp_ray.search.core.pareto import non_dominated
 
 Mode = Literal["seeds", "prior"]

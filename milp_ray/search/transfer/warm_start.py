@@ -170,7 +170,7 @@ class _Portfolio:
             # 1) an exact objective is the same in every sample
             if objective.exact is not None:
                 result[:, :, index] = [
-                    objective.sign * objective.exact(plan.space.placement(c)) for c in configs
+                    objective.maximized(objective.exact(plan.space.placement(c))) for c in configs
                 ]
                 continue
             # 2) a measured one: mean + L z, the same z for whatever is asked about in this plan

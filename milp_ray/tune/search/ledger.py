@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Verdict
@@ -80,7 +81,7 @@ class TrialLedger:
     Args:
         engines: one per user, by alias.
         queue: ready requests of the same engines.
-        objectives: names of the measured values that engines are told, in their order.
+        objectives: names of the values that engines are told, in their order.
         policy: decides about lost workers.
         listeners: are told of every start and end.
         workers: how many trials run at once.
@@ -206,7 +207,9 @@ class TrialLedger:
         self._queue.stop()
 
     def _complete(self, request: TrialRequest, report: TrialReport) -> None:
-        values = {name: float(report.values[name]) for name in self.objectives}
+        # An engine computes exact objectives itself; of no memory they may have no value.
+        names = [o for o in self.objectives if o in report.values or OBJECTIVES[o].exact is None]
+        values = {name: float(report.values[name]) for name in names}
         if not all(math.isfinite(value) for value in values.values()):
             self._fail(request, "a measured value is not finite", report.cost)
             return

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ray import tune
 
 from milp_ray.config.models import SimulationSettings, Study
+from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.search.synthetic import SyntheticProblem, synthetic_user
 from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
@@ -102,4 +103,6 @@ class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
     def _values(self) -> dict[str, float]:
         problem = self._spec.problem(self._request.alias)
         found = problem.no_memory if self._request.is_baseline else problem.measure(self._request.placement)
-        return found | {"chrf": found["rouge_l"]}  # a synthetic user has one metric of texts
+        # A synthetic user has one metric of texts, which stands for whatever else a study measures.
+        measured = [name for name in self._spec.study.objectives if OBJECTIVES[name].exact is None]
+        return dict.fromkeys(measured, found["rouge_l"]) | found

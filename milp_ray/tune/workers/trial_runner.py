@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from milp_ray.config.objectives import gains_of
+from milp_ray.config.objectives import maximized, objectives_on
 from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.ids import trial_name
 from milp_ray.storage import local_copy, publish_for
@@ -157,12 +157,7 @@ class TrialRunner:
         seconds = measured.train_seconds + measured.eval_seconds
         log_line(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
         return TrialReport.complete(
-            {
-                "loss": measured.loss,
-                "rouge_l": measured.rouge_l,
-                "chrf": measured.chrf,
-                "trainable_params": measured.trainable_params,
-            },
+            measured.values,
             cost,
         )
 
@@ -174,11 +169,13 @@ class TrialRunner:
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Whether no trial in the user's event log dominates it; running ones may still do so."""
         from milp_ray.search.core.events import told_values
+        from milp_ray.search.core.objectives import exact_values
         from milp_ray.search.core.pareto import dominated_by_any
 
-        names = self._spec.study.objectives
-        values = gains_of({name: getattr(measured, name) for name in names}, names)
+        objectives = objectives_on(self._base.architecture, self._spec.study.objectives)
+        exact = exact_values(objectives, self._request.placement)
+        values = maximized(objectives, measured.values | exact)
         with local_copy(self._spec.layout.events(self._request.alias)) as log:
             found = told_values(log)
-        others = [gains_of(told, names) for number, told in found if number != self._request.number]
+        others = [maximized(objectives, told) for number, told in found if number != self._request.number]
         return not dominated_by_any(values, others)

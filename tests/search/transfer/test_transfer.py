@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from milp_ray.config.objectives import maximized
 from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import MemoryConfig, MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.core.local_search import LocalSearch
-from milp_ray.search.core.objectives import gains
 from milp_ray.search.core.pareto import hypervolume_curve
 from milp_ray.search.core.transfer_data import Donor, Material, Mode
 from milp_ray.search.propose import propose
@@ -51,8 +51,8 @@ def search(
 
 def gained(problem: SyntheticProblem, engine: Engine) -> float:
     """The noise-free hypervolume of what was tried."""
-    points = [gains(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
-    return hypervolume_curve(points, gains(OBJECTIVES, problem.no_memory))[-1]
+    points = [maximized(OBJECTIVES, problem.exact(seen.placement)) for seen in engine.observations]
+    return hypervolume_curve(points, maximized(OBJECTIVES, problem.no_memory))[-1]
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_evidence_tells_kin_from_strangers(donors: list[Engine]) -> None:
 
     def evidence(problem: SyntheticProblem) -> float:
         told = search(problem, 12).observations
-        values = [gains(OBJECTIVES, seen.values) for seen in told]
+        values = [maximized(OBJECTIVES, seen.values) for seen in told]
         return UserModel(
-            model, [s.config for s in told], values, gains(OBJECTIVES, problem.no_memory)
+            model, [s.config for s in told], values, maximized(OBJECTIVES, problem.no_memory)
         ).evidence
 
     kin = [evidence(user(seed, 0.9)) for seed in range(100, 106)]

@@ -108,7 +108,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
             alone = trial.run()
         assert alone is not None
         assert found.values["loss"] == pytest.approx(alone.loss, abs=1e-4)
-        assert found.values["rouge_l"] == pytest.approx(alone.rouge_l, abs=1e-6)
+        assert found.values["rouge_l"] == pytest.approx(alone.scores["rouge_l"], abs=1e-6)
         assert found.cost is not None and found.cost.train_tokens == alone.train_tokens and found.cost.node
     assert listening_addresses(os.getpid()) <= {"127.0.0.1", "::1"}, "a door to the network"
     assert [process.pid for process in group._processes] == pids
