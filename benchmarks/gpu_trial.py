@@ -48,7 +48,7 @@ import bases
 from tables import write_rows
 
 if TYPE_CHECKING:
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
     from milp_ray.model.base import BaseModel
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +69,8 @@ Row = dict[str, Any]
 
 def placement_of(layers: int, count: int, above: float) -> Placement:
     """What the search space makes of so many LoRAs over the layers from ``above`` (a share of them) on."""
-    from milp_ray.memory.space import MemoryConfig, MemorySpace
+    from milp_ray.memory.factors import MemoryConfig
+    from milp_ray.memory.space import MemorySpace
 
     space = MemorySpace(num_layers=layers, max_loras=count, ranks=(RANK,))
     return space.placement(

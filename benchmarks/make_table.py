@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milp_ray.memory.space import MemorySpace, Placement
+    from milp_ray.memory.placement import Placement
+    from milp_ray.memory.space import MemorySpace
 
 HERE = Path(__file__).parent
 TABLE = HERE / "data" / "real_table.csv"
@@ -52,15 +53,13 @@ def space() -> MemorySpace:
 
 def placements() -> list[str]:
     """Every placement key of the space; the empty key is no memory."""
-    from milp_ray.search.core.design import every_config
-
     blocks = space()
-    return ["", *sorted({blocks.placement(config).key for config in every_config(blocks)} - {""})]
+    return ["", *sorted({blocks.placement(config).key for config in blocks.every_config()} - {""})]
 
 
 def on_layers(key: str) -> Placement:
     """A placement of blocks as one of layers: block b is layers 2b and 2b + 1."""
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
 
     blocks = Placement.from_key(key).ranks
     return Placement(tuple((2 * block + half, rank) for block, rank in blocks for half in (0, 1)))

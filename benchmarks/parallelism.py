@@ -74,7 +74,7 @@ def study_of(folder: Path, batch: int, tokens: int) -> Any:
 
 def placement_of(layers: int) -> Any:
     """LoRAs of rank 8 and 16 on every third layer."""
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
 
     return Placement(tuple((layer, 16 if layer % 2 else 8) for layer in range(1, layers, 3)))
 

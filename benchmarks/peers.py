@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine
 from milp_ray.search.core.design import Design
 from milp_ray.search.synthetic import OBJECTIVES

@@ -38,7 +38,7 @@ def main() -> None:
     plan = plan_with(N, "saas", {})
     scaled = Scaled(plan)
     X, Y = scaled.inputs(plan.told), scaled.Y[:, :1]
-    at = scaled.rows(scaled.arrays.ranks(scaled.arrays.sample(POINTS, 1)))
+    at = scaled.of_rows(scaled.arrays.rows(scaled.arrays.sample(POINTS, 1)))
     with single_threaded(), torch.no_grad():
         found = {
             "ours": np.array([_ours(X, Y, at, seed) for seed in seeds]),

@@ -12,7 +12,8 @@ import pytest
 # few layers with random weights.
 WITH_EXAMPLES = {
     "layout": ("Layout",),
-    "memory.space": ("Placement", "MemorySpace"),
+    "memory.placement": ("Placement",),
+    "memory.space": ("MemorySpace",),
     "memory.architectures": ("Architecture",),
     "data.readers.jsonl": ("read_jsonl",),
     "config.objectives": ("Objective",),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from milp_ray.config.execution import RaySettings, SimulationSettings, StorageSettings
+from milp_ray.config.factors import FACTORS
 from milp_ray.config.inputs import (
     COMMIT_PATTERN,
     HUB_NAME,
@@ -67,7 +68,9 @@ class MemoryDefaults(Settings):
 class MemorySettings(Settings):
     """The search space of memory configurations (paper, section 2.2.1 and table 6)."""
 
-    factors: str = Field("num+size+layer", description="what is searched; any of num, size, layer with '+'")
+    factors: str = Field(
+        "num+size+layer", description=f"what is searched; any of {', '.join(FACTORS)} with '+'"
+    )
     ranks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (8, 16, 32, 64, 96)
     max_loras: Positive | None = Field(None, description="largest n; null: the model's number of layers")
     max_rank: Positive | None = Field(
@@ -81,10 +84,9 @@ class MemorySettings(Settings):
     @classmethod
     def _known_factors(cls, value: str) -> str:
         parts = value.split("+")
-        known = ("num", "size", "layer")
-        if not all(part in known for part in parts) or len(set(parts)) != len(parts):
-            raise ValueError("must be one or more of num, size, layer, each once, joined by '+'")
-        return "+".join(part for part in known if part in parts)
+        if not all(part in FACTORS for part in parts) or len(set(parts)) != len(parts):
+            raise ValueError(f"must be one or more of {', '.join(FACTORS)}, each once, joined by '+'")
+        return "+".join(part for part in FACTORS if part in parts)
 
     @field_validator("ranks")
     @classmethod

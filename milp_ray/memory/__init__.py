@@ -1,5 +1,7 @@
 """Memory spaces, placements and adapters. What is exported here needs no torch; adapters.py does."""
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 
 __all__ = ["MemoryConfig", "MemorySpace", "Placement"]

@@ -28,7 +28,7 @@ from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE, check_content, note_of
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.modules import put
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import write_folder, write_synced
 
 WEIGHTS = "adapter_model.safetensors"

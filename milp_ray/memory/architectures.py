@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from milp_ray.errors import ModelError, SpaceError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.registry import Registry
 
 

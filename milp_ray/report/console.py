@@ -17,7 +17,7 @@ from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.adapter_notes import NOTE, check_note, noted_placement
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import MODELS, read_table
@@ -238,10 +238,11 @@ def _scores(scores: pd.DataFrame) -> Table:
 
 def layers_by_rank(key: str) -> str:
     """A placement for people: ``0:8,1:8,2:8,5:16`` as ``16: 5; 8: 0-2``."""
-    groups: dict[int, list[int]] = {}
-    for layer, rank in Placement.from_key(key).ranks:
+    placement, groups = Placement.from_key(key), dict[int, list[int]]()
+    for layer, rank in placement.ranks:
         groups.setdefault(rank, []).append(layer)
-    return "; ".join(f"{rank}: {_runs(layers)}" for rank, layers in sorted(groups.items(), reverse=True))
+    parts = [f"{rank}: {_runs(layers)}" for rank, layers in sorted(groups.items(), reverse=True)]
+    return "; ".join([*parts, *(f"{name} {value:g}" for name, value in placement.settings)])
 
 
 def _runs(layers: list[int]) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from milp_ray.config.objectives import Objective, in_units, maximized
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.design import Design, count_placements
 from milp_ray.search.core.events import EventLog
 from milp_ray.search.core.local_search import LocalSearch

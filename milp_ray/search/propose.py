@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from milp_ray.memory.space import MemoryConfig
+from milp_ray.memory.factors import MemoryConfig
 from milp_ray.search.core.design import Design
 from milp_ray.search.core.numerics import is_numerical
 from milp_ray.search.core.pareto import non_dominated
@@ -28,10 +28,7 @@ from milp_ray.search.surrogates.base import (
 from milp_ray.search.transfer.warm_start import NO_ADVICE, advise, starts
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from milp_ray.memory.arrays import Ints
+    from milp_ray.memory.arrays import Floats
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
 _FEW = 3  # of fewer measurements nothing is called constant
@@ -155,10 +152,10 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
     taken, chosen = set(plan.seen), list[MemoryConfig]()
     around = _around(plan)
     # Where other users' memories tend to be, if that is known.
-    warm = Configs.of(starts(plan), plan.space.num_layers)
+    warm = Configs.of(starts(plan), plan.space)
 
-    def values(ranks: Ints) -> npt.NDArray[np.float64]:  # c x L -> c
-        result: npt.NDArray[np.float64] = acquisition(scaled.rows(ranks)).numpy()
+    def values(rows: Floats) -> Floats:  # c x (L + E) -> c
+        result: Floats = acquisition(scaled.of_rows(rows)).numpy()
         return result
 
     # 4) one candidate after the other, each pending for the next

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError, SpaceError
-from milp_ray.memory.space import MemoryConfig, MemorySpace, config_from, config_to
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.events import Event, damaged, numbers, text, whole
 from milp_ray.search.core.records import Cost, Failure, Observation, Proposal
 from milp_ray.search.core.transfer_data import Material, material_from
@@ -118,7 +119,7 @@ class SearchState:
             if not isinstance(item, dict) or item.get("id") != len(self.proposals):
                 damaged(number, self._where, "has no valid proposals")
             try:
-                config = config_from(item)
+                config = self._space.from_log(item)
                 self._space.validate(config)
             except SpaceError:
                 damaged(number, self._where, "proposes what the space does not have")
@@ -183,7 +184,7 @@ def asked_event(
         "source": source,
         **({"notes": list(notes)} if notes else {}),
         "proposals": [
-            {"id": first + index, **config_to(config), "placement": space.placement(config).key}
+            {"id": first + index, **space.to_log(config), "placement": space.placement(config).key}
             for index, config in enumerate(configs)
         ],
     }

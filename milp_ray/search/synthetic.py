@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from milp_ray.config.objectives import Objective, maximized
-from milp_ray.memory.space import NO_MEMORY, MemoryConfig, MemorySpace, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import NO_MEMORY, Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.pareto import non_dominated
 
 OBJECTIVES = (Objective("loss", "min"), Objective("rouge_l", "max"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.architectures import Architecture
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import reading, remove_file, remove_folder
 from milp_ray.study.run_folder import RunFolder
 

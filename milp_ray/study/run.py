@@ -35,7 +35,7 @@ from milp_ray.tune.proposals.overhead import SearchMetrics, SearchOverhead
 from milp_ray.tune.search.prometheus import PrometheusExporter
 
 if TYPE_CHECKING:
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
     from milp_ray.tune.cluster.shared import SharedUsers
     from milp_ray.tune.proposals.threads import Proposer
     from milp_ray.tune.search.simulated import SimulatedSpec

@@ -15,7 +15,8 @@ import pandas as pd
 
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import atomic_write, reading
 from milp_ray.trial.records import TrialCost
 
@@ -145,6 +146,7 @@ def _theta(
         "gates": "".join("1" if gate else "0" for gate in config.gates) if config else "",
         "num_loras": config.num_loras if config else 0,
         "rank": config.rank if config else 0,
+        **dict(placement.settings),
         "placement": placement.key,
         "trainable_params": architecture.trainable_params(placement),
     }

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from milp_ray.errors import MilpRayError, from_plain
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 
 BASELINE = -1
 

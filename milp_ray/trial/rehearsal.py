@@ -76,7 +76,7 @@ def rehearse(wanted: Rehearsed) -> None:
     Raises:
         MilpRayError: what every worker would meet, as far as a CPU can tell.
     """
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
     from milp_ray.model.base import load_base
     from milp_ray.trial.trial import Trial
 

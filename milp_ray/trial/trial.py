@@ -28,7 +28,7 @@ from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, lo
 from milp_ray.evaluation.metrics import RESPONSE_METRICS
 from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.export import portable_name
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import Example, history_examples, sample_examples
 from milp_ray.model.limits import infeasible

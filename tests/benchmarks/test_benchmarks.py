@@ -155,7 +155,7 @@ def test_flops_are_those_of_the_matrix_products_that_pytorch_does() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from milp_ray.memory.adapters import lora_config
-    from milp_ray.memory.space import Placement
+    from milp_ray.memory.placement import Placement
     from milp_ray.model.batches import Example, collate, token_losses
 
     bases, trial = (importlib.import_module(name) for name in ("bases", "gpu_trial"))

@@ -15,7 +15,7 @@ from milp_ray.config.objectives import OBJECTIVES, Objective, in_units, maximize
 from milp_ray.errors import SearchError
 from milp_ray.evaluation.metrics import RESPONSE_METRICS
 from milp_ray.memory.architectures import architecture_of
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 
 LOSS, ROUGE = Objective("loss", "min"), Objective("rouge_l", "max")
 

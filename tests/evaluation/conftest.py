@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from milp_ray.memory.adapters import lora_config
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 
 

@@ -11,7 +11,7 @@ import pytest
 from milp_ray.errors import MilpRayError, RunFolderError
 from milp_ray.memory.adapter_notes import NOTE, check_content, check_note
 from milp_ray.memory.adapters import attach, attach_saved, detach, lora_config, save_adapter
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 
 USER, PLACEMENT = "u-" + "a" * 13, "3:4,7:8"

@@ -33,7 +33,8 @@ from milp_ray.memory.adapters import (
     save_adapter,
 )
 from milp_ray.memory.architectures import architecture_names, architecture_of, register
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.model.base import BaseModel, loaded
 
 TINY_NAMES = ("llama", "gpt2", "roberta")

@@ -20,20 +20,20 @@ SPACES = [
 ]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.num_layers}-{s.factors}")
+@pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.num_layers}-{s.searched}")
 def test_placements_features_and_keys_are_those_of_the_space(space: MemorySpace) -> None:
     arrays, rng = SpaceArrays(space), random.Random(0)
     drawn = [space.sample(rng) for _ in range(300)]
-    ranks = arrays.ranks(Configs.of(drawn, space.num_layers))
+    rows = arrays.rows(Configs.of(drawn, space))
     placements = [space.placement(config) for config in drawn]
-    assert [{layer: rank for layer, rank in enumerate(row) if rank} for row in ranks.tolist()] == [
+    assert [{layer: rank for layer, rank in enumerate(row) if rank} for row in rows.tolist()] == [
         placement.as_dict() for placement in placements
     ]
-    assert np.allclose(arrays.features(ranks), [space.features(p) for p in placements], rtol=0, atol=1e-14)
-    assert keys(ranks) == [key_of(placement, space.num_layers) for placement in placements]
+    assert np.allclose(arrays.features(rows), [space.features(p) for p in placements], rtol=0, atol=1e-14)
+    assert keys(rows) == [key_of(placement, space) for placement in placements]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.num_layers}-{s.factors}")
+@pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{s.num_layers}-{s.searched}")
 def test_neighbours_are_those_of_the_space(space: MemorySpace) -> None:
     arrays, rng = SpaceArrays(space), random.Random(1)
     for _ in range(30):

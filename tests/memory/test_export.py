@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from milp_ray.errors import SpaceError, StorageError
 from milp_ray.memory.adapters import attach, detach, lora_config, read_adapter, save_adapter
 from milp_ray.memory.export import copy_adapter, portable_name, with_one_rank
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 
 IDS = torch.arange(3, 40)[None]

@@ -10,14 +10,9 @@ import pytest
 
 from milp_ray.config.models import MemoryDefaults, MemorySettings
 from milp_ray.errors import SpaceError
-from milp_ray.memory.space import (
-    MemoryConfig,
-    MemorySpace,
-    Placement,
-    config_from,
-    config_to,
-    space_from,
-)
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace, space_from
 
 RANKS = (8, 16, 32, 64, 96)
 SUB_SPACES = ("num", "size", "layer", "num+size", "num+layer", "size+layer", "num+size+layer")
@@ -247,7 +242,7 @@ def test_a_bound_on_a_layers_rank_caps_placements_and_names_the_ranks_above_it()
 
 def test_unused_ranks_may_be_large() -> None:
     fixed = MemorySettings(factors="num+layer", defaults=MemoryDefaults(size=16))
-    assert space_from(fixed, 12, 48).default_rank == 16
+    assert space_from(fixed, 12, 48).lora_rank.default == 16
     with pytest.raises(SpaceError, match=r"memory\.defaults\.size"):
         space_from(MemorySettings(factors="layer", defaults=MemoryDefaults(size=64)), 12, 48)
 
@@ -259,12 +254,13 @@ def test_default_layers_must_exist(layers: tuple[int, ...]) -> None:
 
 
 def test_config_as_plain_values() -> None:
-    config = theta({1, 11}, 3, 64)
-    assert config_from(config_to(config)) == config
+    config, inside = theta({1, 11}, 3, 64), space()
+    assert inside.to_log(config) == {"gates": "010000000001", "num_loras": 3, "rank": 64}
+    assert inside.from_log(inside.to_log(config)) == config
     for broken in (
         {},
         {"gates": "01x", "num_loras": 1, "rank": 8},
         {"gates": "01", "num_loras": True, "rank": 8},
     ):
         with pytest.raises(SpaceError):
-            config_from(broken)
+            inside.from_log(broken)

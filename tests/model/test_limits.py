@@ -16,7 +16,7 @@ import torch
 from milp_ray.config.models import ModelSettings, OptimizerSettings, RaySettings
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ModelError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import load_base
 from milp_ray.model.limits import GIB, OutOfMemory, _status, infeasible, limit_memory
 from milp_ray.trial.trial import Trial

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 
 LOSS_AND_ROUGE = (Objective("loss", "min"), Objective("rouge_l", "max"))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from milp_ray.errors import SearchError, SpaceError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective, Plan
 from milp_ray.search import engine as engine_module
 from milp_ray.search.core.design import count_placements

@@ -10,7 +10,8 @@ import pytest
 import torch
 from gpytorch.utils.errors import NanError, NotPSDError
 
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine
 from milp_ray.search.acquisition.log_nehvi import Acquisition
 from milp_ray.search.core.local_search import LocalSearch

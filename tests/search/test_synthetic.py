@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
 

@@ -253,7 +253,7 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
         return measure
 
     def search(spec: Any, engines: Mapping[str, Any], *_: object, **__: object) -> dict[str, str]:
-        from milp_ray.memory.space import Placement
+        from milp_ray.memory.placement import Placement
 
         measure = (simulated if base is None else real)(spec)
         names = [name for name in spec.study.objectives if name != "trainable_params"]

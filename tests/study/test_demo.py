@@ -12,7 +12,8 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.readers import read_users
 from milp_ray.data.splits import split_users
 from milp_ray.evaluation.compare import evaluate
-from milp_ray.memory.space import Placement, space_from
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import space_from
 from milp_ray.model.base import load_base
 from milp_ray.model.demo_model import DemoModelSizes, background_texts
 from milp_ray.model.pretrained import check_fits

@@ -14,7 +14,7 @@ from milp_ray.errors import StorageError, StudyError
 from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.adapters import lora_config
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import write_json
 from milp_ray.study import driver, run_folder
 from milp_ray.study.outdated import Outdated, outdated

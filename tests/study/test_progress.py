@@ -7,7 +7,8 @@ import random
 
 from rich.console import Console
 
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.core.records import Counts
 from milp_ray.study.population import Summary

@@ -8,7 +8,8 @@ import pytest
 
 from milp_ray.config.models import ChooseSettings
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
 from milp_ray.search import Objective, Observation
 from milp_ray.study.selection import select
 

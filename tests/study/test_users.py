@@ -19,7 +19,7 @@ from milp_ray.config import Study
 from milp_ray.config.loading import load_study, resolved
 from milp_ray.errors import DataError, StudyError
 from milp_ray.ids import alias_of, new_key, number_of
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.report.console import fronts_view
 from milp_ray.search.core.events import EventLog
 from milp_ray.study.check import check_study

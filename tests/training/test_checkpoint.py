@@ -15,7 +15,7 @@ from torch import Tensor
 from milp_ray.config.models import FinalSettings, MemorySettings, ModelSettings, OptimizerSettings, Study
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import StorageError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel, load_base
 from milp_ray.model.parallel.group import SOLO, Group
 from milp_ray.model.parallel.sharding import Parallel

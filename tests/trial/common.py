@@ -14,7 +14,7 @@ from milp_ray.config.models import (
     TrialSettings,
 )
 from milp_ray.data.records import UserSplit
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.trial.trial import Measurement, Trial
 

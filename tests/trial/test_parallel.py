@@ -20,7 +20,7 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import MilpRayError, RunBusyError
 from milp_ray.evaluation.measure import response_loss
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel, device_of, load_base, loaded
 from milp_ray.model.parallel.group import Group, Ranks
 from milp_ray.model.parallel.rendezvous import Rendezvous

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from milp_ray.errors import ClusterError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest, TrialState
 
 COST = TrialCost(1.5, 0.25, 0.125, 900, 5 << 30, "0a1b2c3d", 2)

@@ -33,7 +33,8 @@ from milp_ray.data.splits import split_user
 from milp_ray.evaluation.compare import evaluation
 from milp_ray.evaluation.measure import generate, response_loss
 from milp_ray.evaluation.metrics import rouge
-from milp_ray.memory.space import NO_MEMORY, MemorySpace, Placement
+from milp_ray.memory.placement import NO_MEMORY, Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.model.base import BaseModel, load_base, loaded
 from milp_ray.model.batches import history_examples, sample_examples
 from milp_ray.trial import trial as trial_module
@@ -305,7 +306,7 @@ import sys
 from milp_ray.config.models import *
 from milp_ray.data.readers import read_users
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import load_base
 from milp_ray.trial.trial import Trial
 study = Study(name="t", model=ModelSettings(path={str(tiny_models["llama"])!r}, device="cpu"),

@@ -19,20 +19,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from milp_ray.config.objectives import maximized
-from milp_ray.memory.arrays import Configs, Ints, SpaceArrays
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.arrays import Configs, Floats, SpaceArrays
+from milp_ray.memory.factors import MemoryConfig
 from milp_ray.search.core.objectives import exact_values
 from milp_ray.search.core.reference import reference_point
 
 if TYPE_CHECKING:
     from milp_ray.search.core.plan import Plan
-
-Floats = npt.NDArray[np.float64]
 
 
 class Scaled:
@@ -58,21 +55,20 @@ class Scaled:
 
     def inputs(self, configs: Sequence[MemoryConfig]) -> Tensor:
         """``k x D``: d features, then a column per exact objective."""
-        return self.rows(self.arrays.ranks(Configs.of(configs, self._plan.space.num_layers)))
+        return self.of_rows(self.arrays.rows(Configs.of(configs, self._plan.space)))
 
-    def rows(self, ranks: Ints) -> Tensor:
-        """The same of ``k x L`` effective ranks."""
+    def of_rows(self, rows: Floats) -> Tensor:
+        """The same of ``k`` placements as rows."""
         # 1) the features that models read
-        features = torch.as_tensor(self.arrays.features(ranks))  # k x d
+        features = torch.as_tensor(self.arrays.features(rows))  # k x d
         if not self._exact:
             return features
         objectives = self._plan.objectives
         # 2) exact objectives are computed, to be maximised, ...
-        found = np.empty((len(ranks), len(self._exact)))  # k x (number of exact objectives)
-        for row, line in enumerate(ranks.tolist()):
-            placement = Placement(tuple((layer, rank) for layer, rank in enumerate(line) if rank))
-            known = exact_values(objectives, placement)
-            found[row] = maximized([objectives[i] for i in self._exact], known)
+        found = np.empty((len(rows), len(self._exact)))  # k x (number of exact objectives)
+        for index, row in enumerate(rows.tolist()):
+            known = exact_values(objectives, self.arrays.placement(row))
+            found[index] = maximized([objectives[i] for i in self._exact], known)
         # 3) ... and mapped as the observed values are: the acquisition compares them
         for column, index in enumerate(self._exact):
             found[:, column] = self._maps[index](found[:, column])

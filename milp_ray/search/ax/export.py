@@ -1,9 +1,11 @@
 """A search as an Ax experiment: the record that people open with Ax's own tools.
 
-Built from an engine when it is needed, through Ax's public client only (``ax.api.client.Client``). Gates are
-whole numbers 0 and 1 with at least one of them 1, n a whole number, r an ordered choice; factors that are not
-searched, or have one value only, are left out. Proposals do *not* come from Ax: trials are attached with what
-was proposed and told elsewhere. Importing this module is cheap, calling it imports Ax (several seconds).
+Built from an engine when it is needed, through Ax's public client only (``ax.api.client.Client``). What
+Ax sees of a factor says the factor (:attr:`milp_ray.memory.factors.Factor.parameters`): gates are whole
+numbers 0 and 1 with at least one of them 1, n a whole number, r an ordered choice; factors that are not
+searched, or have one value only, are left out. Proposals do *not* come from Ax: trials are attached
+with what was proposed and told elsewhere. Importing this module is cheap, calling it imports Ax
+(several seconds).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 from milp_ray.config.objectives import Objective, in_units
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig, Parameter
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.engine import Engine
 from milp_ray.storage import atomic_write
 
@@ -67,19 +70,17 @@ def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
 
 def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryConfig:
     """The configuration that Ax's parameters stand for."""
-    names = _gates(space)
-    gates = tuple(bool(parameters[name]) for name in names) if names else space.smallest().gates
-    smallest = space.smallest()
-    num = int(str(parameters["num_loras"])) if _has_num(space) else smallest.num_loras
-    if "num" not in space.searched:
-        num = space.fixed_num(sum(gates))
-    rank = int(str(parameters["rank"])) if _has_rank(space) else smallest.rank
-    return MemoryConfig(gates, num, rank)
+    config = space.smallest()
+    for factor in space.factors:
+        if own := factor.parameters:
+            value = factor.from_parameters([parameters[parameter.name] for parameter in own])
+            config = space.changed(config, factor, value)
+    return config
 
 
 def has_parameters(space: MemorySpace) -> bool:
     """Whether a space is one to Ax: a single configuration is none, though a study may measure it."""
-    return bool(_gates(space)) or _has_num(space) or _has_rank(space)  # without Ax
+    return any(factor.parameters for factor in space.factors)  # without Ax
 
 
 def new_client(
@@ -106,10 +107,9 @@ def new_client(
             remedy="search at least one factor with two values",
         )
     client = Client(random_seed=seed)
-    gates = _gates(space)
     client.configure_experiment(
         parameters=parameters,
-        parameter_constraints=[f"{' + '.join(gates)} >= 1"] if len(gates) > 1 else [],
+        parameter_constraints=[line for factor in space.factors for line in factor.constraints],
         name=name,
     )
     client.configure_optimization(
@@ -128,14 +128,13 @@ def save_client(client: Client, path: Path) -> None:
     atomic_write(path, lambda draft: client.save_to_json_file(str(draft)))
 
 
-def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, int]:
+def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, float]:
     """``config`` in the parameters of the space's Ax experiment."""
-    values = {name: int(gate) for name, gate in zip(_gates(space), config.gates, strict=False)}
-    if _has_num(space):
-        values["num_loras"] = config.num_loras
-    if _has_rank(space):
-        values["rank"] = config.rank
-    return values
+    return {
+        parameter.name: value
+        for factor in space.factors
+        for parameter, value in zip(factor.parameters, factor.to_parameters(config), strict=True)
+    }
 
 
 def _use_model(client: Client, method: Literal["fast", "quality"]) -> None:
@@ -158,38 +157,17 @@ def _attach(client: Client, engine: Engine) -> None:
 
 
 def _parameters(space: MemorySpace) -> list[RangeParameterConfig | ChoiceParameterConfig]:
+    return [_parameter(parameter) for factor in space.factors for parameter in factor.parameters]
+
+
+def _parameter(parameter: Parameter) -> RangeParameterConfig | ChoiceParameterConfig:
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
-    result: list[RangeParameterConfig | ChoiceParameterConfig] = [
-        RangeParameterConfig(name=gate, bounds=(0, 1), parameter_type="int") for gate in _gates(space)
-    ]
-    if _has_num(space):
-        result.append(
-            RangeParameterConfig(name="num_loras", bounds=(1, space.max_loras), parameter_type="int")
-        )
-    if _has_rank(space):
-        result.append(
-            ChoiceParameterConfig(
-                name="rank", values=list(space.ranks), parameter_type="int", is_ordered=True
-            )
-        )
-    return result
-
-
-def _gates(space: MemorySpace) -> list[str]:
-    # A single layer's gate is always open: no memory is not part of the search.
-    if "layer" not in space.searched or space.num_layers == 1:
-        return []
-    width = len(str(space.num_layers - 1))
-    return [f"gate_{layer:0{width}d}" for layer in range(space.num_layers)]
-
-
-def _has_num(space: MemorySpace) -> bool:
-    return "num" in space.searched and space.max_loras > 1
-
-
-def _has_rank(space: MemorySpace) -> bool:
-    return "size" in space.searched and len(space.ranks) > 1
+    name, values = parameter.name, parameter.values
+    if isinstance(values, range):
+        return RangeParameterConfig(name=name, bounds=(values[0], values[-1]), parameter_type="int")
+    kind: Literal["int", "float"] = "int" if isinstance(values[0], int) else "float"
+    return ChoiceParameterConfig(name=name, values=list(values), parameter_type=kind, is_ordered=True)
 
 
 def _thresholds(engine: Engine) -> list[str] | None:

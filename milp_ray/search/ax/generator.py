@@ -16,7 +16,7 @@ from milp_ray.search.core.records import Candidates
 from milp_ray.search.surrogates import register
 
 if TYPE_CHECKING:
-    from milp_ray.memory.space import MemoryConfig
+    from milp_ray.memory.factors import MemoryConfig
     from milp_ray.search.core.plan import Plan
 
 _TRIES = 3  # rounds of asking Ax for what is missing

@@ -14,7 +14,8 @@ import random
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 
 SMALL = 4096  # configurations; a space of at most so many is enumerated
 _LONGEST = 1 << 16  # points looked at in a large space
@@ -78,27 +79,9 @@ class Design:
             for point in itertools.islice(_sobol(self._space.unit_dim, self._seed), limit):
                 yield self._space.from_unit(point)
         if small:
-            rest = list(every_config(self._space))
+            rest = list(self._space.every_config())
             random.Random(self._seed).shuffle(rest)
             yield from rest
-
-
-def every_config(space: MemorySpace) -> Iterator[MemoryConfig]:
-    """All configurations of a space with n ≥ 1 and an active layer; only sensible for small spaces."""
-    layers = range(space.num_layers)
-    if "layer" in space.searched:
-        choices: Iterator[tuple[bool, ...]] = itertools.product((False, True), repeat=space.num_layers)
-    else:
-        choices = iter([tuple(layer in space.default_layers for layer in layers)])
-    ranks = space.ranks if "size" in space.searched else (space.default_rank,)
-    for gates in choices:
-        active = sum(gates)
-        if active == 0:
-            continue
-        fixed = active if space.default_num is None else space.default_num
-        nums = range(1, space.max_loras + 1) if "num" in space.searched else (fixed,)
-        for num, rank in itertools.product(nums, ranks):
-            yield MemoryConfig(gates, num, rank)
 
 
 @lru_cache(maxsize=64)  # all users of a study ask for the same space
@@ -106,7 +89,7 @@ def count_placements(space: MemorySpace) -> int | None:
     """How many distinct placements with a memory a space has; None for spaces too large to count."""
     if space.size() > SMALL:
         return None
-    return len({space.placement(config).key for config in every_config(space)} - {""})
+    return len({space.placement(config).key for config in space.every_config()} - {""})
 
 
 def _sobol(dimension: int, seed: int) -> Iterator[list[float]]:

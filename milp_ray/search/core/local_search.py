@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from milp_ray.memory.arrays import Configs, Ints, SpaceArrays, key_of, keys
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.arrays import Configs, Floats, SpaceArrays, key_of, keys
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
 
-Values = Callable[[Ints], npt.NDArray[np.float64]]
+Values = Callable[[Floats], Floats]
 
 _BETTER = 1e-9
 _WARM = 16  # best of one search that the next one of the same batch starts from
@@ -52,7 +52,7 @@ class LocalSearch:
 
         Args:
             arrays: of the space.
-            values: the acquisition: ``k x L`` effective ranks to ``k`` values, more is better.
+            values: the acquisition: ``k`` placements as rows to ``k`` values, more is better.
             seen: placement keys that must not be returned (climbers may pass through them).
             around: configurations whose neighbours join the pool of starts, as those of the front.
             seed: of the random part of the pool.
@@ -62,7 +62,7 @@ class LocalSearch:
         pool = [arrays.sample(self.draws, seed)] if self.draws else []
         pool += [] if warm is None else [warm]
         for config in around:
-            pool += [Configs.of([config], arrays.space.num_layers), *arrays.moves(config)]
+            pool += [Configs.of([config], arrays.space), *arrays.moves(config)]
         table.look_at(pool)
         climbing = [_Climber(key) for key in table.ranked()[: self.climbers]]
         for _ in range(self.rounds):
@@ -70,9 +70,9 @@ class LocalSearch:
                 break
             climbing = _round(table, climbing)
         ranked = table.ranked()
-        hidden = {key_of(Placement.from_key(key), arrays.space.num_layers) for key in seen}
+        hidden = {key_of(Placement.from_key(key), arrays.space) for key in seen}
         best = next((table.configs[key] for key in ranked if key not in hidden), None)
-        top = Configs.of((table.configs[key] for key in ranked[:_WARM]), arrays.space.num_layers)
+        top = Configs.of((table.configs[key] for key in ranked[:_WARM]), arrays.space)
         return Found(best, top)
 
 
@@ -118,7 +118,7 @@ class _Table:
     values: Values
     configs: dict[bytes, MemoryConfig] = field(default_factory=dict)
     value: dict[bytes, float] = field(default_factory=dict)
-    _waiting: dict[bytes, npt.NDArray[np.int32]] = field(default_factory=dict)
+    _waiting: dict[bytes, Floats] = field(default_factory=dict)
 
     def look_at(self, parts: Iterable[Configs]) -> None:
         """Value all of them."""
@@ -128,14 +128,14 @@ class _Table:
 
     def note(self, configs: Configs) -> list[bytes]:
         """Note configurations for the next evaluation; returns their keys, without no memory."""
-        ranks = self.arrays.ranks(configs)
+        rows = self.arrays.rows(configs)
         result = []
-        for index, key in enumerate(keys(ranks)):
+        for index, key in enumerate(keys(rows)):
             if key not in self.configs:
                 if not configs.gates[index].any():
                     continue
                 self.configs[key] = configs.one(index)
-                self._waiting[key] = ranks[index]
+                self._waiting[key] = rows[index]
             result.append(key)
         return result
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 
 
 def checked_objectives(objectives: Sequence[Objective]) -> tuple[Objective, ...]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from milp_ray.config.objectives import Objective
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.local_search import LocalSearch
 from milp_ray.search.core.transfer_data import Material
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
 
 ADVISED = "transfer"  # source of proposals that other users' searches suggested
 

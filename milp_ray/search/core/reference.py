@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.objectives import exact_values, finite
 from milp_ray.search.core.pareto import Rows, non_dominated
 

@@ -18,7 +18,8 @@ from typing import Literal, cast, get_args
 
 from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError, SpaceError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.events import Event, damaged, text
 from milp_ray.search.core.pareto import non_dominated
 
@@ -83,9 +84,9 @@ def labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
     return tuple(f"{objective.name}:{objective.direction}" for objective in objectives)
 
 
-def transferred_event(material: Material) -> dict[str, object]:
+def transferred_event(material: Material, space: MemorySpace) -> dict[str, object]:
     """``material`` as an event: per donor its no-memory values (null: not known) and rows of
-    ``[gates, n, r, values…]``. Values are turned so that more is better."""
+    ``[gates, n, r, values…]``, each factor's value as the log has it. Values are maximised ones."""
     return {
         "event": "transferred",
         "mode": material.mode,
@@ -94,13 +95,7 @@ def transferred_event(material: Material) -> dict[str, object]:
             {
                 "no_memory": [None if math.isnan(value) else _rounded(value) for value in donor.no_memory],
                 "told": [
-                    [
-                        "".join("1" if gate else "0" for gate in config.gates),
-                        config.num_loras,
-                        config.rank,
-                        *map(_rounded, values),
-                    ]
-                    for config, values in donor.told
+                    [*space.to_log(config).values(), *map(_rounded, values)] for config, values in donor.told
                 ],
             }
             for donor in map(cleaned, material.donors)
@@ -127,8 +122,8 @@ def event_of(
         SearchError: it has begun, has other material, or the material is not for it.
     """
     material.check(space, objectives)
-    event = transferred_event(material)
-    if given is not None and transferred_event(given) == event:
+    event = transferred_event(material, space)
+    if given is not None and transferred_event(given, space) == event:
         return None
     if given is not None or begun:
         raise SearchError(
@@ -154,23 +149,24 @@ def material_from(
         material = Material(
             cast("Mode", mode),
             tuple(str(name) for name in names),
-            tuple(_donor_from(item, len(names)) for item in donors),
+            tuple(_donor_from(item, space, len(names)) for item in donors),
         )
         material.check(space, objectives)
-    except (TypeError, ValueError, KeyError, SearchError):
+    except (TypeError, ValueError, KeyError, SearchError, SpaceError):
         damaged(number, where, "transfers what this search cannot use")
     return material
 
 
-def _donor_from(item: Mapping[str, object], m: int) -> Donor:
+def _donor_from(item: Mapping[str, object], space: MemorySpace, m: int) -> Donor:
     told, no_memory = item["told"], item["no_memory"]
     if not isinstance(told, list) or not isinstance(no_memory, list):
         raise TypeError
-    rows = []
-    for gates, num, rank, *values in told:
-        if set(gates) - {"0", "1"} or type(num) is not int or type(rank) is not int or len(values) != m:
+    rows, names = [], [factor.log_key for factor in space.factors]
+    for row in told:
+        found, values = row[: len(names)], row[len(names) :]
+        if len(values) != m:
             raise ValueError
-        config = MemoryConfig(tuple(bit == "1" for bit in gates), num, rank)
+        config = space.from_log(dict(zip(names, found, strict=True)))
         rows.append((config, tuple(float(value) for value in values)))
     return Donor(tuple(rows), tuple(math.nan if value is None else float(value) for value in no_memory))
 

@@ -14,7 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 
 if TYPE_CHECKING:
     from botorch.models.model import ModelList

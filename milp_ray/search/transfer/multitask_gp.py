@@ -29,7 +29,8 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.transfer_data import Donor
 
 Floats = npt.NDArray[np.float64]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 
 _HALF = 0.5
 _UNIFORM = 4.0  # placements that the uniform distribution of ranks and counts is worth
@@ -47,9 +48,8 @@ class PlacementPrior:
         base = self._space.sample(rng)
         if not self._points or rng.random() < self._share:
             return base
-        gates, num, rank = base.gates, base.num_loras, base.rank
-        searched = self._space.searched
-        if "layer" in searched:
+        gates, num, rank, settings = base.gates, base.num_loras, base.rank, base.settings
+        if self._space.layer_gates.searched:
             gates = tuple(rng.random() < share for share in self.layers)
             if not any(gates):
                 best = max(self.layers)
@@ -57,12 +57,10 @@ class PlacementPrior:
         active = sum(gates)
         if rng.random() * (self._total + _UNIFORM) >= _UNIFORM:
             like = rng.choices(self._points, self._masses)[0]
-            rank = like.rank if "size" in searched else rank
+            rank, settings = like.rank, like.settings
             each = max(1.0, like.num_loras / max(1, len(like.active)))
             num = min(max(1, round(each * active)), self._space.max_loras)
-        if "num" not in searched:
-            num = self._space.fixed_num(active)
-        return MemoryConfig(gates, num, rank)
+        return self._space.lora_count.following(MemoryConfig(gates, num, rank, settings))
 
     def _activity(self) -> list[float]:
         """Per layer the probability that it is used."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milp_ray.memory.space import MemoryConfig
+from milp_ray.memory.factors import MemoryConfig
 from milp_ray.search.core.pareto import dominated_by_any, hypervolume, non_dominated, strips
 from milp_ray.search.core.reference import reference_point
 from milp_ray.search.transfer.multitask_gp import Floats, UserModel, donor_model

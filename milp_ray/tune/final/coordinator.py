@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, from_plain
 from milp_ray.layout import MEMORIES, SCORES, Layout
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
 from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.cluster.shared import SharedUsers

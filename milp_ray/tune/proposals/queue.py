@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpRayError, SearchError
-from milp_ray.memory.space import MemoryConfig, Placement
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.placement import Placement
 from milp_ray.search.core.threads import ComputeThread
 from milp_ray.search.propose import propose
 from milp_ray.trial.records import BASELINE, TrialRequest

@@ -29,7 +29,7 @@ def test_proposes_members_that_are_new(name: str, monkeypatch: pytest.MonkeyPatc
         MemorySpace(num_layers=5, max_loras=5, ranks=(4, 8), factors="layer"),
         MemorySpace(num_layers=5, max_loras=3, ranks=(4, 8), factors="num+size", default_layers=(1, 3)),
     ],
-    ids=lambda s: s.factors,
+    ids=lambda s: s.searched,
 )
 def test_parameters_and_configurations_are_two_ways_to_say_the_same(space: MemorySpace) -> None:
     rng = random.Random(0)

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from milp_ray.memory.space import MemorySpace
-from milp_ray.search.core.design import Design, count_placements, every_config
+from milp_ray.search.core.design import Design, count_placements
 from milp_ray.search.surrogates import Sampler, make_surrogate
 
 BIG = MemorySpace(num_layers=32, max_loras=32, ranks=(8, 16, 32, 64, 96))
@@ -55,12 +55,12 @@ def test_skips_what_was_seen() -> None:
 @pytest.mark.parametrize("default_num", [None, 2])
 def test_small_spaces_are_produced_completely(factors: str, default_num: int | None) -> None:
     space = MemorySpace(4, 5, (8, 16, 32), factors=factors, default_num=default_num)
-    everything = {space.placement(config).key for config in every_config(space)}
+    everything = {space.placement(config).key for config in space.every_config()}
     found = keys(space, Design(space, 1).first(10_000))
     assert sorted(found) == sorted(everything)
     assert len(found) == count_placements(space)
     assert "" not in everything
-    for config in every_config(space):
+    for config in space.every_config():
         space.validate(config)
 
 
@@ -73,7 +73,7 @@ def test_free_surrogates_find_the_last_placements(name: str) -> None:
     space = MemorySpace(3, 3, (8, 16))
     surrogate = make_surrogate(name)
     assert isinstance(surrogate, Sampler)
-    every = sorted({space.placement(config).key for config in every_config(space)})
+    every = sorted({space.placement(config).key for config in space.every_config()})
     seen = set(every[3:])
     assert sorted(keys(space, surrogate.configs(space, seen, 10, seed=5))) == every[:3]
     assert surrogate.configs(space, set(every), 10, seed=5) == []

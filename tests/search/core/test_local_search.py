@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from milp_ray.memory.arrays import Ints, SpaceArrays
-from milp_ray.memory.space import MemoryConfig, MemorySpace, Placement
-from milp_ray.search.core.design import every_config
+from milp_ray.memory.arrays import Floats, SpaceArrays
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.local_search import LocalSearch, Values
 from tests.search.problems import measure, small_space
 
 
 def loss(space: MemorySpace, calls: list[str]) -> Values:
-    def values(ranks: Ints) -> npt.NDArray[np.float64]:
-        placements = [
-            Placement(tuple((layer, rank) for layer, rank in enumerate(row) if rank))
-            for row in ranks.tolist()
-        ]
+    arrays = SpaceArrays(space)
+
+    def values(rows: Floats) -> Floats:
+        placements = [arrays.placement(row) for row in rows.tolist()]
         calls.extend(placement.key for placement in placements)
         return np.array([-measure(placement)["loss"] for placement in placements])
 
@@ -24,7 +22,7 @@ def loss(space: MemorySpace, calls: list[str]) -> Values:
 
 def test_climbs_to_the_optimum_and_values_nothing_twice() -> None:
     space = small_space()
-    best = min(measure(space.placement(config))["loss"] for config in every_config(space))
+    best = min(measure(space.placement(config))["loss"] for config in space.every_config())
     calls: list[str] = []
     found = (
         LocalSearch(draws=4, climbers=3, rounds=20)
@@ -45,7 +43,7 @@ def test_climbs_to_the_optimum_and_values_nothing_twice() -> None:
 def test_climbs_through_what_was_seen_but_does_not_return_it() -> None:
     space = small_space()
     ranked = sorted(
-        {space.placement(config).key: config for config in every_config(space)}.items(),
+        {space.placement(config).key: config for config in space.every_config()}.items(),
         key=lambda item: measure(space.placement(item[1]))["loss"],
     )
     seen = {key for key, _ in ranked[:2]}
@@ -80,7 +78,7 @@ def test_starts_around_the_front() -> None:
 
 def test_nothing_left() -> None:
     space = MemorySpace(2, 2, (8,))
-    every = {space.placement(config).key for config in every_config(space)}
+    every = {space.placement(config).key for config in space.every_config()}
     search = LocalSearch(draws=16)
     assert search.search(SpaceArrays(space), loss(space, []), seen=every, around=(), seed=0).best is None
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.search import Objective
 from milp_ray.search.core.objectives import checked_objectives, checked_values, exact_values
 

@@ -15,7 +15,8 @@ import pytest
 
 from milp_ray.config.objectives import maximized
 from milp_ray.errors import SearchError, StorageError
-from milp_ray.memory.space import MemoryConfig, MemorySpace
+from milp_ray.memory.factors import MemoryConfig
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.core.local_search import LocalSearch
 from milp_ray.search.core.pareto import hypervolume_curve

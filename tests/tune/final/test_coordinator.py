@@ -9,7 +9,7 @@ import pytest
 
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, ModelError, RunBusyError, StorageError, from_plain
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask, TaskResult
 

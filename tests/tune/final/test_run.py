@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, ModelError, StorageError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.tune.cluster.session import ray_session
 from tests.processes import listening_addresses, titled, wait_for
 

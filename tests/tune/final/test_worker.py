@@ -15,7 +15,7 @@ from milp_ray.config.models import FinalSettings, RaySettings
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError, MilpRayError, ModelError
 from milp_ray.evaluation import compare
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final import worker as final_worker

@@ -10,7 +10,8 @@ import pytest
 
 from milp_ray.config.models import RaySettings, Study
 from milp_ray.errors import SearchError
-from milp_ray.memory.space import MemorySpace, Placement
+from milp_ray.memory.placement import Placement
+from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective, Plan
 from milp_ray.search.core.records import EngineSettings
 from milp_ray.search.propose import propose

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from milp_ray.errors import SearchError, StorageError
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.search.core.records import Counts, EngineSettings
 from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals import queue as queue_module

@@ -9,7 +9,7 @@ import pytest
 
 from milp_ray.config.models import DataSettings, ModelSettings, SimulationSettings, Study, TrialSettings
 from milp_ray.memory.architectures import architecture_of
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.trial.records import BASELINE, TrialReport, TrialState
 from milp_ray.tune.search.simulated import SimulatedSpec, SimulatedTrial
 

@@ -15,7 +15,7 @@ import pytest
 
 from milp_ray.config.models import Study
 from milp_ray.data.records import UserSplit
-from milp_ray.memory.space import Placement
+from milp_ray.memory.placement import Placement
 from milp_ray.trial.records import BASELINE, TrialReport, TrialRequest, TrialState
 from tests.processes import listening_addresses
 
