@@ -16,11 +16,11 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 
-from milp_ray.config.objectives import Objective, in_units, maximized
+from milp_ray.config.objectives import Objective
 from milp_ray.errors import SearchError
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.space import MemorySpace
-from milp_ray.search.core.design import Design, count_placements
+from milp_ray.search.core.design import count_placements
 from milp_ray.search.core.events import EventLog
 from milp_ray.search.core.local_search import LocalSearch
 from milp_ray.search.core.objectives import (
@@ -29,22 +29,14 @@ from milp_ray.search.core.objectives import (
     exact_values,
     whole_number,
 )
-from milp_ray.search.core.pareto import hypervolume, hypervolume_curve, non_dominated
 from milp_ray.search.core.plan import Plan
-from milp_ray.search.core.records import (
-    Candidates,
-    Cost,
-    Counts,
-    EngineSettings,
-    Failure,
-    Observation,
-    Proposal,
-)
-from milp_ray.search.core.reference import checked_reference, exact_ranges, given_point, reference_point
+from milp_ray.search.core.records import Candidates, Cost, EngineSettings, Proposal
+from milp_ray.search.core.reference import checked_reference
 from milp_ray.search.core.transfer_data import Material, event_of
 from milp_ray.search.propose import propose
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import Sampler, make_surrogate
+from milp_ray.search.view import SearchView
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +44,8 @@ _REASON_LENGTH = 500
 _ROUNDS = 8  # plans of one ask that may turn out stale because other threads accepted theirs meanwhile
 
 
-class Engine:
-    """One search.
+class Engine(SearchView):
+    """One search: what changes it. What can be read of it: :class:`milp_ray.search.view.SearchView`.
 
     Example:
         >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
@@ -102,8 +94,7 @@ class Engine:
         trials: int | None = None,
         log: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._space = space
-        self._objectives = checked_objectives(objectives)
+        checked = checked_objectives(objectives)
         self._initial = whole_number(initial, "initial", 0)
         self._batch = whole_number(batch, "batch", 1)
         self._trials = None if trials is None else whole_number(trials, "trials", 0)
@@ -116,20 +107,18 @@ class Engine:
             )
         self._outcome = outcome
         self._search = search or LocalSearch()
-        self._lock = threading.RLock()
         self._asking = threading.Lock()
         self._spent = ""
         self._placements: int | None = None
-        self._ranges: tuple[tuple[float, float] | None, ...] | None = None
         self._events = EventLog(log)
-        self._state = SearchState(space, self._objectives, self._seed, self._events.path)
+        super().__init__(space, checked, SearchState(space, checked, self._seed, self._events.path))
         for event in self._events.events:
             self._state.apply(event)
         self._notes = [self._events.repaired] if self._events.repaired else []
         if self._events.repaired:
             _log.warning("%s: %s", self._events.path, self._events.repaired)
         if not self._events.events:
-            self._happen(created_event(space, self._objectives, self._seed))
+            self._happen(created_event(space, checked, self._seed))
         if reference is not None:
             self.set_reference(reference)
 
@@ -186,7 +175,7 @@ class Engine:
                 seed=self._derived(f"events {state.events}"),
                 events=state.events,
                 told=tuple(seen.config for seen in told),
-                gains=tuple(maximized(self._objectives, seen.values) for seen in told),
+                gains=tuple(self._maximized()),
                 pending=tuple(proposal.config for proposal in state.pending.values()),
                 seen=frozenset(state.keys),
                 reference=self._given(),
@@ -314,48 +303,6 @@ class Engine:
             if event is not None:
                 self._happen(event)
 
-    def front(self) -> list[Observation]:
-        """The non-dominated observations, best in the first objective first."""
-        with self._lock:
-            seen = list(self._state.observations.values())
-        table = [maximized(self._objectives, observation.values) for observation in seen]
-        kept = [index for index, keep in enumerate(non_dominated(table)) if keep]
-        kept.sort(key=lambda index: (-table[index][0], seen[index].id))
-        return [seen[index] for index in kept]
-
-    @property
-    def proposals(self) -> tuple[Proposal, ...]:
-        """All proposals ever made, by id."""
-        with self._lock:
-            return tuple(self._state.proposals)
-
-    @property
-    def pending(self) -> tuple[Proposal, ...]:
-        """Proposals that have not ended, oldest first. After a resume these are to be run (again) first."""
-        with self._lock:
-            return tuple(self._state.pending.values())
-
-    @property
-    def observations(self) -> tuple[Observation, ...]:
-        """What was told, in that order."""
-        with self._lock:
-            return tuple(self._state.observations.values())
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """What was reported as failed, in that order."""
-        with self._lock:
-            return tuple(self._state.failures.values())
-
-    @property
-    def counts(self) -> Counts:
-        """How many proposals there are and how they stand, without building any of the tuples above."""
-        with self._lock:
-            state = self._state
-            return Counts(
-                len(state.proposals), len(state.pending), len(state.observations), len(state.failures)
-            )
-
     @property
     def settings(self) -> EngineSettings:
         """What was given to the constructor beside the space and the objectives."""
@@ -367,34 +314,6 @@ class Engine:
             self._trials,
             self._outcome,
         )
-
-    @property
-    def space(self) -> MemorySpace:
-        """The space that is searched."""
-        return self._space
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """What is optimised."""
-        return self._objectives
-
-    @property
-    def reference(self) -> Mapping[str, float] | None:
-        """The reference as it was given, or None. What it makes of it: :meth:`reference_point`."""
-        with self._lock:
-            return None if self._state.reference is None else dict(self._state.reference)
-
-    @property
-    def reference_cost(self) -> Cost:
-        """What the no-memory measurement took; empty where it is not known."""
-        with self._lock:
-            return self._state.reference_cost
-
-    @property
-    def transferred(self) -> Material | None:
-        """What was transferred from other users' searches, or None."""
-        with self._lock:
-            return self._state.material
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -421,48 +340,9 @@ class Engine:
                 return f"the limit of {self._trials} trials is reached"
             return self._spent if self.exhausted else ""
 
-    def reference_point(self, *, lowered: bool = False) -> dict[str, float] | None:
-        """The point that hypervolume is measured from now, by name, in the objectives' units.
-
-        None while there is neither a reference nor an observation. ``lowered``: see
-        :func:`milp_ray.search.core.reference.reference_point`.
-        """
-        with self._lock:
-            table = [maximized(self._objectives, seen.values) for seen in self._state.observations.values()]
-            point = reference_point(table, self._given(), lowered=lowered)
-        if point is None:
-            return None
-        return in_units(self._objectives, [float(value) for value in point])
-
-    def hypervolume(self) -> float:
-        """The front's hypervolume from today's :meth:`reference_point`; 0 without an observation."""
-        point = self.reference_point()
-        table = [maximized(self._objectives, seen.values) for seen in self.observations]
-        return hypervolume(table, maximized(self._objectives, point)) if point and table else 0.0
-
-    def hypervolume_curve(self, *, lowered: bool = False) -> list[float]:
-        """The front's hypervolume after each observation, in the product of the objectives' units.
-
-        All from today's :meth:`reference_point`, so it never decreases.
-        """
-        point = self.reference_point(lowered=lowered)
-        table = [maximized(self._objectives, seen.values) for seen in self.observations]
-        if point is None:
-            return []
-        return hypervolume_curve(table, maximized(self._objectives, point))
-
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)
         self._state.apply(event)
-
-    def _given(self) -> tuple[float, ...]:
-        if self._ranges is None:
-            sample: list[MemoryConfig] = []
-            if any(objective.exact is not None for objective in self._objectives):
-                sample += Design(self._space, 0).first(128)
-                sample += [self._space.from_unit([corner] * self._space.unit_dim) for corner in (0.0, 1.0)]
-            self._ranges = exact_ranges(self._space, self._objectives, sample)
-        return given_point(self._objectives, self._state.reference, self._ranges)
 
     def _derived(self, what: str) -> int:
         digest = hashlib.sha256(f"{self._seed} {what}".encode()).digest()
