@@ -90,7 +90,7 @@ def study_of(model: Path, method: str, trials: int) -> Study:
             "prompts": {"max_length": 64},
             "memory": {"ranks": (4, 8, 16)},
             "trial": {"epochs": 2, "max_new_tokens": 8, "eval_batch_size": 8},
-            "search": {"trials": trials, "initial": trials, "surrogate": "random"},
+            "search": {"trials": trials, "initial": trials, "sampler": "random"},
             "ray": {"workers_per_trial": int(ranks), "parallelism": strategy, "max_concurrent": 1},
         }
     )

@@ -116,6 +116,13 @@ class SearchSettings(Settings):
     )
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
+    # Kept as `surrogate`, so that a study means and freezes the same whichever key it has.
+    sampler: str | None = Field(
+        None,
+        exclude=True,
+        repr=False,
+        description="what proposes without a surrogate of ours: random, sobol, ax:fast or ax:quality",
+    )
     saas: SaasSettings = SaasSettings()
     outcome: Literal["standardize", "copula"] = Field(
         "standardize", description="how values are scaled for the model; copula: AutoPEFT's normal scores"
@@ -127,6 +134,19 @@ class SearchSettings(Settings):
         "none", description="what later users' searches take from finished ones"
     )
     transfer_users: Positive = Field(8, description="the first users, who run without transfer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_proposes(cls, values: object) -> object:
+        sampler = values.get("sampler") if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(sampler, str):
+            return values
+        if (surrogate := values.get("surrogate")) not in (None, sampler):
+            raise ValueError(
+                f"surrogate is {surrogate!r} and sampler is {sampler!r}, but only one proposes: "
+                "remove one of them, or set it to null"
+            )
+        return values | {"surrogate": sampler, "sampler": None}
 
     @model_validator(mode="after")
     def _initial_fits(self) -> Self:

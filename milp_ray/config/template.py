@@ -87,7 +87,8 @@ search:
   trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
   initial: 20                     # space-filling ones among them; the paper's 100 cost 80 trials for nothing
   batch: 4                        # proposals from one fit
-  surrogate: saas                 # SAAS-GP; gp is faster, random is the yardstick (docs/search.md)
+  surrogate: saas                 # SAAS-GP; gp is faster. What is no surrogate of ours has the key sampler
+                                  # instead: random is the yardstick (docs/search.md)
   outcome: standardize            # copula (normal scores of the ranks) is AutoPEFT's
   saas:
     preset: default               # paper: AutoPEFT's 128 warm-up steps, 64 draws, every 4th kept

@@ -323,3 +323,26 @@ def test_urls_that_cannot_be_used_are_refused_and_secrets_not_repeated(
 ) -> None:
     text = refused(tmp_path, SMALL, f"{key}={url}")
     assert expected in text and key in text and "verysecret" not in text
+
+
+def test_a_sampler_means_what_the_same_name_as_surrogate_does(tmp_path: Path) -> None:
+    old = load_study(study_file(tmp_path, SMALL + "search: {surrogate: sobol}\n"))
+    for text in (
+        "{sampler: sobol}",
+        "{surrogate: sobol, sampler: sobol}",
+        "{surrogate: null, sampler: sobol}",
+    ):
+        new = load_study(study_file(tmp_path, f"{SMALL}search: {text}\n"))
+        assert new == old and dump_study(new) == dump_study(old)
+    assert load_study(study_file(tmp_path, SMALL), ["search.sampler=ax:fast"]).search.surrogate == "ax:fast"
+    assert "sampler" not in dump_study(new), "a run of an older version could not be resumed by it"
+
+
+def test_a_surrogate_and_another_sampler_are_refused(tmp_path: Path) -> None:
+    told = refused(tmp_path, SMALL + "search:\n  surrogate: gp\n  sampler: sobol\n")
+    assert "search: surrogate is 'gp' and sampler is 'sobol', but only one proposes" in told
+    assert "sampler is 'random'" in refused(
+        tmp_path, SMALL + "search: {surrogate: gp}\n", "search.sampler=random"
+    )
+    assert "search.sampler: got 3" in refused(tmp_path, SMALL + "search: {sampler: 3}\n")
+    assert "search.surrogate: got null" in refused(tmp_path, SMALL + "search: {surrogate: null}\n")

@@ -46,7 +46,7 @@ def make_surrogate(name: str, options: Mapping[str, object] | None = None) -> Su
     factory = _REGISTRY.find(name)
     if factory is None:
         raise SearchError(
-            "no such surrogate",
+            "no such surrogate or sampler",
             where="search.surrogate",
             expected=f"one of {', '.join(surrogate_names())}",
             remedy=_REGISTRY.hint(name),
