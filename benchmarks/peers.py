@@ -121,9 +121,9 @@ def ax_method(name: str) -> Method:
     def method(problem: Problem, seed: int, count: int) -> list[Placement]:
         warnings.simplefilter("ignore")
         from milp_ray.search.ax.export import config_of, new_client, parameters_of
-        from milp_ray.search.warm_up import prepare
+        from milp_ray.search.warm_up import warm_up
 
-        prepare(extension=True)  # Ax would build it inside its first proposal
+        warm_up(extension=True)  # Ax would build it inside its first proposal
         space = problem.space
         client = new_client("peer", space, OBJECTIVES, seed=seed)
         client.configure_generation_strategy(

@@ -32,13 +32,13 @@ def main() -> None:
     import torch
     from search_latency import plan_with
 
-    from milp_ray.search.acquisition.outcome_transforms import Scaled
+    from milp_ray.search.acquisition.outcome_transforms import PlanTensors
     from milp_ray.search.core.threads import single_threaded
 
     plan = plan_with(N, "saas", {})
-    scaled = Scaled(plan)
-    X, Y = scaled.inputs(plan.told), scaled.Y[:, :1]
-    at = scaled.of_rows(scaled.arrays.rows(scaled.arrays.sample(POINTS, 1)))
+    data = PlanTensors(plan)
+    X, Y = data.inputs(plan.observed), data.Y[:, :1]
+    at = data.of_rows(data.arrays.rows(data.arrays.sample(POINTS, 1)))
     with single_threaded(), torch.no_grad():
         found = {
             "ours": np.array([_ours(X, Y, at, seed) for seed in seeds]),

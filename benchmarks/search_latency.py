@@ -64,12 +64,12 @@ def fits(n: int) -> dict[str, Callable[[], object]]:
     from botorch.fit import fit_fully_bayesian_model_nuts
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
 
-    from milp_ray.search.acquisition.outcome_transforms import Scaled
+    from milp_ray.search.acquisition.outcome_transforms import PlanTensors
     from milp_ray.search.surrogates import make_surrogate
 
     plan = plan_with(n, "saas", {})
-    scaled = Scaled(plan)
-    X, Y = scaled.inputs(plan.told), scaled.Y
+    data = PlanTensors(plan)
+    X, Y = data.inputs(plan.observed), data.Y
     ours: Any = make_surrogate("saas", {"preset": "paper"})
 
     def theirs() -> None:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from milp_ray.config.objectives import maximized
 from milp_ray.search import Engine
 from milp_ray.search.core.pareto import hypervolume_curve
-from milp_ray.search.source_pool import DonorPool
+from milp_ray.search.source_pool import SourcePool
 from milp_ray.search.synthetic import OBJECTIVES, SyntheticProblem
 
 MODES = ("none", "again", "seeds", "prior")
@@ -43,7 +43,7 @@ def searched(
     related: float,
     seed: int,
     mode: str,
-    population: DonorPool | None = None,
+    population: SourcePool | None = None,
 ) -> tuple[SyntheticProblem, Engine]:
     """The problem, and the engine after all trials; continued if its log is there."""
     problem = SyntheticProblem(layers, seed=seed, related=related)
@@ -81,8 +81,8 @@ def reached(curve: Sequence[float], level: float, trials: int) -> int:
 def scenario(args: argparse.Namespace, layers: int, related: float) -> tuple[list[Row], list[Point]]:
     """Rows of one number of layers and one kinship, and the curves relative to cold's end."""
     first = [searched(args, layers, related, seed, "none")[1] for seed in range(1, args.donors + 1)]
-    populations: dict[str, DonorPool] = {
-        mode: DonorPool(first[0].space, first[0].objectives, mode) for mode in ADVISED
+    populations: dict[str, SourcePool] = {
+        mode: SourcePool(first[0].space, first[0].objectives, mode) for mode in ADVISED
     }
     for population in populations.values():
         for engine in first:
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--initial", type=int, default=20)
     parser.add_argument("--surrogate", default="saas")
-    parser.add_argument("--quick", action="store_true", help="30 trials, 10 initial, 3 donors")
+    parser.add_argument("--quick", action="store_true", help="30 trials, 10 initial, 3 sources")
     parser.add_argument("--logs", type=Path, default=Path("runs/benchmark-transfer"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()

@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from milp_ray.config.objectives import Objective
     from milp_ray.search.core.plan import Plan
     from milp_ray.search.core.records import Candidates, Failure, Observation, Proposal
-    from milp_ray.search.core.transfer_data import Donor, Material
+    from milp_ray.search.core.transfer_data import SourceTask, TransferData
     from milp_ray.search.engine import Engine
-    from milp_ray.search.source_pool import DonorPool
+    from milp_ray.search.source_pool import SourcePool
 
 __all__ = [
     "Candidates",
-    "Donor",
-    "DonorPool",
     "Engine",
     "Failure",
-    "Material",
     "Objective",
     "Observation",
     "Plan",
     "Proposal",
+    "SourcePool",
+    "SourceTask",
+    "TransferData",
 ]
 
 _HOMES = {
@@ -38,9 +38,9 @@ _HOMES = {
     "Failure": "search.core.records",
     "Observation": "search.core.records",
     "Proposal": "search.core.records",
-    "Donor": "search.core.transfer_data",
-    "Material": "search.core.transfer_data",
-    "DonorPool": "search.source_pool",
+    "SourceTask": "search.core.transfer_data",
+    "TransferData": "search.core.transfer_data",
+    "SourcePool": "search.source_pool",
 }
 
 

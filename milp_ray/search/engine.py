@@ -32,7 +32,7 @@ from milp_ray.search.core.objectives import (
 from milp_ray.search.core.plan import Plan
 from milp_ray.search.core.records import Candidates, Cost, EngineSettings, Proposal
 from milp_ray.search.core.reference import checked_reference
-from milp_ray.search.core.transfer_data import Material, event_of
+from milp_ray.search.core.transfer_data import TransferData, event_of
 from milp_ray.search.propose import propose
 from milp_ray.search.state import SearchState, asked_event, created_event, same_values
 from milp_ray.search.surrogates import Sampler, make_surrogate
@@ -161,7 +161,6 @@ class Engine(SearchView):
             initial = self._initial - len(state.proposals)
             if initial > 0:
                 wanted = min(wanted, initial)
-            told = list(state.observations.values())
             return Plan(
                 space=self._space,
                 objectives=self._objectives,
@@ -170,17 +169,17 @@ class Engine(SearchView):
                 search=self._search,
                 count=min(wanted, self._batch) if initial <= 0 else wanted,
                 # Without any measurement there is nothing to fit: the design goes on.
-                initial=initial > 0 or (not told and not self._model_free),
+                initial=initial > 0 or (not state.observations and not self._model_free),
                 design_seed=self._derived("design"),
                 seed=self._derived(f"events {state.events}"),
                 events=state.events,
-                told=tuple(seen.config for seen in told),
-                gains=tuple(self._maximized()),
+                observed=tuple(seen.config for seen in state.observations.values()),
+                maximized=tuple(self._maximized()),
                 pending=tuple(proposal.config for proposal in state.pending.values()),
                 seen=frozenset(state.keys),
                 reference=self._given(),
                 outcome=self._outcome,
-                material=state.material,
+                transfer_data=state.transfer_data,
                 noted=frozenset(state.notes),
             )
 
@@ -289,17 +288,17 @@ class Engine(SearchView):
                     remedy="leave the reference out: the event log has it; or begin a new log",
                 )
 
-    def transfer(self, material: Material) -> None:
+    def transfer(self, data: TransferData) -> None:
         """Let the search profit from finished users' ones (:mod:`milp_ray.search.core.transfer_data`):
         once, before the first proposal. The event log keeps it for a resume; the same again changes nothing.
 
         Raises:
-            SearchError: proposals were made, other material was given before, or it is from another space.
+            SearchError: proposals were made, other data was given before, or it is from another space.
             StorageError: the log cannot be written.
         """
         with self._lock:
             state = self._state
-            event = event_of(material, self._space, self._objectives, state.material, state.keys)
+            event = event_of(data, self._space, self._objectives, state.transfer_data, state.keys)
             if event is not None:
                 self._happen(event)
 

@@ -15,17 +15,17 @@ from milp_ray.search.core.design import Design
 from milp_ray.search.core.numerics import is_numerical
 from milp_ray.search.core.pareto import non_dominated
 from milp_ray.search.core.plan import Plan
-from milp_ray.search.core.records import ADVISED, Candidates
+from milp_ray.search.core.records import TRANSFER, Candidates
 from milp_ray.search.core.threads import single_threaded
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import (
     Fitted,
     ModelSurrogate,
-    PlanSurrogate,
+    PlanSampler,
     Sampler,
     SurrogateFailed,
 )
-from milp_ray.search.transfer.warm_start import NO_ADVICE, advise, starts
+from milp_ray.search.transfer.warm_start import COLD, starts, warm_start
 
 if TYPE_CHECKING:
     from milp_ray.memory.arrays import Floats
@@ -38,29 +38,29 @@ def propose(plan: Plan) -> Candidates:
     """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
 
     Where arithmetic fails on this search's data, what stood on it is left out, with a note: other
-    users' advice, or the model (``sobol`` proposes instead). So is an objective that is the same in
+    users' searches, or the model (``sobol`` proposes instead). So is an objective that is the same in
     every trial.
 
     Raises:
         SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
     """
-    advice, notes = NO_ADVICE, tuple[str, ...]()
-    if plan.material is not None:
+    warm, notes = COLD, tuple[str, ...]()
+    if plan.transfer_data is not None:
         try:
             with single_threaded():
-                advice = advise(plan)
+                warm = warm_start(plan)
         except Exception as error:
             if not is_numerical(error):
                 raise
             notes = (f"transfer: {type(error).__name__}; proposed without other users' searches",)
-    if advice.configs:
-        return Candidates(advice.configs, ADVISED)
-    initial = plan.initial and not advice.design_over
-    found = _unadvised(replace(plan, count=min(plan.count, advice.others), initial=initial))
+    if warm.configs:
+        return Candidates(warm.configs, TRANSFER)
+    initial = plan.initial and not warm.design_over
+    found = _cold(replace(plan, count=min(plan.count, warm.others), initial=initial))
     return Candidates(found, found.source, (*notes, *found.notes))
 
 
-def _unadvised(plan: Plan) -> Candidates:
+def _cold(plan: Plan) -> Candidates:
     if plan.initial:
         return Candidates(Design(plan.space, plan.design_seed).first(plan.count, plan.seen), "initial")
     varying, notes = _varying(plan)
@@ -73,7 +73,7 @@ def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
 
     A model of a constant says nothing, and beside it neither do hypervolumes.
     """
-    columns = list(zip(*plan.gains, strict=True)) if len(plan.gains) >= _FEW else []
+    columns = list(zip(*plan.maximized, strict=True)) if len(plan.maximized) >= _FEW else []
     constant = {
         o.name: o.maximized(column[0])
         for o, column in zip(plan.objectives, columns, strict=False)
@@ -87,7 +87,7 @@ def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
     varying = replace(
         plan,
         objectives=tuple(plan.objectives[index] for index in kept),
-        gains=tuple(tuple(row[index] for index in kept) for row in plan.gains),
+        maximized=tuple(tuple(row[index] for index in kept) for row in plan.maximized),
         reference=tuple(plan.reference[index] for index in kept) if plan.reference else (),
     )
     measured = any(o.exact is None for o in varying.objectives)
@@ -106,7 +106,7 @@ def _by_surrogate(plan: Plan) -> Candidates:
         return _sampled(plan, surrogate, plan.surrogate)
     try:
         with single_threaded():
-            if isinstance(surrogate, PlanSurrogate):
+            if isinstance(surrogate, PlanSampler):
                 return surrogate.candidates(plan)
             return _modelled(plan, surrogate)
     except SurrogateFailed as failure:
@@ -126,27 +126,26 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
     """Candidates of greatest acquisition value, by a model that is fitted anew."""
     from milp_ray.memory.arrays import Configs
     from milp_ray.search.acquisition.log_nehvi import Acquisition, with_exact
-    from milp_ray.search.acquisition.outcome_transforms import Scaled
+    from milp_ray.search.acquisition.outcome_transforms import PlanTensors
 
     # 1) placements as features, values on one scale; exact objectives are input columns instead
-    scaled = Scaled(plan)
-    arrays = scaled.arrays
+    data = PlanTensors(plan)
     measured = [index for index, o in enumerate(plan.objectives) if o.exact is None]
     exact = [index for index, o in enumerate(plan.objectives) if o.exact is not None]
-    X_baseline = scaled.inputs(plan.told)  # n x D, D = d + len(exact)
+    X_baseline = data.inputs(plan.observed)  # n x D, D = d + len(exact)
     d = plan.space.num_features
     # 2) a model of the measured objectives
     train_X, train_Y = (
         X_baseline[:, :d].contiguous(),
-        scaled.Y[:, measured].contiguous(),
+        data.Y[:, measured].contiguous(),
     )  # n x d, n x measured
     fitted: Fitted = surrogate.fit(train_X, train_Y, plan.seed)
     # 3) the acquisition, which takes exact objectives and pending trials into account
     acquisition = Acquisition(
         with_exact(fitted, exact, len(plan.objectives), d),
-        scaled.ref_point,
+        data.ref_point,
         X_baseline,
-        scaled.inputs(plan.pending),  # p x D
+        data.inputs(plan.pending),  # p x D
         seed=plan.seed,
     )
     taken, chosen = set(plan.seen), list[MemoryConfig]()
@@ -155,13 +154,13 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
     warm = Configs.of(starts(plan), plan.space)
 
     def values(rows: Floats) -> Floats:  # c x (L + E) -> c
-        result: Floats = acquisition(scaled.of_rows(rows)).numpy()
+        result: Floats = acquisition(data.of_rows(rows)).numpy()
         return result
 
     # 4) one candidate after the other, each pending for the next
     while len(chosen) < plan.count:
         found = plan.search.search(
-            arrays, values, seen=taken, around=around, seed=plan.seed + len(chosen), warm=warm
+            data.arrays, values, seen=taken, around=around, seed=plan.seed + len(chosen), warm=warm
         )
         if found.best is None:
             chosen.extend(Design(plan.space, plan.seed).first(plan.count - len(chosen), taken))
@@ -170,11 +169,11 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
         chosen.append(found.best)
         taken.add(plan.space.placement(found.best).key)
         if len(chosen) < plan.count:
-            acquisition.add_pending(scaled.inputs([found.best]))
+            acquisition.add_pending(data.inputs([found.best]))
     return Candidates(chosen, fitted.source, fitted.notes)
 
 
 def _around(plan: Plan) -> list[MemoryConfig]:
     """The newest points of the front: their neighbourhoods have been looked through least."""
-    front = non_dominated(plan.gains).nonzero()[0]
-    return [plan.told[index] for index in front[::-1][:_AROUND]]
+    front = non_dominated(plan.maximized).nonzero()[0]
+    return [plan.observed[index] for index in front[::-1][:_AROUND]]

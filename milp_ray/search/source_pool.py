@@ -1,6 +1,6 @@
 """The finished searches of a study, and what a next user is given of them.
 
-How many users run cold first, and who is a donor for whom in time, is the driver's business.
+How many users run cold first, and who is a source for whom in time, is the driver's business.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from milp_ray.config.objectives import Objective, maximized
 from milp_ray.errors import SearchError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.pareto import non_dominated
-from milp_ray.search.core.transfer_data import Donor, Material, check_donor, cleaned, labels
+from milp_ray.search.core.transfer_data import SourceTask, TransferData, check_source, cleaned, labels
 from milp_ray.search.engine import Engine
 
-DONORS = 8  # of a material: what more would add, the log of every user would have to carry
-ROWS = 48  # of a donor
+SOURCES = 8  # of one search, at most: what more would add, the log of every user would have to carry
+ROWS = 48  # of a source, at most
 
 
-class DonorPool:
-    """Donors of one study. All methods may be called from any thread.
+class SourcePool:
+    """The source tasks of one study. All methods may be called from any thread.
 
     Args:
         space: that all of its users search.
         objectives: of all of its users.
         mode: what its users are given; ``none``: nothing.
-        first: donors that are needed before anything is transferred, at least 1. The first batch of users
+        first: sources that are needed before anything is transferred, at least 1. The first batch of users
             finds fewer and so runs cold, exactly as without transfer.
     """
 
@@ -43,60 +43,60 @@ class DonorPool:
     ) -> None:
         self._space, self._objectives = space, tuple(objectives)
         self._mode, self._first = mode, max(1, first)
-        self._donors: list[Donor] = []
+        self._sources: list[SourceTask] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._donors)
+        return len(self._sources)
 
     @property
     def ready(self) -> bool:
-        """Whether there are donors enough, and a mode that asks for them."""
-        return self._mode != "none" and len(self._donors) >= self._first
+        """Whether there are sources enough, and a mode that asks for them."""
+        return self._mode != "none" and len(self._sources) >= self._first
 
-    def add(self, donor: Engine | Donor) -> bool:
+    def add(self, source: Engine | SourceTask) -> bool:
         """Take in a finished search; False if it measured nothing and so is of no use.
 
         Raises:
             SearchError: it is from another space or has other objectives.
         """
-        if not isinstance(donor, Donor):
-            if donor.space.describe() != self._space.describe():
+        if not isinstance(source, SourceTask):
+            if source.space.describe() != self._space.describe():
                 raise SearchError(
-                    "the donor searched another space",
+                    "the source searched another space",
                     expected="the memory section of one study",
                     remedy="transfer within one study only",
                 )
-            if labels(donor.objectives) != labels(self._objectives):
-                raise SearchError("the donor has other objectives", expected="the objectives of one study")
-            donor = donor_of(donor)
-        donor = cleaned(donor)
-        if not donor.told:
+            if labels(source.objectives) != labels(self._objectives):
+                raise SearchError("the source has other objectives", expected="the objectives of one study")
+            source = source_of(source)
+        source = cleaned(source)
+        if not source.observations:
             return False
-        check_donor(donor, self._space, len(self._objectives))
+        check_source(source, self._space, len(self._objectives))
         with self._lock:
-            self._donors.append(donor)
+            self._sources.append(source)
         return True
 
-    def material(self, no_memory: Mapping[str, float] | None = None) -> Material | None:
-        """What a next user is given: the donors whose no-memory values are nearest to its own.
+    def transfer_data(self, no_memory: Mapping[str, float] | None = None) -> TransferData | None:
+        """What a next user is given: the sources whose no-memory values are nearest to its own.
 
         Args:
             no_memory: of the next user, by name; None or a missing name is not known.
 
         Returns:
-            None while there are too few donors, and with mode ``none``.
+            None while there are too few sources, and with mode ``none``.
         """
         with self._lock:
-            donors = list(self._donors)
+            sources = list(self._sources)
         if self._mode == "none" or not self.ready:
             return None
         own = tuple(o.maximized((no_memory or {}).get(o.name, math.nan)) for o in self._objectives)
-        chosen = tuple(donors[index] for index in _nearest(donors, own)[:DONORS])
-        return Material(self._mode, labels(self._objectives), chosen)
+        chosen = tuple(sources[index] for index in _nearest(sources, own)[:SOURCES])
+        return TransferData(self._mode, labels(self._objectives), chosen)
 
     def give(self, engine: Engine) -> bool:
-        """Give a search its material, unless it has begun, has material already, or there is none yet.
+        """Give a search its transfer data, unless it has begun, has some already, or there are none yet.
 
         Safe to call for every user of a run that is resumed. The search should know its reference by then.
 
@@ -105,15 +105,15 @@ class DonorPool:
         """
         if engine.proposals or engine.transferred is not None:
             return False
-        material = self.material(engine.reference)
-        if material is None:
+        data = self.transfer_data(engine.reference)
+        if data is None:
             return False
-        engine.transfer(material)
+        engine.transfer(data)
         return True
 
 
-def donor_of(engine: Engine, rows: int = ROWS) -> Donor:
-    """A search as a donor: its front, and as many others as fit, evenly spread over its course.
+def source_of(engine: Engine, rows: int = ROWS) -> SourceTask:
+    """A search as a source: its front, and as many others as fit, evenly spread over its course.
 
     Args:
         engine: finished or not; what has been told so far counts.
@@ -126,19 +126,19 @@ def donor_of(engine: Engine, rows: int = ROWS) -> Donor:
     wanted = max(0, min(len(rest), rows - len(front)))
     spread = [rest[(index * len(rest)) // wanted] for index in range(wanted)]
     given = engine.reference or {}
-    return Donor(
-        told=tuple((seen[index].config, table[index]) for index in sorted([*front[:rows], *spread])),
+    return SourceTask(
+        observations=tuple((seen[index].config, table[index]) for index in sorted([*front[:rows], *spread])),
         no_memory=tuple(o.maximized(given.get(o.name, math.nan)) for o in engine.objectives) if given else (),
     )
 
 
-def _nearest(donors: Sequence[Donor], own: Sequence[float]) -> list[int]:
-    """Indices of the donors, nearest no-memory values first; where these say nothing, newest first.
+def _nearest(sources: Sequence[SourceTask], own: Sequence[float]) -> list[int]:
+    """Indices of the sources, nearest no-memory values first; where these say nothing, newest first.
 
-    Distances are in standard deviations over the donors, and a value that is not known is one away.
+    Distances are in standard deviations over the sources, and a value that is not known is one away.
     """
-    order = list(range(len(donors)))[::-1]
-    table = np.array([d.no_memory or [math.nan] * len(own) for d in donors], dtype=np.float64)
+    order = list(range(len(sources)))[::-1]
+    table = np.array([s.no_memory or [math.nan] * len(own) for s in sources], dtype=np.float64)
     known = ~np.isnan(table)
     counts = np.maximum(known.sum(axis=0), 1)
     centre = np.where(known, table, 0.0).sum(axis=0) / counts

@@ -16,7 +16,7 @@ from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.events import Event, damaged, numbers, text, whole
 from milp_ray.search.core.records import Cost, Failure, Observation, Proposal
-from milp_ray.search.core.transfer_data import Material, material_from
+from milp_ray.search.core.transfer_data import TransferData, transfer_data_from
 
 VERSION = 1
 
@@ -31,7 +31,7 @@ class SearchState:
         keys: placement keys of all proposals.
         reference: the no-memory values as given, or None.
         reference_cost: what measuring them took; empty where it is not known, as in older logs.
-        material: what was transferred from other users' searches, or None.
+        transfer_data: what was transferred from other users' searches, or None.
         notes: what was reported with the proposals.
         events: number of events applied, ``created`` included.
     """
@@ -51,7 +51,7 @@ class SearchState:
         self.keys: set[str] = set()
         self.reference: dict[str, float] | None = None
         self.reference_cost: Cost = {}
-        self.material: Material | None = None
+        self.transfer_data: TransferData | None = None
         self.notes: list[str] = []
         self.events = 0
 
@@ -88,9 +88,9 @@ class SearchState:
             self.reference = numbers(event, "values", number, self._where)
             self.reference_cost = self._cost(event, number)
         elif kind == "transferred":
-            if self.proposals or self.material is not None:
+            if self.proposals or self.transfer_data is not None:
                 damaged(number, self._where, "is out of place")
-            self.material = material_from(event, self._space, self._objectives, number, self._where)
+            self.transfer_data = transfer_data_from(event, self._space, self._objectives, number, self._where)
         else:
             damaged(number, self._where, "is of an unknown kind")
         self.events = number

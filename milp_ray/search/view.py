@@ -14,9 +14,9 @@ from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.design import Design
 from milp_ray.search.core.pareto import hypervolume, hypervolume_curve, non_dominated
-from milp_ray.search.core.records import Cost, Counts, Failure, Observation, Proposal
+from milp_ray.search.core.records import Cost, Failure, Observation, Proposal, ProposalCounts
 from milp_ray.search.core.reference import exact_ranges, given_point, reference_point
-from milp_ray.search.core.transfer_data import Material
+from milp_ray.search.core.transfer_data import TransferData
 from milp_ray.search.state import SearchState
 
 
@@ -57,10 +57,10 @@ class SearchView:
             return self._state.reference_cost
 
     @property
-    def transferred(self) -> Material | None:
+    def transferred(self) -> TransferData | None:
         """What was transferred from other users' searches, or None."""
         with self._lock:
-            return self._state.material
+            return self._state.transfer_data
 
     def front(self) -> list[Observation]:
         """The non-dominated observations, best in the first objective first."""
@@ -95,11 +95,11 @@ class SearchView:
             return tuple(self._state.failures.values())
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> ProposalCounts:
         """How many proposals there are and how they stand, without building any of the tuples above."""
         with self._lock:
             state = self._state
-            return Counts(
+            return ProposalCounts(
                 len(state.proposals), len(state.pending), len(state.observations), len(state.failures)
             )
 

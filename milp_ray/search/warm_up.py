@@ -33,7 +33,7 @@ _EXTENSION = "logei_fused_ext"  # the name BoTorch gives it
 
 
 @dataclass(frozen=True)
-class Prepared:
+class WarmedUp:
     """What was done.
 
     Attributes:
@@ -49,13 +49,13 @@ class Prepared:
     seconds: float
 
 
-def prepare(
+def warm_up(
     folder: str | os.PathLike[str] | None = None,
     *,
     engine: Engine | None = None,
     trials: int | None = None,
     extension: bool = False,
-) -> Prepared:
+) -> WarmedUp:
     """Import, and compile into a cache, what the proposals of a search will need.
 
     Args:
@@ -69,13 +69,13 @@ def prepare(
         StorageError: the folder cannot be written.
     """
     began = time.monotonic()
-    place = use_cache(folder)
+    cache = use_cache(folder)
     compiled: tuple[int, ...] = ()
-    with _exclusive(place):
+    with _exclusive(cache):
         if engine is not None:
             compiled = _compile(engine, trials)
-        built = _build_extension(place) if extension else False
-    return Prepared(place, compiled, built, time.monotonic() - began)
+        built = _build_extension(cache) if extension else False
+    return WarmedUp(cache, compiled, built, time.monotonic() - began)
 
 
 def use_cache(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -92,40 +92,40 @@ def use_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     """
     root = Path(folder or os.environ.get("MILP_RAY_CACHE") or _user_cache())
     root = root.expanduser().resolve()
-    place = root / _machine()
-    _make_private(root, place)
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(place / "torch"))
+    cache = root / _machine()
+    _make_private(root, cache)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch"))
     from milp_ray.search.surrogates import nuts
 
-    nuts.keep_compiled(place / "jax")
-    return place
+    nuts.keep_compiled(cache / "jax")
+    return cache
 
 
-def _make_private(root: Path, place: Path) -> None:
+def _make_private(root: Path, cache: Path) -> None:
     """Make the cache's folders, which only their owner can write in."""
-    with writing(place):
-        for folder in (root, place, place / "jax", place / "torch"):
+    with writing(cache):
+        for folder in (root, cache, cache / "jax", cache / "torch"):
             folder.mkdir(mode=0o700, parents=folder == root, exist_ok=True)
         fault = ownership_fault(root, _WHAT)
         if root.stat().st_mode & stat.S_ISVTX and root.stat().st_uid in (0, os.getuid()):
             fault = ""  # as /tmp is: nobody can take another's folder away
-        fault = fault or _foreign(place)
+        fault = fault or _foreign(cache)
         # Made by an earlier version under a lenient umask, but nobody has put anything there.
-        if not fault and place.stat().st_uid == os.getuid():
-            place.chmod(0o700)
+        if not fault and cache.stat().st_uid == os.getuid():
+            cache.chmod(0o700)
     if fault:
         raise StorageError(
             fault,
-            where=str(place),
+            where=str(cache),
             expected="a folder that you alone write in: what is compiled there is run",
             remedy="chmod go-w, or remove it, or set MILP_RAY_CACHE to a folder of yours",
         )
 
 
-def _foreign(place: Path) -> str:
+def _foreign(cache: Path) -> str:
     """Whether another user made, or put anything into, a folder, as a fault; empty where nobody did."""
-    owners = {place.lstat().st_uid}
-    for above, folders, files in os.walk(place):
+    owners = {cache.lstat().st_uid}
+    for above, folders, files in os.walk(cache):
         for name in (*folders, *files):
             with contextlib.suppress(FileNotFoundError):  # another process of ours put a program in place
                 owners.add((Path(above) / name).lstat().st_uid)
@@ -151,10 +151,10 @@ def _compile(engine: Engine, trials: int | None) -> tuple[int, ...]:
     return rows
 
 
-def _build_extension(place: Path) -> bool:
-    if os.environ["TORCH_EXTENSIONS_DIR"] == str(place / "torch"):
+def _build_extension(cache: Path) -> bool:
+    if os.environ["TORCH_EXTENSIONS_DIR"] == str(cache / "torch"):
         # We hold the file lock of this folder, so torch's own lock is one of a build that was killed.
-        (place / "torch" / _EXTENSION / "lock").unlink(missing_ok=True)
+        (cache / "torch" / _EXTENSION / "lock").unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without a compiler BoTorch says so, and goes on in Python
         from botorch.acquisition.multi_objective import logei
@@ -164,8 +164,8 @@ def _build_extension(place: Path) -> bool:
 
 
 @contextmanager
-def _exclusive(place: Path) -> Iterator[None]:
-    with writing(place), (place / "prepare.lock").open("w") as lock:
+def _exclusive(cache: Path) -> Iterator[None]:
+    with writing(cache), (cache / "prepare.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from milp_ray.search.source_pool import DonorPool
+from milp_ray.search.source_pool import SourcePool
 from milp_ray.study.inputs import Inputs, objectives_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SourceUsers:
         self._mode = search.transfer
         self._notify = notify
         self._known: set[str] = set()
-        self._pool = DonorPool(inputs.space, objectives_of(study, inputs.architecture), search.transfer)
+        self._pool = SourcePool(inputs.space, objectives_of(study, inputs.architecture), search.transfer)
 
     def gather(self, cohort: Collection[str]) -> Callable[[Engine], object] | None:
         """Take in who has finished since the last cohort.

@@ -11,14 +11,14 @@ from milp_ray.errors import StorageError
 from milp_ray.search import Engine
 from milp_ray.search import warm_up as module
 from milp_ray.search.surrogates import nuts
-from milp_ray.search.warm_up import prepare, use_cache
+from milp_ray.search.warm_up import use_cache, warm_up
 from tests.search.problems import LOSS_AND_ROUGE, TINY_SAAS, small_space
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCH_EXTENSIONS_DIR", "MILP_RAY_CACHE"):
-        monkeypatch.setenv(name, "x")  # so that monkeypatch restores what prepare sets
+        monkeypatch.setenv(name, "x")  # so that monkeypatch restores what warm_up sets
         monkeypatch.delenv(name)
     monkeypatch.setattr(nuts, "keep_compiled", lambda folder: None)  # global state of JAX
 
@@ -31,18 +31,18 @@ def engine(surrogate: str) -> Engine:
 def test_compiles_the_samplers_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(nuts, "compile_for", lambda rows, d, **settings: compiled.append((rows, d)))
-    done = prepare(tmp_path, engine=engine("saas"), trials=70)
+    done = warm_up(tmp_path, engine=engine("saas"), trials=70)
     assert done.compiled == (32, 64, 96)
     assert compiled == [(32, 5), (64, 5), (96, 5)]
-    assert prepare(tmp_path, engine=engine("saas")).compiled == (32,)
-    assert prepare(tmp_path, engine=engine("random"), trials=70).compiled == ()
-    assert prepare(tmp_path, engine=engine("gp"), trials=70).compiled == ()
-    assert prepare(tmp_path).compiled == ()
+    assert warm_up(tmp_path, engine=engine("saas")).compiled == (32,)
+    assert warm_up(tmp_path, engine=engine("random"), trials=70).compiled == ()
+    assert warm_up(tmp_path, engine=engine("gp"), trials=70).compiled == ()
+    assert warm_up(tmp_path).compiled == ()
 
 
 def test_what_was_compiled_is_what_a_fit_uses(tmp_path: Path) -> None:
     made = engine("saas")
-    prepare(tmp_path, engine=made)
+    warm_up(tmp_path, engine=made)
     misses = nuts._program.cache_info().misses
     for proposal in made.ask(6):
         made.tell(proposal.id, {"loss": 1.0 + proposal.id, "rouge_l": 0.1 * proposal.id})
@@ -60,7 +60,7 @@ def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pyte
     seen = []
     monkeypatch.setattr(logei, "_try_load_fused_kernel", lambda: seen.append(lock.exists()))
     monkeypatch.setattr(logei, "_C", object())
-    assert prepare(tmp_path, extension=True).extension
+    assert warm_up(tmp_path, extension=True).extension
     assert seen == [False]
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(folder / "torch")
 
@@ -77,7 +77,7 @@ def test_a_lock_in_someone_elses_folder_is_left_alone(
     lock.touch()
     monkeypatch.setattr(logei, "_try_load_fused_kernel", lambda: None)
     monkeypatch.setattr(logei, "_C", None)
-    assert not prepare(tmp_path, extension=True).extension
+    assert not warm_up(tmp_path, extension=True).extension
     assert lock.exists()
 
 
@@ -105,7 +105,7 @@ def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
 def test_an_unwritable_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="remedy"):
-        prepare(tmp_path / "file")
+        warm_up(tmp_path / "file")
 
 
 def test_only_their_owner_writes_where_compiled_programs_are(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from milp_ray.memory.placement import Placement
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
-from milp_ray.search.core.records import Counts
+from milp_ray.search.core.records import ProposalCounts
 from milp_ray.study.population import Summary
 from milp_ray.study.progress import StudyProgress
 from milp_ray.trial.records import BASELINE, TrialRequest
@@ -105,7 +105,7 @@ def test_a_user_whose_space_is_used_up_is_done() -> None:
 def test_that_a_space_is_used_up_is_noticed_at_the_latest_when_the_cohort_is_over() -> None:
     class Spent:
         finished = ""
-        counts = Counts(2, 0, 2, 0)
+        counts = ProposalCounts(2, 0, 2, 0)
 
     progress, _ = progress_of(1)
     engine = Spent()

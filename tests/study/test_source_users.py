@@ -34,8 +34,8 @@ def test_a_cold_user_without_a_result_takes_nothing_from_the_others(tmp_path: Pa
     with population.opened(LATER) as engines:
         give = sources.gather(LATER)
         assert give is not None and give(engines[LATER[0]])
-        material = engines[LATER[0]].transferred
-    assert material is not None and len(material.donors) == 1
+        data = engines[LATER[0]].transferred
+    assert data is not None and len(data.sources) == 1
     assert said == ["3 users learn from 1 that are done"]
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from milp_ray.search.core.plan import Plan
 
 
-class Scaled:
-    """A plan's data as tensors.
+class PlanTensors:
+    """A plan's data as a model wants them.
 
     Attributes:
         arrays: of the plan's space.
@@ -44,8 +44,8 @@ class Scaled:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.arrays = SpaceArrays(plan.space)
-        Y = np.asarray(plan.gains, dtype=np.float64)  # n x m
-        ref_point = reference_point(plan.gains, plan.reference)  # m
+        Y = np.asarray(plan.maximized, dtype=np.float64)  # n x m
+        ref_point = reference_point(plan.maximized, plan.reference)  # m
         assert ref_point is not None  # a plan with a model has an observation
         kind = Copula if plan.outcome == "copula" else Standardized
         self._maps = [kind(column) for column in Y.T]

@@ -60,9 +60,9 @@ def client_of_plan(plan: Plan, method: Literal["fast", "quality"]) -> Client:
     """
     client = new_client("plan", plan.space, plan.objectives, seed=plan.seed % 2**31)
     _use_model(client, method)
-    for config, gains in zip(plan.told, plan.gains, strict=True):
+    for config, values in zip(plan.observed, plan.maximized, strict=True):
         index = client.attach_trial(dict(parameters_of(plan.space, config)))
-        client.complete_trial(index, raw_data=in_units(plan.objectives, gains))
+        client.complete_trial(index, raw_data=in_units(plan.objectives, values))
     for config in plan.pending:
         client.attach_trial(dict(parameters_of(plan.space, config)))
     return client

@@ -26,10 +26,10 @@ _TRIES = 3  # rounds of asking Ax for what is missing
 def _ready() -> None:
     """BoTorch's C++ extension, which Ax's generators use, built under our lock: inside Ax's first proposal a
     build that was killed once would be waited for without end."""
-    from milp_ray.search.warm_up import prepare
+    from milp_ray.search.warm_up import warm_up
 
     with suppress(StorageError):  # without a cache folder BoTorch builds it where it likes
-        prepare(extension=True)
+        warm_up(extension=True)
 
 
 class AxGenerator:
@@ -38,7 +38,7 @@ class AxGenerator:
     method: Literal["fast", "quality"] = "fast"
 
     def candidates(self, plan: Plan) -> Candidates:
-        """See :class:`~milp_ray.search.surrogates.base.PlanSurrogate`."""
+        """See :class:`~milp_ray.search.surrogates.base.PlanSampler`."""
         from milp_ray.search.ax.export import client_of_plan, config_of
         from milp_ray.search.core.design import Design
 

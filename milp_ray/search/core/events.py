@@ -7,7 +7,7 @@ reported. Anything else that is not a well-formed event is damage that no one sh
 its line number. A full disk leaves the log as it was.
 
 What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes a log;
-others may read it at any time (:func:`told_values`, :func:`ended_trials`).
+others may read it at any time (:func:`observed_values`, :func:`ended_trials`).
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def log_is_lost(path: Path) -> StorageError:
     )
 
 
-def told_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float]]]:
-    """The told events of a log as (id, values by name), in order, without changing or locking the file.
+def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float]]]:
+    """The observations in a log as (id, values by name), in order, without changing or locking the file.
 
     For workers, which read while the driver writes: an unfinished last line is ignored, an absent file is
     empty.
@@ -167,28 +167,28 @@ def told_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float
     Raises:
         StorageError: the file cannot be read, or is damaged.
     """
-    place = Path(path)
+    log = Path(path)
     return [
-        (whole(event, "id", number, place), numbers(event, "values", number, place))
-        for number, event in enumerate(_glanced(place), start=1)
+        (whole(event, "id", number, log), numbers(event, "values", number, log))
+        for number, event in enumerate(_events_so_far(log), start=1)
         if event["event"] == "told"
     ]
 
 
 def ended_trials(path: str | os.PathLike[str]) -> int:
-    """How many trials of a log were told or failed; reads it, and raises, as :func:`told_values` does."""
-    return sum(event["event"] in ("told", "failed") for event in _glanced(Path(path)))
+    """How many trials of a log were told or failed; reads it, and raises, as :func:`observed_values` does."""
+    return sum(event["event"] in ("told", "failed") for event in _events_so_far(Path(path)))
 
 
-def _glanced(place: Path) -> list[Event]:
+def _events_so_far(log: Path) -> list[Event]:
     """The events of a log that another process may be writing."""
     try:
-        data = place.read_bytes()
+        data = log.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise storage_error(error, place) from error
-    return _parsed(data[: data.rfind(b"\n") + 1], place)
+        raise storage_error(error, log) from error
+    return _parsed(data[: data.rfind(b"\n") + 1], log)
 
 
 def damaged(number: int, where: Path | None, what: str) -> NoReturn:

@@ -47,7 +47,7 @@ class LocalSearch:
         around: Iterable[MemoryConfig],
         seed: int,
         warm: Configs | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Look for the configuration with the best value.
 
         Args:
@@ -73,13 +73,17 @@ class LocalSearch:
         hidden = {key_of(Placement.from_key(key), arrays.space) for key in seen}
         best = next((table.configs[key] for key in ranked if key not in hidden), None)
         top = Configs.of((table.configs[key] for key in ranked[:_WARM]), arrays.space)
-        return Found(best, top)
+        return SearchResult(best, top)
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best configuration that was not seen before, None if everything looked at was; and the best
-    ``top`` ones of any kind."""
+class SearchResult:
+    """What a local search came to.
+
+    Attributes:
+        best: the best configuration that was not seen before; None if everything looked at was.
+        top: the best ones, seen or not.
+    """
 
     best: MemoryConfig | None
     top: Configs

@@ -13,7 +13,7 @@ from milp_ray.config.objectives import Objective
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search.core.local_search import LocalSearch
-from milp_ray.search.core.transfer_data import Material
+from milp_ray.search.core.transfer_data import TransferData
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,28 @@ class Plan:
         >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
         >>> engine = Engine(space, [Objective("loss", "min")], initial=2)
         >>> plan = engine.plan(2)
-        >>> plan.initial, plan.count, plan.told
+        >>> plan.initial, plan.count, plan.observed
         (True, 2, ())
         >>> list(propose(plan)) == list(propose(plan))  # all that a proposal depends on
         True
 
     Attributes:
-        space, objectives: of the engine. surrogate, options: which model proposes. search: the effort of the
-        local search. count: how many candidates are wanted. initial: whether the initial design is to be
-        continued. design_seed: of the initial design, the same for all plans of an engine. seed: of this
-        plan, derived from the engine's seed and the number of events. events: number of events the plan was
-        made from. told: configurations that were measured, oldest first. gains: their values, ``n x m``,
-        turned so that more is better. pending: configurations that are being measured. seen: placement keys
-        that must not be proposed. reference: the given reference point, ``m`` numbers to be maximised, NaN
-        where nothing is given. outcome: how values are scaled for the model, see
-        :mod:`milp_ray.search.acquisition.outcome_transforms`. material: of other users' searches, if any.
+        space, objectives: of the engine.
+        surrogate, options: which surrogate or sampler proposes.
+        search: the effort of the local search.
+        count: how many candidates are wanted.
+        initial: whether the initial design is to be continued.
+        design_seed: of the initial design, the same for all plans of an engine.
+        seed: of this plan, derived from the engine's seed and the number of events.
+        events: number of events the plan was made from.
+        observed: configurations that were measured, oldest first.
+        maximized: ``n x m``, what they measured, to be maximised.
+        pending: configurations that are being measured.
+        seen: placement keys that must not be proposed.
+        reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
+        outcome: how values are scaled for the model
+            (:mod:`milp_ray.search.acquisition.outcome_transforms`).
+        transfer_data: of other users' searches, if any.
         noted: what was noted with earlier proposals, and need not be told again.
     """
 
@@ -54,11 +61,11 @@ class Plan:
     design_seed: int
     seed: int
     events: int
-    told: tuple[MemoryConfig, ...] = ()
-    gains: tuple[tuple[float, ...], ...] = ()
+    observed: tuple[MemoryConfig, ...] = ()
+    maximized: tuple[tuple[float, ...], ...] = ()
     pending: tuple[MemoryConfig, ...] = ()
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     reference: tuple[float, ...] = ()
     outcome: str = "standardize"
-    material: Material | None = field(default=None, repr=False)
+    transfer_data: TransferData | None = field(default=None, repr=False)
     noted: frozenset[str] = field(default=frozenset(), repr=False)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.placement import Placement
 
-ADVISED = "transfer"  # source of proposals that other users' searches suggested
+TRANSFER = "transfer"  # source of proposals that follow from other users' searches
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Failure:
     cost: Cost = field(default_factory=dict, compare=False)
 
 
-class Counts(NamedTuple):
+class ProposalCounts(NamedTuple):
     """How many proposals an engine has made, and how they stand: ``asked`` is the sum of the others."""
 
     asked: int

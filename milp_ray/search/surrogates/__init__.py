@@ -1,8 +1,8 @@
-"""The registry of surrogates: names to classes, with their options checked before anything heavy is imported.
+"""The registry of surrogates and samplers: names to classes, whose options are checked at once.
 
-To add one: a module in this folder whose class is decorated with ``@register("name")``, and its name in the
-list below (one that needs Ax stands in :mod:`milp_ray.search.ax`); it then has to pass
-tests/search/surrogates/test_surrogates.py.
+To add one: a module in this folder whose class is decorated with ``@register("name")``, and its name in
+the list below (one that needs Ax stands in :mod:`milp_ray.search.ax`); it then has to pass
+tests/search/surrogates/test_surrogates.py. Checking a name and its options imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 
 from milp_ray.errors import SearchError
 from milp_ray.registry import Registry
-from milp_ray.search.surrogates.base import ModelSurrogate, PlanSurrogate, Sampler, Surrogate
+from milp_ray.search.surrogates.base import ModelSurrogate, PlanSampler, Sampler, Surrogate
 
 Factory = Callable[..., Surrogate]
 
 _REGISTRY: Registry[Factory] = Registry(
     "surrogate",
-    [*(f"{__name__}.{m}" for m in ("free", "gp", "map_saas", "saas")), "milp_ray.search.ax.generator"],
+    [*(f"{__name__}.{m}" for m in ("gp", "map_saas", "saas", "samplers")), "milp_ray.search.ax.generator"],
 )
 register = _REGISTRY.register
 surrogate_names = _REGISTRY.names
@@ -62,7 +62,7 @@ def make_surrogate(name: str, options: Mapping[str, object] | None = None) -> Su
 
 __all__ = [
     "ModelSurrogate",
-    "PlanSurrogate",
+    "PlanSampler",
     "Sampler",
     "Surrogate",
     "check_surrogate",

@@ -1,8 +1,8 @@
-"""What a surrogate is: a model of the objectives that is fitted anew for every batch of proposals.
+"""What proposes: a surrogate, which is a model of the objectives fitted anew for every batch, or a sampler.
 
-Three kinds. One with a model fits BoTorch models of the *measured* objectives; the acquisition turns
-them into proposals. A sampler has no model and proposes from the space directly. A third is somebody
-else's optimiser, for comparison. Which acquisition is used, exact objectives and pending points are
+A surrogate fits BoTorch models of the *measured* objectives; the acquisition turns them into
+proposals. A sampler has no model of ours: it proposes from the space directly, or from the whole plan
+if it is somebody else's optimiser. Which acquisition is used, exact objectives and pending points are
 *not* a surrogate's business.
 
 Importing a surrogate's module must stay cheap: torch, BoTorch and JAX are imported inside ``fit``.
@@ -70,7 +70,7 @@ class ModelSurrogate(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """It proposes from the space directly, without a model."""
+    """What proposes from the space directly, without a model."""
 
     def configs(self, space: MemorySpace, seen: Collection[str], count: int, seed: int) -> list[MemoryConfig]:
         """Up to ``count`` configurations with distinct placements, none empty and none in ``seen``.
@@ -85,8 +85,8 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class PlanSurrogate(Protocol):
-    """A whole optimiser of somebody else's: it models and proposes by itself."""
+class PlanSampler(Protocol):
+    """A sampler that is somebody else's optimiser: it models and proposes by itself."""
 
     def candidates(self, plan: Plan) -> Candidates:
         """Up to ``plan.count`` candidates with distinct placements, none empty and none in ``plan.seen``.
@@ -97,7 +97,7 @@ class PlanSurrogate(Protocol):
         ...
 
 
-Surrogate = ModelSurrogate | Sampler | PlanSurrogate
+Surrogate = ModelSurrogate | Sampler | PlanSampler
 
 
 def check_data(X: Tensor, Y: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""What other users' searches say about this one: a multi-task model, a prior, and advised proposals."""
+"""What other users' searches say about this one: a multi-task model, a prior, and warm starts."""

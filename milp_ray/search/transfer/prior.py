@@ -23,8 +23,8 @@ class PlacementPrior:
 
     Args:
         space: of the configurations.
-        fronts: per donor its front; a donor counts as one, however long its front is.
-        weights: of the donors, at least 0; None: all alike.
+        fronts: per source its front; a source counts as one, however long its front is.
+        weights: of the sources, at least 0; None: all alike.
         share: of the draws that come from the space's uniform distribution.
     """
 

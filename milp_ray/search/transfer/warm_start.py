@@ -1,15 +1,15 @@
 """Proposals that follow from other users' searches: which placements to try next, and for how long.
 
-Some proposals of every round of four are *advised*: those with the largest expected hypervolume
-improvement by the donors and the user's own trials (:mod:`milp_ray.search.transfer.multitask_gp`),
-one after the other over common samples. With ``seeds`` they are placements of donors' fronts; with
+Some proposals of every round of four are *warm*: those with the largest expected hypervolume
+improvement by the sources and the user's own trials (:mod:`milp_ray.search.transfer.multitask_gp`),
+one after the other over common samples. With ``seeds`` they are placements of sources' fronts; with
 ``prior`` also draws from :mod:`milp_ray.search.transfer.prior`, and steps from the best of all.
 During the space-filling design they are the first two at most, so a bad neighbour cannot trap anyone;
-later, beside the model's own, up to three. Where the user's trials speak against the donors, advice
-ends; where they speak for them, the design ends early.
+later, beside the model's own, up to three. Where the user's trials speak against the sources, no
+more are made; where they speak for them, the design ends early.
 
-Everything follows from the plan: told trials, pending ones, and the material. The surrogate is *not*
-changed.
+Everything follows from the plan: observations, pending trials, and the transfer data. The surrogate is
+*not* changed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import numpy as np
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.search.core.pareto import dominated_by_any, hypervolume, non_dominated, strips
 from milp_ray.search.core.reference import reference_point
-from milp_ray.search.transfer.multitask_gp import Floats, UserModel, donor_model
+from milp_ray.search.transfer.multitask_gp import Floats, UserModel, source_model
 from milp_ray.search.transfer.prior import PlacementPrior
 
 if TYPE_CHECKING:
     from milp_ray.search.core.plan import Plan
 
-_ROUND = 4  # proposals: the advised ones, then the others
+_ROUND = 4  # proposals: the warm ones, then the others
 _BLIND = 4  # trials below which nothing can be said
-_AGAINST, _FOR = 0.0, 2.0  # evidence below which nothing is advised, and from which the design may end
+_AGAINST, _FOR = 0.0, 2.0  # evidence below which none is warm, and from which the design may end
 _SHORTEST = 8  # trials of a design that ends early
 _DRAWS = 256  # of the prior
 _STARTS = 2  # of the acquisition's local search, each with its neighbours
@@ -43,13 +43,13 @@ _SAMPLES_MANY = 6  # with more than two objectives, where a volume takes long
 
 
 @dataclass(frozen=True)
-class Advice:
+class WarmStart:
     """What to do next.
 
     Attributes:
         configs: to be proposed next; empty: it is the turn of the design or the model.
         design_over: the model may take over from the initial design.
-        others: how many proposals the design or the model may make before advice is due again.
+        others: how many proposals the design or the model may make before warm ones are due again.
     """
 
     configs: tuple[MemoryConfig, ...] = ()
@@ -57,51 +57,53 @@ class Advice:
     others: int = sys.maxsize
 
 
-NO_ADVICE = Advice()
+COLD = WarmStart()
 
 
-def advise(plan: Plan) -> Advice:
-    """The advice for a plan with material."""
-    assert plan.material is not None
-    donors = tuple(donor for donor in plan.material.donors if donor.told)
-    if not donors:
-        return NO_ADVICE
+def warm_start(plan: Plan) -> WarmStart:
+    """What other users' searches come to for a plan with transfer data."""
+    assert plan.transfer_data is not None
+    sources = tuple(source for source in plan.transfer_data.sources if source.observations)
+    if not sources:
+        return COLD
     measured = tuple(index for index, o in enumerate(plan.objectives) if o.exact is None)
-    user = UserModel(donor_model(plan.space, measured, donors), plan.told, plan.gains, plan.reference)
-    told = len(plan.told)
-    over = not plan.initial or (told >= _SHORTEST and user.evidence >= _FOR)
-    advised = _advised(user.evidence, told, over)
-    place = len(plan.seen) % _ROUND
-    wanted = min(plan.count, advised - place)
+    user = UserModel(
+        source_model(plan.space, measured, sources), plan.observed, plan.maximized, plan.reference
+    )
+    n = len(plan.observed)
+    over = not plan.initial or (n >= _SHORTEST and user.evidence >= _FOR)
+    warm = _warm(user.evidence, n, over)
+    position = len(plan.seen) % _ROUND
+    wanted = min(plan.count, warm - position)
     chosen = _Portfolio(plan, user).best(wanted) if wanted > 0 else []
     if not chosen:
-        return Advice((), over, _ROUND - place if advised else sys.maxsize)
-    return Advice(tuple(chosen), over)
+        return WarmStart((), over, _ROUND - position if warm else sys.maxsize)
+    return WarmStart(tuple(chosen), over)
 
 
 def starts(plan: Plan) -> list[MemoryConfig]:
     """Further starts for the acquisition's local search: draws of the prior. The acquisition judges them."""
-    if plan.material is None or plan.material.mode != "prior":
+    if plan.transfer_data is None or plan.transfer_data.mode != "prior":
         return []
-    prior = PlacementPrior(plan.space, [donor.front() for donor in plan.material.donors])
+    prior = PlacementPrior(plan.space, [source.front() for source in plan.transfer_data.sources])
     generator = random.Random(plan.seed)
     return [prior.sample(generator) for _ in range(_STARTS)]
 
 
-def _advised(evidence: float, told: int, design_over: bool) -> int:
-    """How many of a round's proposals, its first ones, are advised."""
-    if told >= _BLIND and evidence < _FOR:
+def _warm(evidence: float, n: int, design_over: bool) -> int:
+    """How many of a round's proposals, its first ones, are warm after ``n`` observations."""
+    if n >= _BLIND and evidence < _FOR:
         return 1 if evidence >= _AGAINST else 0
-    return _ROUND - 1 if design_over and told >= _BLIND else _ROUND // 2
+    return _ROUND - 1 if design_over and n >= _BLIND else _ROUND // 2
 
 
 class _Portfolio:
     """Placements that together are expected to add most to the user's front."""
 
     def __init__(self, plan: Plan, user: UserModel) -> None:
-        assert plan.material is not None
-        self._plan, self._user, self._material = plan, user, plan.material
-        self._tried = [*plan.told, *plan.pending]
+        assert plan.transfer_data is not None
+        self._plan, self._user, self._data = plan, user, plan.transfer_data
+        self._tried = [*plan.observed, *plan.pending]
         self._keys = {*plan.seen, ""}
 
     def best(self, count: int) -> list[MemoryConfig]:
@@ -109,14 +111,14 @@ class _Portfolio:
         pool = self._new(self._pool())
         chosen: list[MemoryConfig] = []
         while len(chosen) < count and pool:
-            best, gain = self._top(pool, chosen)
-            for _ in range(_STEPS if self._material.mode == "prior" else 0):
+            best, improvement = self._top(pool, chosen)
+            for _ in range(_STEPS if self._data.mode == "prior" else 0):
                 moves = self._new([best, *self._plan.space.neighbours(best)])
-                step, gain = self._top(moves, chosen)
+                step, improvement = self._top(moves, chosen)
                 if step == best:
                     break
                 best = step
-            if gain <= 0.0 and self._plan.told:
+            if improvement <= 0.0 and self._plan.observed:
                 break
             chosen.append(best)
             self._keys.add(self._plan.space.placement(best).key)
@@ -125,9 +127,9 @@ class _Portfolio:
 
     def _pool(self) -> list[MemoryConfig]:
         plan = self._plan
-        fronts = [donor.front() for donor in self._material.donors]
+        fronts = [source.front() for source in self._data.sources]
         pool = [config for front in fronts for config in front]
-        if self._material.mode == "prior":
+        if self._data.mode == "prior":
             prior, generator = PlacementPrior(plan.space, fronts), random.Random(plan.seed)
             pool += [prior.sample(generator) for _ in range(_DRAWS)]
         return pool
@@ -182,12 +184,12 @@ class _Portfolio:
         return result
 
     def _ref_point(self) -> Floats:
-        """The reference point: the plan's, or while nothing was told the donors'."""
+        """The reference point: the plan's, or while nothing was observed that of the sources."""
         plan = self._plan
-        donors = [donor for donor in self._material.donors if donor.told]
-        tables = plan.gains or [values for donor in donors for _, values in donor.told]
+        sources = [source for source in self._data.sources if source.observations]
+        tables = plan.maximized or [values for source in sources for _, values in source.observations]
         point = reference_point(tables, plan.reference)
-        assert point is not None  # there is a donor with a trial
+        assert point is not None  # there is a source with a trial
         return np.asarray(point, dtype=np.float64)  # m
 
 

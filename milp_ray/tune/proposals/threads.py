@@ -93,7 +93,7 @@ class WarmUp:
 
     def _up_to(self, trials: int) -> None:
         from milp_ray.search.engine import Engine
-        from milp_ray.search.warm_up import prepare
+        from milp_ray.search.warm_up import warm_up
 
         settings = self.settings
         engine = Engine(
@@ -107,7 +107,7 @@ class WarmUp:
             trials=settings.trials,
         )
         with contextlib.suppress(StorageError):
-            prepare(engine=engine, trials=trials)
+            warm_up(engine=engine, trials=trials)
 
 
 class Threads:

@@ -168,7 +168,7 @@ class TrialRunner:
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Whether no trial in the user's event log dominates it; running ones may still do so."""
-        from milp_ray.search.core.events import told_values
+        from milp_ray.search.core.events import observed_values
         from milp_ray.search.core.objectives import exact_values
         from milp_ray.search.core.pareto import dominated_by_any
 
@@ -176,6 +176,6 @@ class TrialRunner:
         exact = exact_values(objectives, self._request.placement)
         values = maximized(objectives, measured.values | exact)
         with local_copy(self._spec.layout.events(self._request.alias)) as log:
-            found = told_values(log)
+            found = observed_values(log)
         others = [maximized(objectives, told) for number, told in found if number != self._request.number]
         return not dominated_by_any(values, others)

@@ -5,7 +5,7 @@ import pytest
 
 from milp_ray.errors import SearchError
 from milp_ray.search import Engine
-from milp_ray.search.acquisition.outcome_transforms import Copula, Scaled, Standardized
+from milp_ray.search.acquisition.outcome_transforms import Copula, PlanTensors, Standardized
 from milp_ray.search.propose import propose
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, run, small_space
 
@@ -40,9 +40,9 @@ def test_the_reference_goes_through_the_same_map() -> None:
         8,
     )
     plan = engine.plan(2)
-    scaled = Scaled(plan)
-    below = np.array([row[0] for row in plan.gains]) < -REFERENCE["loss"]
-    assert ((scaled.Y[:, 0] < scaled.ref_point[0]).numpy() == below).all()
+    data = PlanTensors(plan)
+    below = np.array([row[0] for row in plan.maximized]) < -REFERENCE["loss"]
+    assert ((data.Y[:, 0] < data.ref_point[0]).numpy() == below).all()
     assert len(propose(plan)) == 2
 
 

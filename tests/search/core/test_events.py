@@ -11,7 +11,7 @@ from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.core import events
-from milp_ray.search.core.events import EventLog, ended_trials, told_values
+from milp_ray.search.core.events import EventLog, ended_trials, observed_values
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, measure, run, small_space
 
 
@@ -203,14 +203,14 @@ def test_unwritable_places_say_so(tmp_path: Path) -> None:
         engine(tmp_path)
 
 
-def test_workers_read_told_values_while_a_line_is_being_written(tmp_path: Path) -> None:
+def test_workers_read_observed_values_while_a_line_is_being_written(tmp_path: Path) -> None:
     log = tmp_path / "u.jsonl"
-    assert told_values(log) == []
+    assert observed_values(log) == []
     made = run(engine(log), 3)
     with log.open("ab") as file:
         file.write(b'{"event":"told","id":')
     before = log.read_bytes()
-    assert told_values(log) == [(seen.id, dict(seen.values)) for seen in made.observations]
+    assert observed_values(log) == [(seen.id, dict(seen.values)) for seen in made.observations]
     assert ended_trials(log) == len(made.observations) + len(made.failures)
     assert log.read_bytes() == before
 

@@ -12,7 +12,7 @@ import pytest
 
 from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.placement import Placement
-from milp_ray.search.core.records import Counts, EngineSettings
+from milp_ray.search.core.records import EngineSettings, ProposalCounts
 from milp_ray.trial.records import BASELINE, TrialRequest
 from milp_ray.tune.proposals import queue as queue_module
 from milp_ray.tune.proposals import threads
@@ -63,10 +63,10 @@ class FakeEngine:
     blunt: bool = False  # nothing that is proposed is new
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> ProposalCounts:
         ended = len(self.observations) + len(self.failures)
         pending, told, failed = len(self.pending), len(self.observations), len(self.failures)
-        return Counts(pending + ended, pending, told, failed)
+        return ProposalCounts(pending + ended, pending, told, failed)
 
     @property
     def settings(self) -> EngineSettings:
@@ -320,7 +320,7 @@ def test_an_event_costs_as_little_with_many_users_as_with_few() -> None:
 
     class Counted(FakeEngine):
         @property
-        def counts(self) -> Counts:
+        def counts(self) -> ProposalCounts:
             nonlocal looks
             looks += 1
             return super().counts
