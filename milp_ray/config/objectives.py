@@ -32,7 +32,7 @@ class Objective:
         2.0
 
     Attributes:
-        name: key of its value in observations; letters, digits and ``_``, not starting with a digit.
+        name: key of its value in observations; a plain word of letters, digits and ``_``.
         direction: ``"min"`` or ``"max"``.
         exact: for an objective that follows from the placement alone (number of trainable
             parameters): the function that computes it, deterministic and finite for every non-empty
@@ -60,7 +60,7 @@ class Objective:
             raise SearchError(f"objective {self.name} has no direction", expected="direction 'min' or 'max'")
 
     def maximized(self, value: float) -> float:
-        """``value`` turned so that more is better; of a value so turned, the value in the user's units."""
+        """``value`` turned so that more is better; turned again it is in the user's units."""
         return (1.0 if self.direction == "max" else -1.0) * value
 
     def best(self, values: Iterable[float]) -> float:
@@ -106,7 +106,7 @@ def objectives_on(architecture: object, names: Sequence[str]) -> tuple[Objective
 
 
 def instead_of(constant: Sequence[str], names: Sequence[str]) -> str:
-    """What to do about objectives that are the same in every trial, of a study's objectives ``names``."""
+    """What to do about those of a study's objectives that are the same in every trial."""
     left = [name for name in names if name not in constant and not OBJECTIVES[name].exact] or ["loss"]
     ways = [f"objectives: [{', '.join(left)}]", f"[{', '.join([*left, 'trainable_params'])}]"]
     if "rouge_l" in constant and "chrf" not in names:

@@ -1,4 +1,4 @@
-"""Memory spaces, placements and adapters. What is exported here needs no torch; adapters.py does."""
+"""Memory spaces, placements and adapters. What is exported here needs no torch."""
 
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.placement import Placement

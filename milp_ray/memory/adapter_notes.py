@@ -1,8 +1,8 @@
-"""What an adapter says of itself: which placement of which user it is, and what its files must hold.
+"""What an adapter says of itself: its placement, its user, and what its files must hold.
 
-A file beside PEFT's two, which PEFT and other readers pass over. It is looked at whenever milp_ray reads the
-adapter, so that files of two trainings, half a file, or another user's memory are not taken for this one.
-Adapters that earlier versions wrote have none, and are read as they are.
+A file beside PEFT's two, which PEFT and other readers pass over. It is looked at whenever milp_ray
+reads the adapter, so that files of two trainings, half a file, or another user's memory are not
+taken for this one. Adapters that earlier versions wrote have none, and are read as they are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def note_of(folder: Path, placement: str, user: str) -> bytes:
 
 
 def note_of_copy(folder: Path, source: Path) -> bytes | None:
-    """The note of a copy whose files are there, of the same placement and user as its source; None as there.
+    """The note of a copy whose files are there, made from its source's; None where that has none.
 
     Raises:
         RunFolderError: the source's note is damaged.
@@ -54,7 +54,7 @@ def note_of_copy(folder: Path, source: Path) -> bytes | None:
 
 
 def check_note(folder: Path, *, placement: str | None = None, user: str | None = None) -> None:
-    """Make sure that a folder's adapter is the one that is meant, by its note alone; without one it passes.
+    """Make sure, by its note alone, that an adapter is the one meant; without one it passes.
 
     Args:
         folder: of the adapter; its weights need not be there.

@@ -1,4 +1,4 @@
-"""A placement as LoRA modules on a resident base model, and back off again; files in PEFT's own layout.
+"""A placement as LoRA modules on a resident base model, and off again; files in PEFT's layout.
 
 LoRA is that of docs/references.md: Hu 2022. Every module is named in full and checked afterwards,
 because PEFT adapts *every* layer for an empty list and drops what it does not find. One adapter at
@@ -45,12 +45,12 @@ def lora_config(
 ) -> LoraConfig:
     """The PEFT configuration of a placement: exact module names, one rank and alpha for each.
 
-    ``r`` is the largest rank; modules of another rank are in ``rank_pattern`` and ``alpha_pattern``, so that
-    alpha / rank = ``scaling`` everywhere.
+    ``r`` is the largest rank; modules of another rank are in ``rank_pattern`` and
+    ``alpha_pattern``, so that alpha / rank = ``scaling`` everywhere.
 
     Raises:
-        SpaceError: the placement is empty (no memory has no adapter), names a layer that the model lacks, or
-            has a rank above the layer width.
+        SpaceError: the placement is empty (no memory has no adapter), names a layer that the model
+            lacks, or has a rank above the layer width.
     """
     if not placement.ranks:
         raise SpaceError(
@@ -148,7 +148,7 @@ def attach(model: nn.Module, config: LoraConfig) -> Attached:
         )
     originals = {name: modules[name] for name in sorted(wanted)}
     before = _Base(model)
-    # PEFT shortens long lists of target modules inside the configuration that it is given: give it a copy.
+    # PEFT shortens long lists of target modules in the configuration it is given: give it a copy.
     throwaway = copy.deepcopy(config)
     try:
         inject_adapter_in_model(throwaway, model, adapter_name=_NAME)
@@ -184,14 +184,14 @@ def save_adapter(
     user: str = "",
     beside: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write the adapter in PEFT's layout, all of it or nothing; one that is there already is replaced.
+    """Write the adapter in PEFT's layout, all of it or nothing; it replaces one that is there.
 
     Args:
         attached: what to write.
         folder: where; its parent is made when missing.
         base: ``base_model_name_or_path`` for the configuration, as the study names it.
         revision: of a hub model.
-        placement, user: its key, and the alias whose memory it is: for the note beside it; "": no note.
+        placement, user: its key, and its user's alias, for the note beside it; "": no note.
         beside: further files by name.
 
     Raises:
@@ -214,8 +214,8 @@ def save_adapter(
 def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor]) -> None:
     """Write the two files of an adapter into a folder that is there, the configuration last.
 
-    Of the configuration only what is no default of PEFT's: versions before 0.15 refuse keys that they do not
-    know, and each version brings new ones.
+    Of the configuration only what is no default of PEFT's: versions before 0.15 refuse keys that
+    they do not know, and each version brings new ones.
     """
     write_synced(folder / WEIGHTS, save(dict(weights), metadata={"format": "pt"}))
     write_synced(folder / ADAPTER_CONFIG, _config_text(config).encode())
@@ -297,8 +297,8 @@ def _matrices(layer: LoraLayer) -> dict[str, nn.Parameter]:
 class _Base:
     """A model as it is, to be restored whatever PEFT makes of it.
 
-    That need not be what it was asked for: in mixtures of experts it wraps the experts of every layer
-    instead, wrapper in wrapper, and names below them change.
+    That need not be what it was asked for: in mixtures of experts it wraps the experts of every
+    layer instead, wrapper in wrapper, and names below them change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -322,14 +322,14 @@ def _restore(model: nn.Module, originals: dict[str, nn.Module]) -> None:
 
 
 def _unmark(model: nn.Module) -> None:
-    # PEFT marks the model as adapted; without this the next injection would merge with the last one.
+    # PEFT marks the model as adapted; without this the next injection would merge with this one.
     for mark in ("peft_config", "active_adapter", "peft_type"):
         if mark in vars(model):
             delattr(model, mark)
 
 
 def _check_patterns(config: LoraConfig, ranks: dict[str, int]) -> None:
-    """PEFT matches pattern keys as regular expressions on the end of a name: make sure each finds itself."""
+    """Make sure that pattern keys, to PEFT regular expressions on a name's end, find themselves."""
     for name, rank in ranks.items():
         found = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
         if found != rank:

@@ -1,12 +1,12 @@
-"""Where a memory goes in each supported model: its feed-forward modules (Eq. 1 of the paper), by exact name.
+"""Where a memory goes in each model: its feed-forward modules, by exact name (Eq. 1 of the paper).
 
-One entry per ``config.model_type``, worked out from the model's configuration alone, so that counts and names
-are known before any weight is loaded. Does *not* cover attention modules, which the method leaves alone, nor
-the making of LoRA modules (:mod:`milp_ray.memory.adapters`).
+One entry per ``config.model_type``, worked out from the model's configuration alone, so that counts
+and names are known before any weight is loaded. Does *not* cover attention modules, which the
+method leaves alone, nor the making of LoRA modules (:mod:`milp_ray.memory.adapters`).
 
-To add an architecture, write a function that takes the transformers configuration and returns the facts of
-:class:`Architecture`, and decorate it with :func:`register`; the tests in tests/memory then check it against
-the built model.
+To add an architecture, write a function that takes the transformers configuration and returns the
+facts of :class:`Architecture`, and decorate it with :func:`register`; the tests in tests/memory
+then check it against the built model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from milp_ray.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
-    """A linear module that can carry a LoRA: full name from the model's root, and its two widths."""
+    """A linear module that can carry a LoRA: name from the model's root, and its two widths."""
 
     name: str
     in_features: int
@@ -52,7 +52,8 @@ class Architecture:
         position_offset: position id of the first token (RoBERTa counts from its padding id + 1).
         transposed: whether the weights are stored input x output (GPT-2's Conv1D).
         layer_name: name of a layer from the model's root, with ``{layer}``.
-        parts: the adapted modules of a layer: name inside the layer, and whether it widens the hidden state.
+        parts: the adapted modules of a layer: name inside the layer, and whether it widens the
+            hidden state.
     """
 
     model_type: str

@@ -1,8 +1,8 @@
-"""Many configurations at once, as NumPy arrays: what :class:`MemorySpace` says of one, for thousands.
+"""Many configurations at once, as NumPy arrays, by the rules of :class:`MemorySpace`.
 
-A local search of the acquisition looks at tens of thousands of configurations per proposal; one by one
-that took longer than the models. Rules are those of :mod:`milp_ray.memory.space`, which remains the
-definition: tests/memory/test_arrays.py holds the two to each other.
+A local search of the acquisition looks at tens of thousands of configurations per proposal; one by
+one that took longer than the models. Rules are those of :mod:`milp_ray.memory.space`, which remains
+the definition: tests/memory/test_arrays.py holds the two to each other.
 
 Sizes in comments: N configurations, L layers, E settings.
 """
@@ -136,7 +136,7 @@ class SpaceArrays:
         return Configs.join(self.moves(config))
 
     def moves(self, config: MemoryConfig) -> tuple[Configs, Configs]:
-        """The neighbours in two parts: small steps of each factor, and large ones (swaps of layers)."""
+        """The neighbours in two parts: small steps of each factor; large ones (swaps of layers)."""
         here = Configs.of([config], self.space)
         searched = [factor for factor in self.space.factors if factor.searched]
         near = [self._changed(here, factor, factor.near(config)) for factor in searched]
@@ -144,7 +144,8 @@ class SpaceArrays:
         return Configs.join([here[:0], *near]), Configs.join([here[:0], *far])
 
     def _changed(self, here: Configs, factor: Factor, values: npt.NDArray[Any]) -> Configs:
-        """One configuration with each of ``N`` values of one factor; see :meth:`MemorySpace.changed`."""
+        """One configuration with each of ``N`` values of one factor; see
+        :meth:`MemorySpace.changed`."""
         space = self.space
         configs = here[np.zeros(len(values), dtype=np.intp)]
         if factor is space.layer_gates:

@@ -1,8 +1,9 @@
-"""Memories for others: copies of saved adapters that name no path of this machine, with one rank where asked.
+"""Memories for others: copies of adapters that name no path of this machine, of one rank if asked.
 
-A memory has a rank per layer. PEFT reads that from ``rank_pattern`` and ``alpha_pattern``; many other readers
-know one rank or one alpha for a whole file (docs/serving.md). Zeros fill lesser ranks up to one: B A is a sum
-over ranks, and a row of zeros in A beside a column of zeros in B adds nothing, so the function is the same.
+A memory has a rank per layer. PEFT reads that from ``rank_pattern`` and ``alpha_pattern``; many
+other readers know one rank or one alpha for a whole file (docs/serving.md). Zeros fill lesser ranks
+up to one: B A is a sum over ranks, and a row of zeros in A beside a column of zeros in B adds
+nothing, so the function is the same.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from milp_ray.storage import write_synced
 def copy_adapter(source: Path, folder: Path, *, one_rank: bool = False) -> None:
     """Write a saved adapter to ``folder``, which is there, for other machines.
 
-    Its ``base_model_name_or_path`` is the hub name, or the last part of a path. Of the files beside the
-    adapter its note comes along, renewed.
+    Its ``base_model_name_or_path`` is the hub name, or the last part of a path. Of the files beside
+    the adapter its note comes along, renewed.
 
     Args:
         source: a folder that :func:`milp_ray.memory.adapters.save_adapter` wrote, in any version.
@@ -50,7 +51,7 @@ def copy_adapter(source: Path, folder: Path, *, one_rank: bool = False) -> None:
 def with_one_rank(
     config: LoraConfig, weights: Mapping[str, Tensor], rank: int | None = None
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The same function with one rank and one alpha: A filled up with rows of zeros, B with columns.
+    """The same function with one rank and one alpha: zeros fill A's rows up, and B's columns.
 
     Args:
         config: of the adapter; not changed.

@@ -1,13 +1,13 @@
 """Factors: what a search varies, each of them an object that knows its values.
 
-A factor says how a value is drawn, which values are one step away, and how the event log, a surrogate
-and another optimiser see it. :class:`milp_ray.memory.space.MemorySpace` composes factors, and says
-what the configuration that they make up means.
+A factor says how a value is drawn, which values are one step away, and how the event log, a
+surrogate and another optimiser see it. :class:`milp_ray.memory.space.MemorySpace` composes factors,
+and says what the configuration that they make up means.
 
-Three factors place LoRAs: :mod:`milp_ray.memory.lora_factors`. A :class:`Setting` lies beside these: it
-is a number that a trial is trained with. To add one: its name in :data:`milp_ray.config.factors.FACTORS`,
-its values in :data:`SETTINGS`, and where :mod:`milp_ray.trial.trial` uses the number,
-``placement.setting(name, default)``.
+Three factors place LoRAs: :mod:`milp_ray.memory.lora_factors`. A :class:`Setting` lies beside
+these: it is a number that a trial is trained with. To add one: its name in
+:data:`milp_ray.config.factors.FACTORS`, its values in :data:`SETTINGS`, and where
+:mod:`milp_ray.trial.trial` uses the number, ``placement.setting(name, default)``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Factor(ABC):
         """The values one step away, a row each, in a fixed order."""
 
     def far(self, config: MemoryConfig) -> npt.NDArray[Any]:
-        """Values of larger steps, which a local search takes last, as :meth:`near`; none by default."""
+        """Values of larger steps, which a local search takes last; none by default."""
         return self.near(config)[:0]
 
     @abstractmethod
@@ -241,7 +241,7 @@ class Setting(NumberFactor):
             raise SpaceError(f"a configuration has {self.name} {value}", expected=listed(self.numbers))
 
     def feature(self, placement: Placement) -> float:
-        """Its value as a surrogate sees it, in [0, 1]: the numbers evenly spread; 0 for no memory."""
+        """Its value as a surrogate sees it: the numbers evenly spread over [0, 1]."""
         value = placement.setting(self.name, self.numbers[0])
         return bisect_left(self.numbers, value) / max(1, self.count - 1)
 

@@ -1,7 +1,7 @@
 """The three factors of a placement: layer gates α, number of LoRAs n, rank r.
 
-Those of the paper (docs/references.md: Zhang 2024, section 2.2.1 and tables 4 and 6). What they come
-to together is :meth:`milp_ray.memory.space.MemorySpace.placement`.
+Those of the paper (docs/references.md: Zhang 2024, section 2.2.1 and tables 4 and 6). What they
+come to together is :meth:`milp_ray.memory.space.MemorySpace.placement`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class LayerGates(Factor):
         self.smallest, self.largest = self._only({0}), (True,) * num_layers
 
     def from_unit(self, u: Sequence[float]) -> Gates:
-        """``u[0]`` says how many layers are active; those with the smallest of the other numbers are.
+        """``u[0]`` says how many layers are active: those with the smallest of the other numbers.
 
-        How many is uniform over 1…L, where one coin a layer would almost always activate about half.
+        How many is uniform over 1…L; one coin a layer would almost always activate about half.
         """
         k, scores = 1 + bucket(u[0], self.num_layers), u[1:]
         return self._only(set(sorted(range(self.num_layers), key=lambda layer: (scores[layer], layer))[:k]))
@@ -80,7 +80,7 @@ class LayerGates(Factor):
         return swaps
 
     def check(self, config: MemoryConfig) -> None:
-        """See :class:`~milp_ray.memory.factors.Factor`; no active layer is of every space: no memory."""
+        """See :class:`~milp_ray.memory.factors.Factor`; no active layer passes: no memory."""
         if len(config.gates) != self.num_layers:
             raise SpaceError(f"a configuration has {len(config.gates)} gates", expected=f"{self.num_layers}")
         if not self.searched and any(config.gates) and config.gates != self.default:
@@ -131,7 +131,7 @@ class LoraCount(NumberFactor):
 
     Args:
         largest: they are 1 to so many.
-        default: n while it is not searched; None: one LoRA per active layer, so n follows the layers.
+        default: n while it is not searched; None: one LoRA per active layer.
         searched: whether it is.
     """
 
@@ -141,7 +141,7 @@ class LoraCount(NumberFactor):
         super().__init__(range(1, largest + 1), default, searched)
 
     def fixed(self, active: Any) -> Any:
-        """n with so many active layers (a number, or an array of them), while it is not searched."""
+        """n with so many active layers, a number or an array, while it is not searched."""
         return active if self.default is None else self.default
 
     def following(self, config: MemoryConfig) -> MemoryConfig:

@@ -1,7 +1,8 @@
 """A placement: what a memory configuration means for a model, and how LoRAs are dealt over layers.
 
-Covers section 2.2.1 of the paper (docs/references.md: Zhang 2024). Plain Python: no model and no torch
-in here. Which modules of a layer get a LoRA is *not* covered: :mod:`milp_ray.memory.architectures`.
+Covers section 2.2.1 of the paper (docs/references.md: Zhang 2024). Plain Python: no model and no
+torch in here. Which modules of a layer get a LoRA is *not* covered:
+:mod:`milp_ray.memory.architectures`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Settings = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a configuration means for a model: ``((layer, effective rank), ...)``, layers increasing.
+    """What a configuration means for a trial: layers with effective ranks, and settings.
 
     Two configurations with the same placement train the same memory; :attr:`key` is what is
     deduplicated, cached and compared. The empty placement is *no memory*.
@@ -33,7 +34,7 @@ class Placement:
         0.1
 
     Attributes:
-        ranks: the layers with a LoRA, and its rank.
+        ranks: ``((layer, effective rank), ...)``, layers increasing.
         settings: what else the study varies from trial to trial
             (:class:`milp_ray.memory.factors.Setting`).
     """
@@ -94,14 +95,14 @@ NO_MEMORY = Placement()
 def deal(k: int, n: int) -> dict[int, int]:
     """How n ≥ 1 LoRAs fall on k ≥ 1 active layers.
 
-    n < k: the layers at ``round(linspace(0, k - 1, n))`` of the active ones get one each (n = 1: the
-    lowest). n ≥ k: round-robin, the remainder to the lowest.
+    n < k: the layers at ``round(linspace(0, k - 1, n))`` of the active ones get one each (n = 1:
+    the lowest). n ≥ k: round-robin, the remainder to the lowest.
 
     Returns:
         Position among the active layers -> how many, positions increasing.
     """
     if n < k:
-        # A step above 1 keeps the rounded positions distinct; division is exact where the value is x.5.
+        # A step above 1 keeps the rounded positions distinct; division is exact at x.5.
         positions = [round(i * (k - 1) / (n - 1)) for i in range(n)] if n > 1 else [0]
         return dict.fromkeys(positions, 1)
     each, rest = divmod(n, k)

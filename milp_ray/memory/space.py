@@ -1,9 +1,9 @@
 """The space of memory configurations θ = (layer gates α, number of LoRAs n, rank r).
 
-Composes the factors of :mod:`milp_ray.memory.factors` and :mod:`milp_ray.memory.lora_factors`, of which a
-study searches some (docs/references.md: Zhang 2024, section 2.2.1, tables 4 and 6), and says which
-placement a configuration means. Plain Python: no model and no torch in here. How configurations are
-proposed is *not* covered: :mod:`milp_ray.search`.
+Composes the factors of :mod:`milp_ray.memory.factors` and :mod:`milp_ray.memory.lora_factors`, of
+which a study searches some (docs/references.md: Zhang 2024, section 2.2.1, tables 4 and 6), and
+says which placement a configuration means. Plain Python: no model and no torch in here. How
+configurations are proposed is *not* covered: :mod:`milp_ray.search`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class MemorySpace:
         default_num: n while num is not searched; None means one LoRA per active layer.
         default_rank: r while size is not searched.
         default_layers: the active layers while layer is not searched; None means all.
-        max_rank: the layer width, beyond which a rank would add nothing, or a bound below it; a larger
-            effective rank is capped there.
+        max_rank: the layer width, beyond which a rank would add nothing, or a bound below it; a
+            larger effective rank is capped there.
 
     Attributes:
         layer_gates, lora_count, lora_rank: the factors of a placement.
@@ -93,8 +93,8 @@ class MemorySpace:
     def placement(self, config: MemoryConfig) -> Placement:
         """What ``config`` means: n LoRAs of rank r dealt over the k active layers.
 
-        How they are dealt says :func:`milp_ray.memory.placement.deal`. m LoRAs of rank r in one layer
-        are one LoRA of rank m·r. n = 0 or k = 0 is the empty placement.
+        How they are dealt says :func:`milp_ray.memory.placement.deal`. m LoRAs of rank r in one
+        layer are one LoRA of rank m·r. n = 0 or k = 0 is the empty placement.
         """
         active, n = config.active, config.num_loras
         k = len(active)
@@ -105,11 +105,11 @@ class MemorySpace:
         return Placement(tuple(ranks), config.settings)
 
     def changed(self, config: MemoryConfig, factor: Factor, value: object) -> MemoryConfig:
-        """``config`` with another value of one factor; n follows the layers while it is not searched."""
+        """``config`` with another value of one factor; n follows unless it is searched."""
         return self.lora_count.following(factor.put(config, value))
 
     def validate(self, config: MemoryConfig) -> None:
-        """Check that ``config`` is a member of the space (n = 0, or no active layer, is: no memory).
+        """Check that ``config`` is of the space; no memory (n = 0, or no active layer) is.
 
         Raises:
             SpaceError: wrong number of gates, n or r out of range, or a factor that is not searched
@@ -153,9 +153,9 @@ class MemorySpace:
     def neighbours(self, config: MemoryConfig) -> list[MemoryConfig]:
         """Configurations one step away, for a local search.
 
-        A step flips a gate, swaps an active with an inactive layer, changes n by one or by a factor of
-        two, or takes the next rank (or number of a setting) up or down; only searched factors move.
-        Each has at least one active layer and n ≥ 1, and their placements differ from that of
+        A step flips a gate, swaps an active with an inactive layer, changes n by one or by a factor
+        of two, or takes the next rank (or number of a setting) up or down; only searched factors
+        move. Each has at least one active layer and n ≥ 1, and their placements differ from that of
         ``config`` and from each other. Order is fixed.
         """
         seen = {self.placement(config).key, ""}
@@ -168,7 +168,7 @@ class MemorySpace:
         return result
 
     def sample(self, rng: random.Random) -> MemoryConfig:
-        """A random configuration: the *number* of active layers is uniform, then which; n and r uniform."""
+        """A random configuration: uniform in the *number* of active layers, in n and in r."""
         return self.from_unit([rng.random() for _ in range(self.unit_dim)])
 
     @property
@@ -229,8 +229,8 @@ class MemorySpace:
     def features(self, placement: Placement) -> tuple[float, ...]:
         """``placement`` as a point of [0, 1]^d for a surrogate.
 
-        Layer by layer log(1 + effective rank), then log(1 + total rank), each divided by its largest
-        value in this space and capped at 1; then the settings. No memory is the origin.
+        Layer by layer log(1 + effective rank), then log(1 + total rank), each divided by its
+        largest value in this space and capped at 1; then the settings. No memory is the origin.
         """
         highest, total = self.largest_ranks()
         ranks = placement.as_dict()
@@ -282,13 +282,13 @@ def space_from(settings: MemorySettings, num_layers: int, width: int) -> MemoryS
 
     Args:
         settings: the section of the study file.
-        num_layers: layers of the base model; also the largest n, unless ``max_loras`` says otherwise.
+        num_layers: of the base model; also the largest n, unless ``max_loras`` says otherwise.
         width: the smallest dimension of any adapted module; effective ranks are capped there, or at
             ``settings.max_rank``.
 
     Raises:
-        SpaceError: a rank that is in use is above ``width`` or ``max_rank``, or a default layer does not
-            exist.
+        SpaceError: a rank that is in use is above ``width`` or ``max_rank``, or a default layer
+            does not exist.
     """
     where, ranks = "memory.ranks", list(settings.ranks)
     if LoraRank.name not in settings.factors.split("+"):

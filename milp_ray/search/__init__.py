@@ -1,7 +1,7 @@
 """Multi-objective Bayesian optimisation of memory placements, as an ask/tell engine without Ray.
 
-Importing this package is cheap: torch, BoTorch and JAX are imported by the first proposal that fits a model,
-Ax by :mod:`milp_ray.search.ax.export` only.
+Importing this package is cheap: torch, BoTorch and JAX are imported by the first proposal that fits
+a model, Ax by :mod:`milp_ray.search.ax.export` only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The ask/tell engine of one search: proposes memory configurations, takes in what they measured.
 
-Usable without Ray and without a model. Its state is an append-only event log, which is on disk before
-anything is acted on; an engine on an existing log continues it, and proposes what it would have proposed
-without the break: random numbers derive from the seed and the number of events alone. All methods may be
-called from any thread; a proposal being computed blocks neither ``tell`` nor ``fail``.
+Usable without Ray and without a model. Its state is an append-only event log, which is on disk
+before anything is acted on; an engine on an existing log continues it, and proposes what it would
+have proposed without the break: random numbers derive from the seed and the number of events alone.
+All methods may be called from any thread; a proposal being computed blocks neither ``tell`` nor
+``fail``.
 
 Where trials run, and for which user, is *not* covered here.
 """
@@ -45,7 +46,7 @@ _ROUNDS = 8  # plans of one ask that may turn out stale because other threads ac
 
 
 class Engine(SearchView):
-    """One search: what changes it. What can be read of it: :class:`milp_ray.search.view.SearchView`.
+    """One search, and what changes it; :class:`~milp_ray.search.view.SearchView` is what it shows.
 
     Example:
         >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
@@ -67,15 +68,16 @@ class Engine(SearchView):
         outcome: how values are scaled for the model, ``standardize`` or ``copula``.
         search: effort of the acquisition's local search.
         seed: any integer; all randomness derives from it.
-        reference: the no-memory measurement by name (exact objectives may be left out); None: inferred, or
-            given later by :meth:`set_reference`. See :mod:`milp_ray.search.core.reference`.
+        reference: the no-memory measurement by name (exact objectives may be left out); None:
+            inferred, or given later by :meth:`set_reference`. See
+            :mod:`milp_ray.search.core.reference`.
         trials: most proposals ever made; None: as many as asked for.
         log: path of the event log; an existing one is continued. None keeps it in memory.
 
     Raises:
         SearchError: an argument is wrong, or the log is that of another search.
-        StorageError: the log cannot be read or written, or is damaged. A last line that was cut short while
-            it was written is removed and reported in :attr:`notes`.
+        StorageError: the log cannot be read or written, or is damaged. A last line that was cut
+            short while it was written is removed and reported in :attr:`notes`.
     """
 
     def __init__(
@@ -128,9 +130,10 @@ class Engine(SearchView):
         return self._events.size
 
     def ask(self, k: int | None = None) -> list[Proposal]:
-        """``k`` new proposals (default: ``batch``), or fewer, maybe none: :attr:`finished` then says why.
+        """``k`` new proposals (default: ``batch``), or fewer: :attr:`finished` says why.
 
-        Proposals that are pending already, as after a resume, are not given again: see :attr:`pending`.
+        Proposals that are pending already, as after a resume, are not given again: see
+        :attr:`pending`.
 
         Raises:
             SearchError: k is not a whole number from 1 on.
@@ -148,10 +151,11 @@ class Engine(SearchView):
         return result
 
     def plan(self, k: int | None = None) -> Plan:
-        """A snapshot that computes up to ``k`` candidates elsewhere, without a lock; then :meth:`accept`
-        them.
+        """A snapshot that computes up to ``k`` candidates elsewhere, without a lock; then
+        :meth:`accept` them.
 
-        It covers at most one batch, and never the initial design and a model at once, so it may yield fewer.
+        It covers at most one batch, and never the initial design and a model at once, so it may
+        yield fewer.
         """
         wanted = self._batch if k is None else whole_number(k, "k", 1)
         with self._lock:
@@ -184,8 +188,7 @@ class Engine(SearchView):
             )
 
     def accept(self, plan: Plan, configs: Sequence[MemoryConfig]) -> list[Proposal]:
-        """Turn a plan's candidates into proposals with ids, dropping what was proposed since the plan was
-        made.
+        """Turn a plan's candidates into proposals with ids, but for what was proposed meanwhile.
 
         Raises:
             SearchError: the plan is not from this search.
@@ -219,12 +222,12 @@ class Engine(SearchView):
     def tell(self, id: int, values: Mapping[str, float], cost: Cost | None = None) -> None:
         """Report what a proposal measured, every measured objective by name, in its own units.
 
-        Exact objectives may be left out. Telling the same again changes nothing. ``cost``: what measuring
-        took, by name, kept for people; no proposal depends on it.
+        Exact objectives may be left out. Telling the same again changes nothing. ``cost``: what
+        measuring took, by name, kept for people; no proposal depends on it.
 
         Raises:
-            SearchError: unknown id, a missing or unknown name, a value that is not a finite number, or the
-                proposal has ended otherwise already.
+            SearchError: unknown id, a missing or unknown name, a value that is not a finite number,
+                or the proposal has ended otherwise already.
             StorageError: the log cannot be written; the proposal is still pending then.
         """
         with self._lock:
@@ -247,8 +250,9 @@ class Engine(SearchView):
     def fail(self, id: int, reason: str, cost: Cost | None = None) -> None:
         """Report that a proposal ended without a measurement.
 
-        Its placement is not proposed again, and it does not enter the model: why it failed says little about
-        its neighbours. Reporting a failure again changes nothing, the first reason stays.
+        Its placement is not proposed again, and it does not enter the model: why it failed says
+        little about its neighbours. Reporting a failure again changes nothing, the first reason
+        stays.
 
         Args:
             id: of the proposal.
@@ -270,12 +274,13 @@ class Engine(SearchView):
                 self._happen(event | _noted(cost))
 
     def set_reference(self, values: Mapping[str, float], cost: Cost | None = None) -> None:
-        """Give the no-memory measurement, once; the same values again change nothing. ``cost``: as in
-        :meth:`tell`.
+        """Give the no-memory measurement, once; the same values again change nothing.
+
+        ``cost``: as in :meth:`tell`.
 
         Raises:
-            SearchError: a measured objective is missing, a name is unknown, a value is not finite, or other
-                values were given before.
+            SearchError: a measured objective is missing, a name is unknown, a value is not finite,
+                or other values were given before.
             StorageError: the log cannot be written.
         """
         checked = checked_reference(self._objectives, values)
@@ -289,11 +294,12 @@ class Engine(SearchView):
                 )
 
     def transfer(self, data: TransferData) -> None:
-        """Let the search profit from finished users' ones (:mod:`milp_ray.search.core.transfer_data`):
-        once, before the first proposal. The event log keeps it for a resume; the same again changes nothing.
+        """Let the search profit from finished users' ones
+        (:mod:`milp_ray.search.core.transfer_data`): once, before the first proposal. The event log
+        keeps it for a resume; the same again changes nothing.
 
         Raises:
-            SearchError: proposals were made, other data was given before, or it is from another space.
+            SearchError: proposals were made, other data was given, or it is from another space.
             StorageError: the log cannot be written.
         """
         with self._lock:
@@ -333,7 +339,10 @@ class Engine(SearchView):
 
     @property
     def finished(self) -> str:
-        """Why there will be no more proposals; empty while there will. Pending ones may still be told."""
+        """Why there will be no more proposals; empty while there will.
+
+        Pending ones may still be told.
+        """
         with self._lock:
             if self._trials is not None and len(self._state.proposals) >= self._trials:
                 return f"the limit of {self._trials} trials is reached"

@@ -1,8 +1,8 @@
 """The proposing: from a plan to candidates, by a pure function that can run anywhere.
 
 :func:`propose` needs neither the engine nor its lock, so it can run in a thread or a Ray task while
-trials are told. It is deterministic: the same plan gives the same candidates on the same machine. What
-becomes of the candidates is the engine's business (``Engine.accept``).
+trials are told. It is deterministic: the same plan gives the same candidates on the same machine.
+What becomes of the candidates is the engine's business (``Engine.accept``).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def propose(plan: Plan) -> Candidates:
     """Up to ``count`` candidates, distinct and not seen; none if the space has none left.
 
     Where arithmetic fails on this search's data, what stood on it is left out, with a note: other
-    users' searches, or the model (``sobol`` proposes instead). So is an objective that is the same in
-    every trial.
+    users' searches, or the model (``sobol`` proposes instead). So is an objective that is the same
+    in every trial.
 
     Raises:
         SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.

@@ -30,8 +30,8 @@ class SourcePool:
         space: that all of its users search.
         objectives: of all of its users.
         mode: what its users are given; ``none``: nothing.
-        first: sources that are needed before anything is transferred, at least 1. The first batch of users
-            finds fewer and so runs cold, exactly as without transfer.
+        first: sources that are needed before anything is transferred, at least 1. The first batch
+            of users finds fewer and so runs cold, exactly as without transfer.
     """
 
     def __init__(
@@ -96,9 +96,10 @@ class SourcePool:
         return TransferData(self._mode, labels(self._objectives), chosen)
 
     def give(self, engine: Engine) -> bool:
-        """Give a search its transfer data, unless it has begun, has some already, or there are none yet.
+        """Give a search its transfer data, unless it has begun or has some, or there are none.
 
-        Safe to call for every user of a run that is resumed. The search should know its reference by then.
+        Safe to call for every user of a run that is resumed. The search should know its reference
+        by then.
 
         Returns:
             Whether something was transferred now.
@@ -133,9 +134,10 @@ def source_of(engine: Engine, rows: int = ROWS) -> SourceTask:
 
 
 def _nearest(sources: Sequence[SourceTask], own: Sequence[float]) -> list[int]:
-    """Indices of the sources, nearest no-memory values first; where these say nothing, newest first.
+    """Indices of the sources, nearest no-memory values first; of equal ones the newest.
 
-    Distances are in standard deviations over the sources, and a value that is not known is one away.
+    Distances are in standard deviations over the sources, and a value that is not known is one
+    away.
     """
     order = list(range(len(sources)))[::-1]
     table = np.array([s.no_memory or [math.nan] * len(own) for s in sources], dtype=np.float64)

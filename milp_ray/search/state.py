@@ -1,7 +1,7 @@
-"""What the events of a search add up to. The engine changes its state through here only, live and on replay.
+"""What the events of a search add up to, live and on replay.
 
-Deciding whether an event may happen is *not* covered (that is the engine's); an event in a log that could
-never have happened is damage.
+Deciding whether an event may happen is *not* covered (that is the engine's); an event in a log that
+could never have happened is damage.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def created_event(space: MemorySpace, objectives: Sequence[Objective], seed: int
 def asked_event(
     first: int, configs: Sequence[MemoryConfig], space: MemorySpace, source: str, notes: Sequence[str]
 ) -> dict[str, object]:
-    """A batch of proposals, ids from ``first`` on; one event, so that it happens whole or not at all."""
+    """A batch of proposals, ids from ``first`` on, as one event: it happens whole or not at all."""
     return {
         "event": "asked",
         "source": source,

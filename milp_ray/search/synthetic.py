@@ -1,12 +1,14 @@
-"""Synthetic placement problems: what a trial measures, from a formula, for tests, benchmarks and dry runs.
+"""Synthetic placement problems: a formula for what a trial measures, for tests and dry runs.
 
-Shaped after what trials on real models showed (docs/findings.md) and what the paper reports: few *strong*
-layers carry the gain, some layers are *harmful*, neighbours *interact*, a layer needs some rank before it
-does anything and is saturated later, and past some size more capacity hurts. Loss and ROUGE-L agree on part
-of this and conflict on the rest. Measurements carry noise of a few percent of the spread.
+Shaped after what trials on real models showed (docs/findings.md) and what the paper reports: few
+*strong* layers carry the gain, some layers are *harmful*, neighbours *interact*, a layer needs some
+rank before it does anything and is saturated later, and past some size more capacity hurts. Loss
+and ROUGE-L agree on part of this and conflict on the rest. Measurements carry noise of a few
+percent of the spread.
 
-Users may be *related*: each mixes a family's layer weights with its own, so that transfer between users can
-be measured on problems whose kinship is known. No claim is made that a real model follows this formula.
+Users may be *related*: each mixes a family's layer weights with its own, so that transfer between
+users can be measured on problems whose kinship is known. No claim is made that a real model follows
+this formula.
 """
 
 from __future__ import annotations
@@ -100,9 +102,9 @@ class SyntheticProblem:
         return self.exact(NO_MEMORY)
 
     def best_known(self, directions: int = 13, restarts: int = 2) -> list[dict[str, float]]:
-        """The front that hill climbing on the noise-free values finds, along many weightings of the two
-        objectives, from random starts and from the last optimum; many more evaluations than any search gets,
-        and still only a lower bound."""
+        """The front that hill climbing on the noise-free values finds, along many weightings of the
+        two objectives, from random starts and from the last optimum; many more evaluations than any
+        search gets, and still only a lower bound."""
         found: dict[str, tuple[float, ...]] = {}
         generator = random.Random(0)
         last: list[MemoryConfig] = []
@@ -155,7 +157,7 @@ def synthetic_user(
 
 
 def _two_objectives(num_layers: int, rng: random.Random) -> tuple[_Weights, _Weights]:
-    """Weights of the loss and of ROUGE-L, which share half of theirs and differ in the other half."""
+    """Weights of the loss and of ROUGE-L, which share half of theirs."""
     first = _weights(num_layers, rng, threshold=12.0, capacity=24.0 * num_layers, harm=0.25)
     second = _weights(num_layers, rng, threshold=24.0, capacity=40.0 * num_layers, harm=0.15)
     layers = tuple(
@@ -181,8 +183,8 @@ def _weights(
 
 
 def _mixed(family: _Weights, own: _Weights, related: float, rng: random.Random) -> _Weights:
-    """Layer by layer and pair by pair the family's weight with probability ``related``, else one's own; then
-    everybody's differ a little."""
+    """Layer by layer and pair by pair the family's weight with probability ``related``, else one's
+    own; then everybody's differ a little."""
     layers = tuple(
         (f if rng.random() < related else o) * rng.uniform(0.8, 1.2)
         for f, o in zip(family.layers, own.layers, strict=True)
@@ -201,5 +203,5 @@ def _gain(weights: _Weights, placement: Placement) -> float:
 
 
 def _saturated(rank: int, threshold: float) -> float:
-    """0 for rank 0, one half at the threshold, towards 1 above it; S-shaped in the rank's logarithm."""
+    """0 for rank 0, one half at the threshold, towards 1 above it; S-shaped in log rank."""
     return 1.0 / (1.0 + (threshold / rank) ** 2)

@@ -1,7 +1,7 @@
 """What can be read of a search: proposals and how they ended, the front, and what it is worth.
 
-What changes a search is *not* covered: :mod:`milp_ray.search.engine`. All methods may be called from any
-thread.
+What changes a search is *not* covered: :mod:`milp_ray.search.engine`. All methods may be called
+from any thread.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SearchView:
 
     @property
     def pending(self) -> tuple[Proposal, ...]:
-        """Proposals that have not ended, oldest first. After a resume these are to be run (again) first."""
+        """Proposals that have not ended, oldest first; a resume runs these (again) first."""
         with self._lock:
             return tuple(self._state.pending.values())
 
@@ -96,7 +96,7 @@ class SearchView:
 
     @property
     def counts(self) -> ProposalCounts:
-        """How many proposals there are and how they stand, without building any of the tuples above."""
+        """How many proposals there are and how they stand, without building any tuple."""
         with self._lock:
             state = self._state
             return ProposalCounts(
@@ -116,7 +116,7 @@ class SearchView:
         return in_units(self._objectives, [float(value) for value in point])
 
     def hypervolume(self) -> float:
-        """The front's hypervolume from today's :meth:`reference_point`; 0 without an observation."""
+        """The front's hypervolume from today's :meth:`reference_point`; 0 without a front."""
         point, table = self.reference_point(), self._maximized()
         return hypervolume(table, maximized(self._objectives, point)) if point and table else 0.0
 
@@ -129,7 +129,7 @@ class SearchView:
         return [] if point is None else hypervolume_curve(table, maximized(self._objectives, point))
 
     def _maximized(self) -> list[tuple[float, ...]]:
-        """``n x m`` values of all observations, to be maximised, in the order in which they were told."""
+        """``n x m`` values of all observations, to be maximised, in order."""
         with self._lock:
             return [maximized(self._objectives, seen.values) for seen in self._state.observations.values()]
 

@@ -1,10 +1,10 @@
 """What proposals need that takes seconds to import or compile, done ahead of the first proposal.
 
-JAX's compiled samplers go into a cache folder, where later processes find them. Our own acquisition compiles
-nothing; the C++ extension that BoTorch's log-NEHVI would otherwise build inside its first call is built here
-on request, for Ax's own generators. Safe for several processes at once: they take turns on a file lock, which
-the operating system drops with its owner, so a killed build blocks no one. Nothing about users is in these
-caches.
+JAX's compiled samplers go into a cache folder, where later processes find them. Our own acquisition
+compiles nothing; the C++ extension that BoTorch's log-NEHVI would otherwise build inside its first
+call is built here on request, for Ax's own generators. Safe for several processes at once: they
+take turns on a file lock, which the operating system drops with its owner, so a killed build blocks
+no one. Nothing about users is in these caches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class WarmedUp:
     Attributes:
         folder: of the caches of this kind of machine.
         compiled: largest numbers of observations that samplers were compiled (or loaded) for.
-        extension: whether BoTorch's C++ extension is loaded; without it BoTorch computes the same in Python.
+        extension: whether BoTorch's C++ extension is loaded; without it BoTorch computes the same
+            in Python.
         seconds: it took.
     """
 
@@ -59,11 +60,13 @@ def warm_up(
     """Import, and compile into a cache, what the proposals of a search will need.
 
     Args:
-        folder: of the caches; None: ``MILP_RAY_CACHE``, else ``milp_ray`` in the user's cache folder.
-        engine: one of the search's engines (all users of a space share samplers); None: imports only.
-        trials: up to how many observations to compile for; None: the engine's limit, else its initial design
-            plus one batch.
-        extension: whether to build BoTorch's C++ extension, too (seconds; minutes on a busy machine).
+        folder: of the caches; None: ``MILP_RAY_CACHE``, else ``milp_ray`` in the user's cache
+            folder.
+        engine: one of the search's engines (all users share samplers); None: imports only.
+        trials: up to how many observations to compile for; None: the engine's limit, else its
+            initial design plus one batch.
+        extension: whether to build BoTorch's C++ extension, too (seconds; minutes on a busy
+            machine).
 
     Raises:
         StorageError: the folder cannot be written.
@@ -79,11 +82,10 @@ def warm_up(
 
 
 def use_cache(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Let this process find and keep compiled programs in ``folder``; returns the part for this kind of
-    machine.
+    """Let this process keep compiled programs in ``folder``; returns this kind of machine's part.
 
-    Call it in every process that proposes, before its first proposal. A setting of ``TORCH_EXTENSIONS_DIR``
-    or ``JAX_COMPILATION_CACHE_DIR`` that is there already stands.
+    Call it in every process that proposes, before its first proposal. A setting of
+    ``TORCH_EXTENSIONS_DIR`` or ``JAX_COMPILATION_CACHE_DIR`` that is there already stands.
 
     Compiled programs are run by whoever finds them, so the folder must hold no other user's.
 
@@ -123,7 +125,7 @@ def _make_private(root: Path, cache: Path) -> None:
 
 
 def _foreign(cache: Path) -> str:
-    """Whether another user made, or put anything into, a folder, as a fault; empty where nobody did."""
+    """The fault that another user made a folder, or put anything into it; empty: nobody did."""
     owners = {cache.lstat().st_uid}
     for above, folders, files in os.walk(cache):
         for name in (*folders, *files):
@@ -153,7 +155,7 @@ def _compile(engine: Engine, trials: int | None) -> tuple[int, ...]:
 
 def _build_extension(cache: Path) -> bool:
     if os.environ["TORCH_EXTENSIONS_DIR"] == str(cache / "torch"):
-        # We hold the file lock of this folder, so torch's own lock is one of a build that was killed.
+        # We hold the file lock of this folder, so torch's own lock is that of a killed build.
         (cache / "torch" / _EXTENSION / "lock").unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without a compiler BoTorch says so, and goes on in Python
@@ -175,7 +177,7 @@ def _user_cache() -> Path:
 
 
 def _machine() -> str:
-    """A name for processors that run the same compiled code: home folders are shared on clusters."""
+    """A name for processors that run the same compiled code: clusters share home folders."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")

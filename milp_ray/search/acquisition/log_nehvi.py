@@ -91,7 +91,7 @@ class Acquisition:
         self._condition()
 
     def _prune_baseline(self, X: Tensor) -> Tensor:
-        """The observations that are on the front in at least one sample; all others cannot matter."""
+        """The observations that are on the front in at least one sample; no other can matter."""
         n = len(X)
         # 1) sample what the observations may be worth without noise
         samples = self._posterior_samples(X, self._base_samples(n))  # R x n x m
@@ -109,7 +109,7 @@ class Acquisition:
         return X[order[on_front[order] > 0].sort().values]
 
     def _condition(self) -> None:
-        """Condition all outputs on samples of what is known, and divide the space above their fronts."""
+        """Condition outputs on samples of what is known; divide the space above their fronts."""
         # 1) observed and pending points count alike: neither has a value, both have a distribution
         known = torch.cat([self._X_baseline, self._X_pending])  # k x D
         # 2) one base sample more than points: the last column is what candidates are sampled with
@@ -161,8 +161,8 @@ class Acquisition:
 class _BoxDecomposition:
     """The space above a front, cut into boxes, for each of R samples; ``fronts``: ``R x k x m``.
 
-    As in BoTorch's FastNondominatedPartitioning, a box reaches from a lower to an upper bound, which
-    may be infinite.
+    As in BoTorch's FastNondominatedPartitioning, a box reaches from a lower to an upper bound,
+    which may be infinite.
     """
 
     def __init__(self, fronts: Tensor, ref_point: Tensor) -> None:
@@ -232,7 +232,7 @@ def _strips(fronts: Tensor, ref_point: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _without_empty(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Only as many boxes a sample as the sample with most has: those of dominated points are empty."""
+    """As many boxes a sample as the sample with most has: those of dominated points are empty."""
     filled = ((upper - lower) > 0).all(dim=-1)  # R x (k + 1)
     most = int(filled.sum(dim=1).max())  # B
     first = (~filled).to(torch.int8).argsort(dim=1, stable=True)[:, :most]  # R x B: filled ones first

@@ -113,7 +113,7 @@ class Copula:
         known, scores = self._known, self._scores
         if len(known) < 2:
             return self._linear(values)
-        # Linear between neighbours; beyond the ends it goes on, so that better still is still better.
+        # Linear between neighbours, and beyond the ends, so that better still is still better.
         slope = (scores[-1] - scores[0]) / (known[-1] - known[0])
         inside = np.interp(values, known, scores)
         below, above = np.minimum(values - known[0], 0.0), np.maximum(values - known[-1], 0.0)

@@ -1,16 +1,17 @@
-"""Gaussian process posteriors of fitted BoTorch models, as an acquisition over many candidates wants them.
+"""Gaussian process posteriors of fitted BoTorch models, for an acquisition over many candidates.
 
 A BoTorch posterior object per chunk of candidates costs more in bookkeeping than in arithmetic, and
 computes covariances among candidates that nothing here reads. An :class:`Output` factors everything
-that does not depend on candidates once, so that a candidate costs one row of a matrix product. Values
-are those of the BoTorch model: tests/search/acquisition/test_posterior.py holds each surrogate's to it.
+that does not depend on candidates once, so that a candidate costs one row of a matrix product.
+Values are those of the BoTorch model: tests/search/acquisition/test_posterior.py holds each
+surrogate's to it.
 
 Kernels covered: RBF and Matérn 5/2 with a length scale per input, with or without an output scale;
-constant mean; a linear outcome transform (Standardize). That is all that the surrogates here fit. Why
-the project writes a kernel more than once: docs/search.md.
+constant mean; a linear outcome transform (Standardize). That is all that the surrogates here fit.
+Why the project writes a kernel more than once: docs/search.md.
 
-Sizes in comments: n training points of d features, k known points, c candidates, D ≥ d input columns;
-S mixture components, M samples a component.
+Sizes in comments: n training points of d features, k known points, c candidates, D ≥ d input
+columns; S mixture components, M samples a component.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class ConditionedPosterior(Protocol):
     """An output given samples of its values at k known points."""
 
     def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean per sample, ``S x M x c``, and standard deviation, ``S x c``, at ``c x D`` candidates."""
+        """Means ``S x M x c``, a sample each, and deviations ``S x c`` at ``c x D`` candidates."""
         ...
 
 
 class Output(Protocol):
-    """One objective, to be maximised, as a mixture of S Gaussian components (S = 1: not a mixture)."""
+    """One objective, to be maximised, as a mixture of S Gaussians (S = 1: not a mixture)."""
 
     @property
     def components(self) -> int:
@@ -46,7 +47,7 @@ class Output(Protocol):
         ...
 
     def posterior_samples(self, X: Tensor, base_samples: Tensor) -> Tensor:
-        """``S x M x k`` joint samples at ``k x D`` points from ``M x k`` standard normal numbers."""
+        """``S x M x k`` joint samples at ``k x D`` points from ``M x k`` base samples."""
         ...
 
     def condition_on(self, X: Tensor, base_samples: Tensor) -> ConditionedPosterior:
@@ -56,7 +57,7 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class ExactColumn:
-    """An objective that follows from the placement: handed through from an input column, without doubt."""
+    """An exact objective, handed through from an input column without doubt."""
 
     column: int
 
@@ -84,7 +85,8 @@ class GaussianOutput:
     """A fitted BoTorch model as an :class:`Output`; reads the first d input columns.
 
     Args:
-        model: SingleTaskGP, EnsembleMapSaasSingleTaskGP or SaasFullyBayesianSingleTaskGP, in eval mode.
+        model: SingleTaskGP, EnsembleMapSaasSingleTaskGP or SaasFullyBayesianSingleTaskGP,
+            in eval mode.
 
     Raises:
         TypeError: its kernel or mean is not covered.
@@ -105,12 +107,12 @@ class GaussianOutput:
             self._outputscale: Tensor = scale.reshape(-1).expand(S)  # S
             self._mean: Tensor = model.mean_module.constant.detach().reshape(-1).expand(S)  # S
             self._offset, self._factor = _outcome(model)
-            # 2) training data: the same inputs in each component, which BoTorch may have copied S times
+            # 2) training data: the same inputs in each component; BoTorch may have copied them
             X = model.train_inputs[0].detach()  # n x d or S x n x d
             self._X: Tensor = X.reshape(-1, *X.shape[-2:])[0]  # n x d
             residual = model.train_targets.detach().reshape(-1, len(self._X)) - self._mean[:, None]  # S x n
             noise = model.likelihood.noise.detach().reshape(-1).expand(S)  # S
-            # 3) the Cholesky factor L of their covariance, and L⁻¹(y - mean), by which all means follow
+            # 3) the Cholesky factor L of their covariance, and L⁻¹(y - mean), which gives all means
             covariance = self._kernel(self._scaled(self._X), self._scaled(self._X))  # S x n x n
             covariance = covariance + noise[:, None, None] * torch.eye(len(self._X), dtype=torch.double)
             self._root = psd_safe_cholesky(covariance)  # S x n x n
@@ -137,8 +139,8 @@ class GaussianOutput:
     def condition_on(self, X: Tensor, base_samples: Tensor) -> ConditionedPosterior:
         """See :class:`Output`.
 
-        The values at known points are the product of a Cholesky factor and base samples. These
-        base samples are therefore what solving for the values would give back, and no sample is solved
+        The values at known points are the product of a Cholesky factor and base samples. These base
+        samples are therefore what solving for the values would give back, and no sample is solved
         for.
         """
         # 1) what is known at the k points from the training data
@@ -150,7 +152,7 @@ class GaussianOutput:
         joint_root[:, :n, :n], joint_root[:, n:, :n] = self._root, cross.transpose(1, 2)
         joint_root[:, n:, n:] = root
         inverse = torch.linalg.solve_triangular(joint_root, torch.eye(n + k, dtype=torch.double), upper=False)
-        # 3) the whitened residuals: L⁻¹(y - mean) of the training data, base samples of the known points
+        # 3) whitened residuals: L⁻¹(y - mean) of training data, base samples of known points
         white = torch.cat([self._white.expand(S, n, M), base_samples.T.expand(S, k, M)], dim=1)
         white = white.transpose(1, 2)  # S x (n + k) x M -> S x M x (n + k)
         points = torch.cat([self._scaled(self._X), known], dim=1)  # S x (n + k) x d
@@ -168,7 +170,7 @@ class GaussianOutput:
         return conditioned
 
     def _at_known(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean ``S x k``, Cholesky factor ``S x k x k`` and whitened cross-covariance ``S x n x k``."""
+        """Mean ``S x k``, Cholesky factor ``S x k x k``, whitened covariance ``S x n x k``."""
         mean, covariance, cross = self._joint(points)
         # Without noise, points that were observed twice make the covariance singular.
         size = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)  # S
@@ -176,8 +178,8 @@ class GaussianOutput:
         return mean, psd_safe_cholesky(covariance + jitter), cross
 
     def _joint(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean ``S x k`` and covariance ``S x k x k`` without noise of ``S x k x d`` scaled points, and
-        their whitened cross-covariance ``S x n x k`` with the training data."""
+        """Mean ``S x k`` and covariance ``S x k x k`` without noise of ``S x k x d`` scaled points,
+        and their whitened cross-covariance ``S x n x k`` with the training data."""
         K = self._kernel(self._scaled(self._X), points)  # S x n x k
         cross = torch.linalg.solve_triangular(self._root, K, upper=False)  # S x n x k
         mean = self._mean[:, None] + (cross.transpose(1, 2) @ self._white).squeeze(-1)  # S x k

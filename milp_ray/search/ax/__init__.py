@@ -1,1 +1,1 @@
-"""Ax, which nothing else here imports: its generators as surrogates, and searches as its experiments."""
+"""Ax, which nothing else imports: its generators as samplers, searches as its experiments."""

@@ -1,11 +1,11 @@
 """A search as an Ax experiment: the record that people open with Ax's own tools.
 
-Built from an engine when it is needed, through Ax's public client only (``ax.api.client.Client``). What
-Ax sees of a factor says the factor (:attr:`milp_ray.memory.factors.Factor.parameters`): gates are whole
-numbers 0 and 1 with at least one of them 1, n a whole number, r an ordered choice; factors that are not
-searched, or have one value only, are left out. Proposals do *not* come from Ax: trials are attached
-with what was proposed and told elsewhere. Importing this module is cheap, calling it imports Ax
-(several seconds).
+Built from an engine when it is needed, through Ax's public client only (``ax.api.client.Client``).
+What Ax sees of a factor says the factor (:attr:`milp_ray.memory.factors.Factor.parameters`): gates
+are whole numbers 0 and 1 with at least one of them 1, n a whole number, r an ordered choice;
+factors that are not searched, or have one value only, are left out. Proposals do *not* come from
+Ax: trials are attached with what was proposed and told elsewhere. Importing this module is cheap,
+calling it imports Ax (several seconds).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 def build_client(name: str, engine: Engine) -> Client:
     """An Ax client with every trial of an engine: completed, failed (with the reason) or running.
 
-    Trial indices are the proposals' ids. The reference point, where there is one and there are several
-    objectives, becomes the objectives' thresholds. Ax's analyses work on the client right away; ``predict``
-    does once one of them, or ``get_next_trials``, has fitted the model: Ax neither saves a fitted one nor
-    fits one to predict.
+    Trial indices are the proposals' ids. The reference point, where there is one and there are
+    several objectives, becomes the objectives' thresholds. Ax's analyses work on the client right
+    away; ``predict`` does once one of them, or ``get_next_trials``, has fitted the model: Ax
+    neither saves a fitted one nor fits one to predict.
 
     Args:
         name: of the experiment; an alias, never a raw user id.
@@ -45,8 +45,9 @@ def build_client(name: str, engine: Engine) -> Client:
         SearchError: the space has a single configuration, which is no search space to Ax.
     """
     client = new_client(name, engine.space, engine.objectives, _thresholds(engine))
-    # Ax's front, predictions and analyses come from a strategy, whose proposals are never asked for. One
-    # without a model (random_search) refuses to predict, and half of the analyses are missing.
+    # Ax's front, predictions and analyses come from a strategy, whose proposals are never asked
+    # for. One without a model (random_search) refuses to predict, and half of the analyses are
+    # missing.
     _use_model(client, "fast")
     _attach(client, engine)
     return client
@@ -79,7 +80,7 @@ def config_of(space: MemorySpace, parameters: Mapping[str, object]) -> MemoryCon
 
 
 def has_parameters(space: MemorySpace) -> bool:
-    """Whether a space is one to Ax: a single configuration is none, though a study may measure it."""
+    """Whether a space is one to Ax, without importing it: a single configuration is none."""
     return any(factor.parameters for factor in space.factors)  # without Ax
 
 
@@ -91,7 +92,7 @@ def new_client(
     *,
     seed: int = 0,
 ) -> Client:
-    """A client with the space and the objectives, and no trials; its generation strategy is not set yet.
+    """A client with the space and the objectives, without trials or a generation strategy.
 
     Raises:
         SearchError: the space has a single configuration, which is no search space to Ax.
@@ -138,7 +139,7 @@ def parameters_of(space: MemorySpace, config: MemoryConfig) -> dict[str, float]:
 
 
 def _use_model(client: Client, method: Literal["fast", "quality"]) -> None:
-    """Ax's own strategy, without an initial design: trials are attached, and are enough from the first on."""
+    """Ax's own strategy, without an initial design: the attached trials are enough."""
     client.configure_generation_strategy(
         method=method, initialization_budget=0, allow_exceeding_initialization_budget=True
     )

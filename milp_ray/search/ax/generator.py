@@ -1,8 +1,9 @@
 """``ax:fast`` and ``ax:quality``: Ax's own generators, for comparison with ours.
 
-Through Ax's public client only: the search so far is attached to a fresh client, which then proposes. Ax sees
-gates, n and r as plain parameters, knows nothing of placements, and may propose one that was seen before;
-what it repeats is asked for again, and what stays missing comes from the space-filling design, with a note.
+Through Ax's public client only: the search so far is attached to a fresh client, which then
+proposes. Ax sees gates, n and r as plain parameters, knows nothing of placements, and may propose
+one that was seen before; what it repeats is asked for again, and what stays missing comes from the
+space-filling design, with a note.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _TRIES = 3  # rounds of asking Ax for what is missing
 
 @lru_cache(maxsize=1)
 def _ready() -> None:
-    """BoTorch's C++ extension, which Ax's generators use, built under our lock: inside Ax's first proposal a
-    build that was killed once would be waited for without end."""
+    """BoTorch's C++ extension, which Ax's generators use, built under our lock: inside Ax's first
+    proposal a build that was killed once would be waited for without end."""
     from milp_ray.search.warm_up import warm_up
 
     with suppress(StorageError):  # without a cache folder BoTorch builds it where it likes

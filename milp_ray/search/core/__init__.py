@@ -1,1 +1,1 @@
-"""What a search is made of: records, event log, objectives, fronts, designs, and plans as plain data."""
+"""What a search is made of: records, event log, objectives, fronts, designs, plans."""

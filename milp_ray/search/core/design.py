@@ -1,4 +1,4 @@
-"""The initial design: scrambled Sobol points of the space as distinct placements, addressable by index.
+"""The initial design: scrambled Sobol points as distinct placements, addressable by index.
 
 The points are SciPy's (docs/references.md: Sobol 1967, scrambled after Owen 1998). Two
 configurations with one placement train the same memory, so the sequence skips what it has produced
@@ -46,7 +46,7 @@ class Design:
         return self._found[index][1]
 
     def first(self, count: int, seen: Collection[str] = frozenset()) -> list[MemoryConfig]:
-        """The first ``count`` configurations not in ``seen`` (placement keys); fewer if there are no more."""
+        """The first ``count`` configurations not in ``seen`` (placement keys), or fewer."""
         result: list[MemoryConfig] = []
         index = 0
         while len(result) < count and self._has(index):
@@ -86,7 +86,7 @@ class Design:
 
 @lru_cache(maxsize=64)  # all users of a study ask for the same space
 def count_placements(space: MemorySpace) -> int | None:
-    """How many distinct placements with a memory a space has; None for spaces too large to count."""
+    """How many distinct placements with a memory a space has; None: too many to count."""
     if space.size() > SMALL:
         return None
     return len({space.placement(config).key for config in space.every_config()} - {""})

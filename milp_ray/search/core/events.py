@@ -1,13 +1,13 @@
 """The append-only event log of a search: JSON lines, on disk before they are acted on.
 
-One event a line: ``created`` (what the search is), ``asked`` (a batch of proposals), ``told``, ``failed``,
-``reference`` and ``transferred`` (what finished users' searches hand on). A line is written with its newline
-in one go and flushed to the disk, so a last line without a newline never happened: it is cut off and
-reported. Anything else that is not a well-formed event is damage that no one should guess at: an error with
-its line number. A full disk leaves the log as it was.
+One event a line: ``created`` (what the search is), ``asked`` (a batch of proposals), ``told``,
+``failed``, ``reference`` and ``transferred`` (what finished users' searches hand on). A line is
+written with its newline in one go and flushed to the disk, so a last line without a newline never
+happened: it is cut off and reported. Anything else that is not a well-formed event is damage that
+no one should guess at: an error with its line number. A full disk leaves the log as it was.
 
-What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes a log;
-others may read it at any time (:func:`observed_values`, :func:`ended_trials`).
+What the events mean is *not* covered: :mod:`milp_ray.search.state` replays them. One process writes
+a log; others may read it at any time (:func:`observed_values`, :func:`ended_trials`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class EventLog:
         """Write an event to the disk, then remember it.
 
         Raises:
-            StorageError: the disk is full, say; neither the file nor :attr:`events` has changed then.
+            StorageError: the disk is full, say; the file and :attr:`events` are as they were.
             RunFolderError: the run is at a URL, and another driver took it over.
         """
         data = json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
@@ -109,7 +109,7 @@ class EventLog:
         self._size = len(kept)
 
     def _write(self, path: Path, data: bytes) -> None:
-        # Opened for every event: a study of a thousand users would otherwise hold a thousand open files.
+        # Opened for every event: a study of a thousand users would hold a thousand open files.
         try:
             handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError as error:
@@ -132,8 +132,8 @@ class EventLog:
                     written += os.write(handle, data[written:])
                 os.fsync(handle)
             except OSError:
-                # Frees space rather than taking it, so it works on a full disk; should it fail nevertheless,
-                # the remnant is cut off by the next append or by the next opening.
+                # Frees space rather than taking it, so it works on a full disk; should it fail
+                # nevertheless, the remnant is cut off by the next append or by the next opening.
                 os.ftruncate(handle, self._size)
                 raise
         except OSError as error:
@@ -159,10 +159,10 @@ def log_is_lost(path: Path) -> StorageError:
 
 
 def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, float]]]:
-    """The observations in a log as (id, values by name), in order, without changing or locking the file.
+    """The observations of a log as (id, values by name), in order; the file is not locked.
 
-    For workers, which read while the driver writes: an unfinished last line is ignored, an absent file is
-    empty.
+    For workers, which read while the driver writes: an unfinished last line is ignored, an absent
+    file is empty.
 
     Raises:
         StorageError: the file cannot be read, or is damaged.
@@ -176,7 +176,8 @@ def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, f
 
 
 def ended_trials(path: str | os.PathLike[str]) -> int:
-    """How many trials of a log were told or failed; reads it, and raises, as :func:`observed_values` does."""
+    """How many trials of a log were told or failed; reads it, and raises, as
+    :func:`observed_values` does."""
     return sum(event["event"] in ("told", "failed") for event in _events_so_far(Path(path)))
 
 

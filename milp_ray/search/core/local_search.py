@@ -1,4 +1,4 @@
-"""Discrete local search of an acquisition over the neighbours of configurations, all climbers in lock-step.
+"""Discrete local search of an acquisition over neighbours, all climbers in lock-step.
 
 Spaces of gates, counts and ranks have no gradient worth following, and rounding relaxed optima did
 about as well as drawing at random. One acquisition call a round serves all climbers, and no

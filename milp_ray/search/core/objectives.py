@@ -58,8 +58,8 @@ def checked_values(
         exact: the exact objectives' values.
 
     Raises:
-        SearchError: a name is missing or unknown, a value is not a finite number, or a told exact value is
-            not the computed one (to a millionth).
+        SearchError: a name is missing or unknown, a value is not a finite number, or a told exact
+            value is not the computed one (to a millionth).
     """
     if not isinstance(values, Mapping):
         raise SearchError("values are not given by name", expected='a mapping such as {"loss": 2.31}')

@@ -20,8 +20,8 @@ Rows = Sequence[Sequence[float]] | Floats
 def non_dominated(Y: Rows) -> npt.NDArray[np.bool_]:
     """Which rows no other row dominates.
 
-    A row dominates another if it is at least as good everywhere and better somewhere; so equal rows are both
-    kept.
+    A row dominates another if it is at least as good everywhere and better somewhere; so equal rows
+    are both kept.
 
     Args:
         Y: ``n x m``, to be maximised; n = 0 is fine.
@@ -32,8 +32,8 @@ def non_dominated(Y: Rows) -> npt.NDArray[np.bool_]:
     values = _table(Y)
     valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
     keep: npt.NDArray[np.bool_] = np.zeros(len(values), dtype=bool)
-    # Whatever dominates a row comes before it in lexicographic order, and what is dominated is dominated by a
-    # row of the front: each row need only be held against the front so far.
+    # Whatever dominates a row comes before it in lexicographic order, and what is dominated is
+    # dominated by a row of the front: each row need only be held against the front so far.
     order = np.lexsort(-values.T[::-1]) if values.size else np.arange(0)
     front = np.empty_like(values)
     count = 0
@@ -48,7 +48,7 @@ def non_dominated(Y: Rows) -> npt.NDArray[np.bool_]:
 
 
 def dominated_by_any(y: Sequence[float], Y: Rows) -> bool:
-    """Whether a row of ``Y`` (``n x m``) dominates the point ``y`` (``m``); a ``y`` with a NaN always is."""
+    """Whether a row of ``Y`` (``n x m``) dominates ``y`` (``m``); one with a NaN always is."""
     point, values = np.asarray(y, dtype=np.float64), _table(Y)
     if np.isnan(point).any():
         return True
@@ -62,7 +62,8 @@ def hypervolume(Y: Rows, reference: Sequence[float]) -> float:
     """The volume that the rows dominate above a reference point; exact for any m.
 
     Args:
-        Y: ``n x m``, to be maximised; rows that do not beat the reference in every objective add nothing.
+        Y: ``n x m``, to be maximised; rows that do not beat the reference in every objective add
+            nothing.
         reference: ``m`` finite numbers.
 
     Returns:
@@ -78,12 +79,12 @@ def hypervolume(Y: Rows, reference: Sequence[float]) -> float:
 
 
 def strips(front: Floats, ref_point: Sequence[float] | Floats) -> tuple[Floats, Floats, Floats]:
-    """The box decomposition of two objectives: the plane above a reference point, cut at each point.
+    """The box decomposition of two objectives: the plane above ``ref_point``, cut at each point.
 
     A strip stands on the staircase of the front and is open above; under its floor, down to the
     reference point, lies what the front dominates. So hypervolume, hypervolume improvement and the
-    acquisition all read these three arrays. The strip of a dominated point is empty, or has the floor
-    of the one beside it.
+    acquisition all read these three arrays. The strip of a dominated point is empty, or has the
+    floor of the one beside it.
 
     Args:
         front: ``... x k x 2``, to be maximised; k = 0 is fine, points need not be above
@@ -91,7 +92,8 @@ def strips(front: Floats, ref_point: Sequence[float] | Floats) -> tuple[Floats, 
         ref_point: ``2`` finite numbers.
 
     Returns:
-        ``left``, ``right``: ``... x (k + 1)`` ends in the first objective, from infinity down to the
+        ``left``, ``right``: ``... x (k + 1)`` ends in the first objective, from infinity down to
+            the
         reference point. ``floor``: as many, in the second objective.
     """
     # 1) what is not above the reference point is worth as much as what is on it

@@ -1,7 +1,7 @@
 """A snapshot of a search from which proposals follow, as plain data.
 
-The engine makes it under its lock; :func:`milp_ray.search.propose.propose` turns it into candidates, in any
-process.
+The engine makes it under its lock; :func:`milp_ray.search.propose.propose` turns it into
+candidates, in any process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Plan:
         maximized: ``n x m``, what they measured, to be maximised.
         pending: configurations that are being measured.
         seen: placement keys that must not be proposed.
-        reference: the given reference point, ``m`` numbers to be maximised, NaN where nothing is given.
+        reference: ``m`` numbers as given, to be maximised; NaN where nothing is given.
         outcome: how values are scaled for the model
             (:mod:`milp_ray.search.acquisition.outcome_transforms`).
         transfer_data: of other users' searches, if any.

@@ -1,4 +1,4 @@
-"""What an engine hands out: proposals, observations, failures, its settings, and candidates without ids."""
+"""What an engine hands out: proposals, observations, failures, settings, candidates."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Proposal:
         id: counts from 0 within an engine; what is told refers to it.
         config: θ; has n ≥ 1 and at least one active layer.
         placement: what it means for the model; no other proposal of the engine has the same.
-        source: who proposed it: ``initial``, ``transfer`` (other users' searches), or the surrogate that did
-            (after a fallback, the one fallen back to).
+        source: who proposed it: ``initial``, ``transfer`` (other users' searches), or the surrogate
+            that did (after a fallback, the one fallen back to).
     """
 
     id: int
@@ -36,8 +36,8 @@ Cost = Mapping[str, float | str]  # what a trial took, by name; empty where it i
 
 @dataclass(frozen=True)
 class Observation:
-    """A measured proposal; ``values`` holds every objective by name, in the user's units. ``cost``: what
-    measuring it took, which says nothing of whether two observations are the same."""
+    """A measured proposal; ``values`` holds every objective by name, in the user's units. ``cost``:
+    what measuring it took, which says nothing of whether two observations are the same."""
 
     id: int
     config: MemoryConfig
@@ -66,7 +66,7 @@ class Failure:
 
 
 class ProposalCounts(NamedTuple):
-    """How many proposals an engine has made, and how they stand: ``asked`` is the sum of the others."""
+    """How many proposals were made, and how they stand: ``asked`` is the sum of the others."""
 
     asked: int
     pending: int

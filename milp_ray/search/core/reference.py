@@ -1,4 +1,4 @@
-"""The point that hypervolume is measured from, and that thresholds of an Ax experiment are taken from.
+"""The point that hypervolume is measured from, and an Ax experiment takes its thresholds from.
 
 The rule, for objectives turned so that more is better:
 
@@ -9,13 +9,13 @@ The rule, for objectives turned so that more is better:
    (Zhou 2024): what is worth having is what beats no memory. Only while *no* observation beats it
    in every objective, it is lowered to the componentwise minimum of itself and the inferred point;
    every point of the front then has some volume, and the search a direction.
-3. An exact objective (trainable parameters) is known everywhere, so its component is fixed before the first
-   trial: the worst value over a fixed sample of the space, minus a tenth of the sample's range. A given
-   component takes its place only if some placement of the sample beats it: no memory costs 0 parameters,
-   which nothing can.
+3. An exact objective (trainable parameters) is known everywhere, so its component is fixed before
+   the first trial: the worst value over a fixed sample of the space, minus a tenth of the sample's
+   range. A given component takes its place only if some placement of the sample beats it: no memory
+   costs 0 parameters, which nothing can.
 
-A component that was not given (NaN) is inferred. The result depends on observations alone, not on their
-order.
+A component that was not given (NaN) is inferred. The result depends on observations alone, not on
+their order.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ def reference_point(
     Args:
         Y: ``n x m`` observations, to be maximised; n = 0 is fine, rows with a NaN do not count.
         given: ``m`` numbers in the same direction, NaN where nothing is given.
-        lowered: take the componentwise minimum of rule 2 in any case, so that the whole front has volume: for
-            drawing how a search went, where a curve from a point that few trials beat is a single step.
+        lowered: take the componentwise minimum of rule 2 in any case, so that the whole front has
+            volume: for drawing how a search went, where a curve from a point that few trials beat
+            is a single step.
 
     Returns:
-        ``m`` finite numbers, or None where a component is neither given nor can be inferred (no observation).
+        ``m`` finite numbers, or None where a component is neither given nor can be inferred (no
+        observation).
     """
     wanted = np.asarray(given, dtype=np.float64)
     values = np.asarray(Y, dtype=np.float64).reshape(-1, len(wanted))
@@ -67,7 +69,7 @@ def given_point(
     values: Mapping[str, float] | None,
     ranges: Sequence[tuple[float, float] | None],
 ) -> tuple[float, ...]:
-    """``m`` components, to be maximised, for :func:`reference_point`: rule 3, and NaN where nothing is known.
+    """``m`` components for :func:`reference_point`: rule 3, and NaN where nothing is known.
 
     Args:
         objectives: m of them.
@@ -104,7 +106,7 @@ def checked_reference(objectives: Sequence[Objective], values: Mapping[str, floa
 def exact_ranges(
     space: MemorySpace, objectives: Sequence[Objective], sample: Iterable[MemoryConfig]
 ) -> tuple[tuple[float, float] | None, ...]:
-    """Per objective the (worst, best) exact value over ``sample``, to be maximised; None for measured ones.
+    """Per objective the (worst, best) exact value over ``sample``, maximised; None: measured.
 
     Raises:
         SearchError: an exact objective is not finite somewhere.

@@ -2,8 +2,8 @@
 
 Small linear algebra gains nothing from more threads, and loses much beside busy trials.
 
-BLAS and OpenMP threads wait for each other in every small operation. On a machine whose cores are taken by
-trials that turned fits of a second into minutes (docs/findings.md).
+BLAS and OpenMP threads wait for each other in every small operation. On a machine whose cores are
+taken by trials that turned fits of a second into minutes (docs/findings.md).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 
 class ComputeThread(threading.Thread):
-    """A daemon that fits models or compiles, in code that cannot be interrupted: Python's own shutdown would
-    wait for it, so a process in which one lives ends by :func:`milp_ray.terminal.leave`."""
+    """A daemon that fits models or compiles, in code that cannot be interrupted: Python's own
+    shutdown would wait for it, so a process in which one lives ends by
+    :func:`milp_ray.terminal.leave`."""
 
     def __init__(self, target: Callable[..., object], args: Iterable[object] = (), *, name: str) -> None:
         super().__init__(target=target, args=tuple(args), name=name, daemon=True)
@@ -34,7 +35,7 @@ _limit: Any = None
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Keep BLAS (process-wide, until the last user leaves) and torch (in this thread) on one thread each."""
+    """Keep BLAS (until the last user leaves) and torch (in this thread) on one thread each."""
     import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  (its BLAS is the one that JAX calls)
     import torch
     from threadpoolctl import threadpool_limits

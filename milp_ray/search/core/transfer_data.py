@@ -1,11 +1,11 @@
-"""What one user's search can learn from finished ones: source tasks, and what is transferred of them.
+"""What one user's search can learn from finished ones: source tasks, and what they hand on.
 
-Covers how knowledge travels. A :class:`SourceTask` is a finished search in plain form: placements and
-values, no ids, no text. A :class:`~milp_ray.search.source_pool.SourcePool` collects these, and gives a
-new search its :class:`TransferData`. The engine writes that into its own event log (``transferred``)
-before it proposes anything, so that a resumed search needs no source. What a search makes of it is
-:mod:`milp_ray.search.transfer.warm_start`; how many users run cold first, and who is a source for whom
-in time, is the driver's business.
+Covers how knowledge travels. A :class:`SourceTask` is a finished search in plain form: placements
+and values, no ids, no text. A :class:`~milp_ray.search.source_pool.SourcePool` collects these, and
+gives a new search its :class:`TransferData`. The engine writes that into its own event log
+(``transferred``) before it proposes anything, so that a resumed search needs no source. What a
+search makes of it is :mod:`milp_ray.search.transfer.warm_start`; how many users run cold first, and
+who is a source for whom in time, is the driver's business.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SourceTask:
     """A finished search.
 
     Attributes:
-        observations: configurations with what they measured, to be maximised; the front is among them.
+        observations: configurations with maximised values; the front is among them.
         no_memory: the same of no memory at all, NaN where it is not known; empty if nothing is.
     """
 
@@ -65,7 +65,8 @@ class TransferData:
         """Check that a search of this space and these objectives can use it.
 
         Raises:
-            SearchError: it is from another space or has other objectives, a value is infinite, or none.
+            SearchError: it is from another space or has other objectives, a value is infinite, or
+                none.
         """
         if self.mode not in get_args(Mode) or not self.sources:
             raise SearchError("nothing to transfer", expected="mode seeds or prior, and a source")
@@ -173,7 +174,7 @@ def _source_from(item: Mapping[str, object], space: MemorySpace, m: int) -> Sour
 
 
 def check_source(source: SourceTask, space: MemorySpace, m: int) -> None:
-    """Raise a SearchError unless the source's configurations are of ``space``, each with ``m`` values."""
+    """Raise a SearchError unless all configurations are of ``space``, each with ``m`` values."""
     try:
         for config, _ in source.observations:
             space.validate(config)

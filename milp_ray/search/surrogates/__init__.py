@@ -1,7 +1,7 @@
 """The registry of surrogates and samplers: names to classes, whose options are checked at once.
 
-To add one: a module in this folder whose class is decorated with ``@register("name")``, and its name in
-the list below (one that needs Ax stands in :mod:`milp_ray.search.ax`); it then has to pass
+To add one: a module in this folder whose class is decorated with ``@register("name")``, and its
+name in the list below (one that needs Ax stands in :mod:`milp_ray.search.ax`); it then has to pass
 tests/search/surrogates/test_surrogates.py. Checking a name and its options imports nothing heavy.
 """
 

@@ -1,9 +1,9 @@
-"""What proposes: a surrogate, which is a model of the objectives fitted anew for every batch, or a sampler.
+"""What proposes: a surrogate, a model that is fitted anew for every batch, or a sampler.
 
 A surrogate fits BoTorch models of the *measured* objectives; the acquisition turns them into
-proposals. A sampler has no model of ours: it proposes from the space directly, or from the whole plan
-if it is somebody else's optimiser. Which acquisition is used, exact objectives and pending points are
-*not* a surrogate's business.
+proposals. A sampler has no model of ours: it proposes from the space directly, or from the whole
+plan if it is somebody else's optimiser. Which acquisition is used, exact objectives and pending
+points are *not* a surrogate's business.
 
 Importing a surrogate's module must stay cheap: torch, BoTorch and JAX are imported inside ``fit``.
 """
@@ -34,11 +34,11 @@ class Fitted:
     """A fitted model, and what the acquisition must know about it.
 
     Attributes:
-        model: a BoTorch ``ModelList`` with m outputs, each to be maximised, in the units of the Y that was
-            given; inputs are ``… x n x d`` in the unit cube.
-        components: S, how many Gaussian components each posterior is a mixture of (1: not a mixture). A
-            posterior's mean is ``… x S x q x 1`` then, and an acquisition value is averaged over the S
-            components.
+        model: a BoTorch ``ModelList`` with m outputs, each to be maximised, in the units of the Y
+            that was given; inputs are ``… x n x d`` in the unit cube.
+        components: S, how many Gaussian components each posterior is a mixture of (1: not a
+            mixture). A posterior's mean is ``… x S x q x 1`` then, and an acquisition value is
+            averaged over the S components.
         source: name of the surrogate that fitted it, which may be the one fallen back to.
         notes: what should be reported: a fallback and its cause.
     """
@@ -59,7 +59,8 @@ class ModelSurrogate(Protocol):
         Args:
             X: ``n x d`` double tensor in the unit cube, n ≥ 1; rows may repeat.
             Y: ``n x m`` double tensor, to be maximised, finite; columns may be constant.
-            seed: all randomness derives from it; the global generators are neither used nor changed.
+            seed: all randomness derives from it; the global generators are neither used nor
+                changed.
 
         Raises:
             SurrogateFailed: no model could be fitted.
@@ -89,7 +90,7 @@ class PlanSampler(Protocol):
     """A sampler that is somebody else's optimiser: it models and proposes by itself."""
 
     def candidates(self, plan: Plan) -> Candidates:
-        """Up to ``plan.count`` candidates with distinct placements, none empty and none in ``plan.seen``.
+        """Up to ``plan.count`` candidates of distinct placements, none empty or seen.
 
         Raises:
             SurrogateFailed: it gave up.
@@ -104,8 +105,8 @@ def check_data(X: Tensor, Y: Tensor) -> None:
     """Check what :meth:`ModelSurrogate.fit` was given.
 
     Raises:
-        ValueError: shapes or number types do not fit, n = 0, X leaves the unit cube, or a value is not
-            finite.
+        ValueError: shapes or number types do not fit, n = 0, X leaves the unit cube, or a value is
+            not finite.
     """
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y) or len(X) == 0:
         raise ValueError(

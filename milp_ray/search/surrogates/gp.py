@@ -30,7 +30,7 @@ _STEPS = 400
 
 @register("gp")
 class Gp:
-    """Maximum a posteriori fit per output, outcomes standardized; deterministic, the seed is not needed.
+    """Maximum a posteriori fit per output, outcomes standardized; deterministic without a seed.
 
     Example:
         >>> import torch
@@ -123,7 +123,7 @@ class _LogPosterior:
         inverse = np.linalg.inv(L)  # n x n
         white = inverse @ (self._y - z[0])  # n
         alpha = inverse.T @ white  # n
-        # 4) docs/references.md: Rasmussen 2006, eq. 5.9, and through the kernel to each length scale
+        # 4) docs/references.md: Rasmussen 2006, eq. 5.9, and on to each length scale
         dK = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)  # n x n
         D = dK * K  # n x n
         # d

@@ -1,7 +1,7 @@
-"""``map_saas``: BoTorch's ensemble of SAAS models at their most probable values, one per global shrinkage τ.
+"""``map_saas``: BoTorch's ensemble of SAAS models at their modes, one per global shrinkage τ.
 
-EnsembleMapSaasSingleTaskGP: no sampling, a tenth of the time of NUTS, less honest about what it does not
-know.
+EnsembleMapSaasSingleTaskGP: no sampling, a tenth of the time of NUTS, less honest about what it
+does not know.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MapSaas:
         from botorch.models.transforms import Standardize
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
-        # 1) quantiles rather than draws: the ensemble then covers sparse and dense models at every fit
+        # 1) quantiles rather than draws: every ensemble then has sparse and dense models
         share = (torch.arange(self.taus, dtype=torch.double) + 0.5) / self.taus  # S
         taus = 0.1 * torch.tan(0.5 * torch.pi * share)  # S
         models = []

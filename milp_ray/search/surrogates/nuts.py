@@ -1,28 +1,30 @@
-"""The no-U-turn sampler for the SAAS Gaussian process, compiled once per bucket of n, for all users.
+"""The no-U-turn sampler for the SAAS Gaussian process, compiled once per bucket of n.
 
 The sampler is NumPyro's (docs/references.md: Hoffman 2014). The model is BoTorch's
 ``SaasPyroModel`` (SAASBO, Eriksson 2021, section 4; the same priors):
 mean ~ N(0, 1), output scale ~ Gamma(2, 0.15), noise ~ 1e-4 + Gamma(0.9, 10), τ ~ HalfCauchy(0.1),
 ρ_i ~ HalfCauchy(1), 1 / lengthscale_i² = τ·ρ_i, Matérn 5/2. What differs is how it is computed:
 
-- Data are padded to a multiple of 32 rows with a mask, so that one compiled program serves a whole bucket.
+- Data are padded to a multiple of 32 rows with a mask, so that one compiled program serves a whole
+  bucket.
 - Distances in Gram form take O(n²) memory instead of O(n²·d).
-- The gradient of the likelihood is written out (one inverse of the Cholesky factor) instead of being
-  derived through the factorisation: a third of the time.
+- The gradient of the likelihood is written out (one inverse of the Cholesky factor) instead of
+  being derived through the factorisation: a third of the time.
 - Parameters have coordinates in which the prior is standard normal (half-Cauchy) or nearly so (the
   others). Inputs that do not matter then need no adaptation, where log coordinates with their heavy
   tails do.
 - The chain runs in these, whitened by the curvature at the posterior's mode (:func:`_laplace`): a
-  constant linear map, so what is sampled stays the same, and all directions are about as long. A chain
-  then takes 10 to 15 leapfrog steps a draw where it took 30 to 40, has nothing to adapt but its step
-  size, and so needs a short warm-up only.
+  constant linear map, so what is sampled stays the same, and all directions are about as long. A
+  chain then takes 10 to 15 leapfrog steps a draw where it took 30 to 40, has nothing to adapt but
+  its step size, and so needs a short warm-up only.
 - All is a pure function of (seed, data), safe in any thread.
 
-Three sets of coordinates follow from each other: z, in which the chain runs; u = mode + white·z, whose
-prior is standard normal or nearly so; θ, the model's parameters.
+Three sets of coordinates follow from each other: z, in which the chain runs; u = mode + white·z,
+whose prior is standard normal or nearly so; θ, the model's parameters.
 
-Loading draws into a BoTorch model is *not* covered here: see :mod:`milp_ray.search.surrogates.saas`.
-Importing this module imports JAX. Why the project has this kernel beside others: docs/search.md.
+Loading draws into a BoTorch model is *not* covered here: see
+:mod:`milp_ray.search.surrogates.saas`. Importing this module imports JAX. Why the project has this
+kernel beside others: docs/search.md.
 
 Sizes in comments: n observations padded to N rows, d features, S draws.
 """
@@ -39,9 +41,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# One core per chain: XLA would otherwise spin up a thread per core, beside trials that own those cores, for
-# matrices that are too small to gain from it. Read by JAX when its backend starts, so it stands before the
-# import. And on the CPU, wherever JAX finds a GPU: it would take three quarters of it from the trials.
+# One core per chain: XLA would otherwise spin up a thread per core, beside trials that own those
+# cores, for matrices that are too small to gain from it. Read by JAX when its backend starts, so it
+# stands before the import. And on the CPU, wherever JAX finds a GPU: it would take three quarters
+# of it from the trials.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -83,11 +86,13 @@ def sample_saas(
         seed: of the chain; the same seed and data give the same draws.
         warmup: steps that adapt the step size, and are thrown away.
         samples: draws S.
-        double: float64. In float32 the Cholesky factor of nearly equal placements breaks down at small noise,
-            which stops the chain where it stands; float64 costs up to twice the time from n = 60 on.
+        double: float64. In float32 the Cholesky factor of nearly equal placements breaks down at
+            small noise, which stops the chain where it stands; float64 costs up to twice the time
+            from n = 60 on.
 
     Returns:
-        ``mean``, ``outputscale``, ``noise``: S; ``lengthscale``: S x d. May hold NaN where the chain broke
+        ``mean``, ``outputscale``, ``noise``: S; ``lengthscale``: S x d. May hold NaN where the
+            chain broke
         down.
     """
     # 1) pad the data, so that one compiled program serves the whole bucket
@@ -109,14 +114,14 @@ def sample_saas(
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keep compiled programs in ``folder`` for later processes, unless JAX was told of another one."""
+    """Keep compiled programs in ``folder`` for later processes, unless JAX knows another one."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def compile_for(rows: int, d: int, *, warmup: int, samples: int, double: bool = True) -> None:
-    """Compile the program that serves ``n`` ≤ ``rows`` observations of ``d`` features, without running it:
-    how long a chain takes depends on the data, and made-up data can take it minutes."""
+    """Compile the program that serves ``n`` ≤ ``rows`` observations of ``d`` features, without
+    running it: how long a chain takes depends on the data, and made-up data can take it minutes."""
     with jax.enable_x64(double):
         _gradient(bucket_of(rows), d, double)
         _program(bucket_of(rows), d, warmup, samples, double)
@@ -144,7 +149,8 @@ def _constrained(u: jax.Array) -> _Hyper:
 
 
 def _constrained_rows(u: Array) -> dict[str, Array]:
-    """:func:`_constrained` of ``S x (4 + d)`` draws, by NumPy: JAX would compile every step of it first."""
+    """:func:`_constrained` of ``S x (4 + d)`` draws, by NumPy: JAX would compile every step of it
+    first."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         half_cauchy = np.tan(0.5 * np.pi * ndtr_array(u[:, 3:]))  # S x (1 + d): τ / 0.1, then ρ
         return {
@@ -165,8 +171,8 @@ def _log_half_cauchy(u: jax.Array) -> jax.Array:
 def _potential(u: jax.Array, X: jax.Array, Y: jax.Array, mask: jax.Array) -> jax.Array:
     """Negative log joint density in the coordinates u (Jacobians included, constants dropped).
 
-    A padded row has an identity row in the covariance and a zero residual, so it changes neither the
-    determinant nor the quadratic form.
+    A padded row has an identity row in the covariance and a zero residual, so it changes neither
+    the determinant nor the quadratic form.
 
     Args:
         u: ``4 + d`` coordinates.
@@ -237,13 +243,14 @@ _likelihood.defvjp(_forward, _backward)
 def _laplace(
     gradient: Callable[..., tuple[jax.Array, jax.Array]], data: Sequence[jax.Array], seed: int, kind: Any
 ) -> tuple[Array, Array]:
-    """The higher of two modes found from random starts, and the map that whitens the curvature there.
+    """The higher of two modes found from random starts, and the map that whitens it.
 
     Returns:
-        ``mode``: 4 + d coordinates. ``white``: (4 + d) x (4 + d), ``white @ white.T`` being the inverse
+        ``mode``: 4 + d coordinates. ``white``: (4 + d) x (4 + d), ``white @ white.T`` being the
+            inverse
         of the negative log density's Hessian, by absolute eigenvalues (the prior's 1 at least, as a
-        direction in which the density is flat there is not flat everywhere). Where no mode can be found:
-        0 and the identity.
+        direction in which the density is flat there is not flat everywhere). Where no mode can be
+        found: 0 and the identity.
     """
     size = data[0].shape[1] + 4
 
@@ -283,8 +290,8 @@ def _gradient(rows: int, d: int, double: bool) -> Callable[..., tuple[jax.Array,
 
 @lru_cache(maxsize=64)
 def _program(rows: int, d: int, warmup: int, samples: int, double: bool) -> Callable[..., jax.Array]:
-    """The compiled chain for data of ``rows x d``: (key, mode, white, X, Y, mask) -> ``samples x
-    (4 + d)`` coordinates u (see ``_constrained``)."""
+    """The compiled chain for data of ``rows x d``: (key, mode, white, X, Y, mask) -> coordinates u,
+    ``samples x (4 + d)`` (see ``_constrained``)."""
 
     def chain(
         key: jax.Array, mode: jax.Array, white: jax.Array, X: jax.Array, Y: jax.Array, mask: jax.Array

@@ -1,7 +1,8 @@
-"""``saas``: a fully Bayesian Gaussian process per objective whose prior believes that few layers matter.
+"""``saas``: a fully Bayesian Gaussian process per objective, whose prior is that few layers matter.
 
-SAAS-GP (docs/references.md: Eriksson 2021) by NUTS (Hoffman 2014), as MiLP has it (Zhang 2024).
-The sampler is :mod:`milp_ray.search.surrogates.nuts`; its draws are loaded into BoTorch's own model class.
+SAAS-GP (docs/references.md: Eriksson 2021) by NUTS (Hoffman 2014), as MiLP has it (Zhang 2024). The
+sampler is :mod:`milp_ray.search.surrogates.nuts`; its draws are loaded into BoTorch's own model
+class.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3
 
 PRESETS: Mapping[str, Mapping[str, int | None]] = {
-    # Half of AutoPEFT's steps and less: the sampler needs less warm-up than the one they used, see nuts.py.
+    # Half of AutoPEFT's steps and less: the sampler needs less warm-up than the one they used, see
+    # nuts.py.
     "default": {"warmup": 48, "samples": 32, "thinning": 4, "keep": 8, "most": 160},
     "paper": {"warmup": 128, "samples": 64, "thinning": 4, "keep": 16, "most": None},
 }
@@ -39,11 +41,11 @@ class Saas:
         warmup: NUTS steps that adapt the step size and are thrown away.
         samples: draws after that.
         thinning: every so-many-th draw is kept.
-        keep: S; at most so many of these serve the acquisition, evenly spread; its cost is proportional
-            to them.
-        most: hyperparameters are inferred from at most so many observations, evenly spread over time, as
-            the time of a chain grows with the cube; the posterior always rests on all. ``paper`` takes
-            all.
+        keep: S; at most so many of these serve the acquisition, evenly spread; its cost is
+            proportional to them.
+        most: hyperparameters are inferred from at most so many observations, evenly spread over
+            time, as the time of a chain grows with the cube; the posterior always rests on all.
+            ``paper`` takes all.
         double: float64 sampling; see :func:`milp_ray.search.surrogates.nuts.sample_saas`.
     """
 
@@ -72,8 +74,8 @@ class Saas:
     def fit(self, X: Tensor, Y: Tensor, seed: int) -> Fitted:
         """See :class:`~milp_ray.search.surrogates.base.ModelSurrogate`.
 
-        After three chains that gave non-finite or unusable draws for an output, ``gp`` fits instead, with a
-        note.
+        After three chains that gave non-finite or unusable draws for an output, ``gp`` fits
+        instead, with a note.
         """
         check_data(X, Y)
         from botorch.models import ModelListGP
@@ -88,7 +90,7 @@ class Saas:
         return Fitted(ModelListGP(*models), components=kept, source="saas")
 
     def compile_for(self, n: int, d: int) -> None:
-        """Compile the sampler for fits with ``n`` observations of ``d`` features, ahead of the first."""
+        """Compile the sampler, ahead of the first fit, for ``n`` observations of ``d`` features."""
         from milp_ray.search.surrogates import nuts
 
         rows = nuts.bucket_of(min(n, self.most or n))
@@ -97,7 +99,7 @@ class Saas:
         )
 
     def _output(self, X: Tensor, y: Tensor, seed: int) -> SaasFullyBayesianSingleTaskGP | None:
-        """The model of one objective, from ``n x d`` and ``n x 1``; None: no chain gave usable draws."""
+        """The model of one objective, from ``n x d`` and ``n x 1``; None: no usable draws."""
         import torch
         from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
         from botorch.models.transforms import Standardize
@@ -122,7 +124,7 @@ class Saas:
                     samples=self._number("samples"),
                     double=self.double,
                 )
-                # 3) the draws that are kept, as the model's hyperparameters: S, and S x d length scales
+                # 3) the kept draws as the model's hyperparameters: S, and S x d length scales
                 loaded = {name: torch.as_tensor(values[self._kept()]) for name, values in draws.items()}
                 if _finite(loaded.values()):
                     model.load_mcmc_samples(loaded)

@@ -1,19 +1,20 @@
 """A multi-task Gaussian process over users: what source tasks say of one user's objectives.
 
-Every source and the user is a task. Tasks t, t' at inputs x, x' have the covariance B[t, t'] k(x, x')
-(the intrinsic model of coregionalisation with one factor; docs/references.md: Bonilla 2007):
+Every source and the user is a task. Tasks t, t' at inputs x, x' have the covariance B[t, t'] k(x,
+x') (the intrinsic model of coregionalisation with one factor; docs/references.md: Bonilla 2007):
 
-- B = 1 within a task, ρ between two sources, a·√ρ between the user and a source. The loading a is how
-  much the user is like the sources; a = 0 is a user without kin, whom only the own trials predict.
+- B = 1 within a task, ρ between two sources, a·√ρ between the user and a source. The loading a is
+  how much the user is like the sources; a = 0 is a user without kin, whom only the own trials
+  predict.
 - k adds a sum over layers, which act mostly on their own, to a joint squared exponential.
 - Where all are known, values count from a user's no-memory value. Level and scale of the user are
   drawn towards those of the sources.
 
 ρ, a, the noise and the scale are the most likely of small grids. How much more likely the user's
-trials are with sources than without (:attr:`UserModel.evidence`, a log Bayes factor) decides whether
-transfer goes on. Differences between sources in how near they are to the user are *not* modelled, nor
-is what to propose (:mod:`milp_ray.search.transfer.warm_start`). NumPy only; why the project has this
-kernel beside others: docs/search.md.
+trials are with sources than without (:attr:`UserModel.evidence`, a log Bayes factor) decides
+whether transfer goes on. Differences between sources in how near they are to the user are *not*
+modelled, nor is what to propose (:mod:`milp_ray.search.transfer.warm_start`). NumPy only; why the
+project has this kernel beside others: docs/search.md.
 
 Sizes in comments: N trials of all sources together, n own trials, c configurations to predict, d
 features, m objectives.
@@ -93,8 +94,8 @@ class SourceModel:
         self.fits = tuple(self._fit(kernel, [table[:, index] for table in tables]) for index in self.measured)
 
     def _fit(self, kernel: Floats, tables: Sequence[Floats]) -> _Fit:
-        """The most likely ρ and noise for one objective; ``kernel``: N x N, ``tables``: n_t a source."""
-        # 1) each source standardised by itself: what sources share is where they are good, not how good
+        """The most likely ρ and noise of one objective; ``kernel``: N x N, ``tables``: n_t each."""
+        # 1) each source standardised by itself: sources share where they are good, not how good
         levels, scales = np.array([t.mean() for t in tables]), np.array([t.std() for t in tables])
         scale = max(float(scales.mean()), 1e-9 * (1.0 + float(np.abs(levels).max())))
         targets = np.concatenate([(t - t.mean()) / _size(t) for t in tables])  # N
@@ -110,7 +111,7 @@ class SourceModel:
                 best, fit = likelihood, (root, white, shared, noise)
         assert fit is not None
         root, white, shared, noise = fit
-        # 3) another user's level may be as far off as sources' are from each other, and their scale more
+        # 3) another user's level may be off as far as sources' are apart, and their scale more
         spread = float(np.hypot(levels.std(), scale))
         weights = np.asarray(np.linalg.solve(root.T, white), dtype=np.float64)  # N
         return _Fit(root, weights, shared, noise, scale, float(levels.mean()), spread)
@@ -156,7 +157,7 @@ class UserModel:
         for fit, index in zip(sources.fits, sources.measured, strict=True):
             origin = no_memory[index] if sources.anchored[index] else 0.0
             own = values[valid, index]  # n
-            # Where the user's own is not known, the trials' mean takes its place, or the sources' one.
+            # Where the user's own is not known, the mean of trials takes its place, or of sources.
             if np.isnan(origin):
                 origin = float(own.mean()) - fit.level if len(own) else float(sources.origins[index])
             prior_mean = fit.level + origin
@@ -165,8 +166,8 @@ class UserModel:
             self.evidence += evidence
 
     def moments(self, configs: Sequence[MemoryConfig]) -> list[tuple[Floats, Floats]]:
-        """Per measured objective the mean (``c``) and covariance (``c x c``) of the noise-free values."""
-        # 1) the kernel of what is asked about with sources' trials, with itself, and with own trials
+        """Per measured objective the mean (``c``) and covariance (``c x c``) without noise."""
+        # 1) the kernel of what is asked about with sources' trials, itself, and own trials
         inputs = features(self._sources.space, configs)  # c x d
         sources, within = kernel_of(self._sources.inputs, inputs), kernel_of(inputs, inputs)  # N x c, c x c
         own = kernel_of(self._inputs, inputs)  # n x c
@@ -233,7 +234,7 @@ def _tie(fit: _Fit, across: Floats, within: Floats, own: Floats, prior_mean: flo
     assert best is not None
     if n == 0:
         return best[1], 0.0
-    # 4) log Bayes factor: the mean density over all a > 0 against that of a = 0; both sum over scales
+    # 4) log Bayes factor: mean density over all a > 0 against that of a = 0, summed over scales
     with_sources = np.logaddexp.reduce(scores[1:], axis=None) - np.log(len(_LOADINGS) - 1)
     return best[1], float(with_sources - np.logaddexp.reduce(scores[0]))
 
@@ -253,7 +254,7 @@ def features(space: MemorySpace, configs: Sequence[MemoryConfig]) -> Floats:
 
 
 def kernel_of(one: Floats, other: Floats) -> Floats:
-    """The covariance of one task, ``a x b``, of rows of :func:`features`, ``a x d`` and ``b x d``."""
+    """The covariance of one task, ``a x b``, of features ``a x d`` and ``b x d``."""
     d = one.shape[1]
     # 1) column by column, so that no a x b x d array is made
     distance2 = np.zeros((len(one), len(other)))  # a x b

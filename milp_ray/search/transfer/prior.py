@@ -1,9 +1,10 @@
 """What finished users' fronts say about where a next user's memory may belong, as a distribution.
 
-Layer by layer the share of front placements that use it, with half a placement for and half against added
-(Jeffreys' Beta prior); rank and LoRAs per layer are those of a front placement or, with a weight of a few
-placements, uniform (the predictive distribution of a Dirichlet process). As a mixture with the space's own
-uniform draw nothing has probability 0. Which draws are worth a trial is *not* covered.
+Layer by layer the share of front placements that use it, with half a placement for and half against
+added (Jeffreys' Beta prior); rank and LoRAs per layer are those of a front placement or, with a
+weight of a few placements, uniform (the predictive distribution of a Dirichlet process). As a
+mixture with the space's own uniform draw nothing has probability 0. Which draws are worth a trial
+is *not* covered.
 """
 
 from __future__ import annotations

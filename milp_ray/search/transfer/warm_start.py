@@ -4,12 +4,12 @@ Some proposals of every round of four are *warm*: those with the largest expecte
 improvement by the sources and the user's own trials (:mod:`milp_ray.search.transfer.multitask_gp`),
 one after the other over common samples. With ``seeds`` they are placements of sources' fronts; with
 ``prior`` also draws from :mod:`milp_ray.search.transfer.prior`, and steps from the best of all.
-During the space-filling design they are the first two at most, so a bad neighbour cannot trap anyone;
-later, beside the model's own, up to three. Where the user's trials speak against the sources, no
-more are made; where they speak for them, the design ends early.
+During the space-filling design they are the first two at most, so a bad neighbour cannot trap
+anyone; later, beside the model's own, up to three. Where the user's trials speak against the
+sources, no more are made; where they speak for them, the design ends early.
 
-Everything follows from the plan: observations, pending trials, and the transfer data. The surrogate is
-*not* changed.
+Everything follows from the plan: observations, pending trials, and the transfer data. The surrogate
+is *not* changed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def warm_start(plan: Plan) -> WarmStart:
 
 
 def starts(plan: Plan) -> list[MemoryConfig]:
-    """Further starts for the acquisition's local search: draws of the prior. The acquisition judges them."""
+    """Further starts for the acquisition's local search: draws of the prior, which it judges."""
     if plan.transfer_data is None or plan.transfer_data.mode != "prior":
         return []
     prior = PlacementPrior(plan.space, [source.front() for source in plan.transfer_data.sources])
