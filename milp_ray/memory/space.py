@@ -1,9 +1,8 @@
 """The space of memory configurations θ = (layer gates α, number of LoRAs n, rank r).
 
 Composes the factors of :mod:`milp_ray.memory.factors` and :mod:`milp_ray.memory.lora_factors`, of
-which a study searches some (docs/references.md: Zhang 2024, section 2.2.1, tables 4 and 6), and
-says which placement a configuration means. Plain Python: no model and no torch in here. How
-configurations are proposed is *not* covered: :mod:`milp_ray.search`.
+which a study searches some, and says which placement a configuration means. Plain Python: no model
+and no torch in here. How configurations are proposed is *not* covered: :mod:`milp_ray.search`.
 """
 
 from __future__ import annotations

@@ -132,9 +132,3 @@ def test_a_setting_that_is_not_searched_stands_nowhere(with_dropout: MemorySpace
     assert space.settings == () and "settings" not in space.describe()
     placement = space.placement(space.sample(random.Random(0)))
     assert ";" not in placement.key and placement.setting("dropout", 0.3) == 0.3
-
-
-@pytest.mark.parametrize("key", ["0:8;", ";dropout=0.1", "0:8;dropout", "0:8;dropout=0.10", "0:8;dropout=x"])
-def test_a_key_with_a_setting_is_canonical(key: str) -> None:
-    with pytest.raises(SpaceError):
-        Placement.from_key(key)

@@ -64,20 +64,6 @@ def test_effective_rank_is_capped_at_the_width() -> None:
     assert space(max_rank=20).placement(theta({1, 4}, 5)).key == "1:20,4:16"
 
 
-@pytest.mark.parametrize("key", ["", "0:8", "3:8,7:16", "0:1,10:96,11:2"])
-def test_key_round_trip(key: str) -> None:
-    assert Placement.from_key(key).key == key
-    assert len(Placement.from_key(key)) == key.count(":")
-
-
-@pytest.mark.parametrize(
-    "key", ["3", "3:8,", "7:16,3:8", "3:8,3:8", "3:0", "-1:8", "03:8", "3:8 ", "a:b", "1:2:3"]
-)
-def test_bad_key(key: str) -> None:
-    with pytest.raises(SpaceError):
-        Placement.from_key(key)
-
-
 @pytest.mark.parametrize("factors", SUB_SPACES)
 @pytest.mark.parametrize(
     "defaults", [{}, {"default_num": 3, "default_rank": 32, "default_layers": (1, 5, 6)}]
