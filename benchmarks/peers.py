@@ -1,9 +1,9 @@
-"""Other people's optimisers on a placement problem, each as it is used today; and ours, in the same clothes.
+"""Other people's optimisers on a placement problem, each as it is used today, and ours beside them.
 
-A peer sees gates, n and r as plain parameters. All methods get the same 20 initial configurations (ours, from
-a Sobol sequence), so that what differs is the search. Optuna is asked for one at a time,
-Ax and ours for four.
-A method that proposes no active layer is given the no-memory values, and the evaluation counts.
+A peer sees gates, n and r as plain parameters. All methods get the same 20 initial configurations
+(ours, from a Sobol sequence), so that only the search differs. Optuna is asked for one proposal at
+a time, Ax and ours for four. A method that proposes no active layer is given the no-memory values,
+and the evaluation counts.
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ def ours(surrogate: str, **options: Any) -> Method:
 
 
 def with_raw_features(method: Method) -> Method:
-    """The same with what a model sees close to (α, n, r): which layers carry a LoRA, and the total rank; how
-    the rank is spread over the layers is left out."""
+    """The same method, whose model sees features close to (α, n, r).
+
+    They are which layers carry a LoRA, and the total rank. How the rank is spread over the layers
+    is left out.
+    """
 
     def patched(problem: Problem, seed: int, count: int) -> list[Placement]:
         from unittest.mock import patch

@@ -1,12 +1,12 @@
-"""Whether our padded SAAS sampler gives the posterior of BoTorch's own: means and variances at test points.
+"""Does our padded SAAS sampler give BoTorch's posterior? Means and variances at test points.
 
     python benchmarks/posterior_equivalence.py [--seeds 8]
 
-Both fit the same data (20 observations of a 34-dimensional synthetic user, loss only, standardized) with 512
-warm-up steps and 256 draws, over several seeds. Two samplers of one posterior differ from each other as two
-seeds of either do: the table has the mean distance between every pair of seeds, within and across, in
-standard deviations of the outcome. `standard error` is Monte-Carlo error of the difference of the two
-grand means, from the spread over seeds.
+Both fit the same data (20 observations of a 34-dimensional synthetic user, loss only, standardized)
+with 512 warm-up steps and 256 draws, over several seeds. Two samplers of one posterior differ from
+each other as two seeds of either do. So the table has the mean distance between every pair of
+seeds, within and across samplers, in standard deviations of the outcome. `standard error` is the
+Monte-Carlo error of the difference of the two grand means, from the spread over seeds.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _distances(found: dict[str, np.ndarray]) -> list[tuple[str, float, float]]:
 
 
 def _differences(found: dict[str, np.ndarray]) -> list[tuple[str, float, float]]:
-    """How many standard errors the grand means are apart: about 0.8 in the mean where they agree."""
+    """How many standard errors the grand means are apart; about 0.8 in the mean if they agree."""
     rows = []
     for index, moment in enumerate(("mean", "variance")):
         ours, theirs = (found[name][:, index] for name in ("ours", "BoTorch"))

@@ -1,18 +1,21 @@
 r"""Hypervolume per evaluation: our search beside Optuna's, Ax's and chance.
 
-    python benchmarks/search_quality.py                         # what is missing, then table and plot
+    python benchmarks/search_quality.py                     # what is missing, then table and plot
     python benchmarks/search_quality.py --methods saas optuna-tpe --problems synthetic-34 --jobs 2
     python benchmarks/search_quality.py --only-report
-    python benchmarks/search_quality.py --methods saas gp --problems synthetic-34 --seeds 6 --initial 100 \
-        --evaluations 140         # half as many random trials as the paper's 200 in all: a table, no plot
+    python benchmarks/search_quality.py --methods saas gp --problems synthetic-34 --seeds 6 \
+        --initial 100 --evaluations 140    # half of the paper's 200 random trials: a table, no plot
 
-Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 32 and 12 layers; the problem
-differs from seed to seed), and `real-<user>`: every value measured by training (benchmarks/make_table.py).
-Score: hypervolume of the evaluated placements' noise-free values above the no-memory point, divided by the
-best known: hill climbing on the noise-free formula joined with all that any method found. Real users: of the
-measured values, above a point below the whole table's front (milp_ray/search/core/reference.py, `lowered`),
-since few placements beat no memory in both objectives; divided by the front of the whole table. The searches
-are told the no-memory point in both cases.
+Problems: `synthetic-34` and `synthetic-14` (milp_ray/search/synthetic.py with 32 and 12 layers; the
+problem differs from seed to seed), and `real-<user>`: every value is measured by training
+(benchmarks/make_table.py).
+
+Score: the hypervolume of the evaluated placements' noise-free values above the no-memory point,
+divided by the best known one, which hill climbing on the noise-free formula and all methods
+together have found. For real users it is the hypervolume of the measured values, divided by that of
+the whole table's front. There the point is below that front (milp_ray/search/core/reference.py,
+`lowered`), since few placements beat no memory in both objectives. The searches are told the
+no-memory point in both cases.
 
 Runs are kept in results/search_quality.jsonl and not repeated; delete lines to repeat them.
 """
@@ -191,8 +194,10 @@ def _gains(run: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def report_growth(runs: list[dict[str, Any]], initial: int) -> None:
-    """Print the mean share every few evaluations after the initial ones, and write it; beside the runs of
-    :data:`INITIAL` initial trials, as far as these go."""
+    """Print and write the mean share every few evaluations after the initial ones.
+
+    Beside it stands that of the runs with :data:`INITIAL` initial trials, as far as these go.
+    """
     import pandas as pd
 
     methods = {run["method"] for run in runs}

@@ -1,16 +1,17 @@
-"""Does a later user need fewer trials than the first ones did, and does an unrelated one lose nothing?
+"""Does a later user need fewer trials than the first ones did? Does an unrelated one lose nothing?
 
-A cold first batch of synthetic users is searched; later users are then searched cold (``none``) and with
-what the first batch hands on (``seeds``, ``prior``). Per later user: the trials until 95 % of the noise-free
-hypervolume that its own cold search ends with is reached. Goals: related users (kinship 0.9) within a third
-of the trials; unrelated ones within 1.05 times the trials that cold itself needs for that level. Cold is the
-judge of its own level, which luck raises: ``again``, a cold search with another seed, shows how much.
+A first batch of synthetic users is searched cold. Later users are then searched cold (``none``) and
+with what the first batch hands on (``seeds``, ``prior``). Measured is, per later user, the number
+of trials until 95 % of the noise-free hypervolume is reached that its own cold search ends with.
+Goals: related users (kinship 0.9) take a third of the trials; unrelated ones take 1.05 times the
+trials that the cold search itself needs for that level. A cold search sets its own level, which
+luck raises: ``again``, a cold search with another seed, shows how much.
 
     python benchmarks/transfer.py                       # about an hour; the event logs let it go on
     python benchmarks/transfer.py --layers 12 --users 4 --quick
 
-Writes <out>/transfer.csv (a row per later user and mode), transfer_curves.csv and transfer.png. No model is
-trained: what a trial measures is a formula (milp_ray/search/synthetic.py).
+Writes <out>/transfer.csv (a row per later user and mode), transfer_curves.csv and transfer.png. No
+model is trained: what a trial measures is a formula (milp_ray/search/synthetic.py).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class Objective:
 
     Example:
         >>> loss = Objective("loss", "min")
-        >>> size = Objective("size", "min", exact=lambda placement: 1.0 * sum(placement.as_dict().values()))
+        >>> total_rank = lambda placement: 1.0 * sum(placement.as_dict().values())
+        >>> size = Objective("size", "min", exact=total_rank)
         >>> maximized([loss, size], {"loss": 2.5, "size": 24.0})
         (-2.5, -24.0)
         >>> loss.best([2.5, 2.0, 2.25])

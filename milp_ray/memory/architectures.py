@@ -37,9 +37,9 @@ class Architecture:
         >>> from transformers import LlamaConfig
         >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=32, intermediate_size=64)
         >>> llama = architecture_of(config)
-        >>> [module.name for module in llama.modules(1)]
-        ['model.layers.1.mlp.gate_proj', 'model.layers.1.mlp.up_proj', 'model.layers.1.mlp.down_proj']
-        >>> llama.trainable_params(Placement(((1, 4),)))  # rank 4: 4·(32 + 64) on each of three modules
+        >>> [module.name.removeprefix("model.layers.1.") for module in llama.modules(1)]
+        ['mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj']
+        >>> llama.trainable_params(Placement(((1, 4),)))  # rank 4: 4·(32 + 64) on each of three
         1152
 
     Attributes:

@@ -144,8 +144,7 @@ class SpaceArrays:
         return Configs.join([here[:0], *near]), Configs.join([here[:0], *far])
 
     def _changed(self, here: Configs, factor: Factor, values: npt.NDArray[Any]) -> Configs:
-        """One configuration with each of ``N`` values of one factor; see
-        :meth:`MemorySpace.changed`."""
+        """A configuration with each of ``N`` values of a factor, as :meth:`MemorySpace.changed`."""
         space = self.space
         configs = here[np.zeros(len(values), dtype=np.intp)]
         if factor is space.layer_gates:

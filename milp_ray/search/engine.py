@@ -54,7 +54,8 @@ class Engine(SearchView):
         >>> engine = Engine(space, objectives, initial=4, batch=2, surrogate="random", seed=1)
         >>> for proposal in engine.ask():  # a placement a trial
         ...     layers = len(proposal.placement)
-        ...     engine.tell(proposal.id, {"loss": 3.0 - 0.1 * layers, "rouge_l": 0.1 + 0.01 * proposal.id})
+        ...     values = {"loss": 3.0 - 0.1 * layers, "rouge_l": 0.1 + 0.01 * proposal.id}
+        ...     engine.tell(proposal.id, values)
         >>> [seen.values["rouge_l"] for seen in engine.front()]
         [0.1, 0.11]
 
@@ -151,11 +152,10 @@ class Engine(SearchView):
         return result
 
     def plan(self, k: int | None = None) -> Plan:
-        """A snapshot that computes up to ``k`` candidates elsewhere, without a lock; then
-        :meth:`accept` them.
+        """A snapshot from which up to ``k`` candidates are computed elsewhere, without a lock.
 
-        It covers at most one batch, and never the initial design and a model at once, so it may
-        yield fewer.
+        Then :meth:`accept` them. A plan covers at most one batch, and never the initial design and
+        a model at once, so there may be fewer candidates.
         """
         wanted = self._batch if k is None else whole_number(k, "k", 1)
         with self._lock:
@@ -294,9 +294,10 @@ class Engine(SearchView):
                 )
 
     def transfer(self, data: TransferData) -> None:
-        """Let the search profit from finished users' ones
-        (:mod:`milp_ray.search.core.transfer_data`): once, before the first proposal. The event log
-        keeps it for a resume; the same again changes nothing.
+        """Let the search learn from finished users' ones, before its first proposal.
+
+        What it learns from is :mod:`milp_ray.search.core.transfer_data`. The event log keeps it for
+        a resume. The same data given again changes nothing.
 
         Raises:
             SearchError: proposals were made, other data was given, or it is from another space.

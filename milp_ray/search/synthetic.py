@@ -102,9 +102,11 @@ class SyntheticProblem:
         return self.exact(NO_MEMORY)
 
     def best_known(self, directions: int = 13, restarts: int = 2) -> list[dict[str, float]]:
-        """The front that hill climbing on the noise-free values finds, along many weightings of the
-        two objectives, from random starts and from the last optimum; many more evaluations than any
-        search gets, and still only a lower bound."""
+        """The front that hill climbing on the noise-free values finds; a lower bound.
+
+        It climbs along many weightings of the two objectives, from random starts and from the last
+        optimum, with many more evaluations than any search gets.
+        """
         found: dict[str, tuple[float, ...]] = {}
         generator = random.Random(0)
         last: list[MemoryConfig] = []
@@ -183,8 +185,10 @@ def _weights(
 
 
 def _mixed(family: _Weights, own: _Weights, related: float, rng: random.Random) -> _Weights:
-    """Layer by layer and pair by pair the family's weight with probability ``related``, else one's
-    own; then everybody's differ a little."""
+    """A user's weights: each is the family's with probability ``related``, else the user's own.
+
+    Then each layer's differs a little from user to user.
+    """
     layers = tuple(
         (f if rng.random() < related else o) * rng.uniform(0.8, 1.2)
         for f, o in zip(family.layers, own.layers, strict=True)

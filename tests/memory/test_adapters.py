@@ -1,4 +1,4 @@
-"""Adapters on each architecture: exactly the asked modules, exact counts, exact restore, PEFT's own files."""
+"""Adapters on each architecture: exact modules, counts and restore, in PEFT's own files."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_other_modules_than_asked_for_raise_and_leave_nothing(
 
 
 def test_a_mixture_of_experts_is_given_back_as_it_was() -> None:
-    """PEFT takes exact names of such a model for all experts of all layers, and wraps them twice."""
+    """PEFT takes exact names of such a model for all layers' experts, and wraps them twice."""
     model = DeepseekV3ForCausalLM(
         DeepseekV3Config(
             vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,

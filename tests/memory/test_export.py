@@ -1,4 +1,4 @@
-"""Memories for other machines and other readers: the same function, one rank, no path of this machine."""
+"""Memories for other machines and readers: the same function, one rank, no path of this machine."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_placement(active: set[int], num: int, key: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 7, 12, 32])
 def test_placement_deals_every_lora(layers: int) -> None:
-    """All n LoRAs arrive, on active layers only and evenly; fewer than the active hit n distinct ones."""
+    """All n LoRAs arrive, evenly, on active layers only; fewer than these hit distinct ones."""
     rng = random.Random(layers)
     dealt = MemorySpace(layers, 3 * layers, (4,))
     for _ in range(300):
@@ -115,7 +115,7 @@ def test_every_placement_is_in_reach() -> None:
 
 
 def test_number_of_active_layers_is_spread_out() -> None:
-    """One coin a layer would put 32-layer samples between 9 and 23 active layers; all of 1…32 must occur."""
+    """One coin per layer would give 9 to 23 active layers of 32; each of 1…32 must occur."""
     wide = space(layers=32)
     rng = random.Random(3)
     counts = Counter(len(wide.sample(rng).active) for _ in range(3200))

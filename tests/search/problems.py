@@ -34,7 +34,7 @@ def size(placement: Placement) -> float:
 
 
 def run(engine: Engine, trials: int, k: int = 1) -> Engine:
-    """Measure pending proposals, then ask for more, until so many have ended or the engine has finished."""
+    """Measure pending proposals, then ask for more, until so many have ended or all is finished."""
     while True:
         for proposal in engine.pending:
             engine.tell(proposal.id, measure(proposal.placement))

@@ -84,7 +84,7 @@ def test_another_seed_searches_elsewhere() -> None:
 def test_a_search_that_is_given_more_trials_is_one_that_had_them(
     tmp_path: Path, surrogate: str, first: int
 ) -> None:
-    """Proposed one by one; where several come from one fit, those after the break are of a later one."""
+    """Proposals one by one; of several from one fit, those after the break are a later fit's."""
 
     def searched(log: Path | None, trials: int) -> Engine:
         engine = Engine(

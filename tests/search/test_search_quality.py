@@ -26,7 +26,7 @@ STRENGTH = (-0.3, -0.2, 0.0, 0.1, 0.0, 0.5, 0.7, 0.0)
 
 
 def measure(placement: Placement) -> dict[str, float]:
-    """Two strong upper layers, harmful lower ones; ROUGE-L wants another layer and few parameters."""
+    """Two strong upper layers, harmful lower ones; ROUGE-L wants another layer and a small size."""
     ranks = placement.as_dict()
     gain = sum(STRENGTH[layer] * math.tanh(rank / 24) for layer, rank in ranks.items())
     rouge = 0.3 * math.tanh(ranks.get(3, 0) / 16) + 0.2 - 0.001 * sum(ranks.values())

@@ -1,4 +1,4 @@
-"""Synthetic users of every size have values, and every kind of search gets through the smallest spaces."""
+"""Synthetic users of every size have values; every search gets through the smallest spaces."""
 
 from __future__ import annotations
 

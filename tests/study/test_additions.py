@@ -1,8 +1,8 @@
 """To add a factor or an objective one touches what docs/architecture.md names, and nothing else.
 
-A copy of the package gets a newcomer's edits, in these files alone: a dropout of 0 or 0.1 as a factor, the
-mean length of responses and the number of layers as objectives. By the command line it then searches a whole
-simulated study, and in a process of its own it trains and measures a real trial.
+A copy of the package gets a newcomer's edits, in these files alone: a dropout of 0 or 0.1 as a
+factor, the mean length of responses and the number of layers as objectives. By the command line it
+then searches a whole simulated study. In a process of its own it trains and measures a real trial.
 """
 
 from __future__ import annotations

@@ -242,8 +242,10 @@ def _without_empty(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _botorch_boxes(fronts: Tensor, ref_point: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes above ``R x k x m`` fronts by BoTorch (docs/references.md: Lacour 2017), padded with
-    empty ones to one number."""
+    """Boxes above ``R x k x m`` fronts by BoTorch (docs/references.md: Lacour 2017).
+
+    Fronts with fewer boxes are padded with empty ones, so that all have ``B``.
+    """
     bounds = [FastNondominatedPartitioning(ref_point, Y=Y).get_hypercell_bounds() for Y in fronts]
     most = max(cells.shape[1] for cells in bounds)  # B; cells: 2 x (boxes of this front) x m
     lower = torch.zeros(len(bounds), most, fronts.shape[-1], dtype=torch.double)  # R x B x m

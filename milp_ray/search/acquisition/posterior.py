@@ -178,8 +178,12 @@ class GaussianOutput:
         return mean, psd_safe_cholesky(covariance + jitter), cross
 
     def _joint(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean ``S x k`` and covariance ``S x k x k`` without noise of ``S x k x d`` scaled points,
-        and their whitened cross-covariance ``S x n x k`` with the training data."""
+        """The noise-free joint posterior at ``S x k x d`` scaled points.
+
+        Returns:
+            Mean ``S x k``, covariance ``S x k x k``, and the points' whitened cross-covariance
+            ``S x n x k`` with the training data.
+        """
         K = self._kernel(self._scaled(self._X), points)  # S x n x k
         cross = torch.linalg.solve_triangular(self._root, K, upper=False)  # S x n x k
         mean = self._mean[:, None] + (cross.transpose(1, 2) @ self._white).squeeze(-1)  # S x k

@@ -25,8 +25,10 @@ _TRIES = 3  # rounds of asking Ax for what is missing
 
 @lru_cache(maxsize=1)
 def _ready() -> None:
-    """BoTorch's C++ extension, which Ax's generators use, built under our lock: inside Ax's first
-    proposal a build that was killed once would be waited for without end."""
+    """Build BoTorch's C++ extension, which Ax's generators use, under our lock.
+
+    Without it, Ax's first proposal would build it, or wait for ever for a build that was killed.
+    """
     from milp_ray.search.warm_up import warm_up
 
     with suppress(StorageError):  # without a cache folder BoTorch builds it where it likes

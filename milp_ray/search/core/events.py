@@ -40,7 +40,7 @@ class EventLog:
     Example:
         >>> log = EventLog(folder / "events.jsonl")
         >>> log.append({"event": "failed", "id": 0, "reason": "out of memory"})
-        >>> EventLog(folder / "events.jsonl").events == log.events  # what is appended is on the disk
+        >>> EventLog(folder / "events.jsonl").events == log.events  # an append is on the disk
         True
 
     Args:
@@ -176,8 +176,7 @@ def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, f
 
 
 def ended_trials(path: str | os.PathLike[str]) -> int:
-    """How many trials of a log were told or failed; reads it, and raises, as
-    :func:`observed_values` does."""
+    """How many trials of a log were told or failed; it raises as :func:`observed_values` does."""
     return sum(event["event"] in ("told", "failed") for event in _events_so_far(Path(path)))
 
 

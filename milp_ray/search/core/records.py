@@ -36,8 +36,13 @@ Cost = Mapping[str, float | str]  # what a trial took, by name; empty where it i
 
 @dataclass(frozen=True)
 class Observation:
-    """A measured proposal; ``values`` holds every objective by name, in the user's units. ``cost``:
-    what measuring it took, which says nothing of whether two observations are the same."""
+    """A measured proposal.
+
+    Attributes:
+        id, config, placement: of the proposal.
+        values: every objective by name, in the user's units.
+        cost: what measuring took; it does not count when two observations are compared.
+    """
 
     id: int
     config: MemoryConfig

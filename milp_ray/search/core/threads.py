@@ -15,9 +15,11 @@ from typing import Any
 
 
 class ComputeThread(threading.Thread):
-    """A daemon that fits models or compiles, in code that cannot be interrupted: Python's own
-    shutdown would wait for it, so a process in which one lives ends by
-    :func:`milp_ray.terminal.leave`."""
+    """A daemon thread that fits models or compiles, in code that cannot be interrupted.
+
+    Python's own shutdown would wait for it. So a process in which one lives ends by
+    :func:`milp_ray.terminal.leave`.
+    """
 
     def __init__(self, target: Callable[..., object], args: Iterable[object] = (), *, name: str) -> None:
         super().__init__(target=target, args=tuple(args), name=name, daemon=True)

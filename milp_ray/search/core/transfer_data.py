@@ -86,8 +86,11 @@ def labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
 
 
 def transferred_event(data: TransferData, space: MemorySpace) -> dict[str, object]:
-    """``data`` as an event: per source its no-memory values (null: not known) and rows of
-    ``[gates, n, r, values…]``, each factor's value as the log has it. Values are maximised ones."""
+    """Transfer data as an event of the log.
+
+    Per source it has the no-memory values (null: not known) and rows of ``[gates, n, r, values…]``,
+    each factor's value as the log has it. Values are maximised ones.
+    """
     return {
         "event": "transferred",
         "mode": data.mode,

@@ -120,8 +120,10 @@ def keep_compiled(folder: Path) -> None:
 
 
 def compile_for(rows: int, d: int, *, warmup: int, samples: int, double: bool = True) -> None:
-    """Compile the program that serves ``n`` ≤ ``rows`` observations of ``d`` features, without
-    running it: how long a chain takes depends on the data, and made-up data can take it minutes."""
+    """Compile the program for ``n`` ≤ ``rows`` observations of ``d`` features, without a run.
+
+    How long a chain takes depends on the data, and on made-up data it can take minutes.
+    """
     with jax.enable_x64(double):
         _gradient(bucket_of(rows), d, double)
         _program(bucket_of(rows), d, warmup, samples, double)
@@ -149,8 +151,7 @@ def _constrained(u: jax.Array) -> _Hyper:
 
 
 def _constrained_rows(u: Array) -> dict[str, Array]:
-    """:func:`_constrained` of ``S x (4 + d)`` draws, by NumPy: JAX would compile every step of it
-    first."""
+    """:func:`_constrained` of ``S x (4 + d)`` draws, by NumPy: JAX would compile every step."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         half_cauchy = np.tan(0.5 * np.pi * ndtr_array(u[:, 3:]))  # S x (1 + d): τ / 0.1, then ρ
         return {
@@ -163,8 +164,7 @@ def _constrained_rows(u: Array) -> dict[str, Array]:
 
 
 def _log_half_cauchy(u: jax.Array) -> jax.Array:
-    """Log of the half-Cauchy(1) quantile at the normal probability of ``u``: log tan(π/2·Φ(u)),
-    accurate in both tails."""
+    """Log half-Cauchy(1) quantile at probability Φ(u): log tan(π/2·Φ(u)), accurate in the tails."""
     return jnp.log(jnp.sin(0.5 * jnp.pi * ndtr(u))) - jnp.log(jnp.sin(0.5 * jnp.pi * ndtr(-u)))
 
 
@@ -290,8 +290,11 @@ def _gradient(rows: int, d: int, double: bool) -> Callable[..., tuple[jax.Array,
 
 @lru_cache(maxsize=64)
 def _program(rows: int, d: int, warmup: int, samples: int, double: bool) -> Callable[..., jax.Array]:
-    """The compiled chain for data of ``rows x d``: (key, mode, white, X, Y, mask) -> coordinates u,
-    ``samples x (4 + d)`` (see ``_constrained``)."""
+    """The compiled chain for data of ``rows x d``.
+
+    It maps (key, mode, white, X, Y, mask) to coordinates u, ``samples x (4 + d)`` (see
+    ``_constrained``).
+    """
 
     def chain(
         key: jax.Array, mode: jax.Array, white: jax.Array, X: jax.Array, Y: jax.Array, mask: jax.Array

@@ -42,7 +42,8 @@ def run_final(
     Args:
         spec: the users and their placements. Without a GPU for workers, its study is read as one on
             the CPU.
-        stop_requested: polled; on True the groups leave their tasks, and finished users stay finished.
+        stop_requested: polled; on True the groups leave their tasks, and finished users stay
+            finished.
         listener: called as tasks end.
         notify: is told what is waited for, and faults after which the workers are started again.
 

@@ -65,7 +65,8 @@ def test_ax_predicts_and_analyses_what_is_read_back(tmp_path: Path) -> None:
     analyses = [CrossValidationPlot(metric_names=["loss"]), SensitivityAnalysisPlot(metric_name="loss")]
     titles = [card.title for card in flat(loaded.compute_analyses(analyses, display=False))]
     assert len(titles) >= 2 and not any("Not Available" in title for title in titles), titles
-    # Only now: Ax saves no fitted model, and fits none to predict (findings/ax-predict-after-load.sh).
+    # Only now: Ax saves no fitted model, and fits none to predict
+    # (findings/ax-predict-after-load.sh).
     (found,) = loaded.predict([dict(parameters_of(made.space, made.observations[0].config))])
     assert found["loss"][0] == pytest.approx(made.observations[0].values["loss"], abs=0.5)
 

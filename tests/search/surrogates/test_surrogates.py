@@ -1,4 +1,4 @@
-"""The contract of every registered surrogate with a model; and what only saas and its sampler promise."""
+"""The contract of every registered surrogate with a model, and what saas alone promises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def surrogate(name: str, **changes: object) -> ModelSurrogate:
 
 
 def data(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """n x D inputs and n x 2 outputs: one that depends on input 0, one noisy and on another scale."""
+    """n x D inputs and n x 2 outputs: one follows input 0, one is noisy and on another scale."""
     generator = torch.Generator().manual_seed(seed)
     X = torch.rand(n, D, generator=generator, dtype=torch.double)
     noise = torch.randn(n, generator=generator, dtype=torch.double)
@@ -153,7 +153,7 @@ def test_padding_does_not_change_the_density() -> None:
 
 
 def test_the_density_is_that_of_botorchs_model() -> None:
-    """Differences of the log joint, which need no normalisation, against numpyro on BoTorch's own model."""
+    """Differences of the log joint, without its normalisation, against numpyro on BoTorch's model."""
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
     from numpyro.infer.util import log_density
 
@@ -183,7 +183,7 @@ def test_the_density_is_that_of_botorchs_model() -> None:
         theirs = SaasFullyBayesianSingleTaskGP(X, y).pyro_model
         density = nuts.jax.jit(lambda values: log_density(theirs.sample, (), {}, values)[0])
         ours = nuts.jax.jit(lambda u: -nuts._potential(u, X.numpy(), y[:, 0].numpy(), np.ones(9)))
-        # Volume: from our coordinates to logs by differentiation, from logs to the sites by their values.
+        # Volume: our coordinates to logs by differentiation, logs to the sites by their values.
         to_logs = nuts.jax.jit(lambda u: nuts.jnp.linalg.slogdet(nuts.jax.jacobian(logs)(u))[1])
         ours_values, their_values = [], []
         for _ in range(6):

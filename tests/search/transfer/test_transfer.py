@@ -1,4 +1,4 @@
-"""What later users gain from finished ones, that nobody loses by it, and that a resume needs no sources."""
+"""What later users gain from finished ones, that none loses, and that a resume needs no sources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def user(seed: int, related: float, family: int = 0) -> SyntheticProblem:
 def search(
     problem: SyntheticProblem, trials: int, data: TransferData | None = None, **changes: object
 ) -> Engine:
-    """A search without a model after its design, so that what transfer does is all there is to see."""
+    """A search without a model after its design, so that only the transfer's effect is seen."""
     settings: dict[str, object] = {"initial": 12, "surrogate": "random", "seed": 3, **changes}
     engine = Engine(problem.space, problem.objectives, reference=problem.no_memory, **settings)  # type: ignore[arg-type]
     if data is not None:
@@ -193,8 +193,8 @@ def resume(log: Path, surrogate: str) -> Engine:
 def drive(engine: Engine, trials: int = 11) -> None:
     """A driver that can begin anywhere: it tells what is pending, then asks for one.
 
-    Of two, the first might be warm and the second not, which are two events; a driver that was killed
-    between them and tells the first would know more when it asks for the second.
+    Of two, the first might be warm and the second not, which are two events. A driver that was
+    killed between them and tells the first would know more when it asks for the second.
     """
     problem = user(100, 0.9)
     while True:
