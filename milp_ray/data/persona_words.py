@@ -1,8 +1,7 @@
 """The words of generated personas: facts, tastes, turns of phrase, sentence patterns.
 
-Only vocabulary in here; who gets which of it, and what is said when, is
-:mod:`milp_ray.data.personas`. ``{name}`` in a pattern is a fact or taste of the persona; a taste
-with several values gives one of them.
+Who says what, and when, is :mod:`milp_ray.data.personas`'s. ``{name}`` in a pattern is a fact or
+taste of the persona, one of several values.
 """
 
 from __future__ import annotations
