@@ -3,10 +3,10 @@
     python benchmarks/search_latency.py [--sizes 20 50 100 200 500] [--only saas gp] [--no-peer]
 
 34 dimensions (32 layers), two objectives, q = 4 proposals from one fit, one thread. Our programs
-are compiled before the clock starts, as in a study (`milp_ray.search.warm_up`). BoTorch compiles anew
-in every fit, which is part of its cost. `fit` rows compare like with like: the same NUTS settings
-(128 warm-up steps, 64 draws, two outputs) by BoTorch's `fit_fully_bayesian_model_nuts` and by ours.
-BoTorch at n = 500 is left out: it takes a quarter of an hour.
+are compiled before the clock starts, as in a study (`milp_ray.search.warm_up`). BoTorch compiles
+anew in every fit, which is part of its cost. `fit` rows compare like with like: the same NUTS
+settings (128 warm-up steps, 64 draws, two outputs) by BoTorch's `fit_fully_bayesian_model_nuts` and
+by ours. BoTorch at n = 500 is left out: it takes a quarter of an hour.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_padding_does_not_change_the_density() -> None:
 
 
 def test_the_density_is_that_of_botorchs_model() -> None:
-    """Differences of the log joint, without its normalisation, against numpyro on BoTorch's model."""
+    """Log joint differences, which need no normalisation, against numpyro on BoTorch's model."""
     from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
     from numpyro.infer.util import log_density
 
