@@ -232,7 +232,7 @@ def _secrets(tree: Tree) -> Iterator[Problem]:
     for path, value in yamltree.scalars(tree.value):
         if isinstance(value, str) and looks_secret(value):
             yield Problem(
-                _place(path, tree),
+                _where(path, tree),
                 "looks like a key or a password (not shown)",
                 "no secrets in a study",
                 "name a file that holds it, or give it to the machines that need it, and change this one",
@@ -247,20 +247,20 @@ def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:
         if error["type"] == "extra_forbidden":
             out.append(_unknown_key(path, tree))
         elif error["type"] == "missing":
-            out.append(Problem(_place(path, tree), "is missing", _describe(path), f"add '{path[-1]}:'"))
+            out.append(Problem(_where(path, tree), "is missing", _describe(path), f"add '{path[-1]}:'"))
         else:
             got, expected = merged.setdefault(path, (_got(error, path, tree), []))
             expected.append(_expected(error))
     faulty = {problem.where for problem in tree.problems}
     for path, (got, expected) in merged.items():
         if not got:  # a section whose values do not fit together: what is said of it is the fact
-            out.append(Problem(_place(path, tree), "; ".join(expected)))
+            out.append(Problem(_where(path, tree), "; ".join(expected)))
             continue
-        if _place(path, tree) in faulty:  # the YAML itself was at fault there, and that is said already
+        if _where(path, tree) in faulty:  # the YAML itself was at fault there, and that is said already
             continue
         wanted = " or ".join(dict.fromkeys(expected))
         about = _describe(path)
-        out.append(Problem(_place(path, tree), got, f"{wanted} ({about})" if about else wanted))
+        out.append(Problem(_where(path, tree), got, f"{wanted} ({about})" if about else wanted))
     return out
 
 
@@ -274,7 +274,7 @@ def _expected(error: ErrorDetails) -> str:
     }.get(error["type"], text)
 
 
-def _place(path: KeyPath, tree: Tree) -> str:
+def _where(path: KeyPath, tree: Tree) -> str:
     known = next((path[:i] for i in range(len(path), -1, -1) if path[:i] in tree.lines), None)
     prefix = ""
     if known is not None:
@@ -310,7 +310,7 @@ def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
     ]
     close = homes or difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
     remedy = "did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
-    return Problem(_place(path, tree), "unknown key", "one of " + ", ".join(valid), remedy)
+    return Problem(_where(path, tree), "unknown key", "one of " + ", ".join(valid), remedy)
 
 
 def _describe(path: KeyPath) -> str:

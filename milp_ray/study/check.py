@@ -31,7 +31,7 @@ from milp_ray.study.alias_key import given_key
 from milp_ray.study.exposure import exposures
 from milp_ray.study.inputs import Inputs, load_base_fingerprint, load_space
 from milp_ray.study.location import refuse_existing, run_location
-from milp_ray.study.preflight import attempt, preflight, together
+from milp_ray.study.preflight import attempt, combined, preflight
 from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.users import Users, load_users
@@ -68,7 +68,7 @@ def check_study(study: Study) -> RenderableType:
         first_steps = looked.first_steps
     progress = attempt(lambda: _progress(run, users), found) if run and users else None
     if found or structure is None or users is None:
-        raise together(study, found)
+        raise combined(study, found)
     return _description(study, Inputs(users, *structure), first_steps, progress or "")
 
 

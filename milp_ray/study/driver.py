@@ -17,7 +17,7 @@ from milp_ray.study.alias_key import given_key
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.location import refuse_existing, run_location
 from milp_ray.study.population import Population
-from milp_ray.study.preflight import preflight, together
+from milp_ray.study.preflight import combined, preflight
 from milp_ray.study.prompt_frame import prompt_frame
 from milp_ray.study.provenance import changed_packages, fewer_trials
 from milp_ray.study.results import save_experiment
@@ -45,7 +45,7 @@ def _made(study: Study) -> tuple[RunFolder, Inputs]:
     key = given_key(study) or new_key()
     inputs = load_inputs(study, key)
     if faults := preflight(study, inputs.architecture, inputs.users).faults:
-        raise together(study, faults)
+        raise combined(study, faults)
     return RunFolder.create(study, inputs.users.fingerprint, key, inputs.base, prompt_frame(study)), inputs
 
 
@@ -203,7 +203,7 @@ def _preflight(run: Run) -> None:
     first_steps = bool(changed_packages(run.folder.meta))
     found = preflight(study, inputs.architecture, inputs.users, first_steps=first_steps)
     if found.faults:
-        raise together(study, found.faults)
+        raise combined(study, found.faults)
 
 
 @contextlib.contextmanager

@@ -188,10 +188,10 @@ def attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:
         return None
 
 
-def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
+def combined(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     """One error that tells all of them, in their order."""
     problems = [  # each once: several steps may meet the same
-        Problem(_place(title, p.where), p.fact, p.expected, p.remedy)
+        Problem(_where(title, p.where), p.fact, p.expected, p.remedy)
         for error in found
         for title in [error.title if isinstance(error, ProblemsError) else ""]
         for p in error.problems
@@ -202,6 +202,6 @@ def together(study: Study, found: Sequence[MilpRayError]) -> StudyError:
     return result
 
 
-def _place(title: str, where: str) -> str:
-    """Where a problem is: of data, the place names the file already ("users.jsonl:3 (byte 0)")."""
+def _where(title: str, where: str) -> str:
+    """Where a problem is: of data, ``where`` names the file already ("users.jsonl:3 (byte 0)")."""
     return ", ".join(part for part in ("" if title and where.startswith(title) else title, where) if part)

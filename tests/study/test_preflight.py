@@ -193,5 +193,5 @@ def test_a_run_that_is_gone_on_with_is_looked_at_before_ray_starts(
 def test_each_place_is_named_once_and_apart_from_its_source() -> None:
     data = DataError("users.jsonl", [Problem("users.jsonl:3 (byte 0)", "is not UTF-8")])
     run = StudyError("the run runs/f is of another study", [Problem("seed", "is 4, and was 3")])
-    told = str(looking.together(Study.model_construct(name="f"), [data, run]))
+    told = str(looking.combined(Study.model_construct(name="f"), [data, run]))
     assert told.count("users.jsonl") == 1 and "another study, seed: is 4" in told
