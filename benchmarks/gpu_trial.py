@@ -148,7 +148,10 @@ def peers_data(base: BaseModel, study: Any, person: Any) -> tuple[list[Row], lis
         for example in examples:
             ids = torch.tensor(example.ids)
             rows.append(
-                {"input_ids": ids, "labels": ids.clone().index_fill_(0, torch.arange(example.start), -100)}
+                {
+                    "input_ids": ids,
+                    "labels": ids.clone().index_fill_(0, torch.arange(example.prompt_length), -100),
+                }
             )
         return rows
 

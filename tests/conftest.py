@@ -105,7 +105,7 @@ def tiny_bases(load_tiny: Callable[[str], BaseModel]) -> dict[str, BaseModel]:
 def llama(tiny_bases: dict[str, BaseModel]) -> BaseModel:
     """The tiny Llama with an empty token cache."""
     base = tiny_bases["llama"]
-    base.tokens.clear()
+    base.token_cache.clear()
     return base
 
 

@@ -103,4 +103,4 @@ def _batch_loss(base: BaseModel, examples: Sequence[Example]) -> LossSum:
         with base.measuring():
             found = token_losses(base, collate(mine or examples[:1], base)).double().sum().item()
         nats = found if mine else 0.0
-    return LossSum(group.total([nats])[0], sum(example.targets for example in examples))
+    return LossSum(group.total([nats])[0], sum(example.num_labels for example in examples))

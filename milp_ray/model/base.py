@@ -22,13 +22,13 @@ from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_of
-from milp_ray.model.batches import TokenCache
 from milp_ray.model.fused import adapt, fuse
 from milp_ray.model.load_errors import fitting
 from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, place
 from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
 from milp_ray.model.requirements import check_requirements
 from milp_ray.model.streaming import Weights, streamed, weights_of
+from milp_ray.model.token_cache import TokenCache
 from milp_ray.model.weights import from_pretrained
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,7 +52,7 @@ class BaseModel:
         root: the model as what token ids go through.
         parallel: the ranks that share it, and how.
         attached: the memory that sits on it right now, if any.
-        tokens: texts encoded lately, so that the trials of one user encode them once.
+        token_cache: texts encoded lately, so that the trials of one user encode them once.
         fused: whether it lies whole on a GPU, with fused functions (:mod:`milp_ray.model.fused`), and
             steps on it may be captured if they can be.
         capturable: whether they can: its forward pass asks the GPU for nothing, and no capture has failed but
@@ -71,7 +71,7 @@ class BaseModel:
     root: Root = field(init=False, repr=False)
     parallel: Parallel = field(default=ALONE, repr=False)
     attached: adapters.Attached | None = field(default=None, repr=False)
-    tokens: TokenCache = field(default_factory=TokenCache, repr=False)
+    token_cache: TokenCache = field(default_factory=TokenCache, repr=False)
     fused: bool = field(default=False, repr=False)
     capturable: bool = field(init=False, repr=False)
 

@@ -1,17 +1,18 @@
-"""Texts as token ids, batches of them, and the loss of the tokens that count.
+"""Token ids of texts, batches of them, and the loss of their labels.
 
-Shapes: ``B`` texts of a batch, ``T`` tokens of its longest. Texts are padded on the right and nothing attends
-to the right, so that no attention mask is needed: what a real token sees is the same in any batch. Positions
-are given to RoBERTa, which would otherwise read them off its padding id. Which tokens count is decided
-by position, never by token id. Does *not* cover generation (:mod:`milp_ray.evaluation.decoding`).
+A label is a token that the loss counts. Whether a token is one is decided by its position, never by
+its id. Shapes: ``B`` texts of a batch, ``T`` tokens of its longest, ``k`` labels.
+
+Texts are padded on the right. A causal model attends to the left, so no attention mask is needed:
+a real token sees the same in any batch. RoBERTa gets its positions, which it would otherwise read
+off its padding id. Does *not* cover generation (:mod:`milp_ray.evaluation.decoding`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,146 +24,124 @@ from milp_ray.data.records import Sample
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
 
-Made = TypeVar("Made")
-_NOTHING = -100  # in the place of a wanted token
+IGNORE_INDEX = -100
+"""The label of a position that the loss leaves out, as torch and transformers have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of a text, and the position of the first one that the loss counts (1 or more)."""
+    """Token ids of a text: a prompt, whose tokens are no labels, and what follows, which are.
+
+    Attributes:
+        ids: of the whole text.
+        prompt_length: tokens before the first label, at least 1: nothing predicts a first token.
+    """
 
     ids: tuple[int, ...]
-    start: int
+    prompt_length: int
 
     @property
-    def targets(self) -> int:
-        """How many of its tokens the loss counts."""
-        return len(self.ids) - self.start
+    def num_labels(self) -> int:
+        """Number of tokens that the loss counts."""
+        return len(self.ids) - self.prompt_length
 
     def __repr__(self) -> str:  # token ids are user text
-        return f"Example(<{len(self.ids)} tokens>, start={self.start})"
+        return f"Example(<{len(self.ids)} tokens>, prompt_length={self.prompt_length})"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a model sees of a batch, and what the loss counts of it.
+    """Padded token ids and their labels.
 
     Attributes:
-        ids: padded token ids, ``B x T``.
-        places: where the ``k`` tokens that count are predicted, in the flattened ``B x (T - 1)`` positions.
-            Numbers made beforehand: a mask would have the GPU wait until its ones are counted.
-        wanted: these tokens' ids.
-        tokens: real (unpadded) tokens.
+        ids: ``B x T``.
+        target_positions: where the labels are predicted, ``k`` indices of the ``B x (T - 1)``
+            positions, flattened. Indices, since a mask would have the GPU wait for their number.
+        labels: token ids, ``k``; :data:`IGNORE_INDEX` where a position is padding.
+        num_tokens: real (unpadded) tokens.
     """
 
     ids: Tensor
-    places: Tensor
-    wanted: Tensor
-    tokens: int
+    target_positions: Tensor
+    labels: Tensor
+    num_tokens: int
 
     @property
-    def targets(self) -> int:
+    def num_labels(self) -> int:
         """``k``."""
-        return len(self.wanted)
+        return len(self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes that a batch is padded to: texts, tokens of each that the model sees, tokens that count."""
+    """Sizes that a batch is padded to: texts, positions that the model sees of each, labels."""
 
     rows: int
     positions: int
-    targets: int
-
-
-class TokenCache:
-    """Encoded texts of the users seen last, least recently used first out.
-
-    The key holds the texts themselves, so that an entry can never be stale.
-    """
-
-    def __init__(self, size: int = 64) -> None:
-        self._size = size
-        self._entries: OrderedDict[Hashable, object] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What is kept under ``key``, made by ``make`` when it is not."""
-        if key not in self._entries:
-            self._entries[key] = make()
-            if len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(key)
-        return self._entries[key]  # type: ignore[return-value]
-
-    def clear(self) -> None:
-        """Forget every user's tokens."""
-        self._entries.clear()
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    num_labels: int
 
 
 def history_examples(base: BaseModel, prompts: Prompts, texts: Sequence[str]) -> list[Example]:
-    """The texts of stage 1: every token but the first counts. A text of fewer than two tokens is left out."""
+    """Texts of stage 1: every token but the first is a label. Texts of one token are left out."""
     encoded = (tuple(prompts.encode_history(base.tokenizer, text)) for text in texts)
     return [Example(ids, 1) for ids in encoded if len(ids) > 1]
 
 
 def sample_examples(base: BaseModel, prompts: Prompts, samples: Sequence[Sample]) -> list[Example]:
-    """The samples of stage 2: the response and its end token count."""
+    """Samples of stage 2: the response and its end token are labels."""
     encoded = [prompts.encode_sample(base.tokenizer, sample) for sample in samples]
     examples = [Example(tuple(one.input_ids), max(one.prompt_length, 1)) for one in encoded]
-    return [example for example in examples if len(example.ids) > example.start]
+    return [example for example in examples if example.num_labels > 0]
 
 
 def collate(examples: Sequence[Example], base: BaseModel, shape: Shape | None = None) -> Batch:
-    """A batch on the base's device, padded on the right to the longest of ``examples`` (at least one).
+    """A batch on the base's device, padded on the right to the longest of ``examples``.
 
     Args:
-        examples: the texts.
+        examples: at least one.
         base: whose device, and padding.
-        shape: what to pad to instead. A target that is added has no token that is wanted (-100).
+        shape: what to pad to instead; labels that are added are :data:`IGNORE_INDEX`.
     """
     longest = max(len(example.ids) for example in examples) if shape is None else shape.positions + 1
     rows = [list(example.ids) + [base.pad_id] * (longest - len(example.ids)) for example in examples]
-    places: list[int] = []
-    wanted: list[int] = []
+    target_positions: list[int] = []
+    labels: list[int] = []
     for row, example in enumerate(examples):
-        first = row * (longest - 1)
-        places += range(first + example.start - 1, first + len(example.ids) - 1)
-        wanted += example.ids[example.start :]
+        first = row * (longest - 1)  # of the row's positions; position i predicts token i + 1
+        target_positions += range(first + example.prompt_length - 1, first + len(example.ids) - 1)
+        labels += example.ids[example.prompt_length :]
     if shape is not None:
         rows += [[base.pad_id] * longest] * (shape.rows - len(rows))
-        places += [0] * (shape.targets - len(places))
-        wanted += [_NOTHING] * (shape.targets - len(wanted))
-    tokens = sum(len(example.ids) for example in examples)
-    places_there, wanted_there = _there([places, wanted], base.device)
-    return Batch(_there(rows, base.device), places_there, wanted_there, tokens)
+        target_positions += [0] * (shape.num_labels - len(target_positions))
+        labels += [IGNORE_INDEX] * (shape.num_labels - len(labels))
+    positions_there, labels_there = _to_device([target_positions, labels], base.device)
+    num_tokens = sum(len(example.ids) for example in examples)
+    return Batch(_to_device(rows, base.device), positions_there, labels_there, num_tokens)
 
 
-def _there(numbers: list[list[int]], device: torch.device) -> Tensor:
-    """On a device, without a wait for what that is busy with."""
+def _to_device(numbers: list[list[int]], device: torch.device) -> Tensor:
+    """A tensor on the device, without waiting for what that is busy with."""
     made = torch.tensor(numbers)
     return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
 
 
 def token_losses(base: BaseModel, batch: Batch) -> Tensor:
-    """Negative log-likelihood of every token that counts, in nats: fp32, ``batch.targets`` numbers; 0 where
-    nothing is wanted.
+    """Negative log-likelihood of each label, in nats: fp32, ``k``; 0 for :data:`IGNORE_INDEX`.
 
-    Logits are made for those positions only; with a large vocabulary they would dominate otherwise.
+    Logits are computed at the labels' positions alone: of a large vocabulary, those of all
+    positions would take most of the memory.
     """
     inputs = batch.ids[:, :-1]
     offset, positions = base.architecture.position_offset, None
     if offset:  # otherwise the model counts so itself
         positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
     logits = base.logits(
-        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places),
+        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.target_positions),
         input_ids=inputs,
         position_ids=positions,
         use_cache=False,
     )
-    return functional.cross_entropy(logits.float(), batch.wanted, reduction="none", ignore_index=_NOTHING)
+    return functional.cross_entropy(logits.float(), batch.labels, reduction="none", ignore_index=IGNORE_INDEX)
 
 
 class Part:

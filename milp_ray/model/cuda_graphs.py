@@ -62,8 +62,8 @@ class Graphs:
     def shape(self, texts: Sequence[Example]) -> Shape:
         """What a batch is padded to: one of few."""
         positions = min(_up(_positions(texts), self._grain), self._longest)
-        targets = sum(text.targets for text in texts)
-        return Shape(self._rows, positions, _up(targets, -(-self._rows * positions // 4)))
+        num_labels = sum(text.num_labels for text in texts)
+        return Shape(self._rows, positions, _up(num_labels, -(-self._rows * positions // 4)))
 
     def part(self, texts: Sequence[Example], targets: float) -> Part:
         """The part of a batch; see :class:`Part`.
@@ -114,16 +114,16 @@ class _Replayed(_Beside):
     def __init__(self, graphs: Graphs, base: BaseModel, shape: Shape) -> None:
         device = base.device
         ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
-        places, wanted = torch.zeros(2, shape.targets, dtype=torch.long, device=device)
+        target_positions, labels = torch.zeros(2, shape.num_labels, dtype=torch.long, device=device)
         self._whole = torch.ones((), device=device)
-        super().__init__(graphs, base, Batch(ids, places, wanted, 0), self._whole)
+        super().__init__(graphs, base, Batch(ids, target_positions, labels, 0), self._whole)
         self._replay: Work | None = None
 
     def fill(self, batch: Batch, targets: float) -> None:
         """Take over a batch, after whatever the device is busy with."""
         self._batch.ids.copy_(batch.ids, non_blocking=True)
-        self._batch.places.copy_(batch.places, non_blocking=True)
-        self._batch.wanted.copy_(batch.wanted, non_blocking=True)
+        self._batch.target_positions.copy_(batch.target_positions, non_blocking=True)
+        self._batch.labels.copy_(batch.labels, non_blocking=True)
         self._whole.fill_(targets)
 
     def backward(self) -> Tensor:

@@ -187,7 +187,7 @@ class Fitting:
         graphs = Graphs(base, mine) if fixed and mine else None
         try:
             for share, texts, whole in zip(shares, mine, batches, strict=True):
-                targets = sum(text.targets for text in whole) if share else math.inf
+                targets = sum(text.num_labels for text in whole) if share else math.inf
                 yield graphs.part(texts, targets) if graphs else Part(base, collate(texts, base), targets)
         finally:
             if graphs:

@@ -353,7 +353,7 @@ class Trial:
             raise TrialFailed("loss is not finite in the measurement")
         if not RESPONSE_METRICS.keys().isdisjoint(self.study.objectives):
             longest = self.study.trial.max_new_tokens
-            prompts = self.base.tokens.get(
+            prompts = self.base.token_cache.get(
                 ("prompts", self.study.prompts, longest, samples),
                 lambda: encode_prompts(self.base, samples, self._prompts, longest),
             )
@@ -384,7 +384,7 @@ class Trial:
 
     def _encoded(self, kind: Literal["history", "samples"], items: Sequence[str | Sample]) -> list[Example]:
         make = history_examples if kind == "history" else sample_examples
-        return self.base.tokens.get(
+        return self.base.token_cache.get(
             (kind, self.study.prompts, tuple(items)),
             lambda: make(self.base, self._prompts, items),  # type: ignore[arg-type]
         )

@@ -16,7 +16,6 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import (
     Example,
-    TokenCache,
     by_length,
     collate,
     history_examples,
@@ -61,8 +60,8 @@ def test_by_length_is_longest_first() -> None:
 def test_collate_counts_by_position(tiny_bases: dict[str, BaseModel]) -> None:
     batch = collate([Example((1, 0, 0, 2), 2), Example((1, 5), 1)], tiny_bases["llama"])
     assert batch.ids.tolist() == [[1, 0, 0, 2], [1, 5, 0, 0]]
-    assert batch.places.tolist() == [1, 2, 3]  # of the positions before tokens 1 to 3 of both texts
-    assert (batch.tokens, batch.targets) == (6, 3)
+    assert batch.target_positions.tolist() == [1, 2, 3]  # of the positions before tokens 1 to 3 of both texts
+    assert (batch.num_tokens, batch.num_labels) == (6, 3)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "roberta"])
@@ -71,7 +70,7 @@ def test_losses_do_not_depend_on_the_rest_of_the_batch(name: str, tiny_bases: di
     prompts = Prompts(PromptSettings(max_length=64))
     texts = ["my dog", "a cat would rather sleep near a stove all day", "the old"]
     examples = history_examples(base, prompts, texts)
-    assert [example.start for example in examples] == [1, 1, 1]
+    assert [example.prompt_length for example in examples] == [1, 1, 1]
     with torch.no_grad():
         together = token_losses(base, collate(examples, base))
         alone = torch.cat([token_losses(base, collate([example], base)) for example in examples])
@@ -81,20 +80,6 @@ def test_losses_do_not_depend_on_the_rest_of_the_batch(name: str, tiny_bases: di
 
 def test_no_repr_shows_tokens() -> None:
     assert "17" not in repr(Example((17, 17, 17, 17), 1))
-
-
-def test_cache_forgets_the_least_used() -> None:
-    cache, made = TokenCache(2), []
-
-    def make(value: str) -> str:
-        made.append(value)
-        return value
-
-    for key in ("a", "b", "a", "c", "a", "b"):
-        assert cache.get(key, lambda key=key: make(key)) == key  # type: ignore[misc]
-    assert made == ["a", "b", "c", "b"]
-    cache.clear()
-    assert len(cache) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +121,8 @@ def test_attention_is_the_fast_one_in_a_captured_step(
     """While a graph is captured transformers cannot look whether texts are packed, and would make a mask."""
     batch = collate([Example(tuple(range(5, 21)), 1), Example((7, 3, 9), 1)], masked)
     logits = masked.root(
-        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.places), input_ids=batch.ids[:, :-1]
+        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.target_positions),
+        input_ids=batch.ids[:, :-1],
     )
     attention, find = functional.scaled_dot_product_attention, masking_utils.find_packed_sequence_indices
     seen = set()
@@ -149,7 +135,7 @@ def test_attention_is_the_fast_one_in_a_captured_step(
     monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: True)
     found = token_losses(masked, batch)
     assert seen == {(True, True)}
-    assert torch.equal(found, functional.cross_entropy(logits, batch.wanted, reduction="none"))
+    assert torch.equal(found, functional.cross_entropy(logits, batch.labels, reduction="none"))
     assert masking_utils.find_packed_sequence_indices is find
 
 

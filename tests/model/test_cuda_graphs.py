@@ -47,8 +47,10 @@ def drawn_anew() -> None:
     DRAW.manual_seed(5)
 
 
-def texts(lengths: list[int], start: int = 1) -> list[Example]:
-    return [Example(tuple(torch.randint(3, 60, (n,), generator=DRAW).tolist()), start) for n in lengths]
+def texts(lengths: list[int], prompt_length: int = 1) -> list[Example]:
+    return [
+        Example(tuple(torch.randint(3, 60, (n,), generator=DRAW).tolist()), prompt_length) for n in lengths
+    ]
 
 
 class Recorder:
@@ -138,14 +140,14 @@ def adapted_llama(tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
         yield base
 
 
-@pytest.mark.parametrize("start", [1, 4])
-def test_padded_parts_are_the_parts(base: BaseModel, start: int) -> None:
-    batches = [texts([9 + step, 5, 14, 7][: 4 - step % 3], start) for step in range(8)] * 3
+@pytest.mark.parametrize("prompt_length", [1, 4])
+def test_padded_parts_are_the_parts(base: BaseModel, prompt_length: int) -> None:
+    batches = [texts([9 + step, 5, 14, 7][: 4 - step % 3], prompt_length) for step in range(8)] * 3
     with adapted(base):
         record = Recorder()
         made = Graphs(base, batches, record)
         for batch in batches:
-            targets = sum(text.targets for text in batch)
+            targets = sum(text.num_labels for text in batch)
             wanted, expected = gradients(base, Part(base, collate(batch, base), targets))
             found, grads = gradients(base, made.part(batch, targets))
             assert found == pytest.approx(wanted, rel=1e-5)
@@ -192,7 +194,7 @@ def test_what_cannot_be_captured_is_done_as_usual(adapted_llama: BaseModel) -> N
     assert len(record.captured) == 1, "tried once"
 
 
-def test_targets_that_are_not_wanted_lose_nothing(tiny_bases: dict[str, BaseModel]) -> None:
+def test_labels_that_are_added_lose_nothing(tiny_bases: dict[str, BaseModel]) -> None:
     base = tiny_bases["llama"]
     batch = texts([6, 3])
     shape = Graphs(base, [batch]).shape(batch)
@@ -347,7 +349,7 @@ def test_a_step_without_room_is_done_again_without_graphs(
     def steps(made: Graphs | None) -> Iterator[list[float]]:
         with stepping(attached.parameters(), STUDY.optimizer, ALONE) as stepper:
             for batch in (often, often, often, rare, often):
-                targets = sum(text.targets for text in batch)
+                targets = sum(text.num_labels for text in batch)
                 plain = Part(adapted_llama, collate(batch, adapted_llama), targets)
                 yield stepper.step(made.part(batch, targets) if made else plain, 1e-2).tolist()
 
