@@ -144,32 +144,36 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits.float(), batch.labels, reduction="none", ignore_index=IGNORE_INDEX)
 
 
-class Part:
-    """This rank's part of the mean loss over a batch's tokens.
+class RankLoss:
+    """This rank's share of a batch's mean loss; the sum over the ranks is that mean.
 
     Args:
         base: with an adapter attached.
-        batch: of this rank's texts.
-        targets: tokens that count in the whole batch, of all ranks; infinite where this rank has no text of
-            its own and takes part with another's, which counts for nothing.
+        batch: the texts of this rank.
+        num_labels: of the whole batch, of all ranks; infinite where this rank has no text of its
+            own: it goes through another rank's, with a loss of 0.
     """
 
-    def __init__(self, base: BaseModel, batch: Batch, targets: float | Tensor) -> None:
-        self._base, self._batch, self._targets = base, batch, targets
+    def __init__(self, base: BaseModel, batch: Batch, num_labels: float | Tensor) -> None:
+        self._base, self._batch, self._num_labels = base, batch, num_labels
 
     def __call__(self) -> Tensor:
-        """The part, of which gradients can be taken."""
-        return token_losses(self._base, self._batch).sum() / self._targets
+        """The loss, a scalar with a graph of gradients."""
+        return token_losses(self._base, self._batch).sum() / self._num_labels
 
     def backward(self) -> Tensor:
-        """The part; its gradients are added to the parameters'."""
-        value = self()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
+        """Add its gradients to those of the parameters; returns the loss, a scalar."""
+        loss = self()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
-    def let_go(self) -> bool:
-        """Give up memory that is held to be faster; whether there was any, and ``backward`` is worth another
-        try. It may have added to some of the gradients."""
+    def release(self) -> bool:
+        """Free what memory is held for speed.
+
+        Returns:
+            Whether there was any, so that ``backward`` is worth a second try. The first one may
+            have changed some of the gradients.
+        """
         return False
 
 

@@ -1,12 +1,13 @@
-"""Training steps captured once per shape of batch, as CUDA graphs, and replayed from then on.
+"""Training steps captured as CUDA graphs, once per shape of batch, and replayed from then on.
 
-A step of a 7B model on short texts keeps a fast GPU busy for less time than its thousands of kernels take to
-start from Python: the GPU waits for the host. A captured step starts them all at once. A graph is made for
-fixed sizes, so batches are padded to a few (:class:`Shape`), and captured only where that pays. Nothing that
-is drawn can be captured (LoRA dropout), nor what DeepSpeed does; where capturing fails, steps go on as usual.
+A step of a 7B model on short texts computes for less time than Python takes to start its thousands
+of kernels: the GPU waits for the host. A replayed graph starts them all at once. A graph has fixed
+sizes, so batches are padded to a few shapes (:class:`~milp_ray.model.batches.Shape`), and a shape
+is captured only if it recurs often enough. LoRA dropout (random numbers) and DeepSpeed cannot be
+captured; where a capture fails, steps run eagerly.
 
-What is in a graph is one rank's forward and backward, adding to the gradients that the parameters have; the
-optimizer's step is not.
+A graph holds one rank's forward and backward pass, which adds to the gradients that the parameters
+have. The optimizer's step is not in it.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from milp_ray.model.batches import Batch, Example, Part, Shape, collate
+from milp_ray.model.batches import Batch, Example, RankLoss, Shape, collate
 from milp_ray.model.limits import is_out_of_memory
 
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
 
 _LOG = logging.getLogger(__name__)
-_WORTH = 5  # uses of a graph that pay for its capture, which takes as long as three or four steps
-_GRAINS = 8  # lengths that batches are padded to
-_FINEST = 16
+_MIN_USES = 5  # of a graph: its capture takes as long as three or four steps
+_BUCKETS = 8  # lengths that batches are padded to
+_MIN_BUCKET = 16  # tokens between two such lengths
 
 Work = Callable[[], Tensor]
 Capture = Callable[[Work], Work | None]
 
 
 class Graphs:
-    """Makes the parts of a stage's batches, captured or not; they are of use as long as this is.
+    """Makes the losses of a stage's batches, captured or not; they are valid as long as this is.
 
     Args:
         base: with an adapter attached, fused, on a GPU.
-        batches: what is to come, each this rank's texts of a batch.
+        batches: of the whole stage, each the texts of this rank.
         capture: captures a step, as :class:`Pool` does.
     """
 
@@ -53,95 +54,96 @@ class Graphs:
         self._base, self._pool = base, capture or Pool(base)
         self._rows = max(map(len, batches))
         self._longest = max(_positions(texts) for texts in batches)
-        self._grain = max(_FINEST, -(-self._longest // _GRAINS))
-        self._left = Counter(self.shape(texts) for texts in batches)
-        self._parts: dict[Shape, _Replayed] = {}
-        self._usable = True
-        self._begun = False
+        self._bucket = max(_MIN_BUCKET, -(-self._longest // _BUCKETS))
+        self._uses_left = Counter(self.shape(texts) for texts in batches)
+        self._captured: dict[Shape, _CapturedLoss] = {}
+        self._enabled = True
+        self._warm = False
 
     def shape(self, texts: Sequence[Example]) -> Shape:
-        """What a batch is padded to: one of few."""
-        positions = min(_up(_positions(texts), self._grain), self._longest)
+        """The shape that a batch is padded to: one of few."""
+        positions = min(_round_up(_positions(texts), self._bucket), self._longest)
         num_labels = sum(text.num_labels for text in texts)
-        return Shape(self._rows, positions, _up(num_labels, -(-self._rows * positions // 4)))
+        return Shape(self._rows, positions, _round_up(num_labels, -(-self._rows * positions // 4)))
 
-    def part(self, texts: Sequence[Example], targets: float) -> Part:
-        """The part of a batch; see :class:`Part`.
+    def rank_loss(self, texts: Sequence[Example], num_labels: float) -> RankLoss:
+        """The loss of a batch; see :class:`~milp_ray.model.batches.RankLoss`.
 
-        The next one may be made as soon as its ``backward`` has returned: the device need not be done yet.
+        The next one may be made as soon as its ``backward`` has returned: the device need not be
+        done yet.
         """
         shape = self.shape(texts)
-        left = self._left[shape]
-        self._left[shape] -= 1
-        begun, self._begun = self._begun, True  # the first step readies what no graph can hold
-        if self._usable and shape not in self._parts and begun and left >= _WORTH:
-            self._parts[shape] = _Replayed(self, self._base, shape)
-        if (part := self._parts.get(shape)) is not None:
-            part.fill(collate(texts, self._base, shape), targets)
-            return part
-        return _Beside(self, self._base, collate(texts, self._base), targets)
+        left = self._uses_left[shape]
+        self._uses_left[shape] -= 1
+        warm, self._warm = self._warm, True  # the first step sets up what no graph can hold
+        if self._enabled and shape not in self._captured and warm and left >= _MIN_USES:
+            self._captured[shape] = _CapturedLoss(self, self._base, shape)
+        if (loss := self._captured.get(shape)) is not None:
+            loss.fill(collate(texts, self._base, shape), num_labels)
+            return loss
+        return _EagerLoss(self, self._base, collate(texts, self._base), num_labels)
 
     def capture(self, work: Work) -> Work | None:
-        """See :meth:`Pool.__call__`; after a first failure nothing is captured any more, and nothing kept."""
-        replay = self._pool(work) if self._usable else None
+        """See :meth:`Pool.__call__`. After a first failure nothing is captured, and no graph kept."""
+        replay = self._pool(work) if self._enabled else None
         if replay is None:
             self.close()
         return replay
 
     def close(self) -> bool:
-        """Let go of all graphs, and capture no more; whether there were any."""
-        self._usable = False
-        held = [part.drop() for part in self._parts.values()]
-        self._parts.clear()
-        return any(held)
+        """Free all graphs, and capture no more; returns whether there were any."""
+        self._enabled = False
+        dropped = [loss.drop_graph() for loss in self._captured.values()]
+        self._captured.clear()
+        return any(dropped)
 
 
-class _Beside(Part):
-    """A part that has graphs beside it, which can make room for it."""
+class _EagerLoss(RankLoss):
+    """A loss that is computed kernel by kernel, while graphs of other shapes hold memory."""
 
-    def __init__(self, graphs: Graphs, base: BaseModel, batch: Batch, targets: float | Tensor) -> None:
-        super().__init__(base, batch, targets)
-        # Weak: graphs hold parts, and a cycle would keep their memory until the next full collection.
+    def __init__(self, graphs: Graphs, base: BaseModel, batch: Batch, num_labels: float | Tensor) -> None:
+        super().__init__(base, batch, num_labels)
+        # Weak: graphs hold losses, and a cycle would keep their memory until the next full collection.
         self._graphs: Graphs = weakref.proxy(graphs)
 
-    def let_go(self) -> bool:
+    def release(self) -> bool:
         return self._graphs.close()
 
 
-class _Replayed(_Beside):
-    """The part of whatever batch of one shape was filled in last."""
+class _CapturedLoss(_EagerLoss):
+    """The loss of the batch that was filled in last, of batches of one shape."""
 
     def __init__(self, graphs: Graphs, base: BaseModel, shape: Shape) -> None:
         device = base.device
         ids = torch.full((shape.rows, shape.positions + 1), base.pad_id, device=device)
         target_positions, labels = torch.zeros(2, shape.num_labels, dtype=torch.long, device=device)
-        self._whole = torch.ones((), device=device)
-        super().__init__(graphs, base, Batch(ids, target_positions, labels, 0), self._whole)
+        self._whole_labels = torch.ones((), device=device)
+        super().__init__(graphs, base, Batch(ids, target_positions, labels, 0), self._whole_labels)
         self._replay: Work | None = None
 
-    def fill(self, batch: Batch, targets: float) -> None:
-        """Take over a batch, after whatever the device is busy with."""
+    def fill(self, batch: Batch, num_labels: float) -> None:
+        """Copy a batch into the graph's memory, behind whatever the device is busy with."""
         self._batch.ids.copy_(batch.ids, non_blocking=True)
         self._batch.target_positions.copy_(batch.target_positions, non_blocking=True)
         self._batch.labels.copy_(batch.labels, non_blocking=True)
-        self._whole.fill_(targets)
+        self._whole_labels.fill_(num_labels)
 
     def backward(self) -> Tensor:
         if self._replay is None:
             self._replay = self._graphs.capture(super().backward)
         return self._replay() if self._replay is not None else super().backward()
 
-    def drop(self) -> bool:
-        """Do without the graph from now on; whether there was one."""
+    def drop_graph(self) -> bool:
+        """Run eagerly from now on; returns whether there was a graph."""
         replay, self._replay = self._replay, None
         return replay is not None
 
 
 class Pool:
-    """Captures pieces of work on a GPU that never run at the same time, in memory that they share.
+    """Captures pieces of work that never run at the same time, in one pool of GPU memory.
 
     Args:
-        base: what works; where it turns out that it cannot be captured, that is noted there.
+        base: whose work it is; ``base.capturable`` becomes False where a capture fails for good.
     """
 
     def __init__(self, base: BaseModel) -> None:
@@ -149,10 +151,15 @@ class Pool:
         self._handle: Any = None
 
     def __call__(self, work: Work) -> Work | None:
-        """What does the work again: the same kernels, on the same memory.
+        """Capture a piece of work, without doing it.
 
-        Capturing does not do the work. It must have been done once before, on whatever numbers, and must not
-        ask the GPU for anything, draw, or take decisions. None where it cannot be captured.
+        Args:
+            work: done once before, on whatever numbers. It must not read from the GPU, draw random
+                numbers or branch on values.
+
+        Returns:
+            A function that replays it, the same kernels on the same memory; None where it cannot be
+            captured.
         """
         stream = torch.cuda.current_stream()
         try:
@@ -160,8 +167,8 @@ class Pool:
             with torch.cuda.graph(graph, pool=self._handle):
                 result = work()
         except RuntimeError as error:  # no memory for it, or a kernel that cannot be captured
-            torch.cuda.set_stream(stream)  # where the capture cannot even be ended, torch stays on its own
-            # Memory may do for the next one. What cannot be captured will not be later, and costs a pool.
+            torch.cuda.set_stream(stream)  # of a capture that cannot be ended torch keeps the stream
+            # Memory may do for the next one. What cannot be captured now never will, and costs a pool.
             if not any(map(is_out_of_memory, (error, error.__context__ or error))):
                 self._base.capturable = False
             _LOG.warning("not captured, and slower for it: %s", str(error).split("\n")[0])
@@ -176,9 +183,9 @@ class Pool:
 
 
 def _positions(texts: Sequence[Example]) -> int:
-    """What of the longest text the model sees: all but its last token."""
+    """Positions of the longest text that the model sees: of all tokens but the last."""
     return max(len(text.ids) for text in texts) - 1
 
 
-def _up(number: int, grain: int) -> int:
-    return -(-number // grain) * grain
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

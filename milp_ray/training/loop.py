@@ -21,7 +21,7 @@ from torch import Tensor
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
 from milp_ray.model.base import BaseModel
-from milp_ray.model.batches import Example, Part, collate, shuffled
+from milp_ray.model.batches import Example, RankLoss, collate, shuffled
 from milp_ray.model.cuda_graphs import Graphs
 from milp_ray.training.optimizer_steps import Stepper, stepping
 
@@ -153,32 +153,32 @@ class Fitting:
         texts = [[self._examples[index] for index in batch] for batch in batches]
         unmoved = contextlib.nullcontext()
         with (
-            contextlib.closing(self._parts(texts)) as parts,
+            contextlib.closing(self._rank_losses(texts)) as rank_losses,
             stepping(attached.parameters(), settings, base.parallel) as stepper,
         ):
             self._stepper = stepper
             if self._before is not None:
                 stepper.load(self._before)
-            part = next(parts, None)
+            rank_loss = next(rank_losses, None)
             for indices in batches:
-                assert part is not None
+                assert rank_loss is not None
                 attached.train(True)
                 try:
                     with self._random.active() if self._random else unmoved, torch.enable_grad():
                         numbers = stepper.step(
-                            part, settings.learning_rate * rate(self.done, steps, settings.warmup)
+                            rank_loss, settings.learning_rate * rate(self.done, steps, settings.warmup)
                         )
                 finally:
                     attached.train(False)
-                part = next(parts, None)  # while the device is at this step
+                rank_loss = next(rank_losses, None)  # while the device computes this step
                 value, size = numbers.tolist()
                 self.done += 1
                 _check_finite(value, size, self.done, self._stage)
                 yield Progress(self._stage, self.done, steps, value, sum(lengths[index] for index in indices))
             self._stepper = None
 
-    def _parts(self, batches: Sequence[Sequence[Example]]) -> Generator[Part, None, None]:
-        """This rank's part of the loss of every batch, one at a time."""
+    def _rank_losses(self, batches: Sequence[Sequence[Example]]) -> Generator[RankLoss, None, None]:
+        """This rank's share of the loss of every batch, one at a time."""
         base, group = self._base, self._base.parallel.group
         # A rank without a text of its own takes part with another's, which counts for nothing.
         shares = [group.share(texts) for texts in batches]
@@ -187,8 +187,11 @@ class Fitting:
         graphs = Graphs(base, mine) if fixed and mine else None
         try:
             for share, texts, whole in zip(shares, mine, batches, strict=True):
-                targets = sum(text.num_labels for text in whole) if share else math.inf
-                yield graphs.part(texts, targets) if graphs else Part(base, collate(texts, base), targets)
+                num_labels = sum(text.num_labels for text in whole) if share else math.inf
+                if graphs:
+                    yield graphs.rank_loss(texts, num_labels)
+                else:
+                    yield RankLoss(base, collate(texts, base), num_labels)
         finally:
             if graphs:
                 graphs.close()

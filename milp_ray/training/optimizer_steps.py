@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
-from milp_ray.model.batches import Part
+from milp_ray.model.batches import RankLoss
 from milp_ray.model.limits import is_out_of_memory
 from milp_ray.model.parallel.group import Group
 from milp_ray.model.parallel.sharding import Parallel
@@ -33,16 +33,16 @@ _BUCKET = 50_000_000  # numbers of one ZeRO bucket; an adapter seldom fills one
 class Stepper(Protocol):
     """Steps one adapter through one stage."""
 
-    def step(self, part: Part, rate: float) -> Tensor:
-        """One step of all ranks.
+    def step(self, loss: RankLoss, lr: float) -> Tensor:
+        """One optimizer step of all ranks.
 
         Args:
-            part: of this rank.
-            rate: the learning rate of this step.
+            loss: of this rank.
+            lr: the learning rate of this step.
 
         Returns:
-            The whole loss, and the norm of the whole gradient before clipping: 2 numbers on the device, which
-            may still be at it.
+            The loss and the gradient's norm before clipping, both of the whole batch: 2 numbers on
+            the device, which may still be computing them.
         """
         ...
 
@@ -139,26 +139,26 @@ class _Reduced:
             matrix.data, matrix.grad = value.view_as(matrix), grad.view_as(matrix)
         self._optimizer = _adamw([self._flat], settings, fused=True)
 
-    def step(self, part: Part, rate: float) -> Tensor:
+    def step(self, loss: RankLoss, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         self._sums.zero_()
-        self._sums[-1] = self._backward(part)
+        self._sums[-1] = self._backward(loss)
         self._group.reduce(self._sums)
         norm = torch.nn.utils.clip_grad_norm_([self._flat], self._most)
         self._optimizer.step()
         return torch.stack([self._sums[-1], norm.detach()])
 
-    def _backward(self, part: Part) -> Tensor:
-        """This rank's loss, its gradients in the sums; of no concern to the others, even if tried twice."""
+    def _backward(self, loss: RankLoss) -> Tensor:
+        """This rank's loss, its gradients in the sums. The other ranks do not notice a second try."""
         try:
-            return part.backward()
+            return loss.backward()
         except RuntimeError as error:
-            if not (is_out_of_memory(error) and part.let_go()):
+            if not (is_out_of_memory(error) and loss.release()):
                 raise
         torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
         self._sums.zero_()
-        return part.backward()
+        return loss.backward()
 
     def state(self) -> dict[str, Tensor]:
         return _state_of(self._optimizer)
@@ -179,8 +179,8 @@ class _Adapter(nn.Module):
         super().__init__()
         self.parts = nn.ParameterList(parameters)
 
-    def forward(self, part: Part) -> Tensor:
-        return part()
+    def forward(self, loss: RankLoss) -> Tensor:
+        return loss()
 
 
 class _Zero:
@@ -215,13 +215,13 @@ class _Zero:
             self._optimizer,
         )
 
-    def step(self, part: Part, rate: float) -> Tensor:
+    def step(self, loss: RankLoss, lr: float) -> Tensor:
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-        value = self._engine(part)
-        self._engine.backward(value * self._group.size)  # DeepSpeed takes the mean over ranks
+            group["lr"] = lr
+        own = self._engine(loss)
+        self._engine.backward(own * self._group.size)  # DeepSpeed takes the mean over ranks
         self._engine.step()
-        total = self._group.total([float(value.detach())])[0]
+        total = self._group.total([float(own.detach())])[0]
         return torch.tensor([total, float(self._engine.get_global_grad_norm())])
 
     def state(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from milp_ray.evaluation.decoding import Fixed, Growing, decoder
 from milp_ray.memory.adapters import lora_config
 from milp_ray.model import cuda_graphs as graphs
 from milp_ray.model.base import BaseModel, load_base
-from milp_ray.model.batches import Example, Part, collate, token_losses
+from milp_ray.model.batches import Example, RankLoss, collate, token_losses
 from milp_ray.model.cuda_graphs import Graphs, Pool, Work
 from milp_ray.model.parallel.sharding import ALONE
 from milp_ray.training.optimizer_steps import stepping
@@ -112,12 +112,12 @@ def base(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> Ba
     return tiny_bases[request.param]
 
 
-def gradients(base: BaseModel, part: Part) -> tuple[float, list[Tensor]]:
+def gradients(base: BaseModel, loss: RankLoss) -> tuple[float, list[Tensor]]:
     assert base.attached is not None
     parameters = base.attached.parameters()
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    value = float(part.backward())
+    value = float(loss.backward())
     return value, [parameter.grad for parameter in parameters]  # type: ignore[misc]
 
 
@@ -141,15 +141,15 @@ def adapted_llama(tiny_bases: dict[str, BaseModel]) -> Iterator[BaseModel]:
 
 
 @pytest.mark.parametrize("prompt_length", [1, 4])
-def test_padded_parts_are_the_parts(base: BaseModel, prompt_length: int) -> None:
+def test_padded_losses_are_the_losses(base: BaseModel, prompt_length: int) -> None:
     batches = [texts([9 + step, 5, 14, 7][: 4 - step % 3], prompt_length) for step in range(8)] * 3
     with adapted(base):
         record = Recorder()
         made = Graphs(base, batches, record)
         for batch in batches:
-            targets = sum(text.num_labels for text in batch)
-            wanted, expected = gradients(base, Part(base, collate(batch, base), targets))
-            found, grads = gradients(base, made.part(batch, targets))
+            num_labels = sum(text.num_labels for text in batch)
+            wanted, expected = gradients(base, RankLoss(base, collate(batch, base), num_labels))
+            found, grads = gradients(base, made.rank_loss(batch, num_labels))
             assert found == pytest.approx(wanted, rel=1e-5)
             for one, other in zip(grads, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -161,7 +161,7 @@ def test_a_batch_gives_the_same_whenever_it_comes(adapted_llama: BaseModel) -> N
     """Before, when and after its shape is captured."""
     batch = texts([8, 8])
     made = Graphs(adapted_llama, [batch] * 9, Recorder())
-    plain, *values = (gradients(adapted_llama, made.part(batch, 14))[0] for _ in range(9))
+    plain, *values = (gradients(adapted_llama, made.rank_loss(batch, 14))[0] for _ in range(9))
     assert len(set(values)) == 1
     assert values[0] == pytest.approx(plain, abs=1e-6)
 
@@ -170,7 +170,7 @@ def test_a_rank_without_texts_counts_for_nothing(adapted_llama: BaseModel) -> No
     batch = texts([8])
     made = Graphs(adapted_llama, [batch] * 9, Recorder())
     for _ in range(3):
-        value, grads = gradients(adapted_llama, made.part(batch, float("inf")))
+        value, grads = gradients(adapted_llama, made.rank_loss(batch, float("inf")))
         assert value == 0
         assert not any(grad.any() for grad in grads)
 
@@ -180,7 +180,7 @@ def test_few_uses_are_not_captured(adapted_llama: BaseModel) -> None:
     batches = [texts([40]), texts([20]), texts([40])]
     made = Graphs(adapted_llama, batches, record)
     for batch in batches:
-        gradients(adapted_llama, made.part(batch, 3))
+        gradients(adapted_llama, made.rank_loss(batch, 3))
     assert not record.captured
 
 
@@ -188,9 +188,9 @@ def test_what_cannot_be_captured_is_done_as_usual(adapted_llama: BaseModel) -> N
     record = Recorder(usable=False)
     batch = texts([8, 5])
     made = Graphs(adapted_llama, [batch] * 20, record)
-    expected, _ = gradients(adapted_llama, Part(adapted_llama, collate(batch, adapted_llama), 11))
+    expected, _ = gradients(adapted_llama, RankLoss(adapted_llama, collate(batch, adapted_llama), 11))
     for _ in range(20):
-        assert gradients(adapted_llama, made.part(batch, 11))[0] == pytest.approx(expected, rel=1e-6)
+        assert gradients(adapted_llama, made.rank_loss(batch, 11))[0] == pytest.approx(expected, rel=1e-6)
     assert len(record.captured) == 1, "tried once"
 
 
@@ -226,16 +226,16 @@ def test_graphs_go_with_their_stage(adapted_llama: BaseModel) -> None:
     batch = texts([8, 5])
     made = Graphs(adapted_llama, [batch] * 20, Graph)
     for _ in range(3):
-        gradients(adapted_llama, made.part(batch, 11))
+        gradients(adapted_llama, made.rank_loss(batch, 11))
     assert len(Graph.alive) == 1
     del made
     assert not Graph.alive
     made = Graphs(adapted_llama, [batch] * 20, Graph)
     for _ in range(3):
-        part = made.part(batch, 11)
-        gradients(adapted_llama, part)
+        loss = made.rank_loss(batch, 11)
+        gradients(adapted_llama, loss)
     made.close()
-    assert not Graph.alive, "though a part is still about"
+    assert not Graph.alive, "though a loss is still about"
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -303,13 +303,13 @@ def test_nothing_of_a_trial_that_failed_is_kept(
         for progress in trial.steps():
             if progress.step == 4:
                 assert Graph.alive
-                monkeypatch.setattr(Part, "backward", _no_room)
+                monkeypatch.setattr(RankLoss, "backward", _no_room)
     assert left[-1] <= before
     assert not Graph.alive
 
 
-def _no_room(part: Part) -> Tensor:
-    part()
+def _no_room(loss: RankLoss) -> Tensor:
+    loss()
     raise refused()
 
 
@@ -319,19 +319,19 @@ def test_a_capture_that_fails_takes_the_others_along(
     """The step that is done as usual instead has their memory."""
     short, long = texts([8, 5]), texts([40, 5])
     made = Graphs(adapted_llama, [short, long] * 20, lambda work: None if Graph.alive else Graph(work))
-    expected, _ = gradients(adapted_llama, Part(adapted_llama, collate(long, adapted_llama), 43))
+    expected, _ = gradients(adapted_llama, RankLoss(adapted_llama, collate(long, adapted_llama), 43))
     for _ in range(3):
-        gradients(adapted_llama, made.part(short, 11))
+        gradients(adapted_llama, made.rank_loss(short, 11))
     assert len(Graph.alive) == 1
-    usual, beside = Part.backward, []
+    usual, beside = RankLoss.backward, []
 
-    def watched(part: Part) -> Tensor:
+    def watched(loss: RankLoss) -> Tensor:
         beside.append(len(Graph.alive))
-        return usual(part)
+        return usual(loss)
 
-    monkeypatch.setattr(Part, "backward", watched)
+    monkeypatch.setattr(RankLoss, "backward", watched)
     for batch in (long, long, short):
-        value, _ = gradients(adapted_llama, made.part(batch, 43))
+        value, _ = gradients(adapted_llama, made.rank_loss(batch, 43))
         if batch is long:
             assert value == pytest.approx(expected, rel=1e-5)
     assert beside == [0, 0, 0]
@@ -349,25 +349,25 @@ def test_a_step_without_room_is_done_again_without_graphs(
     def steps(made: Graphs | None) -> Iterator[list[float]]:
         with stepping(attached.parameters(), STUDY.optimizer, ALONE) as stepper:
             for batch in (often, often, often, rare, often):
-                targets = sum(text.num_labels for text in batch)
-                plain = Part(adapted_llama, collate(batch, adapted_llama), targets)
-                yield stepper.step(made.part(batch, targets) if made else plain, 1e-2).tolist()
+                num_labels = sum(text.num_labels for text in batch)
+                plain = RankLoss(adapted_llama, collate(batch, adapted_llama), num_labels)
+                yield stepper.step(made.rank_loss(batch, num_labels) if made else plain, 1e-2).tolist()
 
     expected = list(steps(None))
     attached.load(start)
     running = steps(Graphs(adapted_llama, [often] * 20 + [rare], Graph if graphs_too else lambda _: None))
     found = [next(running) for _ in range(3)]
     assert bool(Graph.alive) is graphs_too
-    usual, tries = Part.backward, []
+    usual, tries = RankLoss.backward, []
 
-    def crowded(part: Part) -> Tensor:
-        value = usual(part)
+    def crowded(loss: RankLoss) -> Tensor:
+        value = usual(loss)
         tries.append(len(Graph.alive))
         if len(tries) == 1:
             raise refused()  # with gradients half added
         return value
 
-    monkeypatch.setattr(Part, "backward", crowded)
+    monkeypatch.setattr(RankLoss, "backward", crowded)
     if graphs_too:
         found += running
         assert tries == [1, 0, 0], "nothing is captured any more"
