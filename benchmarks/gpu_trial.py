@@ -171,7 +171,7 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
     from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
     from milp_ray.memory.adapters import lora_config
-    from milp_ray.training.loop import rate
+    from milp_ray.training.loop import lr_factor
 
     texts, samples, batches = data
 
@@ -195,7 +195,7 @@ def peer(base: BaseModel, placement: Placement, study: Any, data: Any, folder: P
         trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(min(step, len(batches) - 1), len(batches), settings.warmup)
+        optimizer, lambda step: lr_factor(min(step, len(batches) - 1), len(batches), settings.warmup)
     )
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -104,7 +104,7 @@ def steps_of_peer(study: Any, group: Any) -> Iterator[tuple[float, int]]:
     from milp_ray.memory.adapters import lora_config
     from milp_ray.memory.architectures import architecture_of
     from milp_ray.model.batches import shuffled
-    from milp_ray.training.loop import rate
+    from milp_ray.training.loop import lr_factor
 
     settings = study.optimizer
     model = AutoModelForCausalLM.from_pretrained(study.model.path, dtype=torch.float32)
@@ -120,7 +120,7 @@ def steps_of_peer(study: Any, group: Any) -> Iterator[tuple[float, int]]:
     order = torch.Generator().manual_seed(2 * SEED)
     for done, indices in enumerate(shuffled([len(ids) for ids in encoded], settings.batch_size, order)):
         for part in optimizer.param_groups:
-            part["lr"] = settings.learning_rate * rate(done, STEPS, settings.warmup)
+            part["lr"] = settings.learning_rate * lr_factor(done, STEPS, settings.warmup)
         mine = torch.tensor([encoded[index] for index in group.share(indices)])
         loss = wrapped(input_ids=mine, labels=mine, use_cache=False).loss
         loss.backward()

@@ -1,10 +1,9 @@
-"""The optimisation loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
+"""The training loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
 
-AdamW is torch's (docs/references.md: Loshchilov 2019).
-
-Where several ranks share the base, each computes its share of every batch. One yield per optimizer step, so
-that the caller can stop, report, interleave, or keep the state. What is trained on and what is measured
-afterwards is the trial's business (:mod:`milp_ray.trial.trial`).
+AdamW is torch's (docs/references.md: Loshchilov 2019). Where several ranks share the base, each
+computes its share of every batch. The loop yields after every optimizer step, so that a caller can
+stop, report, interleave other work, or write a checkpoint. What is trained on is decided in
+:mod:`milp_ray.trial.trial`.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from milp_ray.training.optimizer_steps import Stepper, stepping
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a trial just did.
+    """Where a trial is.
 
     Attributes:
-        stage: ``inject``, ``instruct`` (training), ``loss``, ``generate`` (measuring).
-        step: how many steps of the stage are done.
-        steps: how many it has.
-        loss: of this step in nats/token, while training.
+        stage: ``inject`` or ``instruct`` (training), ``loss`` or ``generate`` (measuring).
+        step: steps of the stage that are done.
+        steps: steps of the stage.
+        loss: of this step, in nats per label; None while measuring.
         tokens: real (unpadded) tokens that this step trained on.
     """
 
@@ -45,70 +44,81 @@ class Progress:
     tokens: int = 0
 
 
-class OwnRandom:
-    """A stream of torch's global random numbers of its own: seeded once, invisible to everybody else."""
+class IsolatedRNG:
+    """A random stream of its own in torch's global generators, which nobody else notices.
+
+    Args:
+        seed: of the stream.
+        device: on which random numbers are drawn, beside the CPU.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # Seeding reaches every GPU, so every GPU's generator is put back; what is drawn is drawn on one.
-        self._all = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-        self._own = [device] if device.type == "cuda" else []
-        self._states: list[torch.Tensor] = []
+        # Seeding reaches every GPU, so all their generators are restored; one of them is drawn from.
+        self._all_devices = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        self._devices = [device] if device.type == "cuda" else []
+        self._states: list[Tensor] = []
         self._seed = seed
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block torch's global generators continue this stream; afterwards they are as before."""
-        with torch.random.fork_rng(devices=self._all):
-            if len(self._states) <= len(self._own):
+        """Inside the block torch's global generators continue this stream; then they are restored."""
+        with torch.random.fork_rng(devices=self._all_devices):
+            if len(self._states) <= len(self._devices):
                 torch.manual_seed(self._seed)
             if self._states:
                 torch.set_rng_state(self._states[0])
-            for device, state in zip(self._own, self._states[1:], strict=False):
+            for device, state in zip(self._devices, self._states[1:], strict=False):
                 torch.cuda.set_rng_state(state, device)
             yield
-            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._own)]
+            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._devices)]
 
     def state(self) -> dict[str, Tensor]:
-        """Where the stream is, by number of the generator: 0 the CPU's, 1 the GPU's; none if unused."""
+        """The generators' states: ``0`` the CPU's, ``1`` the GPU's; empty before the first use."""
         return {str(index): state for index, state in enumerate(self._states)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where another stream was: on another kind of device with other numbers, as good as these."""
+        """Continue another stream. On another kind of device its numbers differ, and are as good."""
         self._states = [state[str(index)] for index in range(len(state))]
 
 
-def steps_of(examples: int, batch_size: int, epochs: int) -> int:
+def num_steps(num_examples: int, batch_size: int, epochs: int) -> int:
     """Optimizer steps of a stage."""
-    return epochs * math.ceil(examples / batch_size)
+    return epochs * math.ceil(num_examples / batch_size)
 
 
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate at a step counted from 0: up in a straight line, then down to 1/steps or so.
+def lr_factor(step: int, total_steps: int, warmup: float) -> float:
+    """The factor of the learning rate at a step: linear warm-up to 1, then linear decay.
 
-    Warm-up covers ``ceil(warmup · steps)`` steps and starts above 0: a first step at 0 would be wasted.
+    Warm-up covers ``ceil(warmup · total_steps)`` steps and starts above 0: a first step at 0 would
+    be wasted. The last step has about ``1 / total_steps``.
+
+    Args:
+        step: from 0.
+        total_steps: of the stage.
+        warmup: share of the steps, in [0, 1].
     """
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    return (steps - step) / max(1, steps - rising)
+    warmup_steps = math.ceil(warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return (total_steps - step) / max(1, total_steps - warmup_steps)
 
 
-class Fitting:
-    """Trains the adapter that is attached to a base on some examples; iterate over it once.
+class StageTrainer:
+    """Trains the attached adapter on the examples of one stage; iterate over it once.
 
     Args:
         base: with an adapter attached.
         examples: at least one.
-        settings: of the optimizer; the loss of a step is the mean over the tokens of its batch.
+        settings: of the optimizer; the loss of a step is the mean over the labels of its batch.
         epochs: passes over the examples.
-        stage: name for progress and failures.
-        order: draws the order of the examples.
-        random: draws everything else (LoRA dropout); None: there is nothing to draw.
-        done: steps that were made already, in another process maybe.
-        optimizer: what :meth:`optimizer` held after these.
+        stage: its name, for progress and failures.
+        generator: draws the order of the examples.
+        rng: draws LoRA dropout; None where there is none.
+        global_step: steps that another trainer of the stage has done, maybe in another process.
+        optimizer_state: what its :meth:`optimizer_state` returned then.
 
     Attributes:
-        done: steps that are made.
+        global_step: optimizer steps of the stage that are done, over all epochs.
     """
 
     def __init__(
@@ -119,19 +129,19 @@ class Fitting:
         *,
         epochs: int,
         stage: str,
-        order: torch.Generator,
-        random: OwnRandom | None,
-        done: int = 0,
-        optimizer: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator,
+        rng: IsolatedRNG | None,
+        global_step: int = 0,
+        optimizer_state: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._base, self._examples, self._settings = base, examples, settings
-        self._epochs, self._stage, self._order, self._random = epochs, stage, order, random
-        self._before = optimizer
+        self._epochs, self._stage, self._generator, self._rng = epochs, stage, generator, rng
+        self._resumed_state = optimizer_state
         self._stepper: Stepper | None = None
-        self.done = done
+        self.global_step = global_step
 
-    def optimizer(self) -> dict[str, Tensor]:
-        """This rank's part of the optimizer's state; in the middle of the iteration, after a first step."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """This rank's part of the optimizer's state, by name; between two steps, after a first one."""
         if self._stepper is None:
             raise RuntimeError("no stage is under way")
         return self._stepper.state()
@@ -147,46 +157,47 @@ class Fitting:
         if attached is None:
             raise RuntimeError("nothing to train: no adapter is attached")
         lengths = [len(example.ids) for example in self._examples]
-        steps = steps_of(len(lengths), settings.batch_size, self._epochs)
-        order = (shuffled(lengths, settings.batch_size, self._order) for _ in range(self._epochs))
-        batches = list(itertools.chain.from_iterable(order))[self.done :]
+        total_steps = num_steps(len(lengths), settings.batch_size, self._epochs)
+        epochs = (shuffled(lengths, settings.batch_size, self._generator) for _ in range(self._epochs))
+        batches = list(itertools.chain.from_iterable(epochs))[self.global_step :]
         texts = [[self._examples[index] for index in batch] for batch in batches]
-        unmoved = contextlib.nullcontext()
+        no_dropout = contextlib.nullcontext()
         with (
             contextlib.closing(self._rank_losses(texts)) as rank_losses,
             stepping(attached.parameters(), settings, base.parallel) as stepper,
         ):
             self._stepper = stepper
-            if self._before is not None:
-                stepper.load(self._before)
+            if self._resumed_state is not None:
+                stepper.load(self._resumed_state)
             rank_loss = next(rank_losses, None)
             for indices in batches:
                 assert rank_loss is not None
+                lr = settings.learning_rate * lr_factor(self.global_step, total_steps, settings.warmup)
                 attached.train(True)
                 try:
-                    with self._random.active() if self._random else unmoved, torch.enable_grad():
-                        numbers = stepper.step(
-                            rank_loss, settings.learning_rate * rate(self.done, steps, settings.warmup)
-                        )
+                    with self._rng.active() if self._rng else no_dropout, torch.enable_grad():
+                        loss_and_norm = stepper.step(rank_loss, lr)
                 finally:
                     attached.train(False)
                 rank_loss = next(rank_losses, None)  # while the device computes this step
-                value, size = numbers.tolist()
-                self.done += 1
-                _check_finite(value, size, self.done, self._stage)
-                yield Progress(self._stage, self.done, steps, value, sum(lengths[index] for index in indices))
+                loss, grad_norm = loss_and_norm.tolist()
+                self.global_step += 1
+                _check_finite(loss, grad_norm, self.global_step, self._stage)
+                num_tokens = sum(lengths[index] for index in indices)
+                yield Progress(self._stage, self.global_step, total_steps, loss, num_tokens)
             self._stepper = None
 
     def _rank_losses(self, batches: Sequence[Sequence[Example]]) -> Generator[RankLoss, None, None]:
         """This rank's share of the loss of every batch, one at a time."""
         base, group = self._base, self._base.parallel.group
-        # A rank without a text of its own takes part with another's, which counts for nothing.
         shares = [group.share(texts) for texts in batches]
-        mine = [share or texts[:1] for share, texts in zip(shares, batches, strict=True)]
-        fixed = base.fused and base.capturable and self._random is None and not base.parallel.zero
-        graphs = Graphs(base, mine) if fixed and mine else None
+        # A rank without a text of its own goes through another's, with a loss of 0.
+        local = [share or texts[:1] for share, texts in zip(shares, batches, strict=True)]
+        # Random numbers, and what DeepSpeed does, cannot be captured.
+        capturable = base.fused and base.capturable and self._rng is None and not base.parallel.zero
+        graphs = Graphs(base, local) if capturable and local else None
         try:
-            for share, texts, whole in zip(shares, mine, batches, strict=True):
+            for share, texts, whole in zip(shares, local, batches, strict=True):
                 num_labels = sum(text.num_labels for text in whole) if share else math.inf
                 if graphs:
                     yield graphs.rank_loss(texts, num_labels)
@@ -197,7 +208,7 @@ class Fitting:
                 graphs.close()
 
 
-def _check_finite(loss: float, norm: float, step: int, stage: str) -> None:
-    for name, value in (("loss", loss), ("gradient", norm)):
+def _check_finite(loss: float, grad_norm: float, step: int, stage: str) -> None:
+    for name, value in (("loss", loss), ("gradient", grad_norm)):
         if not math.isfinite(value):
             raise TrialFailed(f"{name} is not finite at step {step} of stage {stage}")

@@ -127,7 +127,7 @@ class _Reduced:
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, group: Group) -> None:
         self._parameters = parameters
-        self._most = settings.max_grad_norm
+        self._max_norm = settings.max_grad_norm
         self._group = group
         self._flat = nn.Parameter(torch.cat([matrix.detach().reshape(-1) for matrix in parameters]))
         self._sums = self._flat.new_zeros(self._flat.numel() + 1)  # gradients, and behind them the loss
@@ -145,7 +145,7 @@ class _Reduced:
         self._sums.zero_()
         self._sums[-1] = self._backward(loss)
         self._group.reduce(self._sums)
-        norm = torch.nn.utils.clip_grad_norm_([self._flat], self._most)
+        norm = torch.nn.utils.clip_grad_norm_([self._flat], self._max_norm)
         self._optimizer.step()
         return torch.stack([self._sums[-1], norm.detach()])
 

@@ -35,7 +35,7 @@ from milp_ray.model.limits import infeasible
 from milp_ray.model.pretrained import check_fits
 from milp_ray.storage import is_url
 from milp_ray.training.checkpoint import Checkpoints, State
-from milp_ray.training.loop import Fitting, OwnRandom, Progress
+from milp_ray.training.loop import IsolatedRNG, Progress, StageTrainer
 from milp_ray.trial.records import TrialCost
 
 Phase = Literal["search", "final"]
@@ -163,7 +163,7 @@ class Trial:
         )
         self._prompts = Prompts(study.prompts)
         self._checkpoints = checkpoints
-        self._fitting: tuple[int, Fitting] | None = None
+        self._trainer: tuple[int, StageTrainer] | None = None
         self._clock: _Clock = "inject"
         self._seconds: dict[_Clock, float] = {"inject": 0.0, "instruct": 0.0, "eval": 0.0}
         self._state: Literal["new", "running", "done", "closed"] = "new"
@@ -252,76 +252,76 @@ class Trial:
         Raises:
             StorageError: it cannot be written; earlier ones are intact.
         """
-        if self._checkpoints is None or self._fitting is None or self.base.attached is None:
+        if self._checkpoints is None or self._trainer is None or self.base.attached is None:
             return
-        index, fitting = self._fitting
+        index, trainer = self._trainer
         self._checkpoints.save(
             State(
                 index,
-                fitting.done,
+                trainer.global_step,
                 self._tokens,
                 self._seconds["inject"] + self._seconds["instruct"],
                 self.base.attached.state(),
-                fitting.optimizer(),
-                self._random.state(),
+                trainer.optimizer_state(),
+                self._rng.state(),
             )
         )
 
     def close(self) -> None:
         """Give the base back exactly as it was. May be called at any time, and more than once."""
         self._state = "closed"
-        self._fitting = None
+        self._trainer = None
         if self._holds_base:
             self._holds_base = False
             self.base.detach()
 
     def _attach(self) -> None:
-        self._random = OwnRandom(self.seed, self.base.device)
+        self._rng = IsolatedRNG(self.seed, self.base.device)
         if self.base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.base.device)
         if self.base.attached is not None:
             raise RuntimeError("another memory is on the base: close its trial first")
         if self._config is not None:
-            with self._random.active():
+            with self._rng.active():
                 self.base.attach(self._config)
             self._holds_base = True
             if rank := self.base.parallel.group.rank:  # the same weights on all ranks, dropout of its own
-                self._random = OwnRandom(self.seed + rank, self.base.device)
+                self._rng = IsolatedRNG(self.seed + rank, self.base.device)
 
     def _train(self) -> Iterator[Progress]:
         if self._config is None:
             return
-        before = self._resume()
+        resumed = self._resume()
         for index, stage in enumerate(self._stages()):
             self._clock = stage.name
-            if before is not None and index < before.stage:
+            if resumed is not None and index < resumed.stage:
                 continue
-            here = before is not None and index == before.stage
-            fitting = Fitting(
+            under_way = resumed if resumed is not None and index == resumed.stage else None
+            trainer = StageTrainer(
                 self.base,
                 stage.examples,
                 self._optimizer(),
                 epochs=stage.epochs,
                 stage=stage.name,
-                order=torch.Generator().manual_seed(2 * self.seed + index),
-                random=self._random if self._config.lora_dropout else None,
-                done=before.step if before is not None and here else 0,
-                optimizer=before.optimizer if before is not None and here else None,
+                generator=torch.Generator().manual_seed(2 * self.seed + index),
+                rng=self._rng if self._config.lora_dropout else None,
+                global_step=under_way.step if under_way is not None else 0,
+                optimizer_state=under_way.optimizer if under_way is not None else None,
             )
-            for progress in fitting:
+            for progress in trainer:
                 self._tokens += progress.tokens
-                self._fitting = (index, fitting)
+                self._trainer = (index, trainer)
                 if self._checkpoints is not None and self._checkpoints.due(progress.step):
                     self.checkpoint()
                 yield progress
-            self._fitting = None
+            self._trainer = None
 
     def _resume(self) -> State | None:
         """Take over the state that an interrupted trial left, if there is one."""
         state = self._checkpoints.load() if self._checkpoints is not None else None
         if state is not None and self.base.attached is not None:
             self.base.attached.load(state.adapter)
-            self._random.load(state.random)
+            self._rng.load(state.random)
             self._tokens, self._seconds["inject"] = state.tokens, state.seconds
         return state
 

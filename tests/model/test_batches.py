@@ -22,7 +22,7 @@ from milp_ray.model.batches import (
     shuffled,
     token_losses,
 )
-from milp_ray.training.loop import rate, steps_of
+from milp_ray.training.loop import num_steps
 
 LENGTHS = [random.Random(4).randrange(2, 200) for _ in range(301)]
 
@@ -34,7 +34,7 @@ def order(seed: int) -> torch.Generator:
 def test_shuffled_has_every_text_once() -> None:
     batches = shuffled(LENGTHS, 8, order(0))
     assert sorted(index for batch in batches for index in batch) == list(range(301))
-    assert len(batches) == steps_of(301, 8, 1)
+    assert len(batches) == num_steps(301, 8, 1)
     assert sorted(len(batch) for batch in batches)[0] == 301 % 8
 
 
@@ -80,24 +80,6 @@ def test_losses_do_not_depend_on_the_rest_of_the_batch(name: str, tiny_bases: di
 
 def test_no_repr_shows_tokens() -> None:
     assert "17" not in repr(Example((17, 17, 17, 17), 1))
-
-
-@pytest.mark.parametrize(
-    ("steps", "warmup"), [(1, 0.1), (1, 0.0), (10, 0.1), (36, 0.1), (200, 0.5), (3, 0.9)]
-)
-def test_rate_rises_then_falls(steps: int, warmup: float) -> None:
-    rates = [rate(step, steps, warmup) for step in range(steps)]
-    assert all(0 < value <= 1 for value in rates)
-    assert max(rates) == 1.0
-    top = rates.index(1.0)
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-
-
-def test_rate_values() -> None:
-    assert [round(rate(step, 10, 0.2), 4) for step in range(10)] == [
-        0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125,
-    ]  # fmt: skip
 
 
 @pytest.fixture(params=["llama", "gpt2", "grouped"])

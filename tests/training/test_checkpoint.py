@@ -20,7 +20,7 @@ from milp_ray.model.base import BaseModel, load_base
 from milp_ray.model.parallel.group import SOLO, Group
 from milp_ray.model.parallel.sharding import Parallel
 from milp_ray.training.checkpoint import Checkpoints
-from milp_ray.training.loop import OwnRandom
+from milp_ray.training.loop import IsolatedRNG
 from milp_ray.trial.trial import Trial, TrialStopped
 from tests.trial.common import changed
 from tests.trial.ranks import on_ranks
@@ -119,11 +119,11 @@ def test_every_way_of_sharing_resumes_exactly(
 def test_random_numbers_of_another_kind_of_device_are_no_obstacle() -> None:
     """A training that was interrupted on a GPU goes on without one, and the other way round."""
 
-    def drawn(stream: OwnRandom) -> Tensor:
+    def drawn(stream: IsolatedRNG) -> Tensor:
         with stream.active():
             return torch.rand(3)
 
-    before, after = (OwnRandom(1, torch.device("cpu")) for _ in range(2))
+    before, after = (IsolatedRNG(1, torch.device("cpu")) for _ in range(2))
     drawn(before)
     after.load(before.state() | {"1": torch.zeros(16, dtype=torch.uint8)})
     assert torch.equal(drawn(after), drawn(before))
