@@ -146,8 +146,8 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any, most: in
     from milp_ray.model.parallel.sharding import Parallel, held
 
     torch.set_num_threads(1)
-    meeting = Rendezvous(f"127.0.0.1:{port}", rank, size, timeout=300)
-    group = Ranks(meeting, torch.device("cpu")) if size > 1 else SOLO
+    rendezvous = Rendezvous(f"127.0.0.1:{port}", rank, size, timeout=300)
+    group = Ranks(rendezvous, torch.device("cpu")) if size > 1 else SOLO
     found: Row = {}
     if strategy == PEER:
         steps = steps_of_peer(study, group)

@@ -89,7 +89,7 @@ class Growing:
                 elif base.parallel.sharded:
                     mine.idle()
         result: list[list[int]] = [[] for _ in prompts]
-        for rank, part in enumerate(group.gather(mine.tokens)):
+        for rank, part in enumerate(group.all_gather(mine.tokens)):
             result[rank :: group.size] = part
         yield result
 

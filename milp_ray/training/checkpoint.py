@@ -87,7 +87,9 @@ class Checkpoints:
             StorageError: on every rank, if any could not write; the earlier states are intact.
         """
         last = max((self._number(path) for path in self._found()), default=0)
-        number = self.group.gather(last)[0] + 1  # a network file system may show the ranks different things
+        number = (
+            self.group.all_gather(last)[0] + 1
+        )  # a network file system may show the ranks different things
         path = self.folder / f"{number:06d}"
         # At a URL nothing is renamed: a state without its last file is none.
         draft = path if mirror_of(self.folder) else self.folder / f".{number:06d}.tmp"
@@ -99,7 +101,7 @@ class Checkpoints:
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         try:
             self._all(lambda: _write(draft, files))
-            every = {name: digest for part in self.group.gather(sums) for name, digest in part.items()}
+            every = {name: digest for part in self.group.all_gather(sums) for name, digest in part.items()}
             meta = {
                 "format": _FORMAT,
                 "stage": state.stage,
@@ -126,7 +128,7 @@ class Checkpoints:
                 usable[self._number(path)] = self._read(path)
             except _Unusable as reason:
                 self.notes.append(f"a checkpoint is passed over: {reason}")
-        common = set.intersection(*(set(part) for part in self.group.gather(list(usable))))
+        common = set.intersection(*(set(part) for part in self.group.all_gather(list(usable))))
         return usable[max(common)] if common else None
 
     def clear(self) -> None:
@@ -192,7 +194,7 @@ class Checkpoints:
             with writing(self.folder):
                 work()
 
-        self.group.together(written)
+        self.group.on_all_ranks(written)
 
 
 class _Unusable(Exception):  # noqa: N818  (it names an outcome)

@@ -144,7 +144,7 @@ class _Reduced:
             group["lr"] = lr
         self._sums.zero_()
         self._sums[-1] = self._backward(loss)
-        self._group.reduce(self._sums)
+        self._group.all_reduce(self._sums)
         norm = torch.nn.utils.clip_grad_norm_([self._flat], self._max_norm)
         self._optimizer.step()
         return torch.stack([self._sums[-1], norm.detach()])

@@ -42,8 +42,8 @@ def on_ranks(work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[A
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results = context.Queue()
-    with tempfile.TemporaryDirectory() as meeting:
-        common = f"{meeting}/store", {**os.environ}, pickle.dumps((work, arguments)), results
+    with tempfile.TemporaryDirectory() as folder:
+        common = f"{folder}/store", {**os.environ}, pickle.dumps((work, arguments)), results
         processes = [context.Process(target=rank_main, args=(rank, size, *common)) for rank in range(size)]
         for process in processes:
             process.start()

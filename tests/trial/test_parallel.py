@@ -186,22 +186,22 @@ def test_a_dropped_trial_ends_on_all_ranks_and_the_group_goes_on(
     assert zero == one == 4 and zero_after == one_after == len(PLACEMENTS)
 
 
-def late(group: Group, patience: float) -> str:
+def late(group: Group, timeout: float) -> str:
     """What becomes of rank 0, which waits three seconds for rank 1, with one second of its own."""
     group._timeout = 1.0  # type: ignore[attr-defined]
-    with group.patient(1.0):
+    with group.extended_timeout(1.0):
         pass  # puts it in force
     try:
-        with group.patient(patience):
+        with group.extended_timeout(timeout):
             if group.rank == 1:
                 time.sleep(3)
-            group.gather(group.rank)
+            group.all_gather(group.rank)
     except RuntimeError:
         return "gave up"
     return "met"
 
 
-def test_ranks_wait_longer_for_each_other_while_they_are_patient() -> None:
+def test_ranks_wait_longer_for_each_other_while_their_timeout_is_extended() -> None:
     assert on_ranks(late, 30.0) == ["met", "met"]
     assert on_ranks(late, 1.0)[0] == "gave up"
 
@@ -222,12 +222,12 @@ def controlling(group: Group) -> list[Any]:
             raise RunBusyError("taken over", where="here", remedy="wait")
 
     try:
-        group.together(write)
+        group.on_all_ranks(write)
         failure = None
     except MilpRayError as error:
         failure = error
     items = [None, {"é": [1, 2.5, "x" * 1000]}] if group.rank else ["", {"a": None}]
-    return [[group.gather(item) for item in items], type(failure).__name__, str(failure)]
+    return [[group.all_gather(item) for item in items], type(failure).__name__, str(failure)]
 
 
 def test_what_ranks_tell_each_other_is_never_unpickled() -> None:

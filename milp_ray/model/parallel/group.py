@@ -1,8 +1,8 @@
-"""The ranks that work on one trial together, and the little they must tell each other.
+"""The process group of a trial: how its ranks exchange gradients, numbers and faults.
 
-All ranks run the same trial in lock-step: the same batches, each its share of the texts. What goes between
-them besides gradients is here: sums of a few numbers, and whether to go on. A rank that fails by itself tells
-nobody: whoever started the ranks sees it end, and ends the others. No Ray here.
+All ranks run the same trial in lock-step: the same batches, each its share of the texts. They
+all-reduce gradients and a few numbers, gather JSON values, and agree whether to go on. A rank that
+crashes tells nobody: whoever started the ranks sees it end, and ends the others. No Ray here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 from torch import distributed as dist
 
 from milp_ray.errors import MilpRayError, from_plain
-from milp_ray.model.parallel.rendezvous import Rendezvous, store_at
+from milp_ray.model.parallel.rendezvous import Rendezvous, connect_store
 
 Item = TypeVar("Item")
 
 
 class Group:
-    """A group of one, which every other one behaves like.
+    """A group of one rank, and the interface of every group. All ranks make the same calls.
 
     Attributes:
         rank: of this process, from 0.
@@ -35,33 +35,34 @@ class Group:
     size = 1
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's part of what all divide: every ``size``-th item, so that sorted ones spread evenly."""
+        """This rank's share: every ``size``-th item, so that sorted ones spread evenly."""
         return list(items[self.rank :: self.size])
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """The sums over all ranks."""
+        """The sums of each value over all ranks."""
         return list(values)
 
-    def reduce(self, tensor: Tensor) -> None:
-        """Sum a tensor on the ranks' device over all ranks, in place."""
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum a tensor on the ranks' devices over all ranks, in place."""
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds for some rank."""
+        """Whether the flag is set on any rank."""
         return flag
 
-    def gather(self, item: Item) -> list[Item]:
+    def all_gather(self, item: Item) -> list[Item]:
         """Every rank's item, by rank.
 
-        Items are JSON values, of lists and not tuples: PyTorch's own way for objects unpickles what it gets,
-        which runs whatever code somebody on the network put there.
+        Args:
+            item: a JSON value, of lists and not tuples. PyTorch's ``all_gather_object`` unpickles
+                what it receives, and so runs the code of whoever can write to the network.
         """
         return [item]
 
-    def together(self, work: Callable[[], object]) -> None:
-        """Do something on every rank.
+    def on_all_ranks(self, work: Callable[[], object]) -> None:
+        """Do this rank's work, and raise on all ranks what any of them raises.
 
         Raises:
-            MilpRayError: of this or another rank, the lowest one's, on all of them.
+            MilpRayError: that of the lowest rank that failed.
         """
         failure: MilpRayError | None = None
         try:
@@ -72,14 +73,14 @@ class Group:
             if failure is not None:
                 raise failure
             return
-        plain = self.gather(None if failure is None else failure.to_plain())
+        plain = self.all_gather(None if failure is None else failure.to_plain())
         failures = [error for error in plain if error is not None]
         if failures:
             raise from_plain(failures[0])
 
     @contextlib.contextmanager
-    def patient(self, seconds: float) -> Iterator[None]:
-        """Inside the block a rank is waited for this long: for what one may do much later than another."""
+    def extended_timeout(self, seconds: float) -> Iterator[None]:
+        """Inside the block ranks wait this long for each other, where one may be much later."""
         yield
 
 
@@ -89,35 +90,35 @@ SOLO = Group()
 class Ranks(Group):
     """The process group of this process: NCCL on GPUs, gloo otherwise. One per process, for its life.
 
-    Numbers go over gloo also on GPUs, so that they wait for no kernel.
+    Numbers and JSON values go over gloo on GPUs, too, so that they wait for no kernel.
 
     Args:
-        meeting: where; returns when all are there.
+        rendezvous: where the ranks meet; the constructor returns when all have come.
         device: of this rank.
 
     Raises:
         torch.distributed.DistError: not all came in time.
     """
 
-    def __init__(self, meeting: Rendezvous, device: torch.device) -> None:
-        self.rank, self.size, self.device = meeting.rank, meeting.size, device
+    def __init__(self, rendezvous: Rendezvous, device: torch.device) -> None:
+        self.rank, self.size, self.device = rendezvous.rank, rendezvous.size, device
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # who asks for no device, FSDP's mesh say, must get this one
-        self._timeout = meeting.timeout
-        patience = datetime.timedelta(seconds=meeting.timeout)
+            torch.cuda.set_device(device)  # for whoever names none, such as FSDP's mesh
+        self._timeout = rendezvous.timeout
+        timeout = datetime.timedelta(seconds=rendezvous.timeout)
         options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
-        # DeepSpeed makes groups of its own, which would wait for a hung rank for torch's half an hour.
+        # DeepSpeed makes further groups, which would wait for a hung rank for torch's 30 minutes.
         for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
-            setattr(dist.distributed_c10d, name, patience)
+            setattr(dist.distributed_c10d, name, timeout)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=store_at(meeting),
-            rank=meeting.rank,
-            world_size=meeting.size,
-            timeout=patience,
+            store=connect_store(rendezvous),
+            rank=rendezvous.rank,
+            world_size=rendezvous.size,
+            timeout=timeout,
             **options,
         )
-        self._control = dist.new_group(backend="gloo", timeout=patience)
+        self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """See :class:`Group`."""
@@ -125,7 +126,7 @@ class Ranks(Group):
         dist.all_reduce(table, group=self._control)
         return [float(value) for value in table]
 
-    def reduce(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """See :class:`Group`."""
         dist.all_reduce(tensor)
 
@@ -133,7 +134,7 @@ class Ranks(Group):
         """See :class:`Group`."""
         return self.total([float(flag)])[0] > 0
 
-    def gather(self, item: Item) -> list[Item]:
+    def all_gather(self, item: Item) -> list[Item]:
         """See :class:`Group`."""
         content = torch.frombuffer(bytearray(json.dumps(item).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -146,16 +147,16 @@ class Ranks(Group):
         return [json.loads(part[:count].numpy().tobytes()) for part, count in zip(parts, counts, strict=True)]
 
     @contextlib.contextmanager
-    def patient(self, seconds: float) -> Iterator[None]:
+    def extended_timeout(self, seconds: float) -> Iterator[None]:
         """See :class:`Group`."""
-        self._wait(max(seconds, self._timeout))
+        self._set_timeout(max(seconds, self._timeout))
         try:
             yield
         finally:
-            self._wait(self._timeout)
+            self._set_timeout(self._timeout)
 
-    def _wait(self, seconds: float) -> None:
-        # Not public, and what torchtitan calls for the same end.
+    def _set_timeout(self, seconds: float) -> None:
+        # Not public; torchtitan calls it for the same purpose.
         for group in (None, self._control):
             dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)
 

@@ -1,9 +1,9 @@
-"""How ranks find each other, without a door for anybody else.
+"""The rendezvous of a process group: a store through which its ranks find each other, and no one else.
 
-PyTorch's own store for that listens on every interface and asks for no token. Where all ranks are on one
-machine, their store is a file in a folder that only its owner can enter. Ranks on several machines need a
-socket: it is bound here, to the one address that the ranks know each other by, and kept from the moment its
-port is told, so that nobody else can take the port meanwhile. No Ray here.
+PyTorch's own store listens on every interface and asks for no token. Where all ranks are on one
+machine, their store is a file in a folder of mode 0700. Ranks on several machines need a socket: it
+is bound to the one address by which the ranks know each other, before its port is told, so that
+nobody else can take the port meanwhile. No Ray here.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Rendezvous:
 
 
 class _Opened:
-    """What this process opened as rank 0: a file in a folder of its own, or a listening socket."""
+    """What rank 0 has opened: a file in a folder of its own, or a listening socket."""
 
     def __init__(self, host: str, *, one_machine: bool) -> None:
         self._scratch: Scratch | None = None
         self.listening: socket.socket | None = None
         if one_machine:
-            with contextlib.suppress(OSError):  # no temporary folder: a socket does as well
+            with contextlib.suppress(OSError):  # no temporary folder: use a socket
                 self._scratch = Scratch(_KIND)
         if self._scratch is not None:
             self.address = str(self._scratch.room / "store")
@@ -60,14 +60,14 @@ class _Opened:
             self._scratch.close()
 
 
-_opened: list[_Opened] = []  # at most one: a process is a rank of one group
+_opened: list[_Opened] = []  # at most one: a process belongs to one group
 
 
 def open_rendezvous(host: str, *, one_machine: bool) -> str:
-    """Open what the ranks of a group will meet at; for the process that is to be rank 0, before it joins.
+    """Open the rendezvous of a group, in the process that will be rank 0, before it joins.
 
     Args:
-        host: the address by which other machines reach this one. Nothing listens on any other.
+        host: the address by which other machines reach this one; nothing listens on another.
         one_machine: whether all ranks share this machine and its files.
 
     Returns:
@@ -82,25 +82,25 @@ def open_rendezvous(host: str, *, one_machine: bool) -> str:
     return _opened[0].address
 
 
-def store_at(meeting: Rendezvous) -> Store:
-    """The store of a group, once rank 0 has it; rank 0 takes over what it opened.
+def connect_store(rendezvous: Rendezvous) -> Store:
+    """The store of a group, once rank 0 has it; rank 0 takes over what it has opened.
 
     Raises:
         torch.distributed.DistError: not all came in time.
         OSError: as rank 0, without :func:`open_rendezvous` before: the port is another's.
     """
-    patience = datetime.timedelta(seconds=meeting.timeout)
-    host, colon, port = meeting.address.rpartition(":")
+    timeout = datetime.timedelta(seconds=rendezvous.timeout)
+    host, colon, port = rendezvous.address.rpartition(":")
     if not colon or not port.isdecimal():
-        store = FileStore(meeting.address, meeting.size)
-        store.set_timeout(patience)
+        store = FileStore(rendezvous.address, rendezvous.size)
+        store.set_timeout(timeout)
         return store
-    if meeting.rank:
-        return TCPStore(host, int(port), meeting.size, False, patience)
-    own = next((opened for opened in _opened if opened.address == meeting.address), None)
+    if rendezvous.rank:
+        return TCPStore(host, int(port), rendezvous.size, False, timeout)
+    own = next((opened for opened in _opened if opened.address == rendezvous.address), None)
     listening = own.listening if own is not None and own.listening is not None else listen(host, int(port))
     return TCPStore(  # which closes the socket in the end
-        host, int(port), meeting.size, True, patience, master_listen_fd=listening.detach()
+        host, int(port), rendezvous.size, True, timeout, master_listen_fd=listening.detach()
     )
 
 

@@ -140,7 +140,7 @@ def _zero3(
         # DeepSpeed hands every rank what rank 0 has, and each keeps its part: only rank 0 needs to read.
         first = parallel.group.rank == 0
         for part in _parts(root, layers):
-            parallel.group.together(partial(weights.fill, root.model, part, device, read=first))
+            parallel.group.on_all_ranks(partial(weights.fill, root.model, part, device, read=first))
             partition(part, device, config)
     initialize(root, config)
 
@@ -170,7 +170,7 @@ def _fsdp(
     root.to_empty(device=device)  # of each parameter the rows that this rank keeps
     for name, buffer in buffers.items():
         put(root.model, name, buffer)
-    group.together(lambda: _read_rows(root.model, group, weights))
+    group.on_all_ranks(lambda: _read_rows(root.model, group, weights))
 
 
 @torch.no_grad()

@@ -32,8 +32,8 @@ from milp_ray.tune.workers.resident import resident_base
 
 if TYPE_CHECKING:
     from milp_ray.model.parallel.group import Group
-    from milp_ray.training.checkpoint import State
-    from milp_ray.trial.trial import Trial
+    from milp_ray.training.checkpoint import TrainingState
+    from milp_ray.trial.lifecycle import Trial
 
 _POLL_SECONDS = 1.0
 
@@ -230,7 +230,7 @@ class _Rank:
                 self._coordinator.next.remote(self._assignment.group) if self._assignment.rank == 0 else None
             )
             answer: FinalTask | str | None = ray.get(asked) if asked is not None else None
-            plain = self._group.gather(asdict(answer) if isinstance(answer, FinalTask) else answer)[0]
+            plain = self._group.all_gather(asdict(answer) if isinstance(answer, FinalTask) else answer)[0]
             if not isinstance(plain, str):
                 return None if plain is None else FinalTask(**plain)
             time.sleep(_POLL_SECONDS / 2)
@@ -238,7 +238,7 @@ class _Rank:
     def _train(self, alias: str) -> list[str]:
         """Train a user's memory, from the state that an interruption left; notes for people."""
         from milp_ray.training.checkpoint import Checkpoints
-        from milp_ray.trial.trial import Trial, TrialStopped
+        from milp_ray.trial.lifecycle import Trial, TrialStopped
 
         spec, study, parallel = self._spec, self._spec.study, self._base.parallel
         placement = spec.placements[alias]
@@ -262,7 +262,7 @@ class _Rank:
         checkpoints.clear()
         return checkpoints.notes
 
-    def _kept(self, state: State) -> None:
+    def _kept(self, state: TrainingState) -> None:
         if self._assignment.rank == 0:
             ray.get(self._coordinator.kept.remote(self._assignment.group, state.stage, state.step))
 
@@ -331,7 +331,7 @@ class _Rank:
 
     def _write_on_rank_0(self, write: Callable[[], None]) -> None:
         """Have rank 0 write; if it cannot, all ranks know."""
-        self._group.together(lambda: write() if self._assignment.rank == 0 else None)
+        self._group.on_all_ranks(lambda: write() if self._assignment.rank == 0 else None)
 
     def _check_alone(self, failure: TrialFailed) -> None:
         """Tell that this rank alone ran out of memory: its group has to be made anew."""

@@ -96,7 +96,7 @@ def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous 
             meet_at(ray.util.get_node_ip_address())
             group = Ranks(rendezvous, device_of(study.model))
             parallel = Parallel(group, settings.parallelism, settings.offload)
-        with _watched(LOADING_SECONDS), parallel.group.patient(LOADING_SECONDS):
+        with _watched(LOADING_SECONDS), parallel.group.extended_timeout(LOADING_SECONDS):
             base = load_base(study.model, parallel)
         limit_memory(settings, base.device)
     except MilpRayError:

@@ -1,4 +1,4 @@
-"""Where ranks meet: a private file on one machine, else a socket that is bound to their own address alone."""
+"""Where ranks meet: a private file on one machine, else a socket bound to their own address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from milp_ray.model.parallel.rendezvous import Rendezvous, listen, open_rendezvous, store_at
+from milp_ray.model.parallel.rendezvous import Rendezvous, connect_store, listen, open_rendezvous
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ def listening() -> set[tuple[str, int]]:
 def meet(address: str) -> bytes:
     """What rank 0 tells rank 1."""
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(store_at, Rendezvous(address, 0, 2, timeout=20))
-        second = pool.submit(store_at, Rendezvous(address, 1, 2, timeout=20))
+        first = pool.submit(connect_store, Rendezvous(address, 0, 2, timeout=20))
+        second = pool.submit(connect_store, Rendezvous(address, 1, 2, timeout=20))
         first.result().set("word", "here")
         return bytes(second.result().get("word"))
 
@@ -50,9 +50,9 @@ def test_ranks_of_several_machines_meet_at_their_own_address_alone() -> None:
     assert listening() - before == {("127.0.0.2", port)}
     with pytest.raises(OSError, match="in use"):
         listen("127.0.0.2", port)  # told, and so kept
-    first = store_at(Rendezvous(address, 0, 1, timeout=20))
+    first = connect_store(Rendezvous(address, 0, 1, timeout=20))
     assert listening() - before == {("127.0.0.2", port)}, "PyTorch's server is our socket"
-    second = store_at(Rendezvous(address, 1, 1, timeout=20))
+    second = connect_store(Rendezvous(address, 1, 1, timeout=20))
     first.set("word", "here")
     assert second.get("word") == b"here"
     with pytest.raises(ConnectionRefusedError):
