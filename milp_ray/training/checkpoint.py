@@ -1,9 +1,9 @@
-"""States of a training that is under way, so that one that was cut off goes on where it was.
+"""Checkpoints of a training, from which an interrupted one resumes and ends with the same adapter.
 
-A state holds the adapter, the optimizer's part of every rank, every rank's random numbers, and how far the
-stage is; what it resumes gives the same memory as without the interruption. The last two are kept: a file
-that was truncated or changed is noticed by its SHA-256, and the state before it is used. Only safetensors and
-JSON are written, so nothing is executed when one is read. No Ray here.
+A checkpoint holds the adapter, each rank's part of the optimizer's state, each rank's random state,
+and the steps done. The last two are kept: a file that was truncated or changed is noticed by its
+SHA-256, and the checkpoint before it is used. Files are safetensors and JSON, which execute nothing
+when they are read. No Ray here.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from milp_ray.model.parallel.group import Group
 from milp_ray.storage import get_file, make_folder, mirror_of, names_in, put_file, remove_folder, writing
 
 _KEPT = 2
-_FORMAT = 2  # of what a state holds; 2: an adapter is one vector to its optimizer
+_FORMAT = 2  # of a checkpoint; 2: to its optimizer, an adapter is one vector
 _META = "state.json"
 _ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a training is between two steps, as one rank sees it.
+class TrainingState:
+    """A training between two steps, as one rank has it.
 
     Attributes:
-        stage: number of the stage, from 0.
+        stage: index of the stage, from 0.
         step: steps of the stage that are done.
-        tokens: real tokens trained on so far, in all stages.
+        tokens: real (unpadded) tokens trained on so far, in all stages.
         seconds: spent training so far.
         adapter: weights of the adapter, under PEFT's names; the same on every rank.
         optimizer: this rank's part of the optimizer's state.
-        random: this rank's random numbers.
+        random: this rank's random state.
     """
 
     stage: int
@@ -54,18 +54,19 @@ class State:
 
 @dataclass
 class Checkpoints:
-    """The states of one training on storage that all its ranks see. All ranks call each method together.
+    """The checkpoints of one training, on storage that all its ranks see. All ranks call each method.
 
     Args:
         folder: of this training alone.
         group: the ranks.
-        replicated: whether every rank holds the whole optimizer, which is then written once.
-        made_with: what a state must have been made with to go on from it, beside the number of ranks.
-        every: steps between two states; 0 for none.
-        kept: told of every state that was kept.
+        replicated: whether every rank holds the whole optimizer state, which is then written once.
+        made_with: settings that a checkpoint must have been made with to be resumed from, beside
+            the number of ranks.
+        every: steps between two checkpoints; 0 for none.
+        kept: called with every state that was written.
 
     Attributes:
-        notes: what there is to tell about states that could not be used.
+        notes: why :meth:`load` passed over checkpoints.
     """
 
     folder: Path
@@ -73,35 +74,34 @@ class Checkpoints:
     replicated: bool
     made_with: Mapping[str, object]
     every: int
-    kept: Callable[[State], object] = lambda state: None
+    kept: Callable[[TrainingState], object] = lambda state: None
     notes: list[str] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
-        """Whether a state is to be kept after this step of a stage."""
+        """Whether a checkpoint is due after this step of a stage."""
         return self.every > 0 and step % self.every == 0
 
-    def save(self, state: State) -> None:
-        """Keep a state, all of it or nothing; states before the last one are deleted.
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint, all of it or nothing, and delete those before the last one.
 
         Raises:
-            StorageError: on every rank, if any could not write; the earlier states are intact.
+            StorageError: on every rank, if any could not write; earlier checkpoints are intact.
         """
         last = max((self._number(path) for path in self._found()), default=0)
-        number = (
-            self.group.all_gather(last)[0] + 1
-        )  # a network file system may show the ranks different things
+        number = self.group.all_gather(last)[0] + 1  # a network file system may show ranks different ones
         path = self.folder / f"{number:06d}"
-        # At a URL nothing is renamed: a state without its last file is none.
+        # At a URL nothing is renamed: without its last file a checkpoint is none.
         draft = path if mirror_of(self.folder) else self.folder / f".{number:06d}.tmp"
         rank = self.group.rank
-        files = {f"rank-{rank}.safetensors": _packed(random=state.random, optimizer=self._own(state))}
+        optimizer = {} if self.replicated and rank else state.optimizer
+        files = {f"rank-{rank}.safetensors": _packed(random=state.random, optimizer=optimizer)}
         if rank == 0:
             files[_ADAPTER] = save(dict(state.adapter))
-        self._all(lambda: _fresh(draft) if rank == 0 else None)
+        self._on_all_ranks(lambda: _fresh(draft) if rank == 0 else None)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         try:
-            self._all(lambda: _write(draft, files))
-            every = {name: digest for part in self.group.all_gather(sums) for name, digest in part.items()}
+            self._on_all_ranks(lambda: _write(draft, files))
+            all_sums = {name: value for part in self.group.all_gather(sums) for name, value in part.items()}
             meta = {
                 "format": _FORMAT,
                 "stage": state.stage,
@@ -110,19 +110,19 @@ class Checkpoints:
                 "seconds": round(state.seconds, 3),
                 "ranks": self.group.size,
                 "made_with": dict(self.made_with),
-                "sha256": every,
+                "sha256": all_sums,
             }
-            self._all(lambda: self._publish(draft, path, meta) if rank == 0 else None)
+            self._on_all_ranks(lambda: self._publish(draft, path, meta) if rank == 0 else None)
         except BaseException:
             if rank == 0:
                 _discard(draft)
             raise
         self.kept(state)
 
-    def load(self) -> State | None:
-        """The newest state that every rank can read, or None. :attr:`notes` says what was passed over."""
+    def load(self) -> TrainingState | None:
+        """The newest state that every rank can read, or None; :attr:`notes` says what was passed over."""
         self.notes.clear()
-        usable: dict[int, State] = {}
+        usable: dict[int, TrainingState] = {}
         for path in self._found():
             try:
                 usable[self._number(path)] = self._read(path)
@@ -132,12 +132,9 @@ class Checkpoints:
         return usable[max(common)] if common else None
 
     def clear(self) -> None:
-        """Delete all states: the training is over."""
+        """Delete all checkpoints: the training is over."""
         if self.group.rank == 0:
             _discard(self.folder)
-
-    def _own(self, state: State) -> Mapping[str, Tensor]:
-        return {} if self.replicated and self.group.rank else state.optimizer
 
     def _found(self) -> list[Path]:
         found = sorted(self.folder / name for name in names_in(self.folder) if name.isdecimal())
@@ -156,7 +153,7 @@ class Checkpoints:
         for old in self._found()[:-_KEPT]:
             _discard(old)
 
-    def _read(self, path: Path) -> State:
+    def _read(self, path: Path) -> TrainingState:
         try:
             found = json.loads(get_file(path / _META))
             meta = found["state"]
@@ -175,7 +172,7 @@ class Checkpoints:
                 if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
                     raise _Unusable(f"{path.name}/{name} is damaged")
             optimizer = load(contents[first if self.replicated else own])
-            return State(
+            return TrainingState(
                 meta["stage"],
                 meta["step"],
                 meta["tokens"],
@@ -187,8 +184,8 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise _Unusable(f"{path.name} is damaged ({type(error).__name__})") from None
 
-    def _all(self, work: Callable[[], object]) -> None:
-        """Do something on every rank; what the system refuses one is raised on all of them."""
+    def _on_all_ranks(self, work: Callable[[], object]) -> None:
+        """Do every rank's writing; an OSError of one is raised on all of them, as a StorageError."""
 
         def written() -> None:
             with writing(self.folder):
@@ -198,7 +195,7 @@ class Checkpoints:
 
 
 class _Unusable(Exception):  # noqa: N818  (it names an outcome)
-    """A state that cannot be gone on from."""
+    """A checkpoint that cannot be resumed from."""
 
 
 def _packed(**parts: Mapping[str, Tensor]) -> bytes:
@@ -220,7 +217,7 @@ def _fresh(draft: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Delete a state, or all; one that stays is in nobody's way."""
+    """Delete one checkpoint, or all; one that stays does no harm."""
     with contextlib.suppress(StorageError):
         remove_folder(folder, commit_marker=_META)
 

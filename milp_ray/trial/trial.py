@@ -34,7 +34,7 @@ from milp_ray.model.batches import Example, history_examples, sample_examples
 from milp_ray.model.limits import infeasible
 from milp_ray.model.pretrained import check_fits
 from milp_ray.storage import is_url
-from milp_ray.training.checkpoint import Checkpoints, State
+from milp_ray.training.checkpoint import Checkpoints, TrainingState
 from milp_ray.training.loop import IsolatedRNG, Progress, StageTrainer
 from milp_ray.trial.records import TrialCost
 
@@ -256,7 +256,7 @@ class Trial:
             return
         index, trainer = self._trainer
         self._checkpoints.save(
-            State(
+            TrainingState(
                 index,
                 trainer.global_step,
                 self._tokens,
@@ -316,7 +316,7 @@ class Trial:
                 yield progress
             self._trainer = None
 
-    def _resume(self) -> State | None:
+    def _resume(self) -> TrainingState | None:
         """Take over the state that an interrupted trial left, if there is one."""
         state = self._checkpoints.load() if self._checkpoints is not None else None
         if state is not None and self.base.attached is not None:

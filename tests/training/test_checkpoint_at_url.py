@@ -12,16 +12,16 @@ from milp_ray.errors import StorageError
 from milp_ray.model.parallel.group import SOLO, Group
 from milp_ray.storage import close_mirrors, mirror_at, names_in
 from milp_ray.storage.objects import Objects
-from milp_ray.training.checkpoint import Checkpoints, State
+from milp_ray.training.checkpoint import Checkpoints, TrainingState
 from tests.storage.conftest import Failing
 from tests.trial.ranks import on_ranks
 
 
-def state(step: int, rank: int = 0) -> State:
+def state(step: int, rank: int = 0) -> TrainingState:
     def tensor(value: float) -> dict[str, torch.Tensor]:
         return {"x": torch.full((3,), value)}
 
-    return State(0, step, 10 * step, 1.0, tensor(step), tensor(step + rank / 10), tensor(rank))
+    return TrainingState(0, step, 10 * step, 1.0, tensor(step), tensor(step + rank / 10), tensor(rank))
 
 
 def kept(folder: Path, group: Group = SOLO) -> Checkpoints:
