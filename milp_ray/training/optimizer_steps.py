@@ -1,14 +1,14 @@
-"""How an adapter takes an optimizer step when several ranks have each computed a part of the loss.
+"""Optimizer steps on an adapter, on one rank or several: AdamW with clipped gradients.
 
-Losses are *summed* over the ranks: each rank's is its part of the whole batch's mean, so that a step is the
-one that a single rank would have taken, up to rounding. Three ways, all AdamW with clipped gradients:
+Each rank's loss is its share of the batch's mean, so losses and gradients are *summed* over the
+ranks, and a step is that of a single rank, up to rounding. There are two steppers:
 
-- alone: nothing to exchange;
-- ``reduced``: every rank sums all gradients in one message and steps on its own copy;
-- DeepSpeed's ZeRO stages 1 and 2: optimizer states, and gradients, divided over the ranks. A thin module of
-  the adapter's parameters is what DeepSpeed wraps, never the base: nothing of a trial stays behind on it.
+- data parallel: each rank all-reduces all gradients in one message, and steps its own copy;
+- DeepSpeed's ZeRO, stages 1 and 2: optimizer states, and gradients, are sharded over the ranks.
+  DeepSpeed wraps a thin module of the adapter's parameters, never the base, so that nothing of a
+  trial stays behind on the base.
 
-The base's division is :mod:`milp_ray.model.parallel.sharding`.
+How the base is sharded is :mod:`milp_ray.model.parallel.sharding`'s.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from milp_ray.model.limits import is_out_of_memory
 from milp_ray.model.parallel.group import Group
 from milp_ray.model.parallel.sharding import Parallel
 
-_BUCKET = 50_000_000  # numbers of one ZeRO bucket; an adapter seldom fills one
+_BUCKET_SIZE = 50_000_000  # numbers in a bucket of ZeRO's; an adapter seldom fills one
 
 
 class Stepper(Protocol):
-    """Steps one adapter through one stage."""
+    """Takes the optimizer steps of one adapter in one stage."""
 
     def step(self, loss: RankLoss, lr: float) -> Tensor:
         """One optimizer step of all ranks.
@@ -47,14 +47,14 @@ class Stepper(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's part of the optimizer's state, by name; :meth:`load` goes on from it."""
+        """This rank's part of the optimizer's state, by name, for :meth:`load`."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the state of another stepper of as many ranks, parameters being what they were then.
+        """Continue from another stepper's state. Parameters must be what they were then.
 
         Raises:
-            ValueError: it is the state of another adapter, or of another number of ranks.
+            ValueError: the state is of another adapter, or of another number of ranks.
         """
         ...
 
@@ -66,14 +66,14 @@ def stepping(
     """A stepper for the length of a stage.
 
     Args:
-        parameters: of the adapter, the same numbers on every rank.
+        parameters: of the adapter, the same values on every rank.
         settings: of the optimizer.
-        parallel: the ranks, and whether DeepSpeed's ZeRO divides the optimizer's states over them.
+        parallel: the ranks, and whether ZeRO shards the optimizer's states over them.
     """
     stepper = (
         _Zero(parameters, settings, parallel)
         if parallel.zero
-        else _Reduced(parameters, settings, parallel.group)
+        else _DataParallel(parameters, settings, parallel.group)
     )
     try:
         yield stepper
@@ -90,8 +90,8 @@ def _adamw(
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's tensors, by number of the parameter and name; copies."""
-    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+    """Copies of an optimizer's tensors, by index of the parameter and name: ``0.exp_avg``."""
+    parameters = _parameters_of(optimizer)
     return {
         f"{index}.{name}": tensor.detach().to("cpu", copy=True)
         for index, parameter in enumerate(parameters)
@@ -100,29 +100,33 @@ def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
-    found: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        number, _, kind = name.partition(".")
-        found.setdefault(int(number), {})[kind] = tensor
-    fits = len(found) == len(parameters) and all(
-        index in found and found[index]["exp_avg"].shape == parameter.shape
+    parameters = _parameters_of(optimizer)
+    by_index: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        number, _, name = key.partition(".")
+        by_index.setdefault(int(number), {})[name] = tensor
+    fits = len(by_index) == len(parameters) and all(
+        index in by_index and by_index[index]["exp_avg"].shape == parameter.shape
         for index, parameter in enumerate(parameters)
     )
     if not fits:
         raise ValueError("the optimizer's state is of another adapter or number of ranks")
     for index, parameter in enumerate(parameters):
-        # torch keeps the count of steps where the parameter is when it steps in one fused kernel.
+        # In one fused kernel, torch keeps the count of steps on the parameter's device.
         optimizer.state[parameter] = {
-            kind: tensor.to(parameter.device, copy=True) for kind, tensor in found[index].items()
+            name: tensor.to(parameter.device, copy=True) for name, tensor in by_index[index].items()
         }
 
 
-class _Reduced:
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class _DataParallel:
     """Each rank holds all gradients and optimizer states.
 
-    The adapter is laid out as one vector, of which its matrices are views, and so are its gradients: one
-    kernel steps it, another one clips it, one message goes to the other ranks.
+    The adapter's matrices are views of one vector, and so are their gradients: one kernel steps the
+    vector, another one clips its gradient, and one message goes to the other ranks.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings, group: Group) -> None:
@@ -130,11 +134,11 @@ class _Reduced:
         self._max_norm = settings.max_grad_norm
         self._group = group
         self._flat = nn.Parameter(torch.cat([matrix.detach().reshape(-1) for matrix in parameters]))
-        self._sums = self._flat.new_zeros(self._flat.numel() + 1)  # gradients, and behind them the loss
-        self._flat.grad = self._sums[:-1]
+        self._grads_and_loss = self._flat.new_zeros(self._flat.numel() + 1)
+        self._flat.grad = self._grads_and_loss[:-1]
         sizes = [matrix.numel() for matrix in parameters]
         values = torch.split(self._flat.detach(), sizes)
-        grads = torch.split(self._sums[:-1], sizes)
+        grads = torch.split(self._grads_and_loss[:-1], sizes)
         for matrix, value, grad in zip(parameters, values, grads, strict=True):
             matrix.data, matrix.grad = value.view_as(matrix), grad.view_as(matrix)
         self._optimizer = _adamw([self._flat], settings, fused=True)
@@ -142,22 +146,22 @@ class _Reduced:
     def step(self, loss: RankLoss, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._sums.zero_()
-        self._sums[-1] = self._backward(loss)
-        self._group.all_reduce(self._sums)
+        self._grads_and_loss.zero_()
+        self._grads_and_loss[-1] = self._backward(loss)
+        self._group.all_reduce(self._grads_and_loss)
         norm = torch.nn.utils.clip_grad_norm_([self._flat], self._max_norm)
         self._optimizer.step()
-        return torch.stack([self._sums[-1], norm.detach()])
+        return torch.stack([self._grads_and_loss[-1], norm.detach()])
 
     def _backward(self, loss: RankLoss) -> Tensor:
-        """This rank's loss, its gradients in the sums. The other ranks do not notice a second try."""
+        """This rank's loss, and its gradients. The other ranks do not notice a second try."""
         try:
             return loss.backward()
         except RuntimeError as error:
             if not (is_out_of_memory(error) and loss.release()):
                 raise
-        torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
-        self._sums.zero_()
+        torch.cuda.empty_cache()  # the error has gone by now, and with it the tensors of its frames
+        self._grads_and_loss.zero_()
         return loss.backward()
 
     def state(self) -> dict[str, Tensor]:
@@ -167,13 +171,13 @@ class _Reduced:
         _load_state(self._optimizer, state)
 
     def close(self) -> None:
-        """Let go of the gradients."""
+        """Free the gradients."""
         for matrix in self._parameters:
             matrix.grad = None
 
 
 class _Adapter(nn.Module):
-    """What DeepSpeed wraps: the adapter's parameters, and a function instead of the base's modules."""
+    """The module that DeepSpeed wraps: the adapter's parameters, and a loss as its forward pass."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -184,7 +188,7 @@ class _Adapter(nn.Module):
 
 
 class _Zero:
-    """Optimizer states (stage 1), and gradients (stage 2), are divided over the ranks by DeepSpeed."""
+    """DeepSpeed shards optimizer states (stage 1), and gradients (stage 2), over the ranks."""
 
     def __init__(
         self,
@@ -198,8 +202,8 @@ class _Zero:
             "stage": parallel.zero,
             "overlap_comm": False,
             "contiguous_gradients": False,
-            "reduce_bucket_size": _BUCKET,
-            "allgather_bucket_size": _BUCKET,
+            "reduce_bucket_size": _BUCKET_SIZE,
+            "allgather_bucket_size": _BUCKET_SIZE,
         }
         if parallel.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -231,7 +235,7 @@ class _Zero:
         _load_state(self._optimizer, state)
 
     def close(self) -> None:
-        """Let go of everything: DeepSpeed's objects refer to each other."""
+        """Free everything. DeepSpeed's objects refer to each other."""
         self._engine.destroy()
         del self._engine, self._optimizer
         gc.collect()
