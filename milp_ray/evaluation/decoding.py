@@ -1,9 +1,12 @@
-"""Greedy continuations of encoded prompts, with whatever memory sits on the base.
+"""Greedy decoding of encoded prompts, with whatever adapter is on the base.
 
-Two ways to the same tokens, up to floating-point rounding. *Growing*: a cache that grows, and rows that leave
-the batch as soon as they end; also where ranks share the base. *Fixed*: on a GPU, where one new token for a
-few rows takes much longer to start from Python than to compute; cache and rows keep their sizes, so that a
-step can be captured once as a CUDA graph and replayed for every token of every batch.
+Two decoders give the same tokens, up to floating-point rounding:
+
+- :class:`DynamicCacheDecoder`: its key-value cache grows, and rows leave the batch as soon as they
+  end. It is the one for a CPU, and for ranks that share the base.
+- :class:`StaticCacheDecoder`: for a GPU, where Python takes much longer to start one token of a few
+  rows than the GPU takes to compute it. Cache and rows keep their sizes, so that a step is captured
+  once as a CUDA graph, and replayed for every token of every batch.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 from milp_ray.model.base import BaseModel
 from milp_ray.model.cuda_graphs import Capture, Pool, Work
 
-_WORTH = 24  # replays that pay for a capture
-_LOOK = 8  # tokens between two looks at whether all rows have ended, for each of which the GPU stands still
+_MIN_REPLAYS = 24  # that pay for a capture
+_CHECK_EVERY = 8  # tokens between two checks whether all rows have ended: the GPU stands still for each
 
 
 class Decoder(Protocol):
-    """Continues prompts, batch after batch."""
+    """Decodes prompts, batch after batch."""
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
-        """At last what each prompt is continued with, end token excluded; until then None every few tokens,
-        on all ranks alike, so that the caller can stop, report, or work for somebody else."""
+        """Decode one batch.
+
+        Yields:
+            None every few tokens, on all ranks alike, so that the caller can stop, report or
+            interleave other work; last the new tokens of each prompt, end token excluded.
+        """
         ...
 
 
@@ -38,67 +45,77 @@ def decoder(
     max_new_tokens: int,
     stop_ids: frozenset[int] = frozenset(),
 ) -> Decoder:
-    """A decoder for these batches of prompts; ranks that share the base each ask for one alike.
+    """The decoder for these batches of prompts; each rank that shares the base makes its own.
 
-    A response ends before any of ``stop_ids`` (the end of a chat's turn), and of the base's own.
+    Args:
+        base: with or without an adapter.
+        batches: of token ids.
+        max_new_tokens: of each prompt.
+        stop_ids: each ends a response, as the base's own do (the end of a chat's turn, say).
     """
-    fixed = base.fused and base.capturable and base.parallel.group.size == 1
-    if fixed and len(batches) * max_new_tokens >= _WORTH:
+    capturable = base.fused and base.capturable and base.parallel.group.size == 1
+    if capturable and len(batches) * max_new_tokens >= _MIN_REPLAYS:
         rows = max(map(len, batches))
         longest = max(len(prompt) for prompts in batches for prompt in prompts)
-        cache = fixed_cache(base, longest + max_new_tokens)
+        cache = static_cache(base, longest + max_new_tokens)
         if cache is not None:
-            return Fixed(base, cache, rows, max_new_tokens, stop_ids=stop_ids)
-    return Growing(base, max_new_tokens, stop_ids)
+            return StaticCacheDecoder(base, cache, rows, max_new_tokens, stop_ids=stop_ids)
+    return DynamicCacheDecoder(base, max_new_tokens, stop_ids)
 
 
-def fixed_cache(base: BaseModel, room: int) -> Cache | None:
-    """A cache of fixed size for ``room`` tokens; None where attention slides over fewer.
+def static_cache(base: BaseModel, max_length: int) -> Cache | None:
+    """A static cache for ``max_length`` tokens; None where a sliding window is shorter than that.
 
-    A window that holds them all never slides: the layer is like one without. (A sliding one counts its tokens
-    in Python too, which a replayed step would not do.)
+    A window that holds all tokens never slides, so its layer gets a plain static cache: that of a
+    sliding window counts its tokens in Python, too, which a replayed step does not do.
     """
-    layers = StaticCache(config=base.model.config, max_cache_len=room).layers
+    layers = StaticCache(config=base.model.config, max_cache_len=max_length).layers
     known = all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in layers)
-    if not known or min(layer.max_cache_len for layer in layers) < room:
+    if not known or min(layer.max_cache_len for layer in layers) < max_length:
         return None
-    return Cache(layers=[StaticLayer(max_cache_len=room) for _ in layers])
+    return Cache(layers=[StaticLayer(max_cache_len=max_length) for _ in layers])
 
 
-class Growing:
-    """See the module; ``max_new_tokens`` at most are made of each prompt."""
+class DynamicCacheDecoder:
+    """See the module.
+
+    Args:
+        base: on one rank or several, which each decode their share of a batch.
+        max_new_tokens: of each prompt.
+        stop_ids: each ends a response, as the base's own do.
+    """
 
     def __init__(self, base: BaseModel, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()) -> None:
-        self._base, self._most, self._stop_ids = base, max_new_tokens, stop_ids
+        self._base, self._max_new_tokens, self._stop_ids = base, max_new_tokens, stop_ids
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
-        """See :class:`Decoder`; each rank continues its share, and gets all."""
+        """See :class:`Decoder`; each rank decodes its share, and gets all tokens."""
         base, group = self._base, self._base.parallel.group
-        mine = _Rows(base, group.share(prompts), self._stop_ids)
-        for made in range(self._most):
-            # As long as any rank has rows left all go on, so that they pause alike. A divided base is called
-            # by all of them or by none, and may take a second for a token.
-            if base.parallel.sharded or made % _LOOK == 0:
-                if not group.any(mine.going):
+        rows = _Rows(base, group.share(prompts), self._stop_ids)
+        for step in range(self._max_new_tokens):
+            # All ranks go on while any has rows left, so that they pause alike. A sharded base must be
+            # called by all of them, and may take a second for a token.
+            if base.parallel.sharded or step % _CHECK_EVERY == 0:
+                if not group.any(rows.unfinished):
                     break
-                if made:
+                if step:
                     yield None
             with base.measuring():
-                if mine.going:
-                    mine.step()
+                if rows.unfinished:
+                    rows.step()
                 elif base.parallel.sharded:
-                    mine.idle()
+                    rows.idle_step()
         result: list[list[int]] = [[] for _ in prompts]
-        for rank, part in enumerate(group.all_gather(mine.tokens)):
-            result[rank :: group.size] = part
+        for rank, tokens in enumerate(group.all_gather(rows.tokens)):
+            result[rank :: group.size] = tokens
         yield result
 
 
 class _Rows:
-    """Greedy continuations of some prompts, maybe none. Rows leave the batch as soon as they end.
+    """The rows of a batch with a dynamic cache, maybe none. A row leaves as soon as it ends.
 
     Attributes:
-        tokens: what each prompt was continued with so far.
+        tokens: new tokens of each prompt so far.
     """
 
     def __init__(self, base: BaseModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
@@ -111,8 +128,8 @@ class _Rows:
             self._ids, self._mask, self._positions = _left_padded(base, prompts)
 
     @property
-    def going(self) -> bool:
-        """Whether there is a row that has not ended."""
+    def unfinished(self) -> bool:
+        """Whether a row has not ended."""
         return len(self._rows) > 0
 
     def step(self) -> None:
@@ -125,10 +142,10 @@ class _Rows:
             past_key_values=self._cache,
             use_cache=True,
         ).argmax(-1)
-        going = torch.isin(chosen, self._stop, invert=True)
+        unfinished = torch.isin(chosen, self._stop, invert=True)
         mask, positions = self._mask, self._positions
-        if not bool(going.all()):
-            kept = going.nonzero().squeeze(1)
+        if not bool(unfinished.all()):
+            kept = unfinished.nonzero().squeeze(1)
             self._cache.batch_select_indices(kept)
             self._rows, chosen, mask, positions = self._rows[kept], chosen[kept], mask[kept], positions[kept]
         for row, token in zip(self._rows.tolist(), chosen.tolist(), strict=True):
@@ -136,23 +153,23 @@ class _Rows:
         self._ids, self._positions = chosen[:, None], positions[:, -1:] + 1
         self._mask = torch.cat([mask, mask.new_ones(len(chosen), 1)], 1)
 
-    def idle(self) -> None:
-        """A call for nothing, beside ranks that have rows left."""
+    def idle_step(self) -> None:
+        """A call of the sharded base whose result is not used: other ranks have rows left."""
         ids = torch.full((1, 1), self._base.pad_id, device=self._base.device)
         offset = self._base.architecture.position_offset
         self._base.logits(_last, input_ids=ids, position_ids=torch.full_like(ids, offset), use_cache=False)
 
 
-class Fixed:
+class StaticCacheDecoder:
     """See the module.
 
     Args:
         base: whole on its device.
-        cache: of :func:`fixed_cache`, with room for the longest prompt and ``max_new_tokens``.
+        cache: of :func:`static_cache`, for the longest prompt and ``max_new_tokens``.
         rows: prompts of a batch at most.
-        max_new_tokens: at most made of each prompt.
+        max_new_tokens: of each prompt.
         capture: captures a step, as :class:`milp_ray.model.cuda_graphs.Pool` does.
-        stop_ids: end a response, beside the base's own.
+        stop_ids: each ends a response, as the base's own do.
     """
 
     def __init__(
@@ -164,7 +181,7 @@ class Fixed:
         capture: Capture | None = None,
         stop_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._base, self._cache, self._most = base, cache, max_new_tokens
+        self._base, self._cache, self._max_new_tokens = base, cache, max_new_tokens
         self._capture = capture or Pool(base)
         device, long = base.device, torch.long
         self._stop_ids = base.stop_ids | stop_ids
@@ -172,29 +189,29 @@ class Fixed:
         self._ids = torch.zeros(rows, 1, dtype=long, device=device)
         self._positions = torch.zeros(rows, 1, dtype=long, device=device)
         self._mask = torch.zeros(rows, cache.layers[0].max_cache_len, dtype=long, device=device)
-        self._made = torch.zeros(rows, max_new_tokens, dtype=long, device=device)
+        self._new_tokens = torch.zeros(rows, max_new_tokens, dtype=long, device=device)
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._slot = torch.zeros(rows, 1, dtype=long, device=device)  # of the cache, for the next token
-        self._count = torch.zeros(rows, 1, dtype=long, device=device)  # tokens made
+        self._cache_position = torch.zeros(rows, 1, dtype=long, device=device)  # of the next token
+        self._num_new = torch.zeros(rows, 1, dtype=long, device=device)
         self._steps = 0
-        self._again: Work | None = None
+        self._replay: Work | None = None
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`."""
         with self._base.measuring():
-            self._begin(prompts)
-        for made in range(1, self._most):
-            if made % _LOOK == 0:
+            self._prefill(prompts)
+        for step in range(1, self._max_new_tokens):
+            if step % _CHECK_EVERY == 0:
                 if bool(self._ended.all()):
                     break
                 yield None
             with self._base.measuring():
-                self._next()
-        found = self._made[: len(prompts), : int(self._count[0, 0])].tolist()
-        yield [self._until_end(row) for row in found]
+                self._decode()
+        new_tokens = self._new_tokens[: len(prompts), : int(self._num_new[0, 0])].tolist()
+        yield [self._until_stop(row) for row in new_tokens]
 
-    def _begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """The prompts through the model, and the first token of each."""
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Fill the cache with the prompts, and choose the first token of each."""
         rows = len(self._ids)
         ids, mask, positions = _left_padded(self._base, [*prompts, *[prompts[0]] * (rows - len(prompts))])
         width = ids.shape[1]
@@ -202,22 +219,22 @@ class Fixed:
         self._mask.zero_()
         self._mask[:, :width] = mask
         self._ended.zero_()
-        self._count.zero_()
-        self._slot.fill_(width)
+        self._num_new.zero_()
+        self._cache_position.fill_(width)
         chosen = self._forward(ids, positions)
         self._positions.copy_(positions[:, -1:])
-        self._take(chosen)
+        self._append(chosen)
 
-    def _next(self) -> None:
-        """One more token for every row: the first time as usual, to ready what no graph can hold."""
+    def _decode(self) -> None:
+        """One more token for every row: eagerly at first, which sets up what no graph can hold."""
         if self._steps == 1:
-            self._again = self._capture(self._step)
+            self._replay = self._capture(self._step)
         self._steps += 1
-        (self._again or self._step)()
+        (self._replay or self._step)()
 
     def _step(self) -> Tensor:
         chosen = self._forward(self._ids, self._positions)
-        self._take(chosen)
+        self._append(chosen)
         return chosen
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -230,19 +247,19 @@ class Fixed:
             use_cache=True,
         ).argmax(-1)
 
-    def _take(self, chosen: Tensor) -> None:
-        """Put the chosen tokens where the next step finds them; all on the device."""
-        self._made.scatter_(1, self._count, chosen[:, None])
+    def _append(self, chosen: Tensor) -> None:
+        """Make the chosen tokens (one a row) the next step's input, without leaving the device."""
+        self._new_tokens.scatter_(1, self._num_new, chosen[:, None])
         self._ended |= (chosen[:, None] == self._stop).any(1)
         self._ids.copy_(chosen[:, None])
-        self._mask.scatter_(1, self._slot, 1)
+        self._mask.scatter_(1, self._cache_position, 1)
         self._positions += 1
-        self._slot += 1
-        self._count += 1
+        self._cache_position += 1
+        self._num_new += 1
 
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        stop = self._stop_ids
-        return tokens[: next((at for at, token in enumerate(tokens) if token in stop), len(tokens))]
+    def _until_stop(self, tokens: list[int]) -> list[int]:
+        end = (index for index, token in enumerate(tokens) if token in self._stop_ids)
+        return tokens[: next(end, len(tokens))]
 
 
 def _last(hidden: Tensor) -> Tensor:

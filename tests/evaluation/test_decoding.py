@@ -1,4 +1,4 @@
-"""A cache of fixed size, whose step is replayed, makes the tokens that a growing one makes."""
+"""The static cache, whose step is replayed, gives the tokens that the dynamic one gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from milp_ray.config.models import ModelSettings
-from milp_ray.evaluation.decoding import Decoder, Fixed, Growing, decoder, fixed_cache
+from milp_ray.evaluation.decoding import (
+    Decoder,
+    DynamicCacheDecoder,
+    StaticCacheDecoder,
+    decoder,
+    static_cache,
+)
 from milp_ray.model.base import BaseModel, load_base
 from milp_ray.model.cuda_graphs import Work
 
@@ -20,21 +26,21 @@ PROMPTS = [[5, 9, 4], [7, 3, 8, 6, 12], [11], [4, 4], [19, 3, 5, 7], [8, 15]]
 NEW = 11
 
 
-def fixed(
+def static(
     base: BaseModel,
     rows: int,
     captured: list[Work],
     usable: bool = True,
     stop_ids: frozenset[int] = frozenset(),
-) -> Fixed:
+) -> StaticCacheDecoder:
     def capture(work: Work) -> Work | None:
         captured.append(work)
         return work if usable else None
 
     longest = max(map(len, PROMPTS))
-    cache = fixed_cache(base, longest + NEW)
+    cache = static_cache(base, longest + NEW)
     assert cache is not None
-    return Fixed(base, cache, rows, NEW, capture, stop_ids)
+    return StaticCacheDecoder(base, cache, rows, NEW, capture, stop_ids)
 
 
 def tokens(decode: Decoder, prompts: list[list[int]]) -> list[list[int]]:
@@ -46,7 +52,7 @@ def tokens(decode: Decoder, prompts: list[list[int]]) -> list[list[int]]:
 @pytest.mark.parametrize("rows", [1, 4, 6])
 def test_same_tokens(base: BaseModel, rows: int) -> None:
     captured: list[Work] = []
-    decode, grow = fixed(base, rows, captured), Growing(base, NEW)
+    decode, grow = static(base, rows, captured), DynamicCacheDecoder(base, NEW)
     batches = [PROMPTS[at : at + rows] for at in range(0, len(PROMPTS), rows)]
     expected = [tokens(grow, batch) for batch in batches]
     assert {len(row) for batch in expected for row in batch} != {0}
@@ -55,34 +61,34 @@ def test_same_tokens(base: BaseModel, rows: int) -> None:
 
 
 def test_rows_that_end_early_are_cut(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = tokens(Growing(base, NEW), PROMPTS)
+    plain = tokens(DynamicCacheDecoder(base, NEW), PROMPTS)
     often = max({token for row in plain for token in row}, key=lambda t: sum(t in x for x in plain))
     monkeypatch.setattr(base, "stop_ids", frozenset({*base.stop_ids, often}))
-    expected = tokens(Growing(base, NEW), PROMPTS)
+    expected = tokens(DynamicCacheDecoder(base, NEW), PROMPTS)
     assert expected != plain
-    assert tokens(fixed(base, 6, []), PROMPTS) == expected
+    assert tokens(static(base, 6, []), PROMPTS) == expected
 
 
 def test_the_end_of_a_turn_ends_a_response_as_the_end_token_does(base: BaseModel) -> None:
-    plain = tokens(Growing(base, NEW), PROMPTS)
+    plain = tokens(DynamicCacheDecoder(base, NEW), PROMPTS)
     end = max({token for row in plain for token in row}, key=lambda t: sum(t in x for x in plain))
     expected = [row[: row.index(end)] if end in row else row for row in plain]
-    assert tokens(Growing(base, NEW, frozenset({end})), PROMPTS) == expected != plain
-    assert tokens(fixed(base, 6, [], stop_ids=frozenset({end})), PROMPTS) == expected
+    assert tokens(DynamicCacheDecoder(base, NEW, frozenset({end})), PROMPTS) == expected != plain
+    assert tokens(static(base, 6, [], stop_ids=frozenset({end})), PROMPTS) == expected
     assert tokens(decoder(base, [PROMPTS], NEW, frozenset({end})), PROMPTS) == expected
 
 
 def test_it_ends_when_all_have(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "stop_ids", frozenset(range(base.architecture.vocab_size)))
-    decode = fixed(base, 6, [])
+    decode = static(base, 6, [])
     assert tokens(decode, PROMPTS) == [[]] * 6
-    assert int(decode._count[0, 0]) < NEW
+    assert int(decode._num_new[0, 0]) < NEW
 
 
 def test_what_cannot_be_captured_is_done_as_usual(base: BaseModel) -> None:
     captured: list[Work] = []
-    expected = tokens(Growing(base, NEW), PROMPTS)
-    assert tokens(fixed(base, 6, captured, usable=False), PROMPTS) == expected
+    expected = tokens(DynamicCacheDecoder(base, NEW), PROMPTS)
+    assert tokens(static(base, 6, captured, usable=False), PROMPTS) == expected
     assert len(captured) == 1, "asked once, not for every token"
 
 
@@ -90,7 +96,7 @@ def test_its_memory_goes_with_it(base: BaseModel) -> None:
     """Not with the next full collection, though nothing was captured."""
     gc.disable()
     try:
-        decode = fixed(base, 6, [])
+        decode = static(base, 6, [])
         gone = weakref.ref(decode)
         del decode
         assert gone() is None
@@ -99,13 +105,13 @@ def test_its_memory_goes_with_it(base: BaseModel) -> None:
 
 
 def test_on_a_cpu_the_cache_grows(base: BaseModel) -> None:
-    assert isinstance(decoder(base, [PROMPTS], 64), Growing)
+    assert isinstance(decoder(base, [PROMPTS], 64), DynamicCacheDecoder)
 
 
-@pytest.mark.parametrize("way", [Growing, fixed])
+@pytest.mark.parametrize("way", [DynamicCacheDecoder, static])
 def test_it_pauses_and_leaves_torch_as_it_was(base: BaseModel, way: Any) -> None:
     """Another memory's gradients, or nothing at all, may come between two tokens."""
-    decode = Growing(base, NEW) if way is Growing else fixed(base, 6, [])
+    decode = DynamicCacheDecoder(base, NEW) if way is DynamicCacheDecoder else static(base, 6, [])
     pauses = 0
     for found in decode(PROMPTS):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -142,7 +148,7 @@ def test_a_window_over_the_whole_text_does_not_slide(mistral: BaseModel) -> None
     batches = [PROMPTS[:3], PROMPTS[3:], PROMPTS[:3]]
     decode = decoder(mistral, batches, NEW)
     window = mistral.model.config.sliding_window
-    assert isinstance(decode, Growing if window == 15 else Fixed)
-    expected = [tokens(Growing(mistral, NEW), batch) for batch in batches]
+    assert isinstance(decode, DynamicCacheDecoder if window == 15 else StaticCacheDecoder)
+    expected = [tokens(DynamicCacheDecoder(mistral, NEW), batch) for batch in batches]
     assert min(len(row) for batch in expected for row in batch) > 8
     assert [tokens(decode, batch) for batch in batches] == expected

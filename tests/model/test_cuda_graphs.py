@@ -22,7 +22,7 @@ from torch import Tensor
 from milp_ray.config.models import ModelSettings
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import TrialFailed
-from milp_ray.evaluation.decoding import Fixed, Growing, decoder
+from milp_ray.evaluation.decoding import DynamicCacheDecoder, StaticCacheDecoder, decoder
 from milp_ray.memory.adapters import lora_config
 from milp_ray.model import cuda_graphs as graphs
 from milp_ray.model.base import BaseModel, load_base
@@ -411,7 +411,7 @@ def test_a_failed_capture(
     """Torch is on its stream again, and the base is not captured any more, unless memory was short."""
     base = load_base(ModelSettings(path=str(tiny_models["llama"]), device="cpu"))
     monkeypatch.setattr(base, "fused", True)
-    assert isinstance(decoder(base, [[[5]]], 30), Fixed)
+    assert isinstance(decoder(base, [[[5]]], 30), StaticCacheDecoder)
     streams = ["usual"]
     monkeypatch.setattr("torch.cuda.current_stream", lambda: streams[-1])
     monkeypatch.setattr("torch.cuda.set_stream", streams.append)
@@ -424,7 +424,7 @@ def test_a_failed_capture(
     assert Pool(base)(work) is None
     assert streams == ["usual", "of the capture", "usual"]
     assert base.capturable is capturable
-    assert isinstance(decoder(base, [[[5]]], 30), Fixed if capturable else Growing)
+    assert isinstance(decoder(base, [[[5]]], 30), StaticCacheDecoder if capturable else DynamicCacheDecoder)
 
 
 def test_a_base_that_cannot_be_captured_is_not(

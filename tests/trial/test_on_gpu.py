@@ -12,7 +12,7 @@ import torch
 from milp_ray.config.models import ModelSettings
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import TrialFailed
-from milp_ray.evaluation.decoding import Fixed, Growing, decoder
+from milp_ray.evaluation.decoding import DynamicCacheDecoder, StaticCacheDecoder, decoder
 from milp_ray.memory.adapters import lora_config
 from milp_ray.model import cuda_graphs as graphs
 from milp_ray.model.base import BaseModel, load_base
@@ -97,8 +97,8 @@ def test_tokens(base: BaseModel, captures: list[bool]) -> None:
         parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
     batches = [PROMPTS[:4], PROMPTS[4:]]
     decode = decoder(base, batches, 30)
-    assert isinstance(decode, Fixed)
-    expected = [list(Growing(base, 30)(batch))[-1] for batch in batches]
+    assert isinstance(decode, StaticCacheDecoder)
+    expected = [list(DynamicCacheDecoder(base, 30)(batch))[-1] for batch in batches]
     assert [list(decode(batch))[-1] for batch in batches] == expected
     assert captures == [True]
 
