@@ -143,7 +143,7 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any, most: in
     from milp_ray.model.base import load_base
     from milp_ray.model.parallel.group import SOLO, Ranks
     from milp_ray.model.parallel.rendezvous import Rendezvous
-    from milp_ray.model.parallel.sharding import Parallel, held
+    from milp_ray.model.parallel.sharding import Parallel, local_numel
 
     torch.set_num_threads(1)
     rendezvous = Rendezvous(f"127.0.0.1:{port}", rank, size, timeout=300)
@@ -153,7 +153,7 @@ def on_rank(strategy: str, rank: int, size: int, port: int, study: Any, most: in
         steps = steps_of_peer(study, group)
     else:
         base = load_base(study.model, Parallel(group, strategy))  # type: ignore[arg-type]
-        found["held"] = held(base.model)
+        found["held"] = local_numel(base.model)
         found["loading_mib"] = memory("VmHWM")
         steps = steps_of_trial(base, study)
     losses, tokens, began, worked = [], 0, 0.0, 0.0

@@ -24,10 +24,10 @@ from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.model.fused import adapt, fuse
 from milp_ray.model.load_errors import fitting
-from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, place
+from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, shard_model
 from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
 from milp_ray.model.requirements import check_requirements
-from milp_ray.model.streaming import Weights, streamed, weights_of
+from milp_ray.model.streaming import Weights, can_stream, locate_weights
 from milp_ray.model.token_cache import TokenCache
 from milp_ray.model.weights import from_pretrained
 
@@ -179,7 +179,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
     with fitting(model, device, parallel):
-        place(base.root, [model.get_submodule(name) for name in layers], device, parallel, weights)
+        shard_model(base.root, [model.get_submodule(name) for name in layers], device, parallel, weights)
         base.fuse()
     return base
 
@@ -200,13 +200,13 @@ def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
 
 
 def _load_model(
-    settings: ModelSettings, config: Any, dtype: torch.dtype, divided: bool
+    settings: ModelSettings, config: Any, dtype: torch.dtype, sharded: bool
 ) -> tuple[Any, Weights | None]:
-    """The model on the host and None; or, where it is to be divided and its files allow that, on the meta
-    device, and where its weights lie."""
-    if divided and streamed(settings, config):
+    """The model on the host, and None; if it is to be sharded, and its files allow it, the model on
+    the meta device, and its weights."""
+    if sharded and can_stream(settings, config):
         model = from_pretrained(settings, config, dtype, device_map="meta")
-        if weights := weights_of(model, settings):
+        if weights := locate_weights(model, settings):
             return model, weights
     return from_pretrained(settings, config, dtype), None
 

@@ -1,10 +1,10 @@
-"""The weights of a base that is divided: read tensor by tensor, each rank what it needs, never the whole.
+"""The weights of a sharded base, read tensor by tensor: each rank reads what it needs, none reads all.
 
-A model that `from_pretrained` makes on the meta device has names, shapes and number formats, and no weights.
-:class:`Weights` knows where in the safetensors files each of them lies, and how to read a few rows of one.
-Who keeps which rows is :mod:`milp_ray.model.parallel.sharding`'s. Files that hold other tensors than the
-model does (pickled, quantised, converted on the way), and models by remote code, are not read here: they are
-loaded whole, then divided.
+On the meta device, `from_pretrained` makes a model with names, shapes and dtypes, and no weights.
+:class:`Weights` knows the safetensors file of each parameter, and reads a few rows of one. Which
+rank keeps which rows is :mod:`milp_ray.model.parallel.sharding`'s. Does *not* cover files that hold
+other tensors than the model (pickled, quantised, converted on the way), nor models by remote code:
+those are loaded whole, then sharded.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from milp_ray.model.weights import weight_files
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of a model lie.
+    """The files of a model's weights.
 
     Attributes:
         path: of the model, for errors.
-        places: name of a parameter -> file, and its name there; every name of a tied one.
+        tensor_files: name of a parameter -> its file, and its name there; each name of a tied one.
     """
 
     path: str
-    places: Mapping[str, tuple[Path, str]]
+    tensor_files: Mapping[str, tuple[Path, str]]
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Some rows of a parameter, or all, on the host, in the file's number format.
+        """Some rows of a parameter, or all, on the host, in the file's dtype.
 
         Raises:
             ModelError: the file is damaged or gone.
             StorageError: the storage does not answer.
             ClusterError: no memory was left.
         """
-        file, key = self.places[name]
-        # Not mapped into memory: of a mapped file all that was read counts as this process's, and storage
-        # that fails would kill it.
+        file, key = self.tensor_files[name]
+        # Not mapped into memory: the pages of a mapped file that were read count as this process's
+        # memory, and storage that fails would kill it.
         with readable(self.path), safe_open(file, framework="pt", backend="pread") as tensors:
             values: Tensor = tensors.get_tensor(key) if rows is None else tensors.get_slice(key)[rows]
             return values
 
-    def fill(self, model: nn.Module, part: nn.Module, device: torch.device, read: bool) -> None:
-        """Make the parameters of a part of a meta model real; those that are tied stay so.
+    def materialize(self, model: nn.Module, module: nn.Module, device: torch.device, read: bool) -> None:
+        """Make the meta parameters of a module real; tied ones stay tied.
 
         Args:
             model: whose names the weights have.
-            part: of it.
-            device: where the parameters are to be.
-            read: their weights, too; else they hold anything.
+            module: one of its modules.
+            device: where the parameters will be.
+            read: whether to read their weights; else their values are undefined.
 
         Raises:
             MilpRayError: see :meth:`read`.
         """
-        homes: dict[nn.Parameter, list[str]] = {}
-        wanted = {parameter for parameter in part.parameters() if parameter.is_meta}
+        names_of: dict[nn.Parameter, list[str]] = {}
+        on_meta = {parameter for parameter in module.parameters() if parameter.is_meta}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if parameter in wanted:
-                homes.setdefault(parameter, []).append(name)
-        for parameter, names in homes.items():
+            if parameter in on_meta:
+                names_of.setdefault(parameter, []).append(name)
+        for parameter, names in names_of.items():
             if read:
                 values = self.read(names[0]).to(device, parameter.dtype)
             else:
@@ -78,25 +78,25 @@ class Weights:
                 put(model, name, real)
 
 
-def streamed(settings: ModelSettings, config: Any) -> bool:
-    """Whether a divided base may be read by :class:`Weights`, as far as its configuration says."""
-    # A configuration may name its weights' file, and what was quantised is no tensor of the model.
+def can_stream(settings: ModelSettings, config: Any) -> bool:
+    """Whether :class:`Weights` can read a base, as far as its configuration says."""
+    # A configuration may name a file of its own, and quantised tensors are not the model's.
     special = ("quantization_config", "transformers_weights")
     return not settings.trust_remote_code and all(getattr(config, name, None) is None for name in special)
 
 
-def weights_of(model: Any, settings: ModelSettings) -> Weights | None:
-    """Where the weights of a model lie that ``from_pretrained`` made on the meta device, with none missing.
+def locate_weights(model: Any, settings: ModelSettings) -> Weights | None:
+    """The weights of a model that ``from_pretrained`` made on the meta device, with none missing.
 
-    Its buffers, which are small, are made real.
+    The model's buffers, which are small, are made real.
 
     Returns:
-        None where its files hold other tensors than it does.
+        None where the files hold other tensors than the model.
 
     Raises:
         MilpRayError: see :meth:`Weights.read`.
     """
-    # Transformers keeps what it had to rename or to convert; an adapter's folder leads to another one.
+    # Transformers notes what it had to rename or to convert; an adapter's folder names another one.
     if getattr(model, "_weight_conversions", True) or getattr(model, "_hf_peft_config_loaded", False):
         return None
     with readable(settings.path):
@@ -110,39 +110,39 @@ def weights_of(model: Any, settings: ModelSettings) -> Weights | None:
     names: dict[Tensor, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(tensor, []).append(name)
-    places: dict[str, tuple[Path, str]] = {}
-    for same in names.values():
-        there = next((found[name] for name in same if name in found), None)
-        if there is None:
+    tensor_files: dict[str, tuple[Path, str]] = {}
+    for tied in names.values():
+        file_and_key = next((found[name] for name in tied if name in found), None)
+        if file_and_key is None:
             return None
-        places |= dict.fromkeys(same, there)
-    weights = Weights(settings.path, places)
+        tensor_files |= dict.fromkeys(tied, file_and_key)
+    weights = Weights(settings.path, tensor_files)
     _make_buffers(model, weights)
     _tie(model, weights)
     return weights
 
 
 def _name_of(key: str, prefix: str, known: Any) -> str:
-    """A tensor's name in the model: checkpoints of its inner model lack the prefix, or have one too many."""
+    """A tensor's name in the model. Files of the inner model lack the prefix, or have it twice."""
     other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
     return other if other in known else key
 
 
 def _tie(model: Any, weights: Weights) -> None:
-    """Tie what the files hold twice, if it is equal, which ``from_pretrained`` cannot see without weights."""
+    """Tie parameters that the files hold twice, if equal: ``from_pretrained`` cannot see it here."""
     for name, other in getattr(model, "all_tied_weights_keys", {}).items():
         tied = model.get_parameter(other)
-        if weights.places[name] == weights.places[other]:
+        if weights.tensor_files[name] == weights.tensor_files[other]:
             continue
         if torch.equal(weights.read(name), weights.read(other)):
             put(model, name, tied)
 
 
 def _make_buffers(model: Any, weights: Weights) -> None:
-    """Buffers that are saved are read, the others (rotary frequencies, say) computed as ``from_pretrained``
-    computes them: by the model's own initialisation, on the host."""
+    """Read the buffers that are saved, and have the model's own initialisation compute the others
+    (rotary frequencies, say) on the host, as ``from_pretrained`` does."""
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
-        if name in weights.places:
+        if name in weights.tensor_files:
             put(model, name, weights.read(name).to(buffer.dtype))
         else:
             put(model, name, torch.empty_like(buffer, device="cpu"))

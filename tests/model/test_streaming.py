@@ -22,9 +22,9 @@ from milp_ray.model import base as loading
 from milp_ray.model.base import load_base
 from milp_ray.model.parallel import sharding
 from milp_ray.model.parallel.group import Group
-from milp_ray.model.parallel.sharding import Parallel, held
+from milp_ray.model.parallel.sharding import Parallel, local_numel
 from milp_ray.model.pretrained import load_config
-from milp_ray.model.streaming import Weights, streamed, weights_of
+from milp_ray.model.streaming import Weights, can_stream, locate_weights
 from milp_ray.model.weights import from_pretrained
 from tests.trial.ranks import on_ranks
 
@@ -149,7 +149,7 @@ def loaded(group: Group, strategy: str, given: ModelSettings, stream: bool) -> d
     result = {
         "peak": watch.peak,
         "read": watch.read,
-        "held": held(model),
+        "held": local_numel(model),
         "tied": sorted(names.values()),
         "frozen": not any(parameter.requires_grad for parameter in model.parameters()),
         "parameters": {name: whole(parameter) for name, parameter in model.named_parameters()},
@@ -315,7 +315,7 @@ def test_other_files_are_read_whole(
     folder = Path(shutil.copytree(tiny_models["roberta"], tmp_path / "model"))
     other(folder)
     given = settings(folder)
-    assert weights_of(meta(given), given) is None
+    assert locate_weights(meta(given), given) is None
     config = load_config(given)
     model, weights = loading._load_model(given, config, torch.float32, divided=True)
     assert weights is None
@@ -326,10 +326,10 @@ def test_other_files_are_read_whole(
 def test_what_only_remote_code_or_a_quantiser_can_load_is_read_whole(tiny_models: dict[str, Path]) -> None:
     given = settings(tiny_models["llama"])
     config = load_config(given)
-    assert streamed(given, config)
-    assert not streamed(given.model_copy(update={"trust_remote_code": True}), config)
+    assert can_stream(given, config)
+    assert not can_stream(given.model_copy(update={"trust_remote_code": True}), config)
     config.quantization_config = {"quant_method": "gptq"}
-    assert not streamed(given, config)
+    assert not can_stream(given, config)
 
 
 def test_a_base_that_is_not_divided_is_loaded_as_ever(tiny_models: dict[str, Path]) -> None:
@@ -353,5 +353,5 @@ def test_a_hub_model_is_read_from_the_cache(
         model, weights = loading._load_model(given, load_config(given), torch.float32, divided=True)
         assert weights is not None
         expected = load_base(settings(models[name])).model.state_dict()
-        assert weights.places.keys() == model.state_dict().keys()
+        assert weights.tensor_files.keys() == model.state_dict().keys()
         assert all(torch.equal(weights.read(key), values) for key, values in expected.items())

@@ -24,7 +24,7 @@ from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel, device_of, load_base, loaded
 from milp_ray.model.parallel.group import Group, Ranks
 from milp_ray.model.parallel.rendezvous import Rendezvous
-from milp_ray.model.parallel.sharding import Parallel, Root, held
+from milp_ray.model.parallel.sharding import Parallel, Root, local_numel
 from milp_ray.trial.trial import Trial, TrialStopped
 from tests.trial.common import changed
 from tests.trial.ranks import on_ranks
@@ -72,7 +72,7 @@ def measured(group: Group, model: str, user: UserSplit, folder: Path) -> dict[st
         keep = folder / strategy if group.rank == 0 else None
         rows = trials(base, user, study_of(model), keep)
         left = [name for name, value in base.model.named_parameters() if value.requires_grad]
-        result[strategy] = {"rows": rows, "held": held(base.model), "left": left, "whole": bool(moved)}
+        result[strategy] = {"rows": rows, "held": local_numel(base.model), "left": left, "whole": bool(moved)}
     return result
 
 
