@@ -23,7 +23,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.model.fused import adapt, fuse
-from milp_ray.model.load_errors import fitting
+from milp_ray.model.load_errors import translate_out_of_memory
 from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, shard_model
 from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
 from milp_ray.model.requirements import check_requirements
@@ -178,7 +178,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         parallel=parallel,
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))
-    with fitting(model, device, parallel):
+    with translate_out_of_memory(model, device, parallel):
         shard_model(base.root, [model.get_submodule(name) for name in layers], device, parallel, weights)
         base.fuse()
     return base

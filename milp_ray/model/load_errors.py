@@ -1,7 +1,7 @@
-"""What keeps a worker from its base and may pass: storage that does not answer, memory that is not left.
+"""Errors of loading a base, told apart: transient ones, and models that cannot be loaded at all.
 
-Told from a model that cannot be loaded however often it is tried: the first ends with exit code 1, the
-second, :class:`ModelError`, with 2.
+Transient are storage that does not answer and memory that is taken; such an error ends with exit
+code 1. A :class:`ModelError` recurs however often loading is tried, and ends with 2.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from milp_ray.model.limits import GIB, is_out_of_memory
 from milp_ray.model.parallel.sharding import ALONE, Parallel
 from milp_ray.model.requirements import load_fault
 
-# What an OSError says of the files themselves; all others are the storage's, and may pass.
+# What an OSError says of the files themselves; all others are the storage's, and transient.
 _FILES_FAULT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP}
-# What names folders that libraries keep for themselves, and make while a model is loaded.
+# Variables that name folders of libraries' own, which these make while a model is loaded.
 _OWN_FOLDERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_HOME", "TORCH_HOME", "MPLCONFIGDIR")
 
 
-def check_passing(error: Exception) -> None:
-    """Tell what may pass, and is not the model's fault, from a model that cannot be read.
+def check_transient(error: Exception) -> None:
+    """Raise what an error stands for if it is transient, and not the model's fault.
 
     Raises:
         ClusterError: no memory was left.
@@ -52,17 +52,17 @@ def check_passing(error: Exception) -> None:
 
 
 def _check_own_folders(error: BaseException | None) -> None:
-    """PyTorch makes the folder of its compiler as soon as it is imported: where it cannot, no model is wrong.
+    """Tell a library's own folder from the model's: importing PyTorch makes that of its compiler.
 
     Raises:
-        StorageError: that is the error, or what it came from.
+        StorageError: such a folder is the error's cause.
     """
     named = {name: value for name in _OWN_FOLDERS if (value := os.environ.get(name))}
     named.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_")
     while error is not None:
         if isinstance(error, OSError) and isinstance(error.filename, str):
             for name, folder in named.items():
-                # What lies in it, or the first folder above it that could not be made.
+                # A path in it, or the first folder above it that could not be made.
                 if error.filename.startswith(folder) or Path(folder).is_relative_to(error.filename):
                     raise StorageError(
                         f"the folder {error.filename} cannot be used: {error.strerror}",
@@ -74,19 +74,19 @@ def _check_own_folders(error: BaseException | None) -> None:
 
 
 @contextlib.contextmanager
-def readable(path: str) -> Iterator[None]:
-    """What fails inside, where the weights of the model at ``path`` are read, is said as what it is.
+def translate_load_errors(path: str) -> Iterator[None]:
+    """Inside the block, errors of reading the weights at ``path`` become our own.
 
     Raises:
-        ModelError: they are not the model's, damaged, or not there; or a package that they need is not.
-        StorageError, ClusterError: see :func:`check_passing`.
+        ModelError: they are not the model's, damaged or missing, or need a package that is missing.
+        StorageError, ClusterError: see :func:`check_transient`.
     """
     try:
         yield
     except MilpRayError:
         raise
-    except Exception as error:  # safetensors, pickle and transformers raise many kinds for damaged files
-        check_passing(error)
+    except Exception as error:  # damaged files raise many kinds in safetensors and transformers
+        check_transient(error)
         raise load_fault(error, "the base model") or ModelError(
             f"the base model at {path!r} cannot be loaded ({exception_site(error)}: {own_words(error)})",
             where="model.path",
@@ -96,12 +96,19 @@ def readable(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fitting(model: nn.Module, device: torch.device, parallel: Parallel = ALONE) -> Iterator[None]:
-    """Where ``device`` has no room for what of the base is put there inside, say what it takes and is there.
+def translate_out_of_memory(
+    model: nn.Module, device: torch.device, parallel: Parallel = ALONE
+) -> Iterator[None]:
+    """Inside the block, where the base is moved to its device, running out of memory becomes our error.
+
+    Args:
+        model: the base, whose size is told.
+        device: of this rank.
+        parallel: whether the base is sharded.
 
     Raises:
-        ClusterError: the room is taken by others.
-        ModelError: the base is larger than the GPU.
+        ClusterError: others take the memory.
+        ModelError: the base, or its shard, is larger than the GPU.
     """
     takes, what = sum(parameter.nbytes for parameter in model.parameters()) / GIB, "the base model"
     if parallel.sharded:
@@ -131,7 +138,7 @@ def _no_room(what: str, takes: float, device: torch.device) -> MilpRayError:
             remedy="divide it over more workers (ray.parallelism zero3 or fsdp), set model.dtype to "
             "bfloat16, or choose a smaller base model or larger GPUs",
         )
-    free += torch.cuda.memory_reserved(device) / GIB  # what was placed before it failed
+    free += torch.cuda.memory_reserved(device) / GIB  # moved there before it failed
     return ClusterError(
         f"{what} takes {takes:.2f} GiB, and {free:.2f} of the GPU's {total:.2f} GiB are free",
         expected="a GPU with room for the base model",

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from milp_ray.config.models import HUB_NAME, ModelSettings, Study
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
-from milp_ray.model.load_errors import check_passing
+from milp_ray.model.load_errors import check_transient
 from milp_ray.model.own_code import check_pinned
 from milp_ray.model.quiet import no_load_report
 from milp_ray.model.requirements import lfs_pointers, load_fault, missing_sentencepiece
@@ -88,7 +88,7 @@ def load_config(settings: ModelSettings) -> Any:
     except ModelError:
         raise
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
-        check_passing(error)
+        check_transient(error)
         raise (
             _without_config(path)
             or load_fault(error, "the configuration")
@@ -115,7 +115,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **source(settings))
     except Exception as error:  # as many kinds as there are tokenizer backends
-        check_passing(error)
+        check_transient(error)
         raise (
             lfs_pointers(settings)
             or missing_sentencepiece(settings)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.memory.modules import put
-from milp_ray.model.load_errors import readable
+from milp_ray.model.load_errors import translate_load_errors
 from milp_ray.model.weights import weight_files
 
 
@@ -47,7 +47,7 @@ class Weights:
         file, key = self.tensor_files[name]
         # Not mapped into memory: the pages of a mapped file that were read count as this process's
         # memory, and storage that fails would kill it.
-        with readable(self.path), safe_open(file, framework="pt", backend="pread") as tensors:
+        with translate_load_errors(self.path), safe_open(file, framework="pt", backend="pread") as tensors:
             values: Tensor = tensors.get_tensor(key) if rows is None else tensors.get_slice(key)[rows]
             return values
 
@@ -99,7 +99,7 @@ def locate_weights(model: Any, settings: ModelSettings) -> Weights | None:
     # Transformers notes what it had to rename or to convert; an adapter's folder names another one.
     if getattr(model, "_weight_conversions", True) or getattr(model, "_hf_peft_config_loaded", False):
         return None
-    with readable(settings.path):
+    with translate_load_errors(settings.path):
         files = weight_files(settings)
         found: dict[str, tuple[Path, str]] = {}
         known = model.state_dict().keys()

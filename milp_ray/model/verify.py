@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError
 from milp_ray.memory.architectures import Architecture, architecture_of
-from milp_ray.model.load_errors import readable
+from milp_ray.model.load_errors import translate_load_errors
 from milp_ray.model.pretrained import load_config
-from milp_ray.model.weights import at_hand, from_pretrained
+from milp_ray.model.weights import from_pretrained, has_local_weights
 
 
 def verify_base(settings: ModelSettings) -> None:
@@ -27,14 +27,14 @@ def verify_base(settings: ModelSettings) -> None:
     Raises:
         ModelError: something is missing, with its name, or has another shape; or transformers cannot build
             the model.
-        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_passing`.
+        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_transient`.
     """
     config = load_config(settings)
     # What is quantised holds other tensors than the model that placements are counted on.
-    if getattr(config, "quantization_config", None) is None and at_hand(settings):
+    if getattr(config, "quantization_config", None) is None and has_local_weights(settings):
         model = from_pretrained(settings, config, torch.float32, device_map="meta")
     else:
-        with readable(settings.path), torch.device("meta"):
+        with translate_load_errors(settings.path), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     verify_modules(model, architecture_of(config))
 

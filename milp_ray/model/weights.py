@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_of
-from milp_ray.model.load_errors import readable
+from milp_ray.model.load_errors import translate_load_errors
 from milp_ray.model.pretrained import source
 from milp_ray.model.quiet import no_load_report, no_progress_bar
 from milp_ray.model.requirements import file_of
@@ -45,9 +45,9 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
     Raises:
         ModelError: the files lack tensors, or have other shapes, further layers or an adapter; a package is
             missing; or they cannot be read.
-        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_passing`.
+        StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_transient`.
     """
-    with readable(settings.path), _by_file(settings), no_progress_bar(), no_load_report():
+    with translate_load_errors(settings.path), _by_file(settings), no_progress_bar(), no_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             settings.path,
             config=config,
@@ -62,8 +62,8 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
     return model
 
 
-def at_hand(settings: ModelSettings) -> bool:
-    """Whether the weights are on this machine: in the model's folder, or all in the hub's cache."""
+def has_local_weights(settings: ModelSettings) -> bool:
+    """Whether this machine has the weights: in the model's folder, or all in the hub's cache."""
     return Path(settings.path).is_dir() or bool(weight_files(settings))
 
 

@@ -103,13 +103,13 @@ def _first_steps(study: Study, users: Users) -> str:
         MilpRayError: what every worker would meet.
     """
     from milp_ray.model.pretrained import load_config
-    from milp_ray.model.weights import at_hand
+    from milp_ray.model.weights import has_local_weights
     from milp_ray.trial.estimate import base_parameters
     from milp_ray.trial.rehearsal import Rehearsed, too_large
 
     if not study.ray.rehearse:
         return "not tried (ray.rehearse)"
-    if not at_hand(study.model):
+    if not has_local_weights(study.model):
         return "not tried: the weights are not on this machine"
     if reason := too_large(study, base_parameters(load_config(study.model))):
         return f"not tried: {reason}"
