@@ -237,7 +237,7 @@ def responses(
     from peft import get_peft_model
 
     from milp_ray.data.prompts import Prompts
-    from milp_ray.evaluation.measure import encode_prompts, generations
+    from milp_ray.evaluation.measure import encode_prompts, measure_responses, run_through
     from milp_ray.memory.adapters import lora_config
 
     size, longest = study.trial.eval_batch_size, arguments.new_tokens
@@ -250,8 +250,7 @@ def responses(
     model = get_peft_model(plain.model, config)
 
     def mine() -> None:
-        for _ in generations(base, prompts, chat, longest, size):
-            pass
+        run_through(measure_responses(base, prompts, chat, longest, size))
 
     def theirs() -> None:
         for first in range(0, len(prompts), size):

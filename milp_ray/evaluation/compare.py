@@ -1,7 +1,8 @@
-"""The test of the final stage: one set of samples, the scores of whatever memory sits on the base.
+"""The test of the final stage: scores on one set of samples, with whatever memory is on the base.
 
-The three-way comparison (no memory, own memory, another user's) is three calls, the adapters put on and off
-by :func:`milp_ray.model.base.loaded`. Choosing and training memories is not covered.
+The three-way comparison (no memory, the own one, another user's) is three calls, between which
+:func:`milp_ray.model.base.loaded` puts adapters on and takes them off. Does *not* cover choosing and
+training memories.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
+from milp_ray.evaluation.measure import encode_prompts, measure_loss, measure_responses, run_through
 from milp_ray.evaluation.metrics import chrf, persona_f1, rouge
 from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import sample_examples
@@ -44,40 +45,27 @@ def evaluate(
     base: BaseModel, user: UserSplit, prompts: Prompts, study: Study, samples: Sequence[Sample]
 ) -> TestScores:
     """Scores of the base, with whatever memory is attached, on ``samples`` of ``user`` (NaN without any)."""
-    work = evaluation(base, user, prompts, study, samples)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            scores: TestScores = end.value
-            return scores
+    return run_through(evaluation(base, user, prompts, study, samples))
 
 
 def evaluation(
     base: BaseModel, user: UserSplit, prompts: Prompts, study: Study, samples: Sequence[Sample]
 ) -> Generator[Progress, None, TestScores]:
-    """:func:`evaluate` that yields after every batch, and now and then within one; returns the scores."""
-    size, longest = study.trial.eval_batch_size, study.trial.max_new_tokens
-    batches = -(-len(samples) // size)
-    total = LossSum()
-    for done, part in enumerate(losses(base, sample_examples(base, prompts, samples), size), 1):
-        total += part
-        yield Progress("loss", done, batches)
-    texts: dict[int, str] = {}
-    encoded = encode_prompts(base, samples, prompts, longest)
-    done = 0
-    for responses in generations(base, encoded, prompts, longest, size):
-        texts.update(responses)
-        done += bool(responses)
-        yield Progress("generate", done, batches)
-    responses_in_order = [texts[index] for index in range(len(samples))]
+    """:func:`evaluate` with a yield after every batch, and every few tokens of responses."""
+    batch_size, max_new_tokens = study.trial.eval_batch_size, study.trial.max_new_tokens
+    total = yield from measure_loss(base, sample_examples(base, prompts, samples), batch_size)
+    encoded = encode_prompts(base, samples, prompts, max_new_tokens)
+    responses = yield from measure_responses(base, encoded, prompts, max_new_tokens, batch_size)
     rules = study.data.text_rules
-    given = [sample.response for sample in samples]
-    overlap = rouge(responses_in_order, given, rules)
+    references = [sample.response for sample in samples]
+    overlap = rouge(responses, references, rules)
     # A split resolves n_hist; without it, only what precedes the first test sample is surely no leak.
     cuts = [user.final_cut if sample.n_hist is None else sample.n_hist for sample in samples]
     histories = [user.history[:cut] for cut in cuts]
-    persona = persona_f1(responses_in_order, histories, rules=rules)
     return TestScores(
-        total.mean, overlap["rouge_1"], overlap["rouge_l"], chrf(responses_in_order, given), persona
+        loss=total.mean,
+        rouge_1=overlap["rouge_1"],
+        rouge_l=overlap["rouge_l"],
+        chrf=chrf(responses, references),
+        persona_f1=persona_f1(responses, histories, rules=rules),
     )

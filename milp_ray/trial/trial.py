@@ -24,7 +24,7 @@ from milp_ray.data.prompt_card import prompt_card
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.errors import TrialFailed
-from milp_ray.evaluation.measure import LossSum, encode_prompts, generations, losses
+from milp_ray.evaluation.measure import LossSum, encode_prompts, measure_loss, measure_responses
 from milp_ray.evaluation.metrics import RESPONSE_METRICS
 from milp_ray.memory.adapters import lora_config, save_adapter
 from milp_ray.memory.export import portable_name
@@ -170,7 +170,7 @@ class Trial:
         self._holds_base = False
         self._tokens = 0
         self._loss = LossSum()
-        self._responses: dict[int, str] = {}
+        self._responses: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -345,10 +345,7 @@ class Trial:
         samples, size = self.user.validation, self.study.trial.eval_batch_size
         if not samples:
             raise TrialFailed("the user has no validation samples")
-        batches = math.ceil(len(samples) / size)
-        for done, part in enumerate(losses(self.base, self._encoded("samples", samples), size), 1):
-            self._loss += part
-            yield Progress("loss", done, batches)
+        self._loss = yield from measure_loss(self.base, self._encoded("samples", samples), size)
         if not math.isfinite(self._loss.mean):
             raise TrialFailed("loss is not finite in the measurement")
         if not RESPONSE_METRICS.keys().isdisjoint(self.study.objectives):
@@ -357,14 +354,10 @@ class Trial:
                 ("prompts", self.study.prompts, longest, samples),
                 lambda: encode_prompts(self.base, samples, self._prompts, longest),
             )
-            done = 0
-            for texts in generations(self.base, prompts, self._prompts, longest, size):
-                self._responses.update(texts)
-                done += bool(texts)
-                yield Progress("generate", done, batches)
+            self._responses = yield from measure_responses(self.base, prompts, self._prompts, longest, size)
 
     def _measurement(self) -> Measurement:
-        responses = [self._responses[index] for index in sorted(self._responses)]
+        responses = self._responses
         scores = dict.fromkeys(RESPONSE_METRICS, float("nan"))
         if responses and self.base.parallel.group.rank == 0:
             given, rules = [sample.response for sample in self.user.validation], self.study.data.text_rules

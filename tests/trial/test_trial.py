@@ -229,7 +229,7 @@ def test_saved_adapter_gives_the_same_logits_in_plain_peft(
 def test_nothing_is_generated_for_loss_alone(
     llama: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(trial_module, "generations")
+    monkeypatch.delattr(trial_module, "measure_responses")
     with Trial(llama, tiny_user, PLACED, changed(objectives=("loss", "trainable_params")), seed=5) as trial:
         measured = trial.run()
     assert measured is not None
