@@ -119,7 +119,7 @@ def user(texts: int, tokens: int) -> Any:
 
 def ours(base: BaseModel, placement: Placement, study: Any, person: Any) -> Row:
     """A trial of the product's."""
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     began = time.perf_counter()
     with Trial(base, person, placement, study, seed=SEED) as trial:

@@ -73,7 +73,7 @@ def main(share: str) -> None:
     from milp_ray.data.readers import read_users
     from milp_ray.data.splits import split_users
     from milp_ray.model.base import load_base
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     real = Path(os.environ.get("MILP_RAY_SHARED") or HERE.parents[1] / "shared")
     if not (real / "models" / "tiny-base" / "config.json").is_file():

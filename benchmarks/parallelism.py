@@ -82,7 +82,7 @@ def placement_of(layers: int) -> Any:
 def steps_of_trial(base: Any, study: Any) -> Iterator[tuple[float, int]]:
     """Loss and tokens of every step of the product's own trial."""
     from milp_ray.data.records import Sample, UserSplit
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     count = STEPS * study.optimizer.batch_size
     history = bases.texts(count, study.prompts.max_length)

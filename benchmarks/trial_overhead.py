@@ -234,7 +234,7 @@ def nested_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
 def measured(base: Any, config: Mapping[str, Any], study: Study, person: UserSplit) -> dict[str, Any]:
     """The trial of a config on a base."""
     from milp_ray.memory.placement import Placement
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     with Trial(base, person, Placement.from_key(config["placement"]), study, seed=study.seed) as trial:
         found = trial.run()

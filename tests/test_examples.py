@@ -22,7 +22,7 @@ WITH_EXAMPLES = {
     "search.engine": ("Engine",),
     "search.surrogates.gp": ("Gp",),
     "model.base": ("load_base",),
-    "trial.trial": ("Trial",),
+    "trial.lifecycle": ("Trial",),
     "study.run_folder": ("RunFolder",),
     "tune.proposals.queue": ("ProposalQueue",),
     "tune.search.ledger": ("TrialLedger",),

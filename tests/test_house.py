@@ -44,7 +44,7 @@ def test_imports_go_down_and_never_in_a_circle() -> None:
         ("milp_ray.memory.space", {"torch", "ray", "peft"}),
         ("milp_ray.tune.proposals.queue", {"ray", "torch", "botorch", "jax", "transformers"}),
         ("milp_ray.tune.search.simulated", {"torch", "botorch", "jax", "transformers", "peft"}),
-        ("milp_ray.trial.trial", {"ray", "ax", "botorch", "jax"}),
+        ("milp_ray.trial.lifecycle", {"ray", "ax", "botorch", "jax"}),
         ("milp_ray.evaluation.compare", {"ray", "ax", "botorch", "jax"}),
     ],
 )

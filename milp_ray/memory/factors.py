@@ -7,7 +7,7 @@ and says what the configuration that they make up means.
 Three factors place LoRAs: :mod:`milp_ray.memory.lora_factors`. A :class:`Setting` lies beside
 these: it is a number that a trial is trained with. To add one: its name in
 :data:`milp_ray.config.factors.FACTORS`, its values in :data:`SETTINGS`, and where
-:mod:`milp_ray.trial.trial` uses the number, ``placement.setting(name, default)``.
+:mod:`milp_ray.trial.lifecycle` uses the number, ``placement.setting(name, default)``.
 """
 
 from __future__ import annotations

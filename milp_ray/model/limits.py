@@ -36,12 +36,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def infeasible(reason: str, let_go: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """What runs out of memory inside becomes :class:`OutOfMemory`, once what held the memory is let go.
+def infeasible(reason: str, release: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Inside the block, running out of memory becomes :class:`OutOfMemory`.
 
     Args:
-        reason: to say.
-        let_go: gives back what is still held at that time.
+        reason: of the error.
+        release: frees what is still held then; called before the error is raised.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def infeasible(reason: str, let_go: Callable[[], object] = lambda: None) -> Iter
         # Its frames hold tensors, and whoever called this holds the frames.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
-    let_go()
+    release()
     torch.cuda.empty_cache()  # nothing where no GPU is in use
     raise OutOfMemory(reason)
 

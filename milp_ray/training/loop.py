@@ -3,7 +3,7 @@
 AdamW is torch's (docs/references.md: Loshchilov 2019). Where several ranks share the base, each
 computes its share of every batch. The loop yields after every optimizer step, so that a caller can
 stop, report, interleave other work, or write a checkpoint. What is trained on is decided in
-:mod:`milp_ray.trial.trial`.
+:mod:`milp_ray.trial.stages`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def rehearse(wanted: Rehearsed) -> None:
     """
     from milp_ray.memory.placement import Placement
     from milp_ray.model.base import load_base
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     study = wanted.study
     # A worker's GPU need not be here, and may be another one's: what is tried is tried on the CPU.

@@ -30,7 +30,7 @@ from milp_ray.model.batches import Example, RankLoss, collate, token_losses
 from milp_ray.model.cuda_graphs import Graphs, Pool, Work
 from milp_ray.model.parallel.sharding import ALONE
 from milp_ray.training.optimizer_steps import stepping
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 from tests.trial.common import PLACED, STUDY, changed, numbers
 
 DRAW = torch.Generator().manual_seed(5)

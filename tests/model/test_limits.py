@@ -19,7 +19,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import load_base
 from milp_ray.model.limits import GIB, OutOfMemory, _status, infeasible, limit_memory
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 from tests.trial.common import changed
 
 pytestmark = pytest.mark.skipif(

@@ -29,7 +29,7 @@ TRIALS, MORE = 6, 8
 FACTOR = [
     ("config/factors.py", '"layer")', '"layer", "dropout")'),
     ("memory/factors.py", "= (\n    # None", '= (\n    Setting("dropout", (0, 0.1)),\n    # None'),
-    ("trial/trial.py", "memory.dropout", 'placement.setting("dropout", memory.dropout)'),
+    ("trial/lifecycle.py", "memory.dropout", 'placement.setting("dropout", memory.dropout)'),
 ]
 DECLARED = """
         Objective("words", "min", label="words a response"),
@@ -48,7 +48,7 @@ from milp_ray.config.models import Study
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.memory import Placement
 from milp_ray.model.base import load_base
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 
 study = Study.model_validate_json(sys.argv[1])
 base = load_base(study.model)

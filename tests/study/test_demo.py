@@ -18,7 +18,7 @@ from milp_ray.model.base import load_base
 from milp_ray.model.demo_model import DemoModelSizes, background_texts
 from milp_ray.model.pretrained import check_fits
 from milp_ray.study.demo import USERS, demo_users, next_name, prepare_demo
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 
 # Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's
 # width.

@@ -87,7 +87,7 @@ def test_an_error_of_a_first_step_is_told_by_its_place(
     def fails(*_: object) -> None:
         raise ValueError(CANARY)
 
-    monkeypatch.setattr("milp_ray.trial.trial.Trial.run", fails)
+    monkeypatch.setattr("milp_ray.trial.lifecycle.Trial.run", fails)
     with pytest.raises(
         ModelError, match=r"a first step on it fails: ValueError at test_preflight.py:\d+"
     ) as caught:

@@ -21,7 +21,7 @@ from milp_ray.model.parallel.group import SOLO, Group
 from milp_ray.model.parallel.sharding import Parallel
 from milp_ray.training.checkpoint import Checkpoints
 from milp_ray.training.loop import IsolatedRNG
-from milp_ray.trial.trial import Trial, TrialStopped
+from milp_ray.trial.lifecycle import Trial, TrialStopped
 from tests.trial.common import changed
 from tests.trial.ranks import on_ranks
 
@@ -60,7 +60,7 @@ def trained(
         except TrialStopped:
             return {}, steps, 0
         assert base.attached is not None
-        return base.attached.state(), steps, trial._tokens
+        return base.attached.state(), steps, trial.cost().train_tokens
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -16,7 +16,8 @@ from milp_ray.config.models import (
 from milp_ray.data.records import UserSplit
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
-from milp_ray.trial.trial import Measurement, Trial
+from milp_ray.trial.lifecycle import Trial
+from milp_ray.trial.measurement import Measurement
 
 STUDY = Study(
     name="t",

@@ -19,7 +19,7 @@ import torch
 from milp_ray.model.parallel.group import Ranks
 from milp_ray.model.parallel.rendezvous import Rendezvous
 
-PRELOADED = ["milp_ray.trial.trial", "transformers.models.llama.modeling_llama"]
+PRELOADED = ["milp_ray.trial.lifecycle", "transformers.models.llama.modeling_llama"]
 
 
 def rank_main(

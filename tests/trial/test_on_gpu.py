@@ -16,7 +16,7 @@ from milp_ray.evaluation.decoding import DynamicCacheDecoder, StaticCacheDecoder
 from milp_ray.memory.adapters import lora_config
 from milp_ray.model import cuda_graphs as graphs
 from milp_ray.model.base import BaseModel, load_base
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 from tests.trial.common import PLACED, STUDY, Snapshot, changed, numbers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -25,7 +25,7 @@ from milp_ray.model.base import BaseModel, device_of, load_base, loaded
 from milp_ray.model.parallel.group import Group, Ranks
 from milp_ray.model.parallel.rendezvous import Rendezvous
 from milp_ray.model.parallel.sharding import Parallel, Root, local_numel
-from milp_ray.trial.trial import Trial, TrialStopped
+from milp_ray.trial.lifecycle import Trial, TrialStopped
 from tests.trial.common import changed
 from tests.trial.ranks import on_ranks
 

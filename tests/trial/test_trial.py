@@ -37,8 +37,8 @@ from milp_ray.memory.placement import NO_MEMORY, Placement
 from milp_ray.memory.space import MemorySpace
 from milp_ray.model.base import BaseModel, load_base, loaded
 from milp_ray.model.batches import history_examples, sample_examples
-from milp_ray.trial import trial as trial_module
-from milp_ray.trial.trial import Trial
+from milp_ray.trial import measurement
+from milp_ray.trial.lifecycle import Trial
 from tests.trial.common import PLACED, STUDY, Snapshot, changed, numbers, run
 
 
@@ -229,7 +229,7 @@ def test_saved_adapter_gives_the_same_logits_in_plain_peft(
 def test_nothing_is_generated_for_loss_alone(
     llama: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(trial_module, "measure_responses")
+    monkeypatch.delattr(measurement, "measure_responses")
     with Trial(llama, tiny_user, PLACED, changed(objectives=("loss", "trainable_params")), seed=5) as trial:
         measured = trial.run()
     assert measured is not None
@@ -308,7 +308,7 @@ from milp_ray.data.readers import read_users
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import load_base
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 study = Study(name="t", model=ModelSettings(path={str(tiny_models["llama"])!r}, device="cpu"),
               data=DataSettings(path="x"), prompts=PromptSettings(max_length=64),
               trial=TrialSettings(epochs=1, max_new_tokens=2))

@@ -19,7 +19,7 @@ from milp_ray.data.records import UserSplit
 from milp_ray.errors import ModelError, SpaceError, TrialFailed
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
-from milp_ray.trial.trial import Trial
+from milp_ray.trial.lifecycle import Trial
 from tests.trial.common import PLACED, STUDY, Snapshot, changed
 
 

@@ -24,7 +24,8 @@ from milp_ray.tune.cluster.processes import node_name
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
     from milp_ray.training.loop import Progress
-    from milp_ray.trial.trial import Measurement, Trial
+    from milp_ray.trial.lifecycle import Trial
+    from milp_ray.trial.measurement import Measurement
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
@@ -83,7 +84,7 @@ class TrialRunner:
 
     def begin(self, request: TrialRequest) -> None:
         """Take a trial; the one before it is closed."""
-        from milp_ray.trial.trial import Trial
+        from milp_ray.trial.lifecycle import Trial
 
         self.close()
         self._request = request
@@ -110,7 +111,7 @@ class TrialRunner:
             WorkerBroke: something unforeseen happened.
         """
         from milp_ray.model.limits import OutOfMemory
-        from milp_ray.trial.trial import TrialStopped
+        from milp_ray.trial.lifecycle import TrialStopped
 
         deadline = time.monotonic() + self._spec.study.trial.slice_seconds
         try:

@@ -153,7 +153,7 @@ def ranks() -> list[psutil.Process]:
 def alone(study: Study, user: UserSplit, placement: Placement) -> dict[str, torch.Tensor]:
     """The memory that a single process makes."""
     from milp_ray.model.base import load_base
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     base = load_base(study.model)
     with Trial(base, user, placement, study, phase="final", seed=study.seed) as trial:

@@ -95,7 +95,7 @@ def test_trial_after_trial_on_one_group_then_nothing_is_left(
     make_group: Make, shallow_model: Path, tiny_user: UserSplit
 ) -> None:
     from milp_ray.model.base import load_base
-    from milp_ray.trial.trial import Trial
+    from milp_ray.trial.lifecycle import Trial
 
     group = make_group()
     group.start()
