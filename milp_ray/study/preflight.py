@@ -105,7 +105,7 @@ def _first_steps(study: Study, users: Users) -> str:
     from milp_ray.model.pretrained import load_config
     from milp_ray.model.weights import has_local_weights
     from milp_ray.trial.estimate import base_parameters
-    from milp_ray.trial.rehearsal import Rehearsed, too_large
+    from milp_ray.trial.rehearsal import Rehearsal, too_large
 
     if not study.ray.rehearse:
         return "not tried (ray.rehearse)"
@@ -114,7 +114,7 @@ def _first_steps(study: Study, users: Users) -> str:
     if reason := too_large(study, base_parameters(load_config(study.model))):
         return f"not tried: {reason}"
     began = time.monotonic()
-    work = Rehearsed(study, next(iter(users.splits.values()))).to_json().encode()
+    work = Rehearsal(study, next(iter(users.splits.values()))).to_json().encode()
     try:
         # The driver's own modules, and nothing of the working folder (-P).
         path = f"import sys; sys.path.append({str(Path(milp_ray.__file__).parents[1])!r}); "

@@ -1,11 +1,11 @@
-"""What a worker does first, once, in a process of its own: load the base, train on two texts, measure one.
+"""A worker's first steps, tried in a process of their own: load the base, train on two texts, measure one.
 
-A base that does not work at all (numbers that are not finite, modules that fail in the first step, a library
-that crashes) is told before Ray is started, and nothing of the try stays in the driver. It is the real code
-of a trial, on the smallest work that goes through all of it. Only for bases that this machine holds easily: a
-large one is looked at by its files' headers alone (:mod:`milp_ray.model.verify`).
+A base that does not work at all (numbers that are not finite, modules that fail in the first step,
+a library that crashes) is reported before Ray is started, and the driver's process stays clean. The
+code is a trial's own, on the smallest work that goes through all of it. Does *not* cover bases that
+this machine does not hold easily: of those :mod:`milp_ray.model.verify` reads the headers alone.
 
-:func:`main` reads a :class:`Rehearsed` as JSON from its input and ends with one line of JSON.
+:func:`main` reads a :class:`Rehearsal` as JSON from its input; its last line is JSON, too.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from milp_ray.errors import MilpRayError, ModelError, TrialFailed, exception_sit
 
 GIB = 2**30
 MOST_BYTES = 4 * GIB
-"""The largest base, in its number format while it works, of which a first step is tried."""
+"""The largest base that is tried: bytes, in the dtype it computes in."""
 
-_ROOM = 3  # times the base: it is read, then laid out, and a step works beside it
+_ROOM = 3  # times the base: it is read, then moved, and a step needs memory beside it
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """What is tried: a study, and one of its users."""
+class Rehearsal:
+    """A study, and the user whose trial is tried."""
 
     study: Study
     user: UserSplit
 
     def to_json(self) -> str:
-        """As text; :meth:`from_json` reads it back equal."""
+        """JSON that :meth:`from_json` reads back equal."""
         return json.dumps({"study": self.study.model_dump(mode="json"), "user": asdict(self.user)})
 
     @classmethod
@@ -70,26 +70,26 @@ def too_large(study: Study, parameters: int) -> str:
     return ""
 
 
-def rehearse(wanted: Rehearsed) -> None:
+def rehearse(rehearsal: Rehearsal) -> None:
     """Load the base as a worker does, train on two texts of the user, and measure one sample.
 
     Raises:
-        MilpRayError: what every worker would meet, as far as a CPU can tell.
+        MilpRayError: every worker would raise it, as far as a CPU can tell.
     """
     from milp_ray.memory.placement import Placement
     from milp_ray.model.base import load_base
     from milp_ray.trial.lifecycle import Trial
 
-    study = wanted.study
-    # A worker's GPU need not be here, and may be another one's: what is tried is tried on the CPU.
+    study = rehearsal.study
+    # On the CPU: a worker's GPU may be on another machine, or in another's use.
     model = study.model.model_copy(update={"device": "cpu"})
     trial = study.trial.model_copy(update={"epochs": 1, "instruct_epochs": 1, "max_new_tokens": 2})
     study = study.model_copy(update={"model": model, "trial": trial})
     base = load_base(model)
     smallest = Placement(((0, min(*study.memory.ranks, base.architecture.width)),))
     try:
-        with Trial(base, _shortest(wanted.user), smallest, study, seed=study.seed) as found:
-            found.run()
+        with Trial(base, _shortest(rehearsal.user), smallest, study, seed=study.seed) as tried:
+            tried.run()
     except TrialFailed as failure:
         raise _unusable(f"a first step on it fails: {failure.reason}") from None
     except MilpRayError:
@@ -108,7 +108,7 @@ def _unusable(fact: str) -> ModelError:
 
 
 def _shortest(user: UserSplit) -> UserSplit:
-    """Two texts and two samples of a user, short ones: what is wrong for all shows in them."""
+    """The user with two texts and two samples, short ones: what is wrong for all shows in them."""
     texts = tuple(sorted(user.search_history, key=len)[:2])
     samples = sorted(user.train, key=lambda sample: len(sample.query) + len(sample.response))[:1]
     one = min(user.validation, key=lambda sample: len(sample.query) + len(sample.response))
@@ -125,12 +125,12 @@ def _shortest(user: UserSplit) -> UserSplit:
 
 
 def main() -> None:
-    """What the process does: quiet, first to go when memory runs out, its answer in the last line."""
+    """Run in a process that the kernel ends first when memory runs out; the last line is the answer."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    wanted = Rehearsed.from_json(sys.stdin.read())
+    rehearsal = Rehearsal.from_json(sys.stdin.read())
     try:
-        rehearse(wanted)
+        rehearse(rehearsal)
         answer: dict[str, object] = {"fault": None}
     except MilpRayError as error:
         answer = {"fault": error.to_plain()}

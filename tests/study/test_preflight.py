@@ -24,7 +24,7 @@ from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.prompt_frame import prompt_frame
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.trial import rehearsal
-from milp_ray.trial.rehearsal import Rehearsed, rehearse, too_large
+from milp_ray.trial.rehearsal import Rehearsal, rehearse, too_large
 from tests.study.conftest import CANARY
 
 REHEARSE = "ray.rehearse=true"
@@ -62,18 +62,18 @@ def test_a_base_that_works_passes_in_this_process_as_in_another(study_file: Path
     inputs, study = inputs_of(study_file)
     user = next(iter(inputs.users.splits.values()))
     before = torch.random.get_rng_state()
-    rehearse(Rehearsed(study, user))
+    rehearse(Rehearsal(study, user))
     assert torch.equal(torch.random.get_rng_state(), before)
     both = study.model_copy(
         update={"trial": study.trial.model_copy(update={"stages": ("inject", "instruct")})}
     )
-    rehearse(Rehearsed(both, user))
+    rehearse(Rehearsal(both, user))
 
 
 def test_what_is_tried_travels_as_text(study_file: Path) -> None:
     inputs, study = inputs_of(study_file)
     user = next(iter(inputs.users.splits.values()))
-    assert Rehearsed.from_json(Rehearsed(study, user).to_json()) == Rehearsed(study, user)
+    assert Rehearsal.from_json(Rehearsal(study, user).to_json()) == Rehearsal(study, user)
     few = rehearsal._shortest(user)
     assert isinstance(few, UserSplit) and len(few.search_history) == 2 and len(few.validation) == 1
 
@@ -91,7 +91,7 @@ def test_an_error_of_a_first_step_is_told_by_its_place(
     with pytest.raises(
         ModelError, match=r"a first step on it fails: ValueError at test_preflight.py:\d+"
     ) as caught:
-        rehearse(Rehearsed(study, next(iter(inputs.users.splits.values()))))
+        rehearse(Rehearsal(study, next(iter(inputs.users.splits.values()))))
     assert CANARY not in str(caught.value)
 
 
