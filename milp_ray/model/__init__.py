@@ -1,1 +1,1 @@
-"""The base model: what is read of it, how it is loaded, batched and made fast. Nothing here trains."""
+"""The base model: its files read, loaded, batched and made fast. Nothing here trains."""

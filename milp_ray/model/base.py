@@ -1,8 +1,8 @@
-"""The base model of a study: loaded once, frozen, resident; every trial borrows it and gives it back.
+"""The base model of a study, loaded once, frozen and resident: a trial borrows it and gives it back.
 
-Covers loading the weights, where they go, and putting a saved memory on the model for a while. Configuration
-and tokenizer are :mod:`milp_ray.model.pretrained`'s; a base that is divided over the ranks of a group is
-read as it is divided (:mod:`milp_ray.model.streaming`).
+Covers loading the weights, the device they go to, and putting a saved memory on the model for a
+while. Configuration and tokenizer are :mod:`milp_ray.model.pretrained`'s. A sharded base is read by
+:mod:`milp_ray.model.streaming`.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class BaseModel:
     """A frozen causal language model with its tokenizer.
 
     Attributes:
-        model: in eval mode, no parameter requires a gradient.
+        model: in eval mode; no parameter requires a gradient.
         tokenizer: of the same folder.
         architecture: its structure.
-        device: where it is.
-        dtype: its number format.
+        device: of this rank.
+        dtype: of its weights.
         settings: what it was loaded from.
-        pad_id: fills batches; always hidden from the model and from the loss, so any id will do.
+        pad_id: fills batches; neither model nor loss see it, so any id will do.
         eos_id: ends a text in training.
-        stop_ids: any of them ends a generated response.
-        root: the model as what token ids go through.
+        stop_ids: each ends a generated response.
+        root: the module that token ids go through.
         parallel: the ranks that share it, and how.
-        attached: the memory that sits on it right now, if any.
+        attached: the adapter that is on it now, if any.
         token_cache: texts encoded lately, so that the trials of one user encode them once.
-        fused: whether it lies whole on a GPU, with fused functions (:mod:`milp_ray.model.fused`), and
-            steps on it may be captured if they can be.
-        capturable: whether they can: its forward pass asks the GPU for nothing, and no capture has failed but
-            for want of memory.
+        fused: whether it is whole on a GPU, with fused functions (:mod:`milp_ray.model.fused`), so
+            that steps on it are captured if they can be.
+        capturable: whether they can: its forward pass does not read from the GPU, and no capture
+            has failed, except for want of memory.
     """
 
     model: nn.Module
@@ -77,31 +77,32 @@ class BaseModel:
 
     def __post_init__(self) -> None:
         self.root = Root(self.model)
-        # Such rotations are chosen by the host in every forward pass, by the longest position.
+        # The host chooses such rotations in every forward pass, by the longest position.
         rotations = (str(getattr(module, "rope_type", "")) for module in self.model.modules())
         self.capturable = not any("dynamic" in rotation for rotation in rotations)
 
     def fuse(self) -> None:
-        """Make it fast where it lies whole on a GPU; nothing elsewhere. Once, when it is there."""
+        """Fuse its functions if it is whole on a GPU. Once, when it is on its device."""
         if self.device.type == "cuda" and not self.parallel.sharded:
             fuse(self.model)
             self.fused = True
 
     def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
-        """Logits ``k x v`` of the positions that ``select`` takes from the ``B x T x h`` hidden states."""
+        """Logits ``k x v`` of the ``k x h`` that ``select`` takes of ``B x T x h`` hidden states."""
         with self.autocast(), _unpacked():
             result: Tensor = self.root(select, **inputs)
         return result
 
     def measuring(self) -> contextlib.AbstractContextManager[object]:
-        """Without gradients. A divided base is not used in inference mode: its parameters come and go, and
-        what was gathered there could not serve a training step afterwards."""
+        """Without gradients. Not in inference mode if sharded: a training step afterwards could not
+        use parameters that were gathered there."""
         return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision where the base is not fp32: its own format for matrices, fp32 LoRA weights.
+        """Mixed precision if the base is not fp32: its dtype for matrix products, fp32 for LoRA weights.
 
-        A fused base needs none: its LoRA modules see to their formats themselves."""
+        A fused base needs none: its LoRA modules convert dtypes themselves.
+        """
         if self.dtype == torch.float32 or self.fused:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -137,7 +138,7 @@ class BaseModel:
 
 
 def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
-    """Load a study's base model, frozen, on its device, divided over the ranks where they share it.
+    """Load a study's base model, frozen, on its device, or sharded over the ranks.
 
     Example:
         >>> base = load_base(ModelSettings(path=str(tiny_model), device="cpu"))
@@ -147,11 +148,13 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         False
 
     Raises:
-        ModelError: no usable configuration or tokenizer (:mod:`milp_ray.model.pretrained`), or something
-            else missing (:mod:`milp_ray.model.requirements`); no weights or weights of another model; more
-            tokens than the model has; no GPU where one was asked for, or one that the base is larger than.
+        ModelError: the configuration or the tokenizer is not usable
+            (:mod:`milp_ray.model.pretrained`), a requirement is missing
+            (:mod:`milp_ray.model.requirements`), the weights are missing or another model's, the
+            tokenizer has more tokens than the model, there is no GPU where one was asked for, or
+            the base is larger than it.
         StorageError: the storage of the files does not answer.
-        ClusterError: the device or the host has no room left for the base.
+        ClusterError: the device or the host has no memory left for the base.
     """
     config = load_config(settings)
     check_requirements(settings, config)
@@ -212,7 +215,7 @@ def _load_model(
 
 
 def _stop_ids(model: Any, eos: int) -> frozenset[int]:
-    """The tokenizer's end of text, and what the model's generation settings add (end of turn, say)."""
+    """The tokenizer's end of text, and further ones of the model's generation settings."""
     more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = more if isinstance(more, list) else [more]
     return frozenset({eos, *(token for token in listed if isinstance(token, int))})
@@ -233,7 +236,7 @@ def device_of(settings: ModelSettings) -> torch.device:
         )
     if not there or settings.device == "cpu":
         return torch.device("cpu")
-    # With its number: process groups, and bounds on a process's memory, take no other.
+    # With its index: process groups, and limits of a process's memory, need one.
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -245,10 +248,12 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def _unpacked() -> Iterator[None]:
-    """Inside, transformers takes it that no row holds several texts, as none does here.
+    """Inside the block, transformers does not look for rows that hold several texts: none does here.
 
-    Without an attention mask it looks at the positions otherwise, also at those it made itself: a wait for
-    the GPU in every pass; and while a graph is captured, a mask, with which attention is not the fast one."""
+    Without an attention mask it looks at the positions, even at its own, and so waits for the GPU in
+    every forward pass. While a graph is captured it makes a mask instead, which rules out the fast
+    attention.
+    """
     own = getattr(masking_utils, _FIND_PACKED, None)
     if own is None:  # a version that does not look
         yield

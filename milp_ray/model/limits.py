@@ -1,8 +1,8 @@
-"""A bound on the memory of a worker, so that a trial that is too large fails by itself.
+"""Limits of a worker's memory, so that a trial that is too large fails, and nothing else.
 
-Without one, the kernel or Ray ends whole processes when a machine's memory runs out, whoever asked for it.
-With one, the allocation that goes too far is refused, the trial becomes infeasible with its size named
-(:class:`OutOfMemory`), and the worker goes on to the next trial.
+Without one, the kernel or Ray ends whole processes when a machine's memory runs out, whichever
+asked for it. With one, the allocation that goes too far is refused, the trial fails with its size
+named (:class:`OutOfMemory`), and the worker goes on to the next trial.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from milp_ray.errors import ModelError, TrialFailed
 GIB = 2**30
 _REFUSED = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _STATUS = Path("/proc/self/status")
-_BESIDE = GIB  # of a GPU's memory that a process takes beside what PyTorch counts: CUDA's own, libraries'
+_UNCOUNTED = GIB  # of a GPU's memory that CUDA and libraries take beside what PyTorch counts
 
 
 class OutOfMemory(TrialFailed):
-    """The device, or the host, had no room for a trial or a test."""
+    """The device, or the host, had no memory for a trial or a test."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation was refused, by Python, PyTorch or the system, on a device or in the host."""
+    """Whether Python, PyTorch or the system refused an allocation, on a device or the host."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(t in str(error).lower() for t in _REFUSED)
@@ -58,13 +58,14 @@ def infeasible(reason: str, release: Callable[[], object] = lambda: None) -> Ite
 
 
 def limit_memory(settings: RaySettings, device: torch.device) -> None:
-    """Bound what this process may take from now on; once per process, with the base in place.
+    """Limit the memory of this process from now on; once per process, with the base loaded.
 
-    On a GPU that workers share (``gpus_per_worker`` below 1) each gets its share of the memory. In the host's
-    memory ``memory_per_worker`` bounds all that the process holds, by way of ``RLIMIT_DATA`` (Linux only).
+    On a GPU that workers share (``gpus_per_worker`` below 1), each gets its share of the memory. In
+    the host's memory, ``memory_per_worker`` limits all that the process holds, by ``RLIMIT_DATA``
+    (Linux only).
 
     Raises:
-        ModelError: with the base the process holds more than a bound already, as any worker would.
+        ModelError: with the base the process exceeds a limit already, as any worker would.
     """
     share = settings.gpus_per_worker
     if device.type == "cuda" and isinstance(share, float) and 0 < share < 1:
@@ -80,7 +81,7 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
             expected=f"more than {held / GIB:.2f}, and room for a trial",
             remedy="raise ray.memory_per_worker, or lower ray.max_concurrent and leave it null",
         )
-    # The limit counts what is reserved for writing, which is more than what is held: the difference stays.
+    # The limit counts reserved memory, which is more than is held: the difference is added.
     bound = int(_status("VmData") + most - held)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
@@ -91,7 +92,7 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
 
 def _limit_gpu(share: float, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
-    most, held = share * total - _BESIDE, torch.cuda.memory_reserved(device)
+    most, held = share * total - _UNCOUNTED, torch.cuda.memory_reserved(device)
     if held >= most:
         raise ModelError(
             f"a worker holds {held / GIB:.1f} GiB of a GPU with the base model loaded, and its share is "
@@ -104,7 +105,7 @@ def _limit_gpu(share: float, device: torch.device) -> None:
 
 
 def _status(name: str) -> int:
-    """A line of the process's status, in bytes."""
+    """A value of the process's status, in bytes; 0 where it is not there."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Reading a model without what transformers says meanwhile: what of it matters is an error of ours."""
+"""Transformers without its progress bars and notes: what of them matters is an error of ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging as hf_logging
 
 @contextlib.contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Reading and writing models without transformers' own progress bars."""
+    """Inside the block, reading and writing models shows no progress bars."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -22,9 +22,9 @@ def no_progress_bar() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_load_report() -> Iterator[None]:
-    """Reading a model without transformers' table of keys, and its notes on what it does not know.
+    """Inside the block, reading a model prints no table of keys, and no note on what is unknown.
 
-    Of a way to quantise that is unknown it says that it is passed over, and how to be told so no more.
+    Of an unknown way to quantise, transformers notes that it is passed over.
     """
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()

@@ -1,7 +1,7 @@
-"""Hold the facts that are assumed of an architecture, and the weights' files, against the model itself.
+"""Check a base before workers load it: its weight files, and the modules that placements name.
 
-Without reading weights: the model is made on PyTorch's meta device, and of the files the headers are read;
-their configuration is :mod:`milp_ray.model.pretrained`'s.
+No weights are read: the model is made on PyTorch's meta device, and of the files the headers are
+read. The configuration is :mod:`milp_ray.model.pretrained`'s.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from milp_ray.model.weights import from_pretrained, has_local_weights
 
 
 def verify_base(settings: ModelSettings) -> None:
-    """Check that the files hold the model's tensors, and that it has the modules that placements name.
+    """Check that the files hold the model's tensors, and the model the modules of placements.
 
-    The weights of a hub model that are not in the cache are not fetched for it.
+    Weights of a hub model that are not in the cache are not fetched, and not checked.
 
     Raises:
-        ModelError: something is missing, with its name, or has another shape; or transformers cannot build
-            the model.
+        ModelError: a tensor or a module is missing or has another shape (it is named), or
+            transformers cannot build the model.
         StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_transient`.
     """
     config = load_config(settings)
-    # What is quantised holds other tensors than the model that placements are counted on.
+    # A quantised base holds other tensors than the model that placements are counted on.
     if getattr(config, "quantization_config", None) is None and has_local_weights(settings):
         model = from_pretrained(settings, config, torch.float32, device_map="meta")
     else:
@@ -40,10 +40,10 @@ def verify_base(settings: ModelSettings) -> None:
 
 
 def verify_modules(model: Any, architecture: Architecture) -> None:
-    """Check that every module a placement can name exists and has the widths the counts assume.
+    """Check that every module that a placement can name is there, with the assumed widths.
 
     Raises:
-        ModelError: one does not, with its name.
+        ModelError: one is not; it is named.
     """
     there = dict(model.named_modules())
     for layer in range(architecture.num_layers):

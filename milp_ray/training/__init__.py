@@ -1,1 +1,1 @@
-"""Training an adapter: the loop, the optimizer's steps on one rank or several, checkpoints. No Ray."""
+"""Training an adapter: loop, optimizer steps on one rank or several, checkpoints. No Ray."""

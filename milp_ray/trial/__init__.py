@@ -1,1 +1,1 @@
-"""A trial: one placement trained and measured for one user, on a base that is given back. No Ray."""
+"""A trial: one placement trained and measured for one user, on a borrowed base. No Ray."""

@@ -1,1 +1,1 @@
-"""Several workers with one base: who they are, how they meet, and how the base is divided among them."""
+"""Several workers that share a base: their process group, and how the base is sharded."""
