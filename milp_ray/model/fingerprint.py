@@ -1,8 +1,9 @@
-"""Which base model lies at a study's ``model.path``, cheap to tell, so that a resume notices another one.
+"""A fingerprint of the base model at ``model.path``, cheap to take, so that a resume notices another one.
 
-A hub model is its commit. A model folder is its configuration and tokenizer, whole, and of its weight files
-the names, the sizes and a sample of the bytes: reading all of a large model would hold up every start.
-Training changes nearly all bytes, so the sample shows it; a change of a few numbers by hand may go unseen.
+A hub model's is its commit. A folder's covers configuration and tokenizer as a whole, and of the
+weight files names, sizes and a sample of the bytes: reading all of a large model would delay every
+start. Training changes nearly all bytes, so the sample shows it; a few numbers changed by hand may
+go unnoticed.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ _READ = (
 )
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 COMMIT = "commit"
-# A sample of at most 1 MiB a file, evenly spread: smaller files are read whole.
+# A sample of at most 1 MiB a file, evenly spread; smaller files are read whole.
 _BLOCKS, _BLOCK_BYTES = 256, 4096
 
 
 def base_fingerprint(settings: ModelSettings) -> dict[str, str]:
-    """What tells a base model from another.
+    """The fingerprint of a study's base model.
 
     Returns:
-        File name -> SHA-256, and ``code`` -> that of all Python files where the study trusts them. Of a hub
-        model ``commit`` alone; empty if the local cache does not know it.
+        Name of a file -> its SHA-256, and ``code`` -> that of all Python files where the study
+        trusts them. Of a hub model, ``commit`` alone; empty if the local cache does not know it.
 
     Raises:
         ModelError: a file of the model folder cannot be read.
@@ -60,7 +61,7 @@ def base_fingerprint(settings: ModelSettings) -> dict[str, str]:
 
 
 def code_fingerprint(settings: ModelSettings) -> dict[str, str]:
-    """The part of :func:`base_fingerprint` that tells of the code of a folder; empty where none may run.
+    """The entry ``code`` of :func:`base_fingerprint`; empty where no code of the model may run.
 
     Raises:
         ModelError: a code file cannot be read.
@@ -72,16 +73,21 @@ def code_fingerprint(settings: ModelSettings) -> dict[str, str]:
         return {CODE: code_digest(folder)}
 
 
-def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse another base than a run was begun with; where either is empty nothing can be told.
+def check_base(recorded: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """Refuse another base than a run was begun with. An empty fingerprint agrees with any other.
+
+    Args:
+        recorded: the fingerprint that the run was begun with.
+        present: the base's fingerprint now.
 
     Raises:
-        ModelError: names what differs.
+        ModelError: they differ; the files are named.
     """
-    if CODE not in before:  # a run that was begun before code was told apart
-        now = {name: digest for name, digest in now.items() if name != CODE}
-    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if not before or not now or not differing:
+    if CODE not in recorded:  # by an earlier version, which had no such entry
+        present = {name: digest for name, digest in present.items() if name != CODE}
+    names = recorded.keys() | present.keys()
+    differing = sorted(name for name in names if recorded.get(name) != present.get(name))
+    if not recorded or not present or not differing:
         return
     shown = ", ".join(differing[:4]) + (", …" if len(differing) > 4 else "")
     raise ModelError(
@@ -92,14 +98,14 @@ def check_base(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     )
 
 
-def check_code(before: Mapping[str, str], settings: ModelSettings) -> None:
-    """Refuse other code in a model's folder than a run was begun with; to be asked before any of it runs.
+def check_code(recorded: Mapping[str, str], settings: ModelSettings) -> None:
+    """Refuse other code in a model's folder than a run was begun with; call it before any of it runs.
 
     Raises:
         ModelError: as :func:`check_base`.
     """
-    if CODE in before:
-        check_base({CODE: before[CODE]}, code_fingerprint(settings))
+    if CODE in recorded:
+        check_base({CODE: recorded[CODE]}, code_fingerprint(settings))
 
 
 @contextlib.contextmanager
@@ -116,7 +122,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _cached_commit(settings: ModelSettings) -> str:
-    """The commit that a hub model's revision stands for in the local cache; the network is not asked."""
+    """The commit of a hub model's revision in the local cache; no network is used."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(settings.path, "config.json", revision=settings.revision)

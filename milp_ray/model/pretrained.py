@@ -1,7 +1,7 @@
-"""The files of a study's base model but for its weights: configuration and tokenizer, in a folder or the hub.
+"""Configuration and tokenizer of a study's base model, in a folder or from the hub.
 
-Read by drivers, which load no model: PEFT and the models' own modules are not imported here. Remote code runs
-only where the study pins it. Weights are :mod:`milp_ray.model.base`'s.
+Drivers read them, and load no model: PEFT and the models' own modules are not imported here. Remote
+code runs only where the study pins it. Weights are :mod:`milp_ray.model.weights`'.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OFFLINE = (
     "unset HF_HUB_OFFLINE, with which no hub is asked, or fetch the model first (hf download), or correct "
     "model.path"
 )
-# The vocabularies that lie beside a model, whatever its tokenizer.
+# The vocabularies beside a model, whatever its tokenizer.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "vocabulary*", "*.tiktoken", "tekken.json")
 
 
@@ -108,8 +108,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of a study's base model.
 
     Raises:
-        ModelError: none that can be used, one that needs a package that is missing or code of its repository,
-            or one without an end-of-text token.
+        ModelError: there is none that can be used, it needs a package that is missing or code of
+            its repository, or it has no end-of-text token.
         StorageError: its storage does not answer.
     """
     try:
@@ -153,8 +153,8 @@ def check_vocabulary(tokenizer: Any, architecture: Architecture) -> None:
 
 
 def source(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it; the network only
-    for hub names."""
+    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it, the
+    network only for hub names."""
     local = Path(settings.path).is_dir()
     code = settings.code_revision
     return {
@@ -166,7 +166,7 @@ def source(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _may_be_hub_name(path: str) -> bool:
-    """'models/tiny' where a folder 'models' is at hand is a slip of the pen, not a hub name to wait for."""
+    """Whether a path can name a hub model: 'models/tiny' beside a folder 'models' is a mistyped path."""
     parent = Path(path).parent
     return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
 
@@ -185,7 +185,7 @@ def _without_config(folder: Path) -> ModelError | None:
 
 
 def _without_tokenizer(folder: Path) -> ModelError | None:
-    """The error for a folder without any tokenizer, where transformers asks for packages to convert one."""
+    """The error for a folder without a tokenizer, of which transformers names packages to convert one."""
     if not os.path.isdir(folder) or any(found for ending in _TOKENIZERS for found in folder.glob(ending)):  # noqa: PTH112
         return None
     return ModelError(
@@ -197,11 +197,11 @@ def _without_tokenizer(folder: Path) -> ModelError | None:
 
 
 def _check_model_type(folder: Path) -> None:
-    """Say 'not supported' for model types that transformers does not know either."""
+    """Refuse a model type that is not supported, whether or not transformers knows it."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = values["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the loader says what is wrong
+        return  # loading tells what is wrong
     if model_type not in architecture_names():
         architecture_of(SimpleNamespace(model_type=model_type))

@@ -1,8 +1,8 @@
-"""What a base model's files ask for beside themselves: packages, code of their repository, a clean folder.
+"""Requirements of a base model's files: packages, code of their repository, a folder without an adapter.
 
-Found from the configuration and the names of files, without loading anything, so that a study is refused
-before workers start. A package that is missing is said in the words of the library that misses it: it is no
-damaged file. What only a GPU's machine can tell is left to workers where this machine has none.
+They are checked by the configuration and the names of files, without loading anything, so that a
+study is refused before workers start. An error for a missing package quotes the library that misses
+it. Workers check what only a machine with a GPU can tell.
 """
 
 from __future__ import annotations
@@ -22,27 +22,25 @@ from milp_ray.errors import ModelError, own_words
 from milp_ray.model.quiet import no_load_report
 
 _EVERY_NODE = "install it on every node"
-# The names under which tokenizers of SentencePiece lie beside a model.
+# The names of SentencePiece tokenizers beside a model.
 _SENTENCEPIECE = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 _READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-# Other attention than PyTorch's, which a model of any architecture can do without.
+# Implementations of attention that any architecture can do without.
 _OF_ATTENTION = re.compile(r"\b(FlashAttention\w*|flash_attn|kernels)\b")
 _LFS = b"version https://git-lfs.github.com/spec/"
-_FIRST_FIELD = (
-    b"\x0a"  # of a SentencePiece model, which is a protocol buffer; tiktoken's files are base64 text
-)
+# Of a SentencePiece model, which is a protocol buffer; tiktoken's files are base64 text.
+_FIRST_FIELD = b"\x0a"
 
 
 def check_requirements(settings: ModelSettings, config: Any) -> None:
-    """Check that the base is nothing but a base, and that this machine has the packages that it needs.
+    """Check that the base's folder holds no adapter, and that this machine has the packages it needs.
 
     Args:
         settings: of the model.
         config: its transformers configuration.
 
     Raises:
-        ModelError: an adapter lies in its folder, its files are none that can be loaded, or a package is
-            missing.
+        ModelError: the folder holds an adapter, its files cannot be loaded, or a package is missing.
     """
     _refuse_adapter(settings)
     if fault := lfs_pointers(settings):
@@ -53,7 +51,7 @@ def check_requirements(settings: ModelSettings, config: Any) -> None:
 
 
 def _refuse_adapter(settings: ModelSettings) -> None:
-    """Transformers would put an adapter that lies beside the base on it, and measure no memory with it."""
+    """Transformers would put an adapter beside the base on it, unasked."""
     found = find_adapter_config_file(
         settings.path, revision=settings.revision, local_files_only=Path(settings.path).is_dir()
     )
@@ -68,8 +66,7 @@ def _refuse_adapter(settings: ModelSettings) -> None:
 
 
 def lfs_pointers(settings: ModelSettings) -> ModelError | None:
-    """The error for a clone without LFS: in place of each large file Git leaves a note of three lines, which
-    loaders call damaged."""
+    """The error for a clone without Git LFS, which has a pointer of three lines for each large file."""
     weights = _named(settings, ".safetensors") or _named(settings, ".bin")
     tokenizer = [file for name in ("tokenizer.json", "tokenizer.model") if (file := file_of(settings, name))]
     found = [file.name for file in [*weights, *tokenizer[:1]] if _is_pointer(file)]
@@ -85,7 +82,7 @@ def lfs_pointers(settings: ModelSettings) -> ModelError | None:
 
 
 def _refuse_gguf(settings: ModelSettings) -> None:
-    """A folder for llama.cpp alone: its weights are not read, and are mostly quantised."""
+    """Weights for llama.cpp are not read, and mostly quantised."""
     others = [*_named(settings, ".safetensors"), *_named(settings, ".bin")]
     if (found := _named(settings, ".gguf")) and not others:
         raise ModelError(
@@ -97,7 +94,7 @@ def _refuse_gguf(settings: ModelSettings) -> None:
 
 
 def _named(settings: ModelSettings, ending: str) -> list[Path]:
-    """The files with such an ending in the model's folder; none of a model in the hub's cache."""
+    """The files in the model's folder with this ending; none of a model in the hub's cache."""
     folder = Path(settings.path)
     return sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
 
@@ -108,7 +105,7 @@ def _is_pointer(file: Path) -> bool:
 
 
 def _check_quantization(settings: ModelSettings, config: Any) -> None:
-    """Ask transformers' own table of ways to quantise what the base's needs."""
+    """Check that transformers knows how the base is quantised, and has what it needs."""
     values = getattr(config, "quantization_config", None)
     if values is None:
         return
@@ -128,7 +125,7 @@ def _check_quantization(settings: ModelSettings, config: Any) -> None:
         if known:
             quantizer = AutoHfQuantizer.from_config(values, pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)
-    except Exception as error:  # each way has its own kinds
+    except Exception as error:  # each method raises its own kinds
         if _is_of_gpus(error) and settings.device != "cpu" and not torch.cuda.is_available():
             return  # workers may have what this machine has not
         missing = isinstance(error, ImportError) and not _is_of_gpus(error)
@@ -148,12 +145,12 @@ def _check_quantization(settings: ModelSettings, config: Any) -> None:
 
 
 def _check_attention(config: Any) -> None:
-    """An attention of the hub, ``owner/name``, comes by a package of its own.
+    """An attention from the hub, ``owner/name``, needs a package of its own.
 
-    transformers up to 5.22 says that it is missing once in a process, then loads a base that cannot be used.
+    transformers up to 5.22 misses it once in a process, then loads a base that cannot be used.
     """
     name = getattr(config, "_attn_implementation", None)
-    if isinstance(name, str) and "/" in name and not _is_there("kernels"):
+    if isinstance(name, str) and "/" in name and not _is_installed("kernels"):
         raise needs_package(ImportError(f"`kernels`, for the attention {name}"), "the base model")
 
 
@@ -168,11 +165,11 @@ def _is_of_gpus(error: Exception) -> bool:
 
 
 def needs_package(error: Exception, what: str) -> ModelError:
-    """The error that a missing package stands for, in the words of the library that misses it.
+    """The error for a missing package, in the words of the library that misses it.
 
     Args:
         error: the ImportError, or one that it led to.
-        what: of the base cannot be had without.
+        what: needs the package.
     """
     words = own_words(error)
     without = "use a base that does not need it"
@@ -187,7 +184,11 @@ def needs_package(error: Exception, what: str) -> ModelError:
 
 
 def needs_code(what: str) -> ModelError:
-    """The error for a part of the base that is code of its repository, which the study does not let run."""
+    """The error for a part of the base that is code, which the study does not trust.
+
+    Args:
+        what: the part.
+    """
     return ModelError(
         f"{what} is code of the model's own repository, which only model.trust_remote_code lets run",
         where="model.path",
@@ -198,11 +199,11 @@ def needs_code(what: str) -> ModelError:
 
 
 def load_fault(error: Exception, what: str) -> ModelError | None:
-    """What an error stands for that is no fault of the files: a missing package, code that may not run.
+    """The error for a missing package, or for code that may not run; None for a fault of the files.
 
     Args:
-        error: of transformers, where something of the base was loaded.
-        what: that was.
+        error: of transformers.
+        what: the part of the base that was being loaded.
     """
     if "trust_remote_code" in str(error):
         return needs_code(what)
@@ -215,11 +216,11 @@ def load_fault(error: Exception, what: str) -> ModelError | None:
 
 
 def missing_sentencepiece(settings: ModelSettings) -> ModelError | None:
-    """The error for a tokenizer of SentencePiece where that package is missing.
+    """The error for a SentencePiece tokenizer where that package is missing.
 
-    Transformers then takes the file for one of tiktoken, and says that this is missing.
+    Transformers takes the file for one of tiktoken then, and misses tiktoken.
     """
-    packages = [name for name, module in _READS_SENTENCEPIECE.items() if not _is_there(module)]
+    packages = [name for name, module in _READS_SENTENCEPIECE.items() if not _is_installed(module)]
     if not packages:
         return None
     for name in _SENTENCEPIECE:
@@ -228,20 +229,20 @@ def missing_sentencepiece(settings: ModelSettings) -> ModelError | None:
             continue
         with file.open("rb") as opened:
             if opened.read(1) == _FIRST_FIELD:
-                wanted = " and ".join(packages)
+                missing = " and ".join(packages)
                 return ModelError(
-                    f"{name} is a tokenizer of SentencePiece, which needs {wanted}",
+                    f"{name} is a tokenizer of SentencePiece, which needs {missing}",
                     where="model.path",
-                    expected=f"{wanted} on every node, or a tokenizer.json beside the model",
+                    expected=f"{missing} on every node, or a tokenizer.json beside the model",
                     remedy=f"pip install {' '.join(packages)} on every node",
                 )
     return None
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ImportError:  # of the package that it would be in
+    except ImportError:  # of its parent package
         return False
 
 

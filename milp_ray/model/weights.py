@@ -1,8 +1,8 @@
-"""The weights of a base model as transformers reads them, held against its configuration.
+"""The weights of a base model, read by transformers and checked against its configuration.
 
-Transformers fills what the files lack with random numbers, leaves out what the model has no place for, and
-only warns; here both are errors that name a tensor. On the meta device nothing but the files' headers is
-read, so a base of any size is held against its configuration in a moment.
+Transformers fills missing tensors with random numbers, leaves out unexpected ones, and only warns;
+here both are errors that name a tensor. On the meta device only the files' headers are read, so a
+base of any size is checked in a moment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from milp_ray.model.requirements import file_of
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EXPECTED = "weights of the architecture in config.json"
 _REMEDY = "fetch the model again, or correct model.path"
-# How PEFT names what it puts on a model, and what it wraps.
+# How PEFT names the modules that it adds to a model, and those that it wraps.
 _ADAPTER = re.compile(r"\blora_|\.base_layer\.|^base_model\.model\.|\bmodules_to_save\b")
 
 
@@ -43,8 +43,8 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
         more: for transformers, such as ``device_map="meta"``, with which no weight is read.
 
     Raises:
-        ModelError: the files lack tensors, or have other shapes, further layers or an adapter; a package is
-            missing; or they cannot be read.
+        ModelError: the files lack tensors, have other shapes, further layers or an adapter, or
+            cannot be read; or a package is missing.
         StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_transient`.
     """
     with translate_load_errors(settings.path), _by_file(settings), no_progress_bar(), no_load_report():
@@ -53,7 +53,7 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # _check_names names them
             **more,
             **source(settings),
         )
@@ -68,7 +68,7 @@ def has_local_weights(settings: ModelSettings) -> bool:
 
 
 def weight_files(settings: ModelSettings) -> list[Path]:
-    """The model's safetensors files, all of them; none where it has others, or one of them is not there."""
+    """All the model's safetensors files; none if it has others, or one of them is missing."""
     if one := file_of(settings, _ONE):
         return [one]
     files = [file_of(settings, shard) for shard in _shards(settings)]
@@ -85,10 +85,10 @@ def _shards(settings: ModelSettings) -> list[str]:
 
 @contextlib.contextmanager
 def _by_file(settings: ModelSettings) -> Iterator[None]:
-    """Of many files of weights, the one that is damaged or lost is named: safetensors' words name none.
+    """Inside the block, errors of reading name the file: safetensors' own name none.
 
     Raises:
-        ModelError: what fails inside does for that file.
+        ModelError: a file is damaged or missing.
     """
     try:
         yield
@@ -105,7 +105,7 @@ def _by_file(settings: ModelSettings) -> Iterator[None]:
 
 
 def _fault_of(file: Path | None) -> str | None:
-    """What is wrong with a file of weights, by its header and size; None: nothing."""
+    """The fault of a file of weights, by its header and size; None where it has none."""
     if file is None:
         return "is not there"
     try:
@@ -116,7 +116,7 @@ def _fault_of(file: Path | None) -> str | None:
 
 
 def _check_names(settings: ModelSettings, info: Mapping[str, Any], architecture: Architecture) -> None:
-    """What ``from_pretrained`` would only warn of."""
+    """Raise what ``from_pretrained`` only warns of."""
     unexpected = sorted(info["unexpected_keys"])
     if adapter := [key for key in unexpected if _ADAPTER.search(key)]:
         raise ModelError(
@@ -151,7 +151,7 @@ def _shape(sizes: Iterable[int]) -> str:
 
 
 def _is_of_further_layer(key: str, architecture: Architecture) -> bool:
-    """Whether a tensor is of a decoder layer past the last one; files may leave out the model's prefix."""
+    """Whether a tensor is of a layer past the last one; files may leave out the model's prefix."""
     prefix, _, _ = architecture.layer_name.partition("{layer}")
     names = [prefix, prefix.partition(".")[2]]
     found = next((key[len(name) :] for name in names if name and key.startswith(name)), "")
@@ -160,7 +160,7 @@ def _is_of_further_layer(key: str, architecture: Architecture) -> bool:
 
 
 def _check_bare(model: Any) -> None:
-    """A base that comes with adapters on it, by its own code, say, is none that trials could give back."""
+    """Refuse a base that comes with an adapter on it, by its own code, say."""
     wrapped = next(
         (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)), None
     )

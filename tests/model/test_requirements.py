@@ -308,7 +308,7 @@ def test_a_tokenizer_of_sentencepiece_is_not_said_to_be_one_of_tiktoken(
     without_tokenizer_json(model)
     (model / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15")  # the beginning of one
     with monkeypatch.context() as patch:
-        patch.setattr(requirements, "_is_there", lambda module: module != "sentencepiece")
+        patch.setattr(requirements, "_is_installed", lambda module: module != "sentencepiece")
         with pytest.raises(ModelError) as caught:
             load_tokenizer(settings(model))
     assert "pip install sentencepiece on every node" in str(caught.value) and "tiktoken" not in str(
