@@ -1,8 +1,8 @@
-"""Text metrics of responses: ROUGE and chrF against the given ones, Persona-F1 against the user's history.
+"""Text metrics of responses: ROUGE and chrF against references, Persona-F1 against the user's history.
 
-Everything is a share in [0, 1]; multiply by 100 where it is shown (the paper's tables do). What a word is, in
-any script, is :mod:`milp_ray.data.words`; on English text ROUGE is rouge_score's own. Win rates need a judge
-and are not covered.
+All are shares in [0, 1]; the paper's tables multiply them by 100. :mod:`milp_ray.data.words` says
+what a word is, in any script; on English text, ROUGE is rouge_score's own. Does *not* cover win
+rates, which need a judge.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from milp_ray.data.words import NEWEST, text_rules
 
-#: What the final test gives of a model; the fields of :class:`milp_ray.evaluation.compare.TestScores`.
+#: The scores of the final test; the fields of :class:`milp_ray.evaluation.compare.TestScores`.
 SCORES = ("loss", "rouge_1", "rouge_l", "chrf", "persona_f1")
 
-_CHRF_ORDER = 6  # longest run of characters
+_CHRF_ORDER = 6  # longest n-gram of characters
 _CHRF_BETA = 2.0  # how much more recall counts than precision
 
 # Frozen: a change here changes every Persona-F1 ever reported.
@@ -33,15 +33,14 @@ STOP_WORDS = frozenset(_STOP.split())
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str], rules: int = NEWEST) -> dict[str, float]:
-    """Mean ROUGE-1 and ROUGE-L F1 (`rouge_score`, no stemming): ``{"rouge_1": …, "rouge_l": …}`` in [0, 1].
+    """Mean ROUGE-1 and ROUGE-L F1 (`rouge_score`, no stemming) in [0, 1]: ``rouge_1``, ``rouge_l``.
 
-    The metrics are those of docs/references.md: Lin 2004.
-
-    An empty prediction or reference scores 0; with no pairs at all both are NaN.
+    The metrics are those of docs/references.md: Lin 2004. An empty prediction or reference scores
+    0; without any pair both are NaN.
 
     Args:
-        predictions: one a reference.
-        references: what should have been said.
+        predictions: one for each reference.
+        references: the responses of the data.
         rules: of words, see :func:`milp_ray.data.words.text_rules`.
 
     Raises:
@@ -58,10 +57,9 @@ def rouge(predictions: Sequence[str], references: Sequence[str], rules: int = NE
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Mean chrF2 of a prediction (sacrebleu's `sentence_chrf`, as a share of 1), of texts in NFC form.
 
-    An F-score of runs of 1 to 6 characters, blanks left out, case kept: no notion of a word is needed, and
-    parts of a word count. NaN with no pairs at all.
-
-    The metric is that of docs/references.md: Popović 2015.
+    An F-score of character n-grams, n from 1 to 6, without blanks, with case: parts of a word count,
+    and no notion of a word is needed. NaN without any pair. The metric is that of
+    docs/references.md: Popović 2015.
 
     Raises:
         ValueError: different numbers of predictions and references.
@@ -121,7 +119,7 @@ def _words(text: str, stop_words: Collection[str], rules: int = NEWEST) -> froze
 
 @cache
 def _scorer(rules: int) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: a second that importers need not pay
+    from rouge_score.rouge_scorer import RougeScorer  # which imports nltk, for a second
 
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=False, tokenizer=_Tokenizer(rules))
 
@@ -145,16 +143,16 @@ def _sentence_chrf(prediction: str, reference: str) -> float:
         return 0.0
     precision = recall = 0.0
     for order in orders:
-        one, other = _runs(said, order), _runs(given, order)
-        shared = (one & other).total()
-        precision += shared / one.total() / len(orders)
-        recall += shared / other.total() / len(orders)
+        predicted, expected = _ngrams(said, order), _ngrams(given, order)
+        shared = (predicted & expected).total()
+        precision += shared / predicted.total() / len(orders)
+        recall += shared / expected.total() / len(orders)
     weight = _CHRF_BETA**2
     total = weight * precision + recall
     return (1 + weight) * precision * recall / total if total else 0.0
 
 
-def _runs(text: str, length: int) -> Counter[str]:
+def _ngrams(text: str, length: int) -> Counter[str]:
     return Counter(text[at : at + length] for at in range(len(text) - length + 1))
 
 

@@ -1,7 +1,7 @@
-"""A tiny Llama and its tokenizer, trained on the spot on generated personas: the demo's base model.
+"""The demo's base model: a tiny Llama and its tokenizer, trained on the spot on generated personas.
 
-It knows how people of :mod:`milp_ray.data.personas` talk and nothing about any one of them, so that a memory
-has something to add. It is a toy: nothing here is meant for training a base model that is of use elsewhere.
+The model knows how people of :mod:`milp_ray.data.personas` talk, and nothing about any one of them,
+so that a memory has something to add. It is a toy: nothing here trains a base model of use elsewhere.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-#: To be raised whenever a change of code, here or in the personas, makes another model of the same sizes
+#: Raised whenever a change of code, here or in the personas, makes another model of the same sizes
 #: and words.
 RECIPE = 1
 
-#: Personas below this number are never trained on: they are for being the demo's users.
+#: Personas below this number are never trained on: they are the demo's users.
 FIRST_BACKGROUND = 1000
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -63,10 +63,10 @@ def build_demo_model(
     """The demo's base model in ``folder/model-<hash>``, trained if it is not there yet.
 
     Args:
-        folder: of the cache; made if need be.
+        folder: of the cache; made if it is missing.
         seed: of the personas, the initial weights and the order of the texts.
-        threads: CPU threads to train with. Not part of the hash: another number gives the same model up to
-            the rounding of sums.
+        threads: CPU threads to train with. Not part of the hash: another number gives the same
+            model, up to the rounding of sums.
         sizes: None for the demo's own.
         progress: called after every optimizer step with (step, steps, loss in nats/token).
 
@@ -99,7 +99,7 @@ def build_demo_model(
 
 @contextmanager
 def _no_accelerator_search() -> Iterator[None]:
-    """Saving imports DeepSpeed where it is installed, and that looks for a GPU aloud unless it is told."""
+    """Saving imports DeepSpeed where it is installed, which prints what it finds of GPUs unless told."""
     told = "DS_ACCELERATOR" in os.environ
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -110,8 +110,8 @@ def _no_accelerator_search() -> Iterator[None]:
 
 
 def background_texts(personas: int, seed: int) -> list[str]:
-    """What the model is trained on, one document a text, in random order (so that no persona's texts are
-    each other's context)."""
+    """The texts that the model is trained on, one document each, in random order: no persona's texts
+    are each other's context."""
     texts = []
     for user in generate_personas(personas, seed, first=FIRST_BACKGROUND):
         texts += [f"History: {text}" for text in user.history]
@@ -172,7 +172,7 @@ def _train_model(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=sizes.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, sizes.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, sizes.steps))
     for step, chosen in enumerate(_batches(len(blocks), sizes)):
         batch = blocks[chosen]
         logits = model(batch[:, :-1], use_cache=False).logits
@@ -229,7 +229,7 @@ def _batches(blocks: int, sizes: DemoModelSizes) -> Iterator[list[int]]:
         del order[: sizes.batch]
 
 
-def _rate(step: int, steps: int) -> float:
+def _lr_factor(step: int, steps: int) -> float:
     """Linear warm-up over 5 % of the steps, then half a cosine down to 5 %."""
     warmup = max(1, steps // 20)
     if step < warmup:

@@ -1,10 +1,10 @@
-"""Python code that a base model brings: run only where the study trusts it, and only as it is pinned.
+"""Python code that a base model brings: run only where the study trusts it, and only if it is pinned.
 
-Three places have such code. A hub model's own is pinned by ``model.revision``. A folder's is part of the
-base's fingerprint, by which a run that goes on notices other code before any of it runs. Code of another
-repository, which ``auto_map`` names as ``owner/name--module.Class``, transformers reads from the main branch
-of that one, whatever ``revision`` says; it is pinned by ``model.code_revision`` or refused. What such code
-loads in its turn is not looked at.
+Such code has three sources. A hub model's own is pinned by ``model.revision``. A folder's is part of
+the base's fingerprint, so that a resumed run notices other code before any of it runs. Code of
+another repository, which ``auto_map`` names as ``owner/name--module.Class``, is read by transformers
+from that repository's main branch, whatever ``revision`` says; ``model.code_revision`` pins it, or
+it is refused. Does *not* cover what such code loads in its turn.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from milp_ray.config.models import COMMIT_PATTERN, ModelSettings
 from milp_ray.errors import ModelError
 
-CODE = "code"  # under which a base's fingerprint has the digest of all code files
+CODE = "code"  # the key of all code files' digest in a base's fingerprint
 
 
 def check_pinned(settings: ModelSettings) -> None:
-    """Check that all code that loading the model would run is pinned; nothing is run or loaded for that.
+    """Check that all code that loading the model would run is pinned, without running any of it.
 
     Raises:
         ModelError: it is not.
@@ -60,9 +60,9 @@ def check_pinned(settings: ModelSettings) -> None:
 
 
 def code_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of all Python files of a model folder, hidden ones excepted.
+    """SHA-256 (hex) over the names and contents of a model folder's Python files, hidden ones excepted.
 
-    Also of its subfolders: ``custom_generate/generate.py`` is run when a model is loaded.
+    Subfolders count: ``custom_generate/generate.py`` runs when a model is loaded.
 
     Raises:
         OSError: one cannot be read.
@@ -104,8 +104,8 @@ def _named_classes(settings: ModelSettings, local: bool) -> Iterator[str]:
 
 
 def _read(settings: ModelSettings, file: str, local: bool) -> Any:
-    """A JSON file of the model; None where it has none. What else goes wrong is raised as it is: a file that
-    cannot be looked at now may be there when the model is loaded."""
+    """A JSON file of the model; None where it has none. Other errors are raised as they are: a file
+    that cannot be read now may be there when the model is loaded."""
     if local:
         path = Path(settings.path) / file
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,7 +1,7 @@
-"""How much memory a trial needs, worked out from configurations before anything is loaded.
+"""An estimate of a trial's memory, from configurations alone, before anything is loaded.
 
-For `milp-ray check`: the largest placement of the study, the longest texts, the full batch. An estimate, not
-a bound; sharding and activation checkpointing are not covered.
+For `milp-ray check`: the largest placement of the study, the longest texts, the full batch. It is an
+estimate, not a bound. Does *not* cover sharding and activation checkpointing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, space_from
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-# What autograd keeps of a layer for the backward pass with frozen base weights, per token, in widths of the
-# hidden state and of the feed-forward part: counted with saved_tensors_hooks, 5.9 and 4.0 for Llama, 5.8 and
-# 5.0 for GPT-2, 6.3 and 2.0 for RoBERTa.
+# What autograd keeps of a layer for the backward pass with frozen base weights, per token, in widths
+# of the hidden state and of the feed-forward part. Counted with saved_tensors_hooks: 5.9 and 4.0 for
+# Llama, 5.8 and 5.0 for GPT-2, 6.3 and 2.0 for RoBERTa.
 _HIDDEN_KEPT = 6
 _INTERMEDIATE_KEPT = 5
 # Besides what is kept: gradients and temporaries in flight.
@@ -28,7 +28,7 @@ _IN_FLIGHT = 1.5
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that one trial keeps on its device at the peak of a training step."""
+    """Bytes that one trial takes on its device at the peak of a training step."""
 
     base: int
     lora: int
@@ -43,21 +43,21 @@ class MemoryEstimate:
 def estimate(architecture: Architecture, config: Any, study: Study) -> MemoryEstimate:
     """Memory of the largest trial that a study may run.
 
-    - base: parameters of the model · bytes of its format;
+    - base: parameters of the model · bytes of its dtype;
     - lora: 16 bytes for every trainable parameter (fp32 weight, gradient and two Adam moments);
-    - activations: B · T · (1.5 · bytes · L · (6 h + 5 i) + 12 v), for batches of B texts of T tokens, L
-      layers of widths h and i (hidden, feed-forward), and v tokens in the vocabulary (logits, their copy and
-      their gradient, in fp32).
+    - activations: B · T · (1.5 · bytes · L · (6 h + 5 i) + 12 v), for batches of B texts of T
+      tokens, L layers of widths h and i (hidden, feed-forward), and v tokens in the vocabulary
+      (logits, their copy and their gradient, in fp32).
 
-    Measured against it: a 12-layer Llama of widths 128 and 344 with 8 texts of 512 tokens and LoRAs of rank
-    96 everywhere, fp32 on a CPU, raised the peak resident size by 962 MiB, where this says 892.
+    A measurement: a 12-layer Llama of widths 128 and 344 with 8 texts of 512 tokens and LoRAs of
+    rank 96 everywhere, fp32 on a CPU, raised the peak resident size by 962 MiB; the estimate is 892.
 
     Args:
         architecture: of the base model.
         config: its transformers configuration (:func:`milp_ray.model.pretrained.load_config`).
-        study: for the memory space, the batch, the longest text and the number format.
+        study: for the memory space, the batch, the longest text and the dtype.
     """
-    width = _BYTES[_format(study.model)]
+    width = _BYTES[_dtype(study.model)]
     space = space_from(study.memory, architecture.num_layers, architecture.width)
     trained = architecture.trainable_params(space.placement(space.largest()))
     layer = _HIDDEN_KEPT * architecture.hidden_size + _INTERMEDIATE_KEPT * architecture.intermediate_size
@@ -79,7 +79,7 @@ def trainable_range(architecture: Architecture, space: MemorySpace) -> tuple[int
     return architecture.trainable_params(low), architecture.trainable_params(high)
 
 
-def _format(settings: ModelSettings) -> str:
+def _dtype(settings: ModelSettings) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     gpu = settings.device != "cpu" and torch.cuda.is_available()

@@ -1,6 +1,6 @@
-"""DeepSpeed as milp_ray uses it: quiet, on whatever process group there is, nothing compiled inside a trial.
+"""DeepSpeed as milp_ray uses it: quiet, on the present process group, compiling nothing inside a trial.
 
-DeepSpeed is imported by the first call.
+The first call imports DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def initialize(
     """DeepSpeed's engine of ``module`` on the ranks of the present process group.
 
     Args:
-        module: what it wraps.
-        config: without the entries that are the same everywhere.
-        optimizer: ours (DeepSpeed's own are compiled for minutes); None: nothing is stepped.
+        module: that it wraps.
+        config: without the entries that all engines share.
+        optimizer: one of torch's, as DeepSpeed compiles its own for minutes; None: nothing is stepped.
     """
     deepspeed = _deepspeed(next(module.parameters()).device)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=_common() | config)
@@ -33,18 +33,17 @@ def initialize(
 
 
 def partition(module: nn.Module, device: torch.device, config: dict[str, Any]) -> None:
-    """Put a module on ``device``, each parameter divided over the ranks before the next one comes.
+    """Move a module to ``device``, sharding each parameter over the ranks before the next one.
 
-    DeepSpeed's engine alone would put the whole of it there first, and a base that is to be divided need not
-    fit.
+    DeepSpeed's engine alone would move the whole module first, for which there may be no room.
 
     Args:
         module: on the host, the same on every rank.
         device: of this rank.
-        config: of the engine that :func:`initialize` then makes of it.
+        config: of the engine that :func:`initialize` makes of it later.
     """
     deepspeed = _deepspeed(device)
-    # Its linear layer that saves memory is for weights that are trained, and replaces everybody's.
+    # Its memory-efficient linear layer is for weights that are trained, and replaces everybody's.
     deepspeed.zero.Init(module=module, config_dict_or_path=_common() | config, mem_efficient_linear=False)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
@@ -61,7 +60,7 @@ def _common() -> dict[str, Any]:
 
 def _deepspeed(device: torch.device) -> ModuleType:
     """The package, on this process's group."""
-    # Read when DeepSpeed is first imported; without it, it goes by what the machine has, not by where we are.
+    # Read at DeepSpeed's first import; otherwise it picks whatever accelerator the machine has.
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
@@ -69,7 +68,7 @@ def _deepspeed(device: torch.device) -> ModuleType:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not deepspeed.comm.is_initialized():
-        # Sums over shared memory for CPU ranks, from C++ that is compiled for most of a minute on first use.
+        # All-reduce over shared memory for CPU ranks: its C++ is compiled for most of a minute.
         getattr(deepspeed.ops, "__compatible_ops__", {})[_SHM] = False
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
     return deepspeed  # type: ignore[no-any-return]
