@@ -1,8 +1,8 @@
 """The test of the final stage: scores on one set of samples, with whatever memory is on the base.
 
 The three-way comparison (no memory, the own one, another user's) is three calls, between which
-:func:`milp_ray.model.base.loaded` puts adapters on and takes them off. Does *not* cover choosing and
-training memories.
+:func:`milp_ray.model.base.loaded` puts adapters on and takes them off. Does *not* cover choosing
+and training memories.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TestScores:
 def evaluate(
     base: BaseModel, user: UserSplit, prompts: Prompts, study: Study, samples: Sequence[Sample]
 ) -> TestScores:
-    """Scores of the base, with whatever memory is attached, on ``samples`` of ``user`` (NaN without any)."""
+    """Scores of the base, with whatever adapter is on it, on samples of a user; NaN without any."""
     return run_through(evaluation(base, user, prompts, study, samples))
 
 
@@ -59,7 +59,7 @@ def evaluation(
     rules = study.data.text_rules
     references = [sample.response for sample in samples]
     overlap = rouge(responses, references, rules)
-    # A split resolves n_hist; without it, only what precedes the first test sample is surely no leak.
+    # A split resolves n_hist; without it, only texts up to the first test sample are no leak.
     cuts = [user.final_cut if sample.n_hist is None else sample.n_hist for sample in samples]
     histories = [user.history[:cut] for cut in cuts]
     return TestScores(

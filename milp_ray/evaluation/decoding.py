@@ -23,7 +23,7 @@ from milp_ray.model.base import BaseModel
 from milp_ray.model.cuda_graphs import Capture, Pool, Work
 
 _MIN_REPLAYS = 24  # that pay for a capture
-_CHECK_EVERY = 8  # tokens between two checks whether all rows have ended: the GPU stands still for each
+_CHECK_EVERY = 8  # tokens between two checks whether all rows have ended; the GPU waits for each
 
 
 class Decoder(Protocol):
@@ -93,8 +93,8 @@ class DynamicCacheDecoder:
         base, group = self._base, self._base.parallel.group
         rows = _Rows(base, group.share(prompts), self._stop_ids)
         for step in range(self._max_new_tokens):
-            # All ranks go on while any has rows left, so that they pause alike. A sharded base must be
-            # called by all of them, and may take a second for a token.
+            # All ranks go on while any has rows left, so that they pause alike. All of them must
+            # call a sharded base, and it may take a second for a token.
             if base.parallel.sharded or step % _CHECK_EVERY == 0:
                 if not group.any(rows.unfinished):
                     break

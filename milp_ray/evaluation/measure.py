@@ -64,7 +64,7 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 16,
 ) -> list[str]:
-    """Greedy responses to the samples' queries, one a sample, without thinking and outer white space."""
+    """Greedy responses to the samples' queries, by sample, without thinking and outer space."""
     encoded = encode_prompts(base, samples, prompts, max_new_tokens)
     return run_through(measure_responses(base, encoded, prompts, max_new_tokens, batch_size))
 

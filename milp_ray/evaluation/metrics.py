@@ -1,4 +1,4 @@
-"""Text metrics of responses: ROUGE and chrF against references, Persona-F1 against the user's history.
+"""Text metrics of responses: ROUGE and chrF against references, Persona-F1 against the history.
 
 All are shares in [0, 1]; the paper's tables multiply them by 100. :mod:`milp_ray.data.words` says
 what a word is, in any script; on English text, ROUGE is rouge_score's own. Does *not* cover win
@@ -55,10 +55,10 @@ def rouge(predictions: Sequence[str], references: Sequence[str], rules: int = NE
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Mean chrF2 of a prediction (sacrebleu's `sentence_chrf`, as a share of 1), of texts in NFC form.
+    """Mean chrF2 of texts in NFC form: sacrebleu's `sentence_chrf`, as a share of 1.
 
-    An F-score of character n-grams, n from 1 to 6, without blanks, with case: parts of a word count,
-    and no notion of a word is needed. NaN without any pair. The metric is that of
+    An F-score of character n-grams, n from 1 to 6, without blanks, with case: parts of a word
+    count, and no notion of a word is needed. NaN without any pair. The metric is that of
     docs/references.md: Popović 2015.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The base model of a study, loaded once, frozen and resident: a trial borrows it and gives it back.
+"""The base model of a study, loaded once and frozen; a trial borrows it and gives it back.
 
 Covers loading the weights, the device they go to, and putting a saved memory on the model for a
 while. Configuration and tokenizer are :mod:`milp_ray.model.pretrained`'s. A sharded base is read by
@@ -88,7 +88,7 @@ class BaseModel:
             self.fused = True
 
     def logits(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
-        """Logits ``k x v`` of the ``k x h`` that ``select`` takes of ``B x T x h`` hidden states."""
+        """Logits ``k x v`` of ``k x h``, which ``select`` takes of ``B x T x h`` hidden states."""
         with self.autocast(), _unpacked():
             result: Tensor = self.root(select, **inputs)
         return result
@@ -99,7 +99,7 @@ class BaseModel:
         return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision if the base is not fp32: its dtype for matrix products, fp32 for LoRA weights.
+        """Mixed precision unless the base is fp32: its dtype for products, fp32 for LoRA weights.
 
         A fused base needs none: its LoRA modules convert dtypes themselves.
         """
@@ -248,9 +248,9 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def _unpacked() -> Iterator[None]:
-    """Inside the block, transformers does not look for rows that hold several texts: none does here.
+    """Inside the block, transformers does not look for rows that hold several texts: none does.
 
-    Without an attention mask it looks at the positions, even at its own, and so waits for the GPU in
+    Without an attention mask it looks at the positions, even at its own, and waits for the GPU in
     every forward pass. While a graph is captured it makes a mask instead, which rules out the fast
     attention.
     """

@@ -180,8 +180,8 @@ class RankLoss:
 def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: int = 16) -> list[list[int]]:
     """Indices of the batches of one pass over texts of the given lengths, in random order.
 
-    Texts are shuffled, then sorted by length within windows of ``window`` batches, so that a batch wastes
-    little on padding while each pass still mixes differently; then the batches are shuffled.
+    Texts are shuffled, then sorted by length within windows of ``window`` batches, so that a batch
+    wastes little on padding while each pass still mixes differently; then the batches are shuffled.
     """
     permutation = torch.randperm(len(lengths), generator=order).tolist()
     batches = []
@@ -192,6 +192,6 @@ def shuffled(lengths: Sequence[int], size: int, order: torch.Generator, window: 
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices of batches for measuring: longest first, so that memory runs out at once or not at all."""
+    """Indices of batches for measuring, longest first: memory runs out at once or not at all."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [order[first : first + size] for first in range(0, len(order), size)]

@@ -84,7 +84,7 @@ class Graphs:
         return _EagerLoss(self, self._base, collate(texts, self._base), num_labels)
 
     def capture(self, work: Work) -> Work | None:
-        """See :meth:`Pool.__call__`. After a first failure nothing is captured, and no graph kept."""
+        """See :meth:`Pool.__call__`. After a failure nothing is captured, and no graph kept."""
         replay = self._pool(work) if self._enabled else None
         if replay is None:
             self.close()
@@ -103,7 +103,7 @@ class _EagerLoss(RankLoss):
 
     def __init__(self, graphs: Graphs, base: BaseModel, batch: Batch, num_labels: float | Tensor) -> None:
         super().__init__(base, batch, num_labels)
-        # Weak: graphs hold losses, and a cycle would keep their memory until the next full collection.
+        # Weak: graphs hold losses, and a cycle would keep their memory until a full collection.
         self._graphs: Graphs = weakref.proxy(graphs)
 
     def release(self) -> bool:
@@ -167,8 +167,8 @@ class Pool:
             with torch.cuda.graph(graph, pool=self._handle):
                 result = work()
         except RuntimeError as error:  # no memory for it, or a kernel that cannot be captured
-            torch.cuda.set_stream(stream)  # of a capture that cannot be ended torch keeps the stream
-            # Memory may do for the next one. What cannot be captured now never will, and costs a pool.
+            torch.cuda.set_stream(stream)  # torch keeps that of a capture that cannot be ended
+            # Memory may do for the next one. A kernel that cannot be captured now never will be.
             if not any(map(is_out_of_memory, (error, error.__context__ or error))):
                 self._base.capturable = False
             _LOG.warning("not captured, and slower for it: %s", str(error).split("\n")[0])

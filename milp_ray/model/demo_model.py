@@ -1,7 +1,7 @@
 """The demo's base model: a tiny Llama and its tokenizer, trained on the spot on generated personas.
 
 The model knows how people of :mod:`milp_ray.data.personas` talk, and nothing about any one of them,
-so that a memory has something to add. It is a toy: nothing here trains a base model of use elsewhere.
+so that a memory has something to add. It is a toy, of no use elsewhere.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def build_demo_model(
         progress: called after every optimizer step with (step, steps, loss in nats/token).
 
     Returns:
-        A folder for ``from_pretrained``: model (fp32 safetensors) and tokenizer. It is either complete or
-        not there.
+        A folder for ``from_pretrained``, complete: model (fp32 safetensors) and tokenizer.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -99,7 +98,7 @@ def build_demo_model(
 
 @contextmanager
 def _no_accelerator_search() -> Iterator[None]:
-    """Saving imports DeepSpeed where it is installed, which prints what it finds of GPUs unless told."""
+    """Saving imports DeepSpeed, if installed, which prints accelerators it finds unless told."""
     told = "DS_ACCELERATOR" in os.environ
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -110,7 +109,7 @@ def _no_accelerator_search() -> Iterator[None]:
 
 
 def background_texts(personas: int, seed: int) -> list[str]:
-    """The texts that the model is trained on, one document each, in random order: no persona's texts
+    """The texts that the model is trained on, each a document, in random order: no persona's texts
     are each other's context."""
     texts = []
     for user in generate_personas(personas, seed, first=FIRST_BACKGROUND):

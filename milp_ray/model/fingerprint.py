@@ -1,4 +1,4 @@
-"""A fingerprint of the base model at ``model.path``, cheap to take, so that a resume notices another one.
+"""A fingerprint of the base model at ``model.path``, by which a resume notices another one.
 
 A hub model's is its commit. A folder's covers configuration and tokenizer as a whole, and of the
 weight files names, sizes and a sample of the bytes: reading all of a large model would delay every
@@ -99,7 +99,7 @@ def check_base(recorded: Mapping[str, str], present: Mapping[str, str]) -> None:
 
 
 def check_code(recorded: Mapping[str, str], settings: ModelSettings) -> None:
-    """Refuse other code in a model's folder than a run was begun with; call it before any of it runs.
+    """Refuse other code in a model's folder than a run was begun with, before any of it runs.
 
     Raises:
         ModelError: as :func:`check_base`.

@@ -1,4 +1,4 @@
-"""Fused functions for a frozen base on a GPU: fewer kernels between its matrix products, the same numbers.
+"""Fused functions for a frozen base on a GPU: fewer kernels, the same numbers.
 
 Known modules of the base get :mod:`milp_ray.model.kernels` in place of their own element-wise work;
 a module whose function is not certain keeps its own. LoRA modules get one function for the frozen

@@ -99,7 +99,7 @@ def translate_load_errors(path: str) -> Iterator[None]:
 def translate_out_of_memory(
     model: nn.Module, device: torch.device, parallel: Parallel = ALONE
 ) -> Iterator[None]:
-    """Inside the block, where the base is moved to its device, running out of memory becomes our error.
+    """Inside the block, where the base is moved to its device, running out of memory is our error.
 
     Args:
         model: the base, whose size is told.

@@ -1,10 +1,10 @@
-"""Python code that a base model brings: run only where the study trusts it, and only if it is pinned.
+"""Python code that a base model brings: run only if the study trusts it, and only if pinned.
 
-Such code has three sources. A hub model's own is pinned by ``model.revision``. A folder's is part of
-the base's fingerprint, so that a resumed run notices other code before any of it runs. Code of
-another repository, which ``auto_map`` names as ``owner/name--module.Class``, is read by transformers
-from that repository's main branch, whatever ``revision`` says; ``model.code_revision`` pins it, or
-it is refused. Does *not* cover what such code loads in its turn.
+Such code has three sources. A hub model's own is pinned by ``model.revision``. A folder's is part
+of the base's fingerprint, so that a resumed run notices other code before any of it runs. Code of
+another repository, which ``auto_map`` names as ``owner/name--module.Class``, comes from that
+repository's main branch, whatever ``revision`` says; ``model.code_revision`` pins it, or it is
+refused. Does *not* cover what such code loads in its turn.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_pinned(settings: ModelSettings) -> None:
 
 
 def code_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of a model folder's Python files, hidden ones excepted.
+    """SHA-256 (hex) over names and contents of a model folder's Python files, except hidden ones.
 
     Subfolders count: ``custom_generate/generate.py`` runs when a model is loaded.
 

@@ -36,7 +36,8 @@ def load_architecture(settings: ModelSettings) -> Architecture:
     """The structure of a study's base model, from its config.json alone.
 
     Raises:
-        ModelError: no such folder or hub model, a damaged configuration, or an unsupported architecture.
+        ModelError: no such folder or hub model, a damaged configuration, or an architecture that
+            is not supported.
     """
     return architecture_of(load_config(settings))
 
@@ -68,7 +69,7 @@ def load_config(settings: ModelSettings) -> Any:
     """The transformers configuration of a study's base model.
 
     Raises:
-        ModelError: no such folder or hub model, a damaged configuration, or code that is not pinned.
+        ModelError: no such folder or hub model, a damaged configuration, or unpinned code.
         StorageError: its storage does not answer.
     """
     path = Path(settings.path)
@@ -166,14 +167,15 @@ def source(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _may_be_hub_name(path: str) -> bool:
-    """Whether a path can name a hub model: 'models/tiny' beside a folder 'models' is a mistyped path."""
+    """Whether a path can name a hub model; beside a folder 'models', 'models/tiny' is a mistake."""
     parent = Path(path).parent
     return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
 
 
 def _without_config(folder: Path) -> ModelError | None:
     """The error for a folder without config.json, where transformers misses a model type in it."""
-    if not os.path.isdir(folder) or os.path.exists(folder / "config.json"):  # noqa: PTH110, PTH112  (never raise)
+    # os.path's functions never raise.
+    if not os.path.isdir(folder) or os.path.exists(folder / "config.json"):  # noqa: PTH110, PTH112
         return None
     adapter = os.path.exists(folder / "adapter_config.json")  # noqa: PTH110
     return ModelError(
@@ -185,8 +187,10 @@ def _without_config(folder: Path) -> ModelError | None:
 
 
 def _without_tokenizer(folder: Path) -> ModelError | None:
-    """The error for a folder without a tokenizer, of which transformers names packages to convert one."""
-    if not os.path.isdir(folder) or any(found for ending in _TOKENIZERS for found in folder.glob(ending)):  # noqa: PTH112
+    """The error for a folder without a tokenizer: transformers asks for packages to convert one."""
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return None
+    if any(found for pattern in _TOKENIZERS for found in folder.glob(pattern)):
         return None
     return ModelError(
         f"the model folder {str(folder)!r} has no tokenizer",

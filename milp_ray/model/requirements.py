@@ -1,4 +1,4 @@
-"""Requirements of a base model's files: packages, code of their repository, a folder without an adapter.
+"""Requirements of a base model's files: packages, code of their repository, no adapter beside them.
 
 They are checked by the configuration and the names of files, without loading anything, so that a
 study is refused before workers start. An error for a missing package quotes the library that misses
@@ -33,14 +33,14 @@ _FIRST_FIELD = b"\x0a"
 
 
 def check_requirements(settings: ModelSettings, config: Any) -> None:
-    """Check that the base's folder holds no adapter, and that this machine has the packages it needs.
+    """Check that the base's folder holds no adapter, and that the packages it needs are installed.
 
     Args:
         settings: of the model.
         config: its transformers configuration.
 
     Raises:
-        ModelError: the folder holds an adapter, its files cannot be loaded, or a package is missing.
+        ModelError: it holds an adapter, its files cannot be loaded, or a package is missing.
     """
     _refuse_adapter(settings)
     if fault := lfs_pointers(settings):
@@ -66,7 +66,7 @@ def _refuse_adapter(settings: ModelSettings) -> None:
 
 
 def lfs_pointers(settings: ModelSettings) -> ModelError | None:
-    """The error for a clone without Git LFS, which has a pointer of three lines for each large file."""
+    """The error for a clone without Git LFS, which holds pointers in place of large files."""
     weights = _named(settings, ".safetensors") or _named(settings, ".bin")
     tokenizer = [file for name in ("tokenizer.json", "tokenizer.model") if (file := file_of(settings, name))]
     found = [file.name for file in [*weights, *tokenizer[:1]] if _is_pointer(file)]

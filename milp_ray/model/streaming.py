@@ -1,4 +1,4 @@
-"""The weights of a sharded base, read tensor by tensor: each rank reads what it needs, none reads all.
+"""The weights of a sharded base, read tensor by tensor: no rank reads all of them.
 
 On the meta device, `from_pretrained` makes a model with names, shapes and dtypes, and no weights.
 :class:`Weights` knows the safetensors file of each parameter, and reads a few rows of one. Which
@@ -129,7 +129,7 @@ def _name_of(key: str, prefix: str, known: Any) -> str:
 
 
 def _tie(model: Any, weights: Weights) -> None:
-    """Tie parameters that the files hold twice, if equal: ``from_pretrained`` cannot see it here."""
+    """Tie parameters that files hold twice, if equal; ``from_pretrained`` has no weights here."""
     for name, other in getattr(model, "all_tied_weights_keys", {}).items():
         tied = model.get_parameter(other)
         if weights.tensor_files[name] == weights.tensor_files[other]:

@@ -76,7 +76,7 @@ def weight_files(settings: ModelSettings) -> list[Path]:
 
 
 def _shards(settings: ModelSettings) -> list[str]:
-    """The names of the files that the index of the model's weights tells; none where it has no index."""
+    """The names of the files in the index of the model's weights; none where it has no index."""
     index = file_of(settings, _INDEX)
     if index is None:
         return []

@@ -54,7 +54,7 @@ class TrainingState:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one training, on storage that all its ranks see. All ranks call each method.
+    """The checkpoints of one training, on storage that its ranks share. All ranks call each method.
 
     Args:
         folder: of this training alone.
@@ -88,7 +88,8 @@ class Checkpoints:
             StorageError: on every rank, if any could not write; earlier checkpoints are intact.
         """
         last = max((self._number(path) for path in self._found()), default=0)
-        number = self.group.all_gather(last)[0] + 1  # a network file system may show ranks different ones
+        # Rank 0's: a network file system may show the ranks different files.
+        number = self.group.all_gather(last)[0] + 1
         path = self.folder / f"{number:06d}"
         # At a URL nothing is renamed: without its last file a checkpoint is none.
         draft = path if mirror_of(self.folder) else self.folder / f".{number:06d}.tmp"
@@ -120,7 +121,7 @@ class Checkpoints:
         self.kept(state)
 
     def load(self) -> TrainingState | None:
-        """The newest state that every rank can read, or None; :attr:`notes` says what was passed over."""
+        """The newest state that every rank can read, or None; :attr:`notes` names the others."""
         self.notes.clear()
         usable: dict[int, TrainingState] = {}
         for path in self._found():
@@ -185,7 +186,7 @@ class Checkpoints:
             raise _Unusable(f"{path.name} is damaged ({type(error).__name__})") from None
 
     def _on_all_ranks(self, work: Callable[[], object]) -> None:
-        """Do every rank's writing; an OSError of one is raised on all of them, as a StorageError."""
+        """Do every rank's writing; the OSError of one is a StorageError on all of them."""
 
         def written() -> None:
             with writing(self.folder):

@@ -1,4 +1,4 @@
-"""The training loop of both stages: AdamW on the adapter, linear warm-up and decay, clipped gradients.
+"""The training loop of a stage: AdamW on the adapter, linear warm-up and decay, clipped gradients.
 
 AdamW is torch's (docs/references.md: Loshchilov 2019). Where several ranks share the base, each
 computes its share of every batch. The loop yields after every optimizer step, so that a caller can
@@ -53,7 +53,7 @@ class IsolatedRNG:
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # Seeding reaches every GPU, so all their generators are restored; one of them is drawn from.
+        # Seeding reaches every GPU, so all generators are restored; one of them is drawn from.
         self._all_devices = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
         self._devices = [device] if device.type == "cuda" else []
         self._states: list[Tensor] = []
@@ -61,7 +61,7 @@ class IsolatedRNG:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block torch's global generators continue this stream; then they are restored."""
+        """In the block torch's global generators continue this stream; then they are restored."""
         with torch.random.fork_rng(devices=self._all_devices):
             if len(self._states) <= len(self._devices):
                 torch.manual_seed(self._seed)
@@ -77,7 +77,7 @@ class IsolatedRNG:
         return {str(index): state for index, state in enumerate(self._states)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue another stream. On another kind of device its numbers differ, and are as good."""
+        """Continue a stream. On another kind of device the numbers differ, and are as good."""
         self._states = [state[str(index)] for index in range(len(state))]
 
 
@@ -141,7 +141,7 @@ class StageTrainer:
         self.global_step = global_step
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """This rank's part of the optimizer's state, by name; between two steps, after a first one."""
+        """This rank's part of the optimizer's state, by name. Between two steps, after a first."""
         if self._stepper is None:
             raise RuntimeError("no stage is under way")
         return self._stepper.state()

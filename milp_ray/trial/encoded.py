@@ -1,4 +1,4 @@
-"""A user's texts as token ids, from the base's token cache: later trials of the user find them there."""
+"""Token ids of a user's texts, from the base's token cache, where later trials find them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """An estimate of a trial's memory, from configurations alone, before anything is loaded.
 
-For `milp-ray check`: the largest placement of the study, the longest texts, the full batch. It is an
-estimate, not a bound. Does *not* cover sharding and activation checkpointing.
+For `milp-ray check`: the largest placement of the study, the longest texts, the full batch. It is
+an estimate, not a bound. Does *not* cover sharding and activation checkpointing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.space import MemorySpace, space_from
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-# What autograd keeps of a layer for the backward pass with frozen base weights, per token, in widths
-# of the hidden state and of the feed-forward part. Counted with saved_tensors_hooks: 5.9 and 4.0 for
-# Llama, 5.8 and 5.0 for GPT-2, 6.3 and 2.0 for RoBERTa.
+# What autograd keeps of a layer for the backward pass with frozen base weights, per token, in
+# widths of the hidden state and of the feed-forward part. Counted with saved_tensors_hooks: 5.9 and
+# 4.0 for Llama, 5.8 and 5.0 for GPT-2, 6.3 and 2.0 for RoBERTa.
 _HIDDEN_KEPT = 6
 _INTERMEDIATE_KEPT = 5
 # Besides what is kept: gradients and temporaries in flight.
@@ -50,7 +50,7 @@ def estimate(architecture: Architecture, config: Any, study: Study) -> MemoryEst
       (logits, their copy and their gradient, in fp32).
 
     A measurement: a 12-layer Llama of widths 128 and 344 with 8 texts of 512 tokens and LoRAs of
-    rank 96 everywhere, fp32 on a CPU, raised the peak resident size by 962 MiB; the estimate is 892.
+    rank 96 everywhere, fp32 on a CPU, raised the peak resident size by 962 MiB; estimated are 892.
 
     Args:
         architecture: of the base model.

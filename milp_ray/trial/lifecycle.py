@@ -1,10 +1,10 @@
-"""The life of a trial: the base gets an adapter, is trained and measured, and is given back unchanged.
+"""The life of a trial: attach an adapter to the base, train, measure, and give the base back.
 
 Covers both phases. *search*: stage 1 on the history before the first validation sample, stage 2 on
 the train samples where the study asks for it, measured on the validation samples. *final*: both
-stages for the chosen placement, tested elsewhere (:mod:`milp_ray.evaluation.compare`). Needs no Ray:
-in a notebook, ``with Trial(...) as trial: measurement = trial.run()``. Which placement to try is
-decided by :mod:`milp_ray.search`.
+stages for the chosen placement, tested elsewhere (:mod:`milp_ray.evaluation.compare`). Needs no
+Ray: in a notebook, ``with Trial(...) as trial: measurement = trial.run()``. Which placement to try
+is decided by :mod:`milp_ray.search`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class TrialStopped(Exception):  # noqa: N818  (it names an outcome)
 class Trial:
     """One placement for one user on a resident base.
 
-    Where several ranks share the base, each makes the same trial and iterates over its steps. Before
-    every step they agree to go on, so that one who drops its iterator ends the trial for all.
+    Where several ranks share the base, each makes the same trial and iterates over its steps.
+    Before every step they agree to go on, so that one that drops its iterator ends it for all.
 
     A trial depends neither on earlier trials nor on torch's global random numbers, and changes
     neither: the same arguments give the same numbers (on a CPU, with the same number of threads, to
@@ -147,8 +147,7 @@ class Trial:
 
         Raises:
             TrialFailed: the loss or a gradient was not finite, memory ran out, or there is nothing
-                to train or measure on. This rank alone runs out of memory; the others wait for it in
-                vain.
+                to train or measure on. If memory runs out, the other ranks wait in vain.
             TrialStopped: another rank dropped the trial.
         """
         if self._state != "new":
@@ -229,7 +228,7 @@ class Trial:
             with self._rng.active():
                 self.base.attach(self._config)
             self._holds_base = True
-            if rank := self.base.parallel.group.rank:  # the same weights on all ranks, dropout of its own
+            if rank := self.base.parallel.group.rank:  # the same weights, but dropout of its own
                 self._rng = IsolatedRNG(self.seed + rank, self.base.device)
 
     def _train(self) -> Generator[Progress, None, None]:

@@ -1,9 +1,10 @@
-"""A worker's first steps, tried in a process of their own: load the base, train on two texts, measure one.
+"""A worker's first steps, tried in a process of their own: load the base, train, measure.
 
 A base that does not work at all (numbers that are not finite, modules that fail in the first step,
 a library that crashes) is reported before Ray is started, and the driver's process stays clean. The
-code is a trial's own, on the smallest work that goes through all of it. Does *not* cover bases that
-this machine does not hold easily: of those :mod:`milp_ray.model.verify` reads the headers alone.
+code is a trial's own, on the smallest work that goes through all of it: two texts, one sample.
+Does *not* cover bases that this machine does not hold easily, whose headers
+:mod:`milp_ray.model.verify` reads.
 
 :func:`main` reads a :class:`Rehearsal` as JSON from its input; its last line is JSON, too.
 """
@@ -125,7 +126,7 @@ def _shortest(user: UserSplit) -> UserSplit:
 
 
 def main() -> None:
-    """Run in a process that the kernel ends first when memory runs out; the last line is the answer."""
+    """The process's work. The kernel ends it first when memory runs out; its last line answers."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     rehearsal = Rehearsal.from_json(sys.stdin.read())

@@ -1,4 +1,4 @@
-"""DeepSpeed as milp_ray uses it: quiet, on the present process group, compiling nothing inside a trial.
+"""DeepSpeed as milp_ray uses it: quiet, on the present process group, compiling nothing.
 
 The first call imports DeepSpeed.
 """
@@ -25,7 +25,7 @@ def initialize(
     Args:
         module: that it wraps.
         config: without the entries that all engines share.
-        optimizer: one of torch's, as DeepSpeed compiles its own for minutes; None: nothing is stepped.
+        optimizer: one of torch's (DeepSpeed compiles its own for minutes), or None for no steps.
     """
     deepspeed = _deepspeed(next(module.parameters()).device)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=_common() | config)

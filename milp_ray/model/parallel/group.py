@@ -88,7 +88,7 @@ SOLO = Group()
 
 
 class Ranks(Group):
-    """The process group of this process: NCCL on GPUs, gloo otherwise. One per process, for its life.
+    """The process group of this process, for its life: NCCL on GPUs, gloo otherwise.
 
     Numbers and JSON values go over gloo on GPUs, too, so that they wait for no kernel.
 

@@ -1,4 +1,4 @@
-"""The rendezvous of a process group: a store through which its ranks find each other, and no one else.
+"""The rendezvous of a process group: the store through which its ranks, and no others, meet.
 
 PyTorch's own store listens on every interface and asks for no token. Where all ranks are on one
 machine, their store is a file in a folder of mode 0700. Ranks on several machines need a socket: it

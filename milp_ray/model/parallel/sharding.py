@@ -50,7 +50,7 @@ class Root(nn.Module):
         self.model = model
 
     def forward(self, select: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
-        """Logits ``k x v`` of the ``k x h`` that ``select`` takes of ``B x T x h`` hidden states."""
+        """Logits ``k x v`` of ``k x h``, which ``select`` takes of ``B x T x h`` hidden states."""
         hidden = self.model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
         logits: Tensor = self.model.lm_head(select(hidden))  # type: ignore[operator]
         return logits
