@@ -139,7 +139,7 @@ def loaded(group: Group, strategy: str, given: ModelSettings, stream: bool) -> d
     """A base as it lies on this rank, read as it is divided or whole before, and what it computes."""
     with MonkeyPatch.context() as patch:
         if not stream:
-            patch.setattr(loading, "streamed", lambda *_: False)
+            patch.setattr(loading, "can_stream", lambda *_: False)
         watch = Watch(patch)
         base = load_base(given, Parallel(group, strategy))  # type: ignore[arg-type]
     names: dict[int, list[str]] = {}

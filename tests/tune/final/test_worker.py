@@ -79,15 +79,15 @@ def test_out_of_memory_in_a_test_is_of_that_user_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, calls = tiny_bases["llama"], iter(range(9))
-    generations = compare.generations
+    measure_responses = compare.measure_responses
 
     def short_of_memory(*values: Any) -> Any:
         if next(calls) == 1:  # the first user's own memory sits on the base
             assert base.attached is not None
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return generations(*values)
+        return measure_responses(*values)
 
-    monkeypatch.setattr(compare, "generations", short_of_memory)
+    monkeypatch.setattr(compare, "measure_responses", short_of_memory)
     config = GroupsConfig(size=1, coordinator=Handle(coordinator))
     config.backend_cls().on_start(Workers(1), config)
     FinalLoop(Handle(coordinator), 1.0)()
