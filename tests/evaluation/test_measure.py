@@ -67,7 +67,7 @@ def test_loss_counts_response_and_end_only(base: BaseModel) -> None:
 
 
 def test_a_pad_token_in_the_text_counts(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts goes by position: with the end token as padding, as in GPT-2, the end still counts."""
+    """Labels go by position: with the end token as padding, as in GPT-2, the end still counts."""
     samples = [Sample("my old dog", "likes"), Sample("a cat", "would rather sleep near a stove")]
     before = response_loss(base, samples, PROMPTS, 2)
     monkeypatch.setattr(base, "pad_id", base.eos_id)

@@ -1,4 +1,4 @@
-"""Fused kernels beside transformers' own code: run by test_kernels.py, on a GPU or in an interpreter."""
+"""Fused kernels compared with transformers' own code; test_kernels.py runs it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check_gate(device: str) -> None:
 
 
 def check_models(device: str) -> None:
-    """Whole models, every kind that has modules to fuse: the same logits, and all of these changed."""
+    """Whole models of every kind that can be fused: the same logits, and all modules changed."""
     for kind in ("llama", "mistral", "qwen2", "qwen3"):
         for dtype, tolerance in FORMATS.items():
             torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Loading a base: what comes out, and one clear error for everything a model folder can have wrong."""
+"""Loading a base: its result, and one clear error for each fault that a model folder can have."""
 
 from __future__ import annotations
 

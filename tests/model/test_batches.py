@@ -1,4 +1,4 @@
-"""Batches: every text once a pass, in an order that the seed alone decides; what counts, by position."""
+"""Batches: every text once a pass, in an order of the seed alone; labels by their positions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_by_length_is_longest_first() -> None:
 def test_collate_counts_by_position(tiny_bases: dict[str, BaseModel]) -> None:
     batch = collate([Example((1, 0, 0, 2), 2), Example((1, 5), 1)], tiny_bases["llama"])
     assert batch.ids.tolist() == [[1, 0, 0, 2], [1, 5, 0, 0]]
-    assert batch.target_positions.tolist() == [1, 2, 3]  # of the positions before tokens 1 to 3 of both texts
+    assert batch.target_positions.tolist() == [1, 2, 3]  # before tokens 1 to 3 of both texts
     assert (batch.num_tokens, batch.num_labels) == (6, 3)
 
 
@@ -100,7 +100,7 @@ def masked(request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel]) -> 
 def test_attention_is_the_fast_one_in_a_captured_step(
     masked: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a graph is captured transformers cannot look whether texts are packed, and would make a mask."""
+    """While a graph is captured, transformers cannot look for packed texts, and makes a mask."""
     batch = collate([Example(tuple(range(5, 21)), 1), Example((7, 3, 9), 1)], masked)
     logits = masked.root(
         lambda hidden: hidden.flatten(0, 1).index_select(0, batch.target_positions),

@@ -1,7 +1,7 @@
 """Steps of few shapes, each captured once: the same training, whatever is padded.
 
-Capturing itself needs a GPU (tests/trial/test_on_gpu.py); here a piece of work is done again by calling it
-again, on the memory that a graph would have.
+Capturing itself needs a GPU (tests/trial/test_on_gpu.py); here a replay calls the work again, on
+the memory that a graph would have.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def uncollected() -> Iterator[None]:
 
 
 def tensors() -> int:
-    """How many of real numbers there are, those in dead cycles included. By type(): see test_trial.py."""
+    """Number of floating tensors, those in dead cycles included. By type(): see test_trial.py."""
     found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     return sum(tensor.is_floating_point() for tensor in found)
 
@@ -242,7 +242,7 @@ def test_graphs_go_with_their_stage(adapted_llama: BaseModel) -> None:
 def test_nothing_of_a_trial_is_kept(
     base: BaseModel, tiny_user: UserSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Graphs while one stage is under way, the adapter while the trial is: then all memory is free."""
+    """Graphs stay while their stage is under way, the adapter while the trial is."""
     monkeypatch.setattr(graphs, "Pool", lambda _: Graph)
     monkeypatch.setattr("milp_ray.evaluation.decoding.Pool", lambda _: Graph)
     monkeypatch.setattr(base, "fused", True)
@@ -380,7 +380,7 @@ def test_a_step_without_room_is_done_again_without_graphs(
 
 
 class Capturing:
-    """In the place of torch.cuda.graph: the last of several errors comes when the capture is ended."""
+    """Replaces torch.cuda.graph: the last of several errors comes when the capture is ended."""
 
     def __init__(self, errors: list[RuntimeError]) -> None:
         self._errors = errors
@@ -408,7 +408,7 @@ def test_a_failed_capture(
     errors: list[RuntimeError],
     capturable: bool,
 ) -> None:
-    """Torch is on its stream again, and the base is not captured any more, unless memory was short."""
+    """Torch is on its stream again, and the base not captured any more, unless memory was short."""
     base = load_base(ModelSettings(path=str(tiny_models["llama"]), device="cpu"))
     monkeypatch.setattr(base, "fused", True)
     assert isinstance(decoder(base, [[[5]]], 30), StaticCacheDecoder)

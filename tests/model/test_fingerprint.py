@@ -71,7 +71,7 @@ def test_large_weights_are_sampled_to_their_end(model: Path, monkeypatch: pytest
     monkeypatch.setattr(fingerprint, "_BLOCKS", 8)
     weights = model / "model.safetensors"
     before = of(model)
-    with weights.open("r+b") as file:  # the last eighth, as if only the last layers had been trained
+    with weights.open("r+b") as file:  # the last eighth, as of the last layers
         file.seek(weights.stat().st_size * 7 // 8)
         file.write(os.urandom(2**19))
     with pytest.raises(ModelError, match=r"model\.safetensors"):

@@ -1,7 +1,7 @@
 """Fused kernels give what transformers' own code gives, forward and backward.
 
-On a GPU they run as they are. Without one Triton's interpreter runs them on the CPU, in a process of its own:
-``make install`` puts Triton beside the environment, as torch for CPUs comes without it.
+On a GPU they run as they are. Without one, Triton's interpreter runs them on the CPU, in a process
+of its own: ``make install`` puts Triton beside the environment, as torch for CPUs lacks it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A worker that may take only so much: what is too large fails with its size, what is small still works."""
+"""A worker with limited memory: a trial too large fails with its size, a small one still works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def bounded(model: str, user: UserSplit, results: Any) -> None:
-    """In a process of its own, since the bound stays: a small trial, one that is too large, the small one."""
+    """In a process of its own, as the limit stays: a small trial, one too large, the small one."""
     torch.set_num_threads(1)
     study = changed(model=ModelSettings(path=model))
     large = changed(model=study.model, optimizer=OptimizerSettings(learning_rate=1e-2, batch_size=4096))
@@ -71,7 +71,7 @@ def test_a_bound_below_what_the_base_takes_is_said() -> None:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A GPU of 80 GiB as PyTorch would show it; what is set on it, and what the process has taken."""
+    """A GPU of 80 GiB as PyTorch shows it; the limits set on it, and what the process has taken."""
     found: dict[str, float] = {"held": 13 * GIB}
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GIB)

@@ -1,4 +1,4 @@
-"""Code that a model brings: it runs only pinned, and what is not is refused before any of it runs."""
+"""Code that a model brings: it runs only if pinned, and is refused before any of it runs."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_hub_that_does_not_answer_is_no_model_without_foreign_code(monkeypatch
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", silent)
-    check_pinned(trusted("me/absent", revision=COMMITS[0]))  # offline: what is not there cannot be loaded
+    check_pinned(trusted("me/absent", revision=COMMITS[0]))  # offline: it cannot be loaded
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(LocalEntryNotFoundError):
         check_pinned(trusted("me/absent", revision=COMMITS[0]))

@@ -1,4 +1,4 @@
-"""What a base asks for beside its files, and what lies beside it, is said before a worker meets it."""
+"""Requirements of a base's files, and adapters beside them, are told before a worker meets them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def adapter_beside(folder: Path) -> None:
 
 
 def adapter_inside(folder: Path) -> None:
-    """The weights of a model and of the adapter on it in one file, as states of a training have them."""
+    """The weights of a model and of the adapter on it in one file, as checkpoints have them."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LORA)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""A base that is divided is read as it is divided: what lies on a host meanwhile, and that it is the same."""
+"""A sharded base is read while it is sharded: the same base, and no host holds all of it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def settings(path: Path | str, dtype: str = "float32", **more: Any) -> ModelSett
 
 @pytest.fixture(scope="module")
 def models(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every architecture, and plain files of other kinds: ``shards``; ``both`` of two tied weights; those of
-    the ``inner`` model alone."""
+    """Every architecture, and plain files of other kinds: ``shards``; ``both`` of two tied weights;
+    those of the ``inner`` model alone."""
     root = tmp_path_factory.mktemp("streamed")
     folders = dict(tiny_models)
 
@@ -83,7 +83,7 @@ def on_host(model: nn.Module) -> int:
 
 
 class Watch:
-    """The most that lies on a rank whenever something is read, divided or sent while a base is loaded."""
+    """The most that a rank holds when something is read, sharded or sent while a base is loaded."""
 
     def __init__(self, patch: MonkeyPatch) -> None:
         self.peak = self.read = 0
@@ -136,7 +136,7 @@ def whole(parameter: Any) -> torch.Tensor:
 
 
 def loaded(group: Group, strategy: str, given: ModelSettings, stream: bool) -> dict[str, Any]:
-    """A base as it lies on this rank, read as it is divided or whole before, and what it computes."""
+    """This rank's part of a base, read while it is sharded or before, and its logits."""
     with MonkeyPatch.context() as patch:
         if not stream:
             patch.setattr(loading, "can_stream", lambda *_: False)
@@ -207,7 +207,7 @@ def test_no_rank_holds_the_whole_base_on_its_host(both: list[dict[str, Any]], st
     for rank in both:
         row = rank[f"{strategy} llama float32"]
         assert row["before"] >= row["size"], "the measure does not see a whole base"
-        # Beside what stays one part of it (a layer or an embedding, a twelfth each) and the tensor in hand.
+        # Beside its shard one layer or embedding (a twelfth of it each), and the tensor being read.
         assert row["peak"] <= 4 * row["held"] + row["size"] / 6
         assert row["peak"] < 0.7 * row["size"]
 
@@ -220,7 +220,7 @@ def test_rows_that_are_fewer_than_ranks(models: dict[str, Path]) -> None:
 
 
 def test_what_is_read(both: list[dict[str, Any]]) -> None:
-    """By fsdp each rank its own rows; by zero3 the first one everything, once, which it hands out."""
+    """With fsdp each rank reads its own rows; with zero3 rank 0 reads everything, once."""
     first, second = (rank["fsdp llama float32"] for rank in both)
     assert first["read"] + second["read"] == first["size"]
     first, second = (rank["zero3 llama float32"] for rank in both)
@@ -228,8 +228,8 @@ def test_what_is_read(both: list[dict[str, Any]]) -> None:
 
 
 def refused(group: Group, folders: list[Path], whole: Path) -> list[str]:
-    """What each way says of weights that cannot be read: damaged ones, and those that the first rank loses
-    half way."""
+    """The errors of each strategy for weights that cannot be read: damaged ones, and those that
+    rank 0 loses half way."""
     said = []
     for strategy in STRATEGIES:
         for folder in [*folders, whole]:

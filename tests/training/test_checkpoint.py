@@ -46,7 +46,7 @@ def kept(folder: Path, group: Group = SOLO, every: int = 0, replicated: bool = T
 def trained(
     base: BaseModel, user: UserSplit, checkpoints: Checkpoints | None = None, stop: int | None = None
 ) -> tuple[dict[str, Tensor], int, int]:
-    """The adapter after all steps, or after ``stop`` of them; the steps made; the tokens trained on."""
+    """The adapter after all steps, or after ``stop`` of them; steps done; tokens trained on."""
     steps = 0
     study = study_of(base.settings.path)
     with Trial(base, user, PLACEMENT, study, phase="final", seed=7, checkpoints=checkpoints) as trial:

@@ -64,7 +64,7 @@ def test_a_state_that_could_not_be_written_whole_is_none(folder: Path, s3: str) 
         checkpoints = kept(folder)
         found = checkpoints.load()
         assert found is not None and found.step == 1 and not checkpoints.notes
-    # As a worker leaves it that is killed half way: files, and nothing that says that they are a state.
+    # As a worker leaves it that is killed half way: files, and no commit marker.
     objects.put("checkpoints/u-a/000002/adapter.safetensors", b"half")
     objects.put("checkpoints/u-a/000002/rank-7.safetensors", b"of a larger group")
     kept(folder).save(state(2))

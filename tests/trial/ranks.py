@@ -1,7 +1,7 @@
 """Functions on several ranks, each a process of its own, forked from one that has done the imports.
 
-They take five seconds of a processor, which most ranks would need for nothing else. The server of forks never
-computes, so it has no threads that a fork would lose.
+Imports take five seconds of a processor, more than most ranks compute. The fork server computes
+nothing, so it has no threads that a fork would lose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRELOADED = ["milp_ray.trial.lifecycle", "transformers.models.llama.modeling_lla
 def rank_main(
     rank: int, size: int, address: str, environment: dict[str, str], called: bytes, results: Any
 ) -> None:
-    """``called``: the function and its arguments, some of which look at the environment as they are read."""
+    """``called``: function and arguments, some of which read the environment when unpickled."""
     os.environ.update(environment)  # the server of forks has that of its own start
     torch.set_num_threads(1)
     try:

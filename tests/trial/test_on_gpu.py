@@ -1,4 +1,4 @@
-"""What only a GPU shows: captured steps and tokens, memory that comes back, memory that runs out."""
+"""On a GPU alone: captured steps and tokens, memory that comes back, memory that runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several ranks on one trial: the numbers of a single process, nothing left behind, adapters that reload."""
+"""Several ranks on one trial: a single process's numbers, nothing left behind, adapters reload."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 def trials(
     base: BaseModel, user: UserSplit, study: Study, folder: Path | None = None
 ) -> list[dict[str, float | list[float]]]:
-    """One trial after the other on a resident base: what each measured, and the loss of every step."""
+    """One trial after the other on a resident base: their measurements, and their steps' losses."""
     rows: list[dict[str, float | list[float]]] = []
     for index, key in enumerate(PLACEMENTS):
         with Trial(base, user, Placement.from_key(key), study, seed=3) as trial:
@@ -95,7 +95,7 @@ def stopped(group: Group, model: str, user: UserSplit) -> list[int]:
 def generating(
     group: Group, model: str, user: UserSplit, strategy: Literal["ddp", "zero3"]
 ) -> list[list[tuple[str, int]]]:
-    """A trial whose responses end at once on rank 1, and another that rank 0 drops while they are made."""
+    """A trial whose responses end at once on rank 1, and another that rank 0 drops half way."""
     study = study_of(model)
     longer = study.trial.model_copy(update={"max_new_tokens": 20, "eval_batch_size": 16})
     study = study.model_copy(update={"trial": longer})
@@ -254,7 +254,7 @@ def test_a_rank_on_a_gpu_joins_with_its_number(monkeypatch: MonkeyPatch, tmp_pat
 def test_ranks_pause_alike_while_responses_are_made(
     shallow_model: Path, tiny_user: UserSplit, strategy: str, pauses: int
 ) -> None:
-    """Whatever each has left: after every token where the base is divided, after eight otherwise."""
+    """Whatever rows each has left: after every token if the base is sharded, else after eight."""
     (whole, dropped), other = on_ranks(generating, str(shallow_model), tiny_user, strategy)
     assert other == [whole, dropped]
     assert whole[-pauses - 2 :] == [("loss", 1), *[("generate", 0)] * pauses, ("generate", 1)]

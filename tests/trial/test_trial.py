@@ -1,4 +1,4 @@
-"""Trials: the base comes back bit by bit, the seed decides everything, the right texts are trained on."""
+"""Trials: the base comes back bit by bit, the seed decides everything, the right texts are used."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_search_trains_on_nothing_later_than_training(
         assert trial.result is not None
         assert trial.result.train_tokens == expected
     inject = [progress for progress in done if progress.stage == "inject"]
-    assert [progress.step for progress in inject] == list(range(1, 7))  # 10 texts in batches of 4, twice
+    assert [progress.step for progress in inject] == list(range(1, 7))  # 10 texts by 4, twice
     assert all(progress.steps == 6 for progress in inject)
     assert [p.step for p in done if p.stage == "loss"] == [1, 2]
 
