@@ -227,14 +227,14 @@ def device_of(settings: ModelSettings) -> torch.device:
     Raises:
         ModelError: no GPU where one was asked for.
     """
-    there = torch.cuda.is_available()
-    if settings.device == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
         raise ModelError(
             "no GPU can be seen",
             where="model.device",
             remedy="set model.device to auto or cpu, or give trials a GPU (ray.gpus_per_worker)",
         )
-    if not there or settings.device == "cpu":
+    if not has_gpu or settings.device == "cpu":
         return torch.device("cpu")
     # With its index: process groups, and limits of a process's memory, need one.
     return torch.device("cuda", torch.cuda.current_device())

@@ -130,14 +130,14 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
     """Seed torch and set its threads, both put back afterwards."""
     import torch
 
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads_before)
 
 
 def _train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -72,17 +72,17 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
         _limit_gpu(share, device)
     if settings.memory_per_worker is None or not _STATUS.exists():
         return
-    most = settings.memory_per_worker * GIB
-    held = _status("VmRSS")
-    if held >= most:
+    limit = settings.memory_per_worker * GIB
+    used = _status("VmRSS")
+    if used >= limit:
         raise ModelError(
-            f"a worker holds {held / GIB:.2f} GiB with the base model loaded, more than it may",
+            f"a worker holds {used / GIB:.2f} GiB with the base model loaded, more than it may",
             where="ray.memory_per_worker",
-            expected=f"more than {held / GIB:.2f}, and room for a trial",
+            expected=f"more than {used / GIB:.2f}, and room for a trial",
             remedy="raise ray.memory_per_worker, or lower ray.max_concurrent and leave it null",
         )
     # The limit counts reserved memory, which is more than is held: the difference is added.
-    bound = int(_status("VmData") + most - held)
+    bound = int(_status("VmData") + limit - used)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         bound = min(bound, hard)
@@ -92,16 +92,16 @@ def limit_memory(settings: RaySettings, device: torch.device) -> None:
 
 def _limit_gpu(share: float, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
-    most, held = share * total - _UNCOUNTED, torch.cuda.memory_reserved(device)
-    if held >= most:
+    limit, used = share * total - _UNCOUNTED, torch.cuda.memory_reserved(device)
+    if used >= limit:
         raise ModelError(
-            f"a worker holds {held / GIB:.1f} GiB of a GPU with the base model loaded, and its share is "
-            f"{most / GIB:.1f}",
+            f"a worker holds {used / GIB:.1f} GiB of a GPU with the base model loaded, and its share is "
+            f"{limit / GIB:.1f}",
             where="ray.gpus_per_worker",
             expected=f"a share of {total / GIB:.0f} GiB in which a trial has room beside the base",
             remedy="raise ray.gpus_per_worker, or divide the base over several GPUs (ray.parallelism: zero3)",
         )
-    torch.cuda.set_per_process_memory_fraction(most / total, device)
+    torch.cuda.set_per_process_memory_fraction(limit / total, device)
 
 
 def _status(name: str) -> int:

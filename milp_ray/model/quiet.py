@@ -26,9 +26,9 @@ def no_load_report() -> Iterator[None]:
 
     Of an unknown way to quantise, transformers notes that it is passed over.
     """
-    before = hf_logging.get_verbosity()
+    verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(before)
+        hf_logging.set_verbosity(verbosity)

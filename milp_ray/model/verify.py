@@ -45,10 +45,10 @@ def verify_modules(model: Any, architecture: Architecture) -> None:
     Raises:
         ModelError: one is not; it is named.
     """
-    there = dict(model.named_modules())
+    modules = dict(model.named_modules())
     for layer in range(architecture.num_layers):
         for expected in architecture.modules(layer):
-            weight = getattr(there.get(expected.name), "weight", None)
+            weight = getattr(modules.get(expected.name), "weight", None)
             if weight is None or sorted(weight.shape) != sorted(
                 (expected.in_features, expected.out_features)
             ):

@@ -128,12 +128,12 @@ def _check_names(settings: ModelSettings, info: Mapping[str, Any], architecture:
     if missing := sorted(info["missing_keys"]):
         raise _misfit(f"the weights at {settings.path!r} lack {len(missing)} tensors, such as {missing[0]!r}")
     if others := sorted(
-        (str(key), tuple(there), tuple(model)) for key, there, model in info["mismatched_keys"]
+        (str(key), tuple(in_file), tuple(in_model)) for key, in_file, in_model in info["mismatched_keys"]
     ):
-        name, there, model = others[0]
+        name, in_file, in_model = others[0]
         raise _misfit(
             f"{len(others)} tensors of the weights at {settings.path!r} have other shapes than config.json "
-            f"says, such as {name!r}: {_shape(there)}, not {_shape(model)}"
+            f"says, such as {name!r}: {_shape(in_file)}, not {_shape(in_model)}"
         )
     if further := [key for key in unexpected if _is_of_further_layer(key, architecture)]:
         raise _misfit(
