@@ -317,7 +317,7 @@ def test_other_files_are_read_whole(
     given = settings(folder)
     assert locate_weights(meta(given), given) is None
     config = load_config(given)
-    model, weights = loading._load_model(given, config, torch.float32, divided=True)
+    model, weights = loading._load_model(given, config, torch.float32, sharded=True)
     assert weights is None
     expected = load_base(settings(tiny_models["roberta"])).model.state_dict()
     assert all(torch.equal(values, expected[name]) for name, values in model.state_dict().items())
@@ -334,7 +334,7 @@ def test_what_only_remote_code_or_a_quantiser_can_load_is_read_whole(tiny_models
 
 def test_a_base_that_is_not_divided_is_loaded_as_ever(tiny_models: dict[str, Path]) -> None:
     given = settings(tiny_models["llama"])
-    model, weights = loading._load_model(given, load_config(given), torch.float32, divided=False)
+    model, weights = loading._load_model(given, load_config(given), torch.float32, sharded=False)
     assert weights is None and not any(parameter.is_meta for parameter in model.parameters())
 
 
@@ -350,7 +350,7 @@ def test_a_hub_model_is_read_from_the_cache(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for given in (settings("me/tiny"), settings("me/tiny", revision=commit)):
-        model, weights = loading._load_model(given, load_config(given), torch.float32, divided=True)
+        model, weights = loading._load_model(given, load_config(given), torch.float32, sharded=True)
         assert weights is not None
         expected = load_base(settings(models[name])).model.state_dict()
         assert weights.tensor_files.keys() == model.state_dict().keys()
