@@ -23,6 +23,7 @@ from milp_ray.errors import ClusterError, from_plain, own_words
 from milp_ray.tune.cluster.reservations import Reservation, remove_leaked_groups, reserve
 from milp_ray.tune.cluster.resources import on_device, trial_resources
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, TaskResult
+from milp_ray.tune.workers.failures import FailurePolicy, Loss
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -61,7 +62,8 @@ def run_final(
     # nodes of one group first.
     resources = trial_resources(study, stop_requested, notify, users)
     spec = dataclasses.replace(spec, study=on_device(study, resources))
-    failures = 0
+    retries = study.ray.max_failures
+    policy = FailurePolicy[str](retries, limit=retries + 1, given_up=_given_up)
     with _coordinator(spec) as coordinator:
         while users:
             reservation = reserve(
@@ -81,9 +83,10 @@ def run_final(
             if _is_startup_timeout(failure):
                 notify("others took the room that there was for the workers: looking again")
             else:
-                failures = failures + 1 if ray.get(coordinator.progress.remote()) == progress else 1
-            if failures > study.ray.max_failures:
-                raise _given_up(failures, failure)
+                if ray.get(coordinator.progress.remote()) > progress:
+                    policy.settle()
+                if error := policy.lost(Loss(last_words=_why(failure))).ends:
+                    raise error
             spec.pull()
             if users := _unfinished_users(spec):
                 resources = trial_resources(study, stop_requested, notify, users)
@@ -120,11 +123,14 @@ def _is_startup_timeout(failure: Exception) -> bool:
     return type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
-def _given_up(times: int, failure: Exception) -> ClusterError:
-    # What its workers raise may hold texts, and stays in its logs. What its controller says is
-    # Ray's own.
+def _why(failure: Exception) -> str:
+    """Why Ray Train gave up, without what its workers raise: that may hold texts, and stays in its
+    logs. What its controller says is Ray's own."""
     rays = getattr(failure, "controller_failure", None)
-    why = f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
+    return f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
+
+
+def _given_up(times: int, why: str) -> ClusterError:
     return ClusterError(
         f"Ray Train gave up the final job {times} times and no user got on in between ({why})",
         expected="a cluster that keeps its nodes for a while",
