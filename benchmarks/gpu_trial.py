@@ -1,36 +1,39 @@
 """Seconds of one trial on a GPU, beside Hugging Face's Trainer with PEFT on the same work.
 
-A LLaMA2-7B-shaped model with random weights in bf16, made on the device without files; one user with 300
-texts of 128 tokens, 3 epochs in batches of 8; LoRAs of rank 8 as the search space deals 4, 16 and 32 of them
-over all layers, and 4 over the upper half. The peer trains the same model on the same batches in the same
-order, with the same LoRA weights to begin with, rates, optimizer and number format, on a model of its own, as
-the product fuses its own (milp_ray/model/fused.py). Each placement is trained once to warm up and
-`--repeats` times by both in turn; medians are kept. `train` is the training alone, `whole` also puts the
-adapter on, measures the loss of 48 validation samples and takes the adapter off.
+The model has LLaMA2-7B's shape and random weights in bf16, made on the device without files. One
+user has 300 texts of 128 tokens, for 3 epochs in batches of 8. LoRAs have rank 8; the search space
+spreads 4, 16 and 32 of them over all layers, and 4 over the upper half. The peer trains the same
+model on the same batches in the same order, with the same initial LoRA weights, rates, optimizer
+and dtype. It has a model of its own, since the product fuses its own (milp_ray/model/fused.py).
+Each placement is trained once to warm up, and `--repeats` times by both in turn; medians are kept.
+`train` is the training alone. `whole` also attaches the adapter, measures the loss of 48 validation
+samples, and detaches the adapter.
 
-Responses, which ROUGE-L needs, are timed apart: greedy tokens for those samples in batches of 16, with 16
-LoRAs, beside `generate` of transformers on a PEFT model. Random weights hardly ever end a response, so both
-make all tokens.
+Responses, which ROUGE-L needs, are timed apart: greedy tokens for those samples in batches of 16,
+with 16 LoRAs, beside `generate` of transformers on a PEFT model. Random weights hardly ever end a
+response, so both make all tokens.
 
-FLOPs are those that the algorithm needs, per text of T positions, with hidden size h, feed-forward size i,
-vocabulary v and L layers, the lowest LoRA in layer l (from 0):
+FLOPs are those that the algorithm needs, per text of T positions, with hidden size h, feed-forward
+size i, vocabulary v and L layers, the lowest LoRA in layer l (from 0):
 
 - forward: 2 T (L (4 h^2 + 3 h i) + h v) for the weights, 2 T (T + 1) h L for causal attention;
 - backward, gradients of activations only, as the weights are frozen: 2 T h v for the logits,
-  2 T (4 h^2 + 3 h i) and 4 T (T + 1) h for each of the L - 1 - l layers above l, and 2 T h i for the last
-  projection of layer l;
+  2 T (4 h^2 + 3 h i) and 4 T (T + 1) h for each of the L - 1 - l layers above l, and 2 T h i for
+  the last projection of layer l;
 - LoRA: 6 T times its parameters, forward and backward.
 
-`mfu` is that over time and the device's dense bf16 peak (989 TFLOP/s for H100 and H200), `matmul_share` the
-same over what one large matrix product reaches here. Neither Ray nor DeepSpeed is needed; where there are
-several GPUs, hide all but one (CUDA_VISIBLE_DEVICES=0), as the Trainer would take them all:
+`mfu` is these FLOPs over time and the device's dense bf16 peak (989 TFLOP/s for H100 and H200).
+`matmul_share` is the same over what one large matrix product reaches here. Neither Ray nor
+DeepSpeed is needed. Where there are several GPUs, hide all but one (CUDA_VISIBLE_DEVICES=0), as the
+Trainer would take them all:
 
     PYTHONPATH=. python benchmarks/gpu_trial.py                # a GPU with 40 GB or more: 5 minutes
     PYTHONPATH=. python benchmarks/gpu_trial.py --size 100m    # smaller
 
-Writes results/gpu_trial.csv, gpu_generation.csv and, where matplotlib is there, gpu_trial.png. Without a GPU
-the tiny size is run on one CPU thread, which shows that both do the same work and nothing of a GPU's speed,
-and the files are called gpu_trial_cpu and so on. Exits with 1 when fp32 losses differ by more than 1e-3.
+Writes results/gpu_trial.csv, gpu_generation.csv and, where matplotlib is there, gpu_trial.png.
+Without a GPU the tiny size runs on one CPU thread. That shows that both do the same work, and
+nothing of a GPU's speed; the files are called gpu_trial_cpu and so on. Exits with 1 when fp32
+losses differ by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ Row = dict[str, Any]
 
 
 def placement_of(layers: int, count: int, above: float) -> Placement:
-    """What the search space makes of so many LoRAs over the layers from ``above`` (a share of them) on."""
+    """The placement of so many LoRAs over the layers from ``above`` (a share of them) on."""
     from milp_ray.memory.factors import MemoryConfig
     from milp_ray.memory.space import MemorySpace
 

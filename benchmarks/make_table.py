@@ -1,11 +1,12 @@
 """Measures every placement of a small space on real users, once: benchmarks/data/real_table.csv.
 
-So that every value a search sees in `search_quality.py` is a measured one, and the best front is known, the
-space is small enough to be measured completely: a gate stands for a block of two layers of the 12,
-n goes to 6 and r is 8 or 64. A row is a placement of one user: numbers only, no text, no user id.
+The space is small enough to be measured completely: a gate stands for a block of two of the 12
+layers, n goes to 6, and r is 8 or 64. So every value that a search sees in `search_quality.py` is a
+measured one, and the best front is known. A row is a placement of one user: numbers only, no text,
+no user id.
 
-Needs the folder of real data that the tests use (`MILP_RAY_SHARED`, or `../shared` beside the checkout).
-Rows that are there are not measured again. Two processes of one thread:
+Needs the folder of real data that the tests use (`MILP_RAY_SHARED`, or `../shared` beside the
+checkout). Rows that are there are not measured again. Two processes of one thread:
 
     python benchmarks/make_table.py 0/2 & python benchmarks/make_table.py 1/2
 """

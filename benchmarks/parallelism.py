@@ -1,24 +1,25 @@
-"""Several ranks on one trial: how fast is each way to share it, and how much memory does a rank hold?
+"""Several ranks on one trial: how fast is each way to share it, and how much memory has a rank?
 
-A Llama with random weights (fp32, about 100 million parameters unless `--size` says otherwise), one
-placement, 20 optimizer steps of the same global batch, on CPU ranks of one thread each, gloo between them:
-alone, then with 2 ranks ddp, zero1, zero2, zero3 and fsdp, all by the product's `Trial` without Ray, each on
-fresh processes. The peer is plain PEFT in PyTorch's DistributedDataParallel on the same ranks, batches and
-rates.
+The model is a Llama with random weights (fp32, about 100 million parameters unless `--size` says
+otherwise). It takes one placement and 20 optimizer steps of the same global batch, on CPU ranks of
+one thread each, with gloo between them: alone, then with 2 ranks by ddp, zero1, zero2, zero3 and
+fsdp. All run the product's `Trial` without Ray, each on fresh processes. The peer is plain PEFT in
+PyTorch's DistributedDataParallel on the same ranks, batches and rates.
 
-Tokens/s are those of steps 3 to 20, also per CPU second of all ranks, where other work on the machine shows
-less. `held` counts the base's parameters that lie on a rank between two calls; memory is the resident size of
-the worst rank: its peak in training and, apart from it, while loading. A base that is not divided is mapped
-from its file then, and hardly read; one that is divided is read part by part.
-It is taken in a short run of its own, in which malloc gives every large block back at once (a GPU's allocator
-has no such secret stock, and here it doubles what a divided base seems to need). Losses of all 20 steps are
-compared with those of a single rank.
+Tokens/s are those of steps 3 to 20, also per CPU second of all ranks, where other work on the
+machine shows less. `held` counts the base's parameters that are on a rank between two calls. Memory
+is the resident size of the worst rank: its peak in training and, apart from it, while loading.
+While loading, a base that is not sharded is mapped from its file and hardly read; one that is
+sharded is read part by part. Memory is taken in a short run of its own, in which malloc gives every
+large block back at once. (A GPU's allocator has no such hidden stock, and here it doubles what a
+sharded base seems to need.) Losses of all 20 steps are compared with those of a single rank.
 
     python benchmarks/parallelism.py                # ten minutes
     python benchmarks/parallelism.py --size tiny    # a quick look
     python benchmarks/parallelism.py --memory zero3 fsdp    # the memory of these rows anew
 
-Writes results/parallelism.csv and results/parallelism.png. Exits with 1 when losses differ by more than 1e-4.
+Writes results/parallelism.csv and results/parallelism.png. Exits with 1 when losses differ by more
+than 1e-4.
 """
 
 from __future__ import annotations

@@ -1,21 +1,26 @@
 """What does a trial cost beside its training and its measurement? Resident workers and two peers.
 
-Overhead is the wall time from one trial's end to the next one's, as Tune's driver sees them, less the
-`train_seconds` and `eval_seconds` that the trial itself reports; one trial at a time. All methods run the
-same placements for the same user with the same `Trial` class, and every loss is held to the first method's:
+Overhead is the wall time from one trial's end to the next one's, as Tune's driver sees them, less
+the `train_seconds` and `eval_seconds` that the trial itself reports. One trial runs at a time. All
+methods run the same placements for the same user with the same `Trial` class, and every loss is
+compared with the first method's:
 
 - `resident`: the product's way (worker, Tune settings, searcher, queue, event log, saved adapters);
-- `function`: a Tune function trainable that imports and loads all it needs, per trial, with Tune's defaults;
+- `function`: a Tune function trainable with Tune's defaults, which imports and loads all it needs
+  in each trial;
 - `function, reused`: the same, its actor kept by Tune: imports stay, the base is loaded per trial;
-- `nested`: a Tune function trainable that calls `TorchTrainer.fit()`, whose 2 workers do the same work.
+- `nested`: a Tune function trainable that calls `TorchTrainer.fit()`, whose 2 workers do the same
+  work.
 
-The base is `../shared/models/tiny-base` (or `--model`), else a random one of its size; Ray is a private one.
+The base is `../shared/models/tiny-base` (or `--model`), else a random one of its size. Ray is a
+private one.
 
     python benchmarks/trial_overhead.py                                 # a quarter of an hour
     python benchmarks/trial_overhead.py --methods resident/1 function/1 # a quick look
 
-Writes results/trial_overhead.csv (one row a trial), results/trial_overhead_summary.csv (medians without the
-first trial, which pays for the start) and results/trial_overhead.png. Exits with 1 when losses differ.
+Writes results/trial_overhead.csv (one row per trial), results/trial_overhead_summary.csv (medians
+without the first trial, which pays for the start) and results/trial_overhead.png. Exits with 1 when
+losses differ.
 """
 
 from __future__ import annotations
@@ -248,7 +253,7 @@ def measured(base: Any, config: Mapping[str, Any], study: Study, person: UserSpl
 
 
 def rows_of(method: str, began: float, ends: Sequence[Ended]) -> list[Row]:
-    """One row a trial: wall seconds since the trial before (or the run) ended, and what they went to."""
+    """One row per trial: wall seconds since the last one (or the start), and where they went."""
     rows, before = [], began
     for number, end in enumerate(ends):
         if "loss" not in end.result:
@@ -325,7 +330,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def run(method: str, model: Path, trials: int, configs: list[Mapping[str, Any]]) -> list[Row]:
-    """All trials of one method. The first method's configs are noted in ``configs``, for the others."""
+    """All trials of one method; ``configs`` gets those of the first method, for the others."""
     kind = method.split("/")[0]
     study = study_of(model, method, trials)
     with tempfile.TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as place:

@@ -1,4 +1,4 @@
-"""The commands and paths of CONTRIBUTING.md are there, and its example of a single test runs."""
+"""CONTRIBUTING.md: its commands and paths are there, and documents keep the rules of prose."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
 ]
+PROSE = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "docs/*.md", "findings/*.md", "benchmarks/*.md", "cluster/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+WIDTH = 100  # as lint.pycodestyle.max-doc-length in pyproject.toml
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.removeprefix("$ ").partition("  #")[0].strip()
@@ -63,6 +70,34 @@ def test_a_test_that_is_named_is_there() -> None:
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     names = re.findall(r"`(test_\w+)`", PAGE)
     assert names and [name for name in names if f"def {name}(" not in tests] == []
+
+
+def too_long(text: str) -> list[str]:
+    """Lines of prose over the width that could be broken: no code blocks, tables or links."""
+    found, fenced = [], False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        words = re.sub(r"^\s*(- |\d+\. )?|`[^`]*`", "", line).split()
+        if len(line) > WIDTH and len(words) > 1 and not fenced and not line.lstrip().startswith("|"):
+            found.append(line)
+    return found
+
+
+def test_a_long_line_of_prose_is_found() -> None:
+    prose = "It is a sentence. " * 6
+    assert len(prose) > WIDTH and too_long(f"short\n{prose}\n  - {prose}") == [prose, f"  - {prose}"]
+    assert too_long(f"```\n{prose}\n```\n| {prose} |\n- https://{'x' * WIDTH}\n{prose[:WIDTH]}") == []
+
+
+@pytest.mark.parametrize("document", PROSE, ids=str)
+def test_documents_wrap_prose_as_the_code_does(document: Path) -> None:
+    assert too_long((ROOT / document).read_text(encoding="utf-8")) == []
+
+
+def test_the_width_is_that_of_the_linter_and_of_the_page() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    assert {"W", "D205"} <= set(settings["select"])
+    assert settings["pycodestyle"]["max-doc-length"] == WIDTH and f"at {WIDTH} columns" in PAGE
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

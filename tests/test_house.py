@@ -1,5 +1,4 @@
-"""The house rules: who may import whom, and what must stay cheap to import
-(docs/architecture.md)."""
+"""The house rules of docs/architecture.md: who imports whom, what is cheap, what is named how."""
 
 from __future__ import annotations
 
@@ -70,6 +69,47 @@ def test_every_function_that_architecture_names_is_there() -> None:
     assert len(named) >= 18
     missing = [f"{file}: {name}" for file, name in named if name not in defined(house.PACKAGE / file)]
     assert missing == []
+
+
+def test_every_word_has_its_name_in_the_code() -> None:
+    rows = glossary()
+    names = {name for _, code, *_ in rows for name in re.findall(r"`(\w+)`", code)}
+    assert len(names) > 80
+    assert sorted(names - identifiers()) == []
+
+
+def test_no_word_is_explained_twice_or_without_a_name() -> None:
+    rows = glossary()
+    words = [word for word, *_ in rows]
+    assert len(words) == len(set(words))
+    assert [word for word, code, meaning, _ in rows if not (re.search(r"`\w+`", code) and meaning)] == []
+
+
+def glossary() -> list[list[str]]:
+    """The rows of the glossary: word, names in the code, meaning, and the word before."""
+    words = house.PAGE.read_text(encoding="utf-8").partition("## Words\n")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in words.splitlines() if "|" in line
+    ]
+    return [row for row in rows if row[0] != "word" and set(row[0]) != {"-"}]
+
+
+def identifiers() -> set[str]:
+    """What the package defines: modules, classes, functions, arguments, attributes, settings.
+
+    Leading underscores are left out.
+    """
+    found = {path.stem for path in house.MODULES}
+    for path in house.MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                    found.add(name.lstrip("_"))
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    found.add(name.lstrip("_"))
+                case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+                    found |= {one.value for one in ast.walk(values) if isinstance(one, ast.Constant)}
+    return found
 
 
 def defined(path: Path) -> set[str]:

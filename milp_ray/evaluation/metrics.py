@@ -105,8 +105,8 @@ def persona_f1(
     return _mean(values)
 
 
-#: Objectives that a trial measures on the responses that it generates: each from these responses, the
-#: ones that should have been given, and the rules of words.
+#: Objectives that a trial measures on the responses that it generates: each from these responses,
+#: the references, and the rules of words.
 RESPONSE_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str], int], float]] = {
     "rouge_l": lambda responses, references, rules: rouge(responses, references, rules)["rouge_l"],
     "chrf": lambda responses, references, rules: chrf(responses, references),

@@ -94,8 +94,10 @@ class BaseModel:
         return result
 
     def measuring(self) -> contextlib.AbstractContextManager[object]:
-        """Without gradients. Not in inference mode if sharded: a training step afterwards could not
-        use parameters that were gathered there."""
+        """A context without gradients, which is inference mode unless the base is sharded.
+
+        A later training step could not use parameters that were gathered in inference mode.
+        """
         return torch.no_grad() if self.parallel.sharded else torch.inference_mode()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -205,8 +207,10 @@ def loaded(base: BaseModel, folder: Path) -> Iterator[BaseModel]:
 def _load_model(
     settings: ModelSettings, config: Any, dtype: torch.dtype, sharded: bool
 ) -> tuple[Any, Weights | None]:
-    """The model on the host, and None; if it is to be sharded, and its files allow it, the model on
-    the meta device, and its weights."""
+    """The model on the host, and None; or the model on the meta device, and its weights.
+
+    The latter is for a model that is to be sharded and whose files allow it.
+    """
     if sharded and can_stream(settings, config):
         model = from_pretrained(settings, config, dtype, device_map="meta")
         if weights := locate_weights(model, settings):

@@ -109,8 +109,10 @@ def _no_accelerator_search() -> Iterator[None]:
 
 
 def background_texts(personas: int, seed: int) -> list[str]:
-    """The texts that the model is trained on, each a document, in random order: no persona's texts
-    are each other's context."""
+    """The texts that the model is trained on, each a document.
+
+    They are in random order, so that no persona's texts are each other's context.
+    """
     texts = []
     for user in generate_personas(personas, seed, first=FIRST_BACKGROUND):
         texts += [f"History: {text}" for text in user.history]

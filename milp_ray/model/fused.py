@@ -82,8 +82,10 @@ def _random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) ->
 
 
 def _agree(name: str, own: Callable[[], Iterable[Tensor]], ours: Callable[[], Iterable[Tensor]]) -> bool:
-    """Whether two functions give the same numbers up to rounding, and ours runs here at all: Triton
-    needs a C compiler, and a GPU that it knows."""
+    """Whether ours runs here, and gives the same numbers as the model's own up to rounding.
+
+    Triton needs a C compiler, and a GPU that it knows.
+    """
     try:
         with torch.no_grad():
             pairs = [(a.float(), b.float()) for a, b in zip(own(), ours(), strict=True)]

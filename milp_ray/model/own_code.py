@@ -104,8 +104,11 @@ def _named_classes(settings: ModelSettings, local: bool) -> Iterator[str]:
 
 
 def _read(settings: ModelSettings, file: str, local: bool) -> Any:
-    """A JSON file of the model; None where it has none. Other errors are raised as they are: a file
-    that cannot be read now may be there when the model is loaded."""
+    """A JSON file of the model; None where it has none.
+
+    Other errors are raised as they are: a file that cannot be read now may be there when the model
+    is loaded.
+    """
     if local:
         path = Path(settings.path) / file
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

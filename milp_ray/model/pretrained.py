@@ -154,8 +154,10 @@ def check_vocabulary(tokenizer: Any, architecture: Architecture) -> None:
 
 
 def source(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained`` call: remote code only where the study pins it, the
-    network only for hub names."""
+    """Arguments of every ``from_pretrained`` call.
+
+    They allow remote code only where the study pins it, and the network only for hub names.
+    """
     local = Path(settings.path).is_dir()
     code = settings.code_revision
     return {

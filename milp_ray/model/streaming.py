@@ -139,8 +139,11 @@ def _tie(model: Any, weights: Weights) -> None:
 
 
 def _make_buffers(model: Any, weights: Weights) -> None:
-    """Read the buffers that are saved, and have the model's own initialisation compute the others
-    (rotary frequencies, say) on the host, as ``from_pretrained`` does."""
+    """Read the buffers that are saved, and compute the others on the host.
+
+    The model's own initialisation computes them (rotary frequencies, say), as ``from_pretrained``
+    has it do.
+    """
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
         if name in weights.tensor_files:
             put(model, name, weights.read(name).to(buffer.dtype))

@@ -138,8 +138,10 @@ class Trial:
         return self.result
 
     def steps(self) -> Generator[Progress, None, None]:
-        """Train and measure. A yield after every optimizer step, every measured batch and every few
-        tokens of a response. Once a trial.
+        """Train and measure; called once per trial.
+
+        It yields after every optimizer step, every measured batch and every few tokens of a
+        response.
 
         The adapter stays on the base after the last step, for :meth:`save` or a test, until
         :meth:`close`. After a failure, or when the iterator is dropped half way, the base is given
@@ -166,8 +168,9 @@ class Trial:
                 self.close()
 
     def save(self, folder: Path) -> None:
-        """Write the trained adapter to ``folder`` in PEFT's layout (safetensors), all of it or
-        nothing; a final one with its exact prompt beside it.
+        """Write the trained adapter to ``folder`` in PEFT's layout, whole or not at all.
+
+        A final adapter gets its exact prompt beside it.
 
         Raises:
             StorageError: the folder cannot be written.

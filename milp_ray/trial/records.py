@@ -1,7 +1,8 @@
-"""One trial as plain data, from the proposal to the table: what is asked of a worker, and what it reports.
+"""One trial as plain data, from the proposal to the table: its request, reports, state and cost.
 
-A :class:`TrialRequest` goes from the queue through Ray Tune to a worker, a :class:`TrialReport` comes back
-after every slice of it. Both turn into the plain values that Tune carries, and back. Neither holds a text.
+A :class:`TrialRequest` goes from the queue through Ray Tune to a worker. A :class:`TrialReport`
+comes back after every slice of the trial. Both turn into the plain values that Tune carries, and
+back. Neither has a text.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class TrialState(StrEnum):
     Attributes:
         WAITING: it was proposed, and no worker has it.
         RUNNING: a worker has it.
-        LOST: its worker is gone, or could not be set up; whether it runs again is still to be decided.
+        LOST: its worker is gone, or could not be set up; it is decided next whether it runs again.
         COMPLETE: it was measured.
         FAILED: it ended without a measurement, and does not run again.
-        ABANDONED: it was given up without an outcome: pending in the event log, so a resume runs it again.
+        ABANDONED: it was given up without an outcome. It stays pending in the event log, so a
+            resume runs it again.
     """
 
     WAITING = "waiting"
@@ -56,16 +58,16 @@ class TrialRequest:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it measures without a memory. Such a one stands in no event log before it has ended."""
+        """Whether it measures without a memory; the event log has it only once it has ended."""
         return self.number == BASELINE
 
     def to_config(self) -> dict[str, object]:
-        """The config of its trial in Ray Tune, which writes it to files and the dashboard verbatim."""
+        """The trial's config in Ray Tune, which writes it to files and the dashboard verbatim."""
         return {"user": self.alias, "trial": self.number, "placement": self.placement.key}
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> TrialRequest:
-        """What :meth:`to_config` gave, but for the source."""
+        """The request that :meth:`to_config` turned into a config, but for its source."""
         number: Any = config["trial"]
         return cls(str(config["user"]), int(number), Placement.from_key(str(config["placement"])))
 
@@ -117,13 +119,14 @@ class TrialReport:
     """What a worker says of its trial after a slice.
 
     Attributes:
-        state: RUNNING: it goes on; COMPLETE; FAILED; LOST: this worker cannot work, another one may.
-        stage: what it is at, while it is running.
+        state: RUNNING: it goes on; COMPLETE; FAILED; LOST: this worker cannot work, another may.
+        stage: of a trial that is running.
         values: what it measured, by name.
         reason: why it failed.
         cost: what it took; None where that is not known.
-        error: of FAILED: one that every trial would meet, which ends the run; of LOST: what keeps the worker.
-        node: of LOST: the address of the worker's node; empty where it is not known.
+        error: of FAILED: one that every trial would meet, which ends the run; of LOST: why the
+            worker cannot work.
+        node: of LOST: the address of the worker's node; empty where unknown.
         alone: this rank failed, and the others of its group do not know.
     """
 
@@ -167,8 +170,11 @@ class TrialReport:
         return self.state in (TrialState.COMPLETE, TrialState.FAILED)
 
     def to_result(self) -> dict[str, object]:
-        """The result of a step in Ray Tune. One text holds the report, since Tune takes nested values apart;
-        the values stand beside it for people who look at Tune's own output."""
+        """The result of a step in Ray Tune.
+
+        The report is one text, since Tune takes nested values apart. The values stand beside it for
+        people who look at Tune's own output.
+        """
         plain: dict[str, object] = {"state": self.state.value}
         for name in ("stage", "reason", "node", "alone"):
             if value := getattr(self, name):
@@ -183,8 +189,9 @@ class TrialReport:
 
     @classmethod
     def from_result(cls, result: Mapping[str, object]) -> TrialReport:
-        """What :meth:`to_result` gave. A result of Tune's own, before a worker's first one, says nothing: the
-        trial is running.
+        """The report that :meth:`to_result` turned into a result.
+
+        A result of Tune's own, before a worker's first one, says only that the trial is running.
 
         Raises:
             KeyError, ValueError: the report is damaged.

@@ -62,7 +62,7 @@ def pods(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def started_pods(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """The pods as the operator starts them: the autoscaler is the head's (KubeRay, common/pod.go)."""
+    """The pods as the operator starts them, with the head's autoscaler (KubeRay, common/pod.go)."""
     found = copy.deepcopy(pods(manifest))
     options = cluster_spec(manifest)["autoscalerOptions"]
     autoscaler = {key: options[key] for key in ("securityContext", "volumeMounts") if key in options}

@@ -1,4 +1,4 @@
-"""What is asked of a worker and what it reports come through Ray Tune's plain values as they were."""
+"""Requests and reports come through Ray Tune's plain values as they were."""
 
 from __future__ import annotations
 

@@ -124,8 +124,10 @@ def _is_startup_timeout(failure: Exception) -> bool:
 
 
 def _why(failure: Exception) -> str:
-    """Why Ray Train gave up, without what its workers raise: that may hold texts, and stays in its
-    logs. What its controller says is Ray's own."""
+    """Why Ray Train gave up, in its controller's own words.
+
+    What its workers raise may hold texts, and stays in its logs.
+    """
     rays = getattr(failure, "controller_failure", None)
     return f"{type(rays).__name__}: {own_words(rays)}" if rays is not None else type(failure).__name__
 
