@@ -1,17 +1,19 @@
-# Everything runs from .venv, which the targets make when it is missing or when its inputs change. Another Python
-# gets another environment: make test PYTHON=python3.13 VENV=.venv-3.13
+# Everything runs from .venv, which the targets make when it is missing or when its inputs change.
+# Another Python gets another environment: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the cores.
+# No GPU is needed, no usage statistics leave the machine, and BLAS does not fight Ray for the
+# cores.
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
-# Tests start hundreds of processes: each would compile this package anew where bytecode may not be kept.
+# Tests start hundreds of processes: each would compile this package anew where bytecode may not be
+# kept.
 unexport PYTHONDONTWRITEBYTECODE
-# Three at a time on two cores: many tests wait for processes that they started. A file's tests stay together,
-# and files are handed out in the order of tests/conftest.py.
+# Three at a time on two cores: many tests wait for processes that they started. A file's tests stay
+# together, and files are handed out in the order of tests/conftest.py.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-nightly test-quick test-lowest audit lock install install-lowest lint format house bench clean
@@ -30,8 +32,9 @@ test-quick: install
 
 install: $(STAMP)
 
-# Packages come by hash, with three exceptions. torch has one version and other files for CPUs and for CUDA; what it
-# requires, setuptools, wheel and ninja come with it, since deepspeed's build looks for all of them.
+# Packages come by hash, with three exceptions. torch has one version and other files for CPUs and
+# for CUDA; what it requires, setuptools, wheel and ninja come with it, since deepspeed's build
+# looks for all of them.
 $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock triton.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_ray needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,8 +50,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock
 	$(BIN)/python -m pip install -q --no-deps --require-hashes --upgrade --target $(VENV)/triton -r triton.lock
 	touch $(STAMP)
 
-# The quick tests with the lowest versions that setup.cfg allows, in an environment of their own: a bound that is too
-# low is found here. torch is then the lowest one's build for CUDA (several GB), also where there is no GPU.
+# The quick tests with the lowest versions that setup.cfg allows, in an environment of their own: a
+# bound that is too low is found here. torch is then the lowest one's build for CUDA (several GB),
+# also where there is no GPU.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" --ignore tests/cluster
 
@@ -62,7 +66,8 @@ $(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip check -q
 	touch $@
 
-# Published vulnerabilities of what is locked; without a network, of a file: make audit OSV=all.zip (osv.dev, PyPI).
+# Published vulnerabilities of what is locked; without a network, of a file: make audit OSV=all.zip
+# (osv.dev, PyPI).
 audit: install
 ifdef OSV
 	$(BIN)/python .ci/audit.py $(OSV) constraints.txt constraints-stores.txt constraints-triton.txt
@@ -70,7 +75,8 @@ else
 	$(BIN)/uv tool run pip-audit@2.10.1 --strict --disable-pip --no-deps -r constraints.txt
 endif
 
-# After a change of constraints*.txt or of the bounds in setup.cfg: the hashes, and the lowest versions.
+# After a change of constraints*.txt or of the bounds in setup.cfg: the hashes, and the lowest
+# versions.
 UV = $(BIN)/uv pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 --index-strategy unsafe-best-match
 lock:
 	grep -v '^torch==' constraints.txt | $(UV) --no-deps --generate-hashes -o requirements.lock -

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# ax-platform 1.3.1: `Client.predict` refuses after `load_from_json_file`, and says that more trials are needed.
+# ax-platform 1.3.1: `Client.predict` refuses after `load_from_json_file`, and says that more trials
+# are needed.
 #
-# One would guess: a saved client is what it was, so a client that predicted does so after it was loaded.
-# What happens: the fitted model is not saved, and predict does not fit one: it raises UnsupportedError, "try running more
-# trials to progress to a predictive GenerationNode", though none is missing. Any analysis with a model (compute_analyses),
-# or get_next_trials, fits it as a side effect, and then the same call answers.
-# Why it matters here: milp_ray saves every search as an Ax experiment, for people who ask Ax about it.
+# One would guess: a saved client is what it was, so a client that predicted does so after it was
+# loaded.
+# What happens: the fitted model is not saved, and predict does not fit one: it raises
+# UnsupportedError, "try running more trials to progress to a predictive GenerationNode", though
+# none is missing. Any analysis with a model (compute_analyses), or get_next_trials, fits it as a
+# side effect, and then the same call answers.
+# Why it matters here: milp_ray saves every search as an Ax experiment, for people who ask Ax about
+# it.
 #
 # Seen on 2026-11-29:
 #   ax-platform 1.3.1

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# transformers 5.23.0 (5.5.0 does otherwise): a function that is given to `apply_chat_template` for the template does not
-# arrive there.
+# transformers 5.23.0 (5.5.0 does otherwise): a function that is given to `apply_chat_template` for
+# the template does not arrive there.
 #
-# One would guess: keyword arguments become names of the template, so `strftime_now=frozen` puts a clock that stands still
-# in the place of the one that templates with a date call (Llama 3.2, Mistral Small 3, gpt-oss). Up to 5.5.0 that is so.
-# What happens: everything a template can see is rebuilt of plain JSON types first; a function becomes the text
-# "<function>", and the call ends with TypeError: 'str' object is not callable. A macro of that name at the head of the
-# template does take the function's place, in both versions.
-# Why it matters here: who freezes the date of prompts, so that all workers and days train on the same tokens, has to
-# change the template's text; milp_ray does (docs/prompts.md), and a server can be given that text, too.
+# One would guess: keyword arguments become names of the template, so `strftime_now=frozen` puts a
+# clock that stands still in the place of the one that templates with a date call (Llama 3.2,
+# Mistral Small 3, gpt-oss). Up to 5.5.0 that is so.
+# What happens: everything a template can see is rebuilt of plain JSON types first; a function
+# becomes the text "<function>", and the call ends with TypeError: 'str' object is not callable. A
+# macro of that name at the head of the template does take the function's place, in both versions.
+# Why it matters here: who freezes the date of prompts, so that all workers and days train on the
+# same tokens, has to change the template's text; milp_ray does (docs/prompts.md), and a server can
+# be given that text, too.
 #
 # Seen on 2026-11-29:
 #   transformers 5.5.0  argument: 1999  macro: 1999

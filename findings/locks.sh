@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # pyarrow 26.0.1: how long one write of one small object is tried when the store answers 503.
 #
-# One would guess: S3FileSystem and GcsFileSystem, two classes of one library with the same interface, give up
-# alike, after a few tries and some seconds, and the caller decides whether to try again.
+# One would guess: S3FileSystem and GcsFileSystem, two classes of one library with the same
+# interface, give up alike, after a few tries and some seconds, and the caller decides whether to
+# try again.
 #
-# What happens: the S3 client gives up after about six seconds. The Google client goes on inside the one call
-# (documented for neither class; google-cloud-cpp's default is 15 minutes). No exception, no log line: the call
-# does not return. `?retry_limit_seconds=10` in the URI (`retry_time_limit=` of the class) bounds it to 13 to 22 s.
+# What happens: the S3 client gives up after about six seconds. The Google client goes on inside the
+# one call (documented for neither class; google-cloud-cpp's default is 15 minutes). No exception,
+# no log line: the call does not return. `?retry_limit_seconds=10` in the URI (`retry_time_limit=`
+# of the class) bounds it to 13 to 22 s.
 #
-# Why it matters: whoever holds a lease or a lock with a time-out and checks it before each write has checked it
-# up to a quarter of an hour before the write lands, when another process may long have taken over.
+# Why it matters: whoever holds a lease or a lock with a time-out and checks it before each write
+# has checked it up to a quarter of an hour before the write lands, when another process may long
+# have taken over.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   pyarrow 26.0.1

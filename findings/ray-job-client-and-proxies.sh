@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # ray 2.60.0 (JobSubmissionClient)
 #
-# One would guess: the client reaches its cluster in one way, through the proxy of the environment or past it.
+# One would guess: the client reaches its cluster in one way, through the proxy of the environment
+# or past it.
 # What happens: its requests, also those for 127.0.0.1, go to the proxy that http_proxy names, unless no_proxy names
 #   the host. The socket that follows a job's output (tail_job_logs) goes past the proxy, whatever the variables say.
 #   (Ray's gRPC goes past it, too.) So behind a proxy that is needed, a job can be submitted and not followed, and a

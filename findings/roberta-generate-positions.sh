@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: `generate()` numbers the positions of a RoBERTa decoder from 0, a forward pass from padding id + 1.
+# transformers 5.23.0: `generate()` numbers the positions of a RoBERTa decoder from 0, a forward
+# pass from padding id + 1.
 #
-# One would guess: the first token that greedy generate() gives is the argmax of a forward pass over the prompt.
-# What happens: RobertaForCausalLM's forward pass numbers positions from pad_token_id + 1 = 2, as in pretraining;
-# generate() makes position_ids of the attention mask, from 0, and hands them in. Position embeddings are learnt, so
-# every generated token comes from a shifted model, without an error or a warning; rows 0 and 1 of the table were never trained.
-# Why it matters here: whoever trains an adapter on a RoBERTa decoder (README, "A memory elsewhere") measures loss with one
-# model and would generate with another. milp_ray's own decoding hands in the positions of the forward pass.
+# One would guess: the first token that greedy generate() gives is the argmax of a forward pass over
+# the prompt.
+# What happens: RobertaForCausalLM's forward pass numbers positions from pad_token_id + 1 = 2, as in
+# pretraining; generate() makes position_ids of the attention mask, from 0, and hands them in.
+# Position embeddings are learnt, so every generated token comes from a shifted model, without an
+# error or a warning; rows 0 and 1 of the table were never trained.
+# Why it matters here: whoever trains an adapter on a RoBERTa decoder (README, "A memory elsewhere")
+# measures loss with one model and would generate with another. milp_ray's own decoding hands in the
+# positions of the forward pass.
 #
 # Seen on 2026-11-29:
 #   transformers 5.23.0, torch 2.13.0

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: a tokenizer.model of SentencePiece, where the package sentencepiece is missing, is said to
-# need another package.
+# transformers 5.23.0: a tokenizer.model of SentencePiece, where the package sentencepiece is
+# missing, is said to need another package.
 #
-# One would guess: the error names sentencepiece, as LlamaTokenizer's own documentation does, or the file is
-# read without it (protobuf alone can parse it).
-# What happens: transformers falls back to reading the file as one of tiktoken, and the error says that tiktoken
-# is required, also for a tokenizer_class of LlamaTokenizer. Who installs tiktoken then gets "Error parsing line".
-# With sentencepiece (and protobuf) the same folder loads.
-# Why it matters: folders of Llama's and Mistral's first models come so, without tokenizer.json; the remedy that
-# users are given does not help, and nothing names the one that does. milp_ray looks at the file itself.
+# One would guess: the error names sentencepiece, as LlamaTokenizer's own documentation does, or the
+# file is read without it (protobuf alone can parse it).
+# What happens: transformers falls back to reading the file as one of tiktoken, and the error says
+# that tiktoken is required, also for a tokenizer_class of LlamaTokenizer. Who installs tiktoken
+# then gets "Error parsing line". With sentencepiece (and protobuf) the same folder loads.
+# Why it matters: folders of Llama's and Mistral's first models come so, without tokenizer.json; the
+# remedy that users are given does not help, and nothing names the one that does. milp_ray looks at
+# the file itself.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   transformers 5.23.0, with ['sentencepiece']: loads, 90 tokens

@@ -3,11 +3,12 @@
 #
 # One would guess: the one that it is given. TCPStore("127.0.0.1", port, is_master=True), and so
 # init_process_group("gloo", init_method="tcp://127.0.0.1:port"), look like a server on loopback.
-# What happens: the host is where clients connect; the server listens on every interface. GLOO_SOCKET_IFNAME changes
-# gloo's own sockets and not the store's. A socket that is bound beforehand and handed over as master_listen_fd is used
-# as it is, and needs no guess at a free port. A FileStore opens no socket at all.
-# Why it matters: whoever keeps a training on loopback, or on one network of several, has to hand the socket over.
-# See docs/security.md, "somebody joins the workers of a trial".
+# What happens: the host is where clients connect; the server listens on every interface.
+# GLOO_SOCKET_IFNAME changes gloo's own sockets and not the store's. A socket that is bound
+# beforehand and handed over as master_listen_fd is used as it is, and needs no guess at a free
+# port. A FileStore opens no socket at all.
+# Why it matters: whoever keeps a training on loopback, or on one network of several, has to hand
+# the socket over. See docs/security.md, "somebody joins the workers of a trial".
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   torch 2.13.0

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# torch 2.13.0: how long does a collective in a further group (torch.distributed.new_group) wait for a lost rank?
+# torch 2.13.0: how long does a collective in a further group (torch.distributed.new_group) wait for
+# a lost rank?
 #
-# One would guess: as long as in the default group, for which init_process_group was given a timeout.
-# What happens: a group that is made without a timeout of its own takes the backend's default, half an hour with gloo,
-# whatever the default group was given. Only a timeout handed to new_group counts.
-# Why it matters: libraries make their groups themselves, DeepSpeed one for each kind of parallelism, and hand over
-# none. Who lowers the timeout to notice a hung rank soon waits for half an hour all the same. milp_ray's ranks end after
-# ray.group_timeout in every group: see milp_ray/training/parallel/group.py.
+# One would guess: as long as in the default group, for which init_process_group was given a
+# timeout.
+# What happens: a group that is made without a timeout of its own takes the backend's default, half
+# an hour with gloo, whatever the default group was given. Only a timeout handed to new_group
+# counts.
+# Why it matters: libraries make their groups themselves, DeepSpeed one for each kind of
+# parallelism, and hand over none. Who lowers the timeout to notice a hung rank soon waits for half
+# an hour all the same. milp_ray's ranks end after ray.group_timeout in every group: see
+# milp_ray/model/parallel/group.py.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux, CPU):
 #   torch 2.13.0; the default group's timeout is 8 s, a rank is 25 s late

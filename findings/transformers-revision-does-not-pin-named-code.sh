@@ -2,15 +2,16 @@
 # transformers 5.23.0: `revision` does not pin code that `auto_map` names in another repository, and
 # `code_revision`, which does, moves the model's *own* code as well.
 #
-# One would guess: `from_pretrained(model, revision=COMMIT, trust_remote_code=True)` runs code of that commit alone,
-# and a folder on the disk cannot change unless its files do.
-# What happens: for a class named as "owner/name--module.Class" the code is that repository's *main*, whatever
-# `revision` is, also for a folder, and also where the folder has a file of that name itself. With
-# `code_revision=COMMIT` it is that commit; but then a hub model's own classes ("module.Class") are looked for at
-# the same commit of the model's own repository, where it does not exist.
-# Why it matters here: a run that is resumed, or a node that joins later, would run other code than the run began with,
-# without a byte of the model having changed. So milp_ray refuses such models unless model.code_revision is set,
-# and refuses models that name code of several repositories.
+# One would guess: `from_pretrained(model, revision=COMMIT, trust_remote_code=True)` runs code of
+# that commit alone, and a folder on the disk cannot change unless its files do.
+# What happens: for a class named as "owner/name--module.Class" the code is that repository's
+# *main*, whatever `revision` is, also for a folder, and also where the folder has a file of that
+# name itself. With `code_revision=COMMIT` it is that commit; but then a hub model's own classes
+# ("module.Class") are looked for at the same commit of the model's own repository, where it does
+# not exist.
+# Why it matters here: a run that is resumed, or a node that joins later, would run other code than
+# the run began with, without a byte of the model having changed. So milp_ray refuses such models
+# unless model.code_revision is set, and refuses models that name code of several repositories.
 #
 # Seen on 2026-11-29:
 #   transformers 5.23.0

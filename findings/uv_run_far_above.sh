@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Ray 2.60.0, uv 0.13.9: which drivers does Ray take for ones that `uv run` started?
 #
-# One would guess: those whose own command was `uv run python driver.py`, as Ray's page on uv shows it.
-# What happens: Ray walks up all ancestors of the driver. Any of them that is `uv run …` counts: a shell that was begun by
-# `uv run bash` an hour ago, or, for the drivers of jobs, `uv run ray start --head`. The driver's working folder is then
-# taken for the job's (and uploaded by ray.init), and workers are started by that `uv run` command. A process that is no
-# descendant of uv, in the same environment and folder, sends nothing.
-# Why it matters: what lies in the folder, users' data for instance, travels to the cluster without being asked for.
-# RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 switches it off, if it is set before Ray is imported.
+# One would guess: those whose own command was `uv run python driver.py`, as Ray's page on uv shows
+# it.
+# What happens: Ray walks up all ancestors of the driver. Any of them that is `uv run …` counts: a
+# shell that was begun by `uv run bash` an hour ago, or, for the drivers of jobs, `uv run ray start
+# --head`. The driver's working folder is then taken for the job's (and uploaded by ray.init), and
+# workers are started by that `uv run` command. A process that is no descendant of uv, in the same
+# environment and folder, sends nothing.
+# Why it matters: what lies in the folder, users' data for instance, travels to the cluster without
+# being asked for. RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 switches it off, if it is set before Ray is
+# imported.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   ray 2.60.0

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The image's entry: the given command as it is, with what it needs on a machine with or without NVIDIA GPUs.
+# The image's entry: the given command as it is, with what it needs on a machine with or without
+# NVIDIA GPUs.
 #
 #   docker run --rm IMAGE milp-ray check study.yaml
 #   docker run --rm --gpus all --shm-size 8g IMAGE ray start --head --block

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Wait for a RayJob and end as it did: wait.sh NAME [kubectl options, such as --namespace milp-ray]
 #
-# Exit codes: 0 succeeded; 1 failed; 130 stopped; 2 there is no such RayJob, or it was deleted meanwhile.
-# The pod that submits the job is not asked: it can end well when the job did not. While the operator tries again
-# (backoffLimit) the job's own status is that of a failed try, so the deployment's status says when it is over.
+# Exit codes: 0 succeeded; 1 failed; 130 stopped; 2 there is no such RayJob, or it was deleted
+# meanwhile.
+# The pod that submits the job is not asked: it can end well when the job did not. While the
+# operator tries again (backoffLimit) the job's own status is that of a failed try, so the
+# deployment's status says when it is over.
 set -euo pipefail
 if [ $# -lt 1 ]; then
   echo "usage: wait.sh NAME [kubectl options]" >&2

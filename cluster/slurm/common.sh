@@ -4,8 +4,9 @@
 
 SLURM_FOLDER="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
-# prepare ENVIRONMENT: the Python environment, the head's address, and a token that only this job's nodes know.
-# Sets HEAD_NODE, HEAD, PORT, SCRATCH (seen by all nodes, private), and RAY_PRIVATE and RAY_TMPDIR (on each node).
+# prepare ENVIRONMENT: the Python environment, the head's address, and a token that only this job's
+# nodes know. Sets HEAD_NODE, HEAD, PORT, SCRATCH (seen by all nodes, private), and RAY_PRIVATE and
+# RAY_TMPDIR (on each node).
 prepare() {
   if [ ! -x "$1/bin/ray" ]; then
     echo "error: no environment with Ray at $1" >&2
@@ -25,8 +26,9 @@ prepare() {
   export RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_TRAIN_ENABLE_STATE_TRACKING=1
   export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nodes rarely reach the hub
   export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds; Ray's own 30 are few for a cold file system
-  # On each node; short, since Ray's sockets go below it. Ray opens its own folder to everybody, so that is below a
-  # private one, which private.sh makes; nobody else can have made one of a name that nobody else knows.
+  # On each node; short, since Ray's sockets go below it. Ray opens its own folder to everybody, so
+  # that is below a private one, which private.sh makes; nobody else can have made one of a name
+  # that nobody else knows.
   RAY_PRIVATE="/tmp/mr-$SLURM_JOB_ID-$(od -An -N6 -tx1 /dev/urandom | tr -d ' \n')"
   export RAY_PRIVATE RAY_TMPDIR="$RAY_PRIVATE/r"
   unset RAY_AUTH_TOKEN RAY_ADDRESS          # they would win over what is set here
@@ -62,8 +64,8 @@ while (found := sum(node["Alive"] for node in ray.nodes())) < wanted:
 PYTHON
 }
 
-# finish PID FILE: wait for a step, and end as the job that it ran. On Slurm's SIGTERM the job is told, and waited
-# for: it keeps its state and ends with 130.
+# finish PID FILE: wait for a step, and end as the job that it ran. On Slurm's SIGTERM the job is
+# told, and waited for: it keeps its state and ends with 130.
 finish() {
   local step="$1" file="$2" code=0 interrupted=yes
   trap 'interrupted=yes; stop_job "$file"' TERM

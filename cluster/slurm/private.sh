@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run a command of Ray's on a node, with its files where nobody else can enter: private.sh COMMAND [ARGUMENT ...]
+# Run a command of Ray's on a node, with its files where nobody else can enter:
+# private.sh COMMAND [ARGUMENT ...]
 # RAY_PRIVATE is that folder, RAY_TMPDIR is in it: Ray opens its own to everybody (mode 0777).
 set -euo pipefail
 mkdir -m 700 "$RAY_PRIVATE" 2>/dev/null || true # several steps of a job may share a node

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run a command and keep how it ended: record.sh FILE COMMAND [ARGUMENT ...]
-# FILE gets the exit code, FILE.pid the process id meanwhile; the exit code is the command's. SIGTERM is passed on.
+# FILE gets the exit code, FILE.pid the process id meanwhile; the exit code is the command's.
+# SIGTERM is passed on.
 set -uo pipefail
 file="$1"
 shift

@@ -261,6 +261,6 @@ def test_every_night_the_check_lets_the_run_go_on(path: Path, study_file: Path) 
     words = ("bash", "-e", "-o", "pipefail", "-c", scripts(path)["check"])
     done = run(*words, env=environment)
     assert done.returncode == 0 and "goes on with it: 0 of 12 trials ended" in " ".join(done.stdout.split())
-    assert not folder.events(next(iter(inputs.users.splits))).exists()
+    assert not folder.layout.events(next(iter(inputs.users.splits))).exists()
     done = run(*words, env=environment | {"OVERRIDES": "search.initial=2"})
     assert done.returncode == 2 and "is of another study, search.initial: is 2, and was" in done.stderr
