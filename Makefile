@@ -42,8 +42,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check -q
-	# Object stores for the tests, servers in an environment of their own: moto's botocore needs an older
-	# python-dateutil.
+	# Object stores for the tests, servers in an environment of their own: moto's botocore needs an
+	# older python-dateutil.
 	test -x $(VENV)/stores/bin/python || $(BIN)/python -m venv $(VENV)/stores
 	$(VENV)/stores/bin/python -m pip install -q --no-deps --require-hashes -r stores.lock
 	# Beside the environment: torch for CPUs does without it, and so does everything that looks for it.

@@ -3,12 +3,14 @@
 #
 # One would guess: the client reaches its cluster in one way, through the proxy of the environment
 # or past it.
-# What happens: its requests, also those for 127.0.0.1, go to the proxy that http_proxy names, unless no_proxy names
-#   the host. The socket that follows a job's output (tail_job_logs) goes past the proxy, whatever the variables say.
-#   (Ray's gRPC goes past it, too.) So behind a proxy that is needed, a job can be submitted and not followed, and a
-#   head on one's own machine is looked for by a proxy that cannot see it.
-# Why it matters: `milp-ray submit`, `status` and `stop` go past proxies to this machine's own addresses, poll a job's
-#   output where the socket is not reached, and name a proxy that is in the way.
+# What happens: its requests, also those for 127.0.0.1, go to the proxy that http_proxy names,
+#   unless no_proxy names the host. The socket that follows a job's output (tail_job_logs) goes past
+#   the proxy, whatever the variables say. (Ray's gRPC goes past it, too.) So behind a proxy that is
+#   needed, a job can be submitted and not followed, and a head on one's own machine is looked for
+#   by a proxy that cannot see it.
+# Why it matters: `milp-ray submit`, `status` and `stop` go past proxies to this machine's own
+#   addresses, poll a job's output where the socket is not reached, and name a proxy that is in the
+#   way.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   ray 2.60.0

@@ -2,11 +2,12 @@
 # ray 2.60.0 (ray.init, a Ray of the driver's own; the same on an existing cluster)
 #
 # One would guess: a task imports what its driver imports, since both run in the same environment.
-# What happens: Ray puts the folder that the driver was *started in* in front of its workers' sys.path, also
-#   where the driver itself does not import from it (a console script, `python -P`). A module there that is called
-#   as an installed package is imported by every worker, and by no driver.
-# Why it matters: `milp-ray search` in a folder that holds a peft.py passed every check, and then lost every
-#   worker. milp_ray gives workers the folder only where the driver has it, too.
+# What happens: Ray puts the folder that the driver was *started in* in front of its workers'
+#   sys.path, also where the driver itself does not import from it (a console script, `python -P`).
+#   A module there that is called as an installed package is imported by every worker, and by no
+#   driver.
+# Why it matters: `milp-ray search` in a folder that holds a peft.py passed every check, and then
+#   lost every worker. milp_ray gives workers the folder only where the driver has it, too.
 #
 # Seen on 2026-11-29 (Python 3.11, Linux):
 #   ray 2.60.0
