@@ -1,8 +1,6 @@
-"""The Ray Tune Searcher of a study: many users' engines behind one ``suggest``.
+"""The Ray Tune Searcher of a study: an adapter (docs/decisions.md, 1).
 
-It is an adapter (docs/decisions.md, 1): it turns Tune's trial ids into requests and Tune's results
-into reports, and decides nothing. A trial's config has alias and numbers only, since Tune writes it
-verbatim to several files and the dashboard.
+A trial's config has alias and numbers only: Tune writes it verbatim to files and the dashboard.
 """
 
 from __future__ import annotations
@@ -15,17 +13,14 @@ from ray.tune.search import Searcher
 from milp_ray.trial.records import TrialReport, TrialRequest
 from milp_ray.tune.search.ledger import TrialLedger
 
-# When `suggest` has nothing while no trial runs, Tune sleeps a second and ends cached actors. So
-# `suggest` waits instead. A stop request is seen within this time.
+# Where `suggest` has nothing and no trial runs, Tune would sleep a second and end cached actors.
 _IDLE_WAIT_SECONDS = 0.5
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Hands the ledger's trials to Tune. An outcome counts once, even if Tune repeats it.
+    """Hands the trials of a ``ledger`` to Tune, until ``stop_requested()``.
 
-    Args:
-        ledger: of the Tune run.
-        stop_requested: whether the run was asked to stop.
+    An outcome counts once, even if Tune repeats it.
     """
 
     def __init__(self, ledger: TrialLedger, stop_requested: Callable[[], bool]) -> None:
