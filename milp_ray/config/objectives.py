@@ -41,6 +41,7 @@ class Objective:
             as a deterministic model. In :data:`OBJECTIVES` it takes the base's architecture, too,
             which :func:`objectives_on` binds.
         label: what a plot's axis says.
+        is_count: whether tables print its values as whole numbers.
 
     Raises:
         SearchError: the name is no plain word, or there is no such direction.
@@ -50,6 +51,7 @@ class Objective:
     direction: Literal["min", "max"]
     exact: Callable[..., float] | None = None
     label: str = ""
+    is_count: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier() or not self.name.isascii():
@@ -91,7 +93,11 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("rouge_l", "max", label="validation ROUGE-L F1 (higher is better)"),
         Objective("chrf", "max", label="validation chrF (higher is better)"),
         Objective(
-            "trainable_params", "min", _trainable_params, label="trainable parameters (fewer is better)"
+            "trainable_params",
+            "min",
+            _trainable_params,
+            label="trainable parameters (fewer is better)",
+            is_count=True,
         ),
     )
 }

@@ -267,4 +267,6 @@ def _cell(name: str, value: object) -> str:
         return ""
     if name in _PERCENT:
         return f"{100 * number:.2f}"
-    return f"{number:.4f}" if name == "loss" else f"{int(number):,}"
+    if name in OBJECTIVES and not OBJECTIVES[name].is_count:
+        return f"{number:.4f}"
+    return f"{int(number):,}"

@@ -128,6 +128,8 @@ class TrialReport:
             worker cannot work.
         node: of LOST: the address of the worker's node; empty where unknown.
         alone: this rank failed, and the others of its group do not know.
+        workers_died: of FAILED: its workers died more often than may be. Whose fault that is, the
+            driver decides.
     """
 
     state: TrialState
@@ -138,6 +140,7 @@ class TrialReport:
     error: MilpRayError | None = None
     node: str = ""
     alone: bool = False
+    workers_died: bool = False
 
     @classmethod
     def running(cls, stage: str) -> TrialReport:
@@ -153,6 +156,11 @@ class TrialReport:
     def failed(cls, reason: str, cost: TrialCost | None = None, *, alone: bool = False) -> TrialReport:
         """It ended without a measurement."""
         return cls(TrialState.FAILED, reason=reason, cost=cost, alone=alone)
+
+    @classmethod
+    def died_too_often(cls, reason: str) -> TrialReport:
+        """Its workers died, and all its retries are used up."""
+        return cls(TrialState.FAILED, reason=reason, workers_died=True)
 
     @classmethod
     def fatal(cls, error: MilpRayError) -> TrialReport:
@@ -176,7 +184,7 @@ class TrialReport:
         people who look at Tune's own output.
         """
         plain: dict[str, object] = {"state": self.state.value}
-        for name in ("stage", "reason", "node", "alone"):
+        for name in ("stage", "reason", "node", "alone", "workers_died"):
             if value := getattr(self, name):
                 plain[name] = value
         if self.values:
@@ -208,4 +216,5 @@ class TrialReport:
             from_plain(plain["error"]) if "error" in plain else None,
             plain.get("node", ""),
             plain.get("alone", False),
+            plain.get("workers_died", False),
         )

@@ -87,9 +87,11 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]
             if not failure.final and verdict.actions[self._request] is Action.RETRY:
                 return TrialReport.running("restart")
             self._over = True
+            if failure.final:
+                return TrialReport.failed(failure.reason)
             times = self._policy.deaths(self._request)
-            in_a_row = f", {times} times in a row" if not failure.final and times > 1 else ""
-            return TrialReport.failed(failure.reason + in_a_row)
+            in_a_row = f", {times} times in a row" if times > 1 else ""
+            return TrialReport.died_too_often(failure.reason + in_a_row)
 
     def cleanup(self) -> None:
         """Kill all ranks."""

@@ -4,7 +4,9 @@ Only the ledger changes a trial's state (:class:`~milp_ray.trial.records.TrialSt
 
     WAITING -> RUNNING -> COMPLETE | FAILED      it ended: the event log has it
                        -> LOST -> WAITING        its worker is gone: it runs again
-                               -> FAILED         its workers died of it
+                               -> LOST           past its retries: whose fault that is shows later
+                               -> FAILED         another trial got on: its workers died of it
+                               -> ABANDONED      too many in a row were lost: the run ends
                        -> ABANDONED              the run stops: a resume runs it again
 
 Waiting trials are in the :class:`~milp_ray.tune.proposals.queue.ProposalQueue`. The
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState
 from milp_ray.tune.proposals.queue import ProposalQueue
-from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Verdict
+from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss
 
 if TYPE_CHECKING:
     from milp_ray.search import Engine
@@ -171,6 +173,9 @@ class TrialLedger:
         if not report.is_over:
             self._abandon(request)
             return
+        if report.workers_died:
+            self._settle_loss(request, Loss(request, last_words=report.reason, past_retries=True))
+            return
         self._fail_suspended(self._policy.got_on(request))
         if report.state is TrialState.FAILED:
             self._fail(request, report.reason, report.cost)
@@ -185,16 +190,21 @@ class TrialLedger:
         """
         self._running -= 1
         entry = self._entries[request]
-        entry.state = TrialState.LOST
         if (setup := entry.setup_error) is not None:
-            verdict = self._policy.lost(Loss(request, setup.error, setup.node))
+            self._settle_loss(request, Loss(request, setup.error, setup.node))
         else:
-            verdict = self._policy.lost(Loss(request, last_words=entry.last_words))
-        self._tell_of_loss(entry, verdict)
+            self._settle_loss(request, Loss(request, last_words=entry.last_words))
+
+    def _settle_loss(self, request: TrialRequest, loss: Loss[TrialRequest]) -> None:
+        self._entries[request].state = TrialState.LOST
+        verdict = self._policy.lost(loss)
+        if verdict.is_news:
+            self._notify(_loss_for_people(loss))
         if verdict.actions[request] is Action.RETRY:
             self._requeue(request, verdict.is_charged)
         elif request.is_baseline:  # it is in no log, and other trials may wait for it
             self._fail(request, self._died_too_often(request), None)
+        # Else it stays LOST until another trial gets on (see end), or none is left (see start).
         if verdict.ends is not None:
             for suspended in self._policy.settle():
                 if not suspended.is_baseline:  # a baseline has failed before
@@ -258,16 +268,6 @@ class TrialLedger:
         why = f", the last one: {words}" if words else "; see tune.log"
         return f"the worker failed more often than ray.max_failures allows{why}"
 
-    def _tell_of_loss(self, entry: _Entry, verdict: Verdict[TrialRequest]) -> None:
-        """Tell people of a loss, unless a like one was told before."""
-        if not verdict.is_news:
-            return
-        if (setup := entry.setup_error) is None or setup.error is None:
-            self._notify(f"a worker was lost: {entry.last_words}")
-        else:
-            where = f"node {setup.node}: " if setup.node else ""
-            self._notify(f"{where}{setup.error.problems[0].fact}; its trials run elsewhere")
-
     def _whole_cost(self, request: TrialRequest, cost: TrialCost | None) -> TrialCost | None:
         """The cost that a worker reports, with this session's earlier attempts added."""
         if cost is None:
@@ -278,3 +278,10 @@ class TrialLedger:
 def _plain(cost: TrialCost | None) -> dict[str, float | str] | None:
     """A cost as the event log keeps it."""
     return None if cost is None else cost.to_plain()
+
+
+def _loss_for_people(loss: Loss[TrialRequest]) -> str:
+    if loss.error is None:
+        return f"a worker was lost: {loss.last_words}"
+    where = f"node {loss.node}: " if loss.node else ""
+    return f"{where}{loss.error.problems[0].fact}; its trials run elsewhere"

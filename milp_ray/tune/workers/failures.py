@@ -16,7 +16,20 @@ reports may still die like the others. Where several workers that started togeth
 that is one loss.
 
 Where *every* worker of a run died in the same way before any task ended, no task is the cause. Five
-such deaths end the run too, whatever retries are left.
+such deaths end the run too, whatever retries are left. Only the search knows how a worker died.
+
+Four objects follow this policy:
+
+=========================  ==============  ================  ========  ======================
+where                      task            limit             suspends  decides about
+=========================  ==============  ================  ========  ======================
+``tune/search/run.py``     a trial         5                 yes       trials, the search
+``tune/search/             a trial         none: the one     no        restarts in place; past
+group_trial.py``                           above ends runs             them, the one above
+``tune/final/              a user's train  retries + 1       no        users, the final job
+coordinator.py``           or test
+``tune/final/run.py``      none            retries + 1       no        Ray Train giving up
+=========================  ==============  ================  ========  ======================
 """
 
 from __future__ import annotations
@@ -60,12 +73,14 @@ class Loss(Generic[T]):
         error: why it could not be set up, or the fault of its node or the storage; None: it died.
         node: the address of its node, where known.
         last_words: why it died, see :mod:`milp_ray.tune.workers.last_words`.
+        past_retries: whether the task's retries were used up where the worker was, as in a group.
     """
 
     task: T | None = None
     error: MilpRayError | None = None
     node: str = ""
     last_words: str = ""
+    past_retries: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,7 @@ class FailurePolicy(Generic[T]):
         if self._early_deaths is not None:
             self._early_deaths.append(loss)
         self._deaths[loss.task] += 1
-        if self._deaths[loss.task] <= self._retries:
+        if self._deaths[loss.task] <= self._retries and not loss.past_retries:
             return Action.RETRY
         if not self._suspends:
             return Action.FAIL

@@ -385,3 +385,27 @@ def test_the_ledger_says_where_a_trial_stands(tmp_path: Path) -> None:
     run.ledger.end(start(run), TrialReport.from_result(good()))
     assert [failure.id for failure in run.engines["a"].failures] == [request.number]
     assert stopped.number in [proposal.id for proposal in Run(tmp_path, users="a").engines["a"].pending]
+
+
+def groups_die(run: Run, count: int, reason: str = "a worker died: its process 7 ended") -> None:
+    """Groups that restarted in place as often as may be, one trial after the other."""
+    for _ in range(count):
+        run.ledger.end(start(run), TrialReport.from_result(TrialReport.died_too_often(reason).to_result()))
+
+
+def test_a_group_that_died_too_often_is_its_trials_fault_once_another_trial_ends(tmp_path: Path) -> None:
+    run = Run(tmp_path, users="a", retries=2)
+    groups_die(run, 1)
+    assert not run.engines["a"].failures and not run.seen.lost, "it had its retries in place"
+    run.ledger.end(start(run), TrialReport.from_result(good()))
+    (failure,) = run.engines["a"].failures
+    assert failure.reason.endswith("the last one: a worker died: its process 7 ended")
+
+
+def test_five_groups_in_a_row_that_died_too_often_end_the_run_at_no_trials_cost(tmp_path: Path) -> None:
+    run = Run(tmp_path, retries=2)
+    with pytest.raises(ClusterError, match=r"(5 trials in a row|all 5 workers so far) were lost"):
+        groups_die(run, 5)
+    assert run.said == ["a worker was lost: a worker died: its process 7 ended"]
+    resumed = Run(tmp_path)
+    assert not any(engine.failures for engine in resumed.engines.values())
