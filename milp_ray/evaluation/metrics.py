@@ -1,6 +1,6 @@
 """Text metrics of responses: ROUGE and chrF against references, Persona-F1 against the history.
 
-All are shares in [0, 1]; the paper's tables multiply them by 100. :mod:`milp_ray.data.words` says
+These are shares in [0, 1]; the paper's tables multiply them by 100. :mod:`milp_ray.data.words` says
 what a word is, in any script; on English text, ROUGE is rouge_score's own. Does *not* cover win
 rates, which need a judge.
 """
@@ -105,8 +105,9 @@ def persona_f1(
     return _mean(values)
 
 
-#: Objectives that a trial measures on the responses that it generates: each from these responses,
-#: the references, and the rules of words.
+#: Objectives that a trial measures on the responses that it generates, in any unit: each from
+#: these responses, the references, and the rules of words. Where a study has one of them, a trial
+#: measures them all. The final job's test has its own, ``SCORES``.
 RESPONSE_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str], int], float]] = {
     "rouge_l": lambda responses, references, rules: rouge(responses, references, rules)["rouge_l"],
     "chrf": lambda responses, references, rules: chrf(responses, references),

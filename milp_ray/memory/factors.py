@@ -253,7 +253,8 @@ class Setting(NumberFactor):
         return np.asarray(places / max(1, self.count - 1), dtype=np.float64)
 
 
-#: All factors beside the ranks that a study can search.
+#: All factors beside the ranks that a study can search. Their values are these, not a study's.
+#: Where one is searched, a setting of the same meaning (``memory.dropout``) has no effect.
 SETTINGS: tuple[Setting, ...] = (
     # None so far; one would be: Setting("dropout", (0.0, 0.1)),
 )

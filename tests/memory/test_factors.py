@@ -16,8 +16,8 @@ from milp_ray.memory.lora_factors import LayerGates, LoraCount, LoraRank
 from milp_ray.memory.placement import Placement
 from milp_ray.memory.space import MemorySpace
 
-DROPOUT = Setting("dropout", (0, 0.05, 0.2))
-HERE = MemoryConfig((True, False, True, False), 3, 16, (("dropout", 0.05),))
+DROPOUT = Setting("drop", (0, 0.05, 0.2))
+HERE = MemoryConfig((True, False, True, False), 3, 16, (("drop", 0.05),))
 EVERY: list[Factor] = [
     LayerGates(4, (0, 1), True),
     LoraCount(6, None, True),
@@ -32,8 +32,8 @@ FIXED: list[Factor] = [LayerGates(4, (0, 2), False), LoraCount(6, 3, False), Lor
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> MemorySpace:
     """A space that searches a setting, too."""
     monkeypatch.setattr(space_module, "SETTINGS", (DROPOUT,))
-    monkeypatch.setattr(space_module, "FACTORS", (*FACTORS, "dropout"))
-    return MemorySpace(4, 4, (8, 16), "num+size+layer+dropout", max_rank=24)
+    monkeypatch.setattr(space_module, "FACTORS", (*FACTORS, "drop"))
+    return MemorySpace(4, 4, (8, 16), "num+size+layer+drop", max_rank=24)
 
 
 def test_what_a_study_can_name_are_the_factors_that_there_are() -> None:
@@ -89,24 +89,24 @@ def test_a_settings_numbers_increase(numbers: tuple[float, ...]) -> None:
 
 def test_a_setting_is_part_of_what_is_searched_logged_and_modelled(with_dropout: MemorySpace) -> None:
     space, rng = with_dropout, random.Random(4)
-    assert space.searched == "num+size+layer+dropout"
-    assert space.describe()["settings"] == {"dropout": [0.0, 0.05, 0.2]}
+    assert space.searched == "num+size+layer+drop"
+    assert space.describe()["settings"] == {"drop": [0.0, 0.05, 0.2]}
     assert space.unit_dim == 4 + 1 + 3 and space.num_features == 4 + 2
     assert space.size() == 3 * MemorySpace(4, 4, (8, 16)).size() == len(set(space.every_config()))
     drawn = [space.sample(rng) for _ in range(200)]
-    assert {dict(config.settings)["dropout"] for config in drawn} == {0.0, 0.05, 0.2}
+    assert {dict(config.settings)["drop"] for config in drawn} == {0.0, 0.05, 0.2}
     for config in drawn:
         space.validate(config)
         placement = space.placement(config)
         assert space.from_log(space.to_log(config)) == config
         assert Placement.from_key(placement.key) == placement
         assert all(0 <= value <= 1 for value in space.features(placement))
-    config = MemoryConfig((True, False, False, False), 1, 8, (("dropout", 0.05),))
-    assert space.placement(config).key == "0:8;dropout=0.05"
+    config = MemoryConfig((True, False, False, False), 1, 8, (("drop", 0.05),))
+    assert space.placement(config).key == "0:8;drop=0.05"
     assert space.features(space.placement(config))[-1] == 0.5
     around = {space.placement(step).key for step in space.neighbours(config)}
-    assert {"0:8;dropout=0", "0:8;dropout=0.2", "0:16;dropout=0.05"} <= around
-    for wrong in ((), (("dropout", 0.1),), (("rate", 0.05),), (*config.settings, ("rate", 1.0))):
+    assert {"0:8;drop=0", "0:8;drop=0.2", "0:16;drop=0.05"} <= around
+    for wrong in ((), (("drop", 0.1),), (("rate", 0.05),), (*config.settings, ("rate", 1.0))):
         with pytest.raises(SpaceError):
             space.validate(MemoryConfig(config.gates, 1, 8, wrong))
 
@@ -131,4 +131,4 @@ def test_a_setting_that_is_not_searched_stands_nowhere(with_dropout: MemorySpace
     space = MemorySpace(4, 4, (8, 16))
     assert space.settings == () and "settings" not in space.describe()
     placement = space.placement(space.sample(random.Random(0)))
-    assert ";" not in placement.key and placement.setting("dropout", 0.3) == 0.3
+    assert ";" not in placement.key and placement.setting("drop", 0.3) == 0.3

@@ -25,15 +25,21 @@ pytestmark = pytest.mark.slow
 ROOT = Path(milp_ray.__file__).parent
 PAGE = ROOT.parent / "docs" / "architecture.md"
 TRIALS, MORE = 6, 8
+SETTINGS = "SETTINGS: tuple[Setting, ...] = ("
+SETTING = 'Setting("drop", (0, 0.1))'
 # What a newcomer does: in which file, what stands there, and what takes its place.
 FACTOR = [
-    ("config/factors.py", '"layer")', '"layer", "dropout")'),
-    ("memory/factors.py", "= (\n    # None", '= (\n    Setting("dropout", (0, 0.1)),\n    # None'),
-    ("trial/lifecycle.py", "memory.dropout", 'placement.setting("dropout", memory.dropout)'),
+    ("config/factors.py", '"layer"', '"layer", "drop"'),
+    (
+        "memory/factors.py",
+        "SETTINGS: tuple[Setting, ...] = (",
+        'SETTINGS: tuple[Setting, ...] = (\n    Setting("drop", (0, 0.1)),',
+    ),
+    ("trial/lifecycle.py", "memory.dropout", 'placement.setting("drop", memory.dropout)'),
 ]
 DECLARED = """
         Objective("words", "min", label="words a response"),
-        Objective("layers", "min", lambda placement, architecture: len(placement), label="layers"),
+        Objective("layers", "min", lambda placement, architecture: len(placement), is_count=True),
 """
 MEASURED = """
     "words": lambda said, given, rules: sum(len(text.split()) for text in said) / len(said),
@@ -55,7 +61,7 @@ base = load_base(study.model)
 asked = tuple(Sample(f"what is {n}?", f"{n} is tea", n_hist=1) for n in ("one", "two"))
 user = UserSplit("u-1", ("I like plain tea.",), (), asked, (), search_cut=1, final_cut=1)
 found = {}
-for key in ("0:2;dropout=0.1", "0:2;dropout=0", "0:2"):
+for key in ("0:2;drop=0.1", "0:2;drop=0", "0:2"):
     with Trial(base, user, Placement.from_key(key), study, seed=0) as trial:
         values = trial.run().values
         found[key] = {"dropout": base.attached.config.lora_dropout, **values}
@@ -94,7 +100,7 @@ def settings(folder: Path, model: Path) -> dict[str, object]:
         "name": "added",
         "model": {"path": str(model)},
         "data": {"path": str(folder / "users.jsonl")},
-        "memory": {"factors": "num+size+layer+dropout", "ranks": [2, 4]},
+        "memory": {"factors": "num+size+layer+drop", "ranks": [2, 4]},
         "objectives": ["loss", "words", "layers"],
         "prompts": {"max_length": 64},
         "trial": {"epochs": 1, "max_new_tokens": 4},
@@ -123,7 +129,7 @@ def test_a_new_factor_and_new_objectives_go_through_a_whole_simulated_study(
     found = settings(edited, shallow_model)
     found["search"] |= {"transfer": "prior", "transfer_users": 1}  # type: ignore[operator]
     study.write_text(yaml.safe_dump(found | {"simulation": {"seconds": 0}}), encoding="utf-8")
-    assert "num+size+layer+dropout" in finish(start("check", str(study)))
+    assert "num+size+layer+drop" in finish(start("check", str(study)))
     finish(start("search", str(study)))
     run = edited / "runs" / "added"
     before = {log.name: log.read_bytes() for log in (run / "events").glob("*.jsonl")}
@@ -133,21 +139,24 @@ def test_a_new_factor_and_new_objectives_go_through_a_whole_simulated_study(
         log = (run / "events" / name).read_bytes()
         assert log.startswith(earlier), "what was done is done anew"
         events = [json.loads(line) for line in log.splitlines()]
-        assert events[0]["space"]["settings"] == {"dropout": [0.0, 0.1]}
+        assert events[0]["space"]["settings"]["drop"] == [0.0, 0.1]
         asked = [proposal for event in events for proposal in event.get("proposals", ())]
         values = {event["id"]: event["values"] for event in events if event["event"] == "told"}
         assert len(asked) == len(values) == MORE
         for proposal in asked:
             ranks, setting = proposal["placement"].split(";")
-            assert proposal["dropout"] in (0.0, 0.1)
-            assert setting == f"dropout={proposal['dropout']}".removesuffix(".0")
+            assert proposal["drop"] in (0.0, 0.1)
+            assert setting == f"drop={proposal['drop']}".removesuffix(".0")
             assert values[proposal["id"]].keys() == {"loss", "words", "layers"}
             assert values[proposal["id"]]["layers"] == ranks.count(":")
         assert {event["source"] for event in events if event["event"] == "asked"} >= {"initial", "gp"}
     assert any(b'"transferred"' in log for log in before.values()), "nobody learned from anybody"
     trials = pd.read_parquet(run / "tables" / "trials.parquet")
-    assert set(trials.dropout[trials.state == "done"]) == {0.0, 0.1}
-    assert "dropout 0" in finish(start("fronts", str(run)))
+    assert set(trials["drop"][trials.state == "done"]) == {0.0, 0.1}
+    printed = finish(start("fronts", str(run)))
+    assert "drop 0" in printed
+    front = trials[trials.on_front & (trials.state == "done")]
+    assert len(front) and all(f"{value:.4f}" in printed for value in front.words), "a number is cut off"
 
 
 def test_a_real_trial_trains_and_measures_what_was_added(edited: Path, shallow_model: Path) -> None:

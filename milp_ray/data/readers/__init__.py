@@ -1,9 +1,15 @@
 """Readers: from a file of a dataset's format to user records; one a format, by name.
 
-To add a format, write one module here with a function `(path) -> ReadResult`, decorate it with
-``@register("name")`` and name it in ``_REGISTRY``. Selecting and splitting users is *not* a
-reader's part: see :mod:`milp_ray.data.splits`. Errors of a reader carry positions only, never a
-user's text or id.
+To add a format, write one module here with a function ``(path) -> ReadResult``, decorate it with
+``@register("name")`` and name it in ``_REGISTRY``. :mod:`milp_ray.data.readers.strict` has what it
+needs: ``LineFile`` or ``read_whole`` for the bytes and their fingerprint (``content="text"`` for a
+table), ``decode`` or ``parse``, ``check_text`` for every text, and ``Faults``, which collects the
+problems of a file. A user needs a history and samples; ``n_hist`` of a sample is the number of
+history texts that are older than it, or None where that is not known. ``TestEveryReader`` of
+tests/data/test_readers.py says what a reader keeps.
+
+Selecting and splitting users is *not* a reader's part: see :mod:`milp_ray.data.splits`. Errors of a
+reader carry positions only, never a user's text or id.
 """
 
 from __future__ import annotations

@@ -9,13 +9,23 @@ is ever part of an answer.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 HEAD_BYTES = 1 << 16
 """How much of a file's beginning tells its kind."""
 
 GZIP = b"\x1f\x8b"
-EXPECTED = "JSON lines in UTF-8, one user a line (docs/data.md)"
+
+Content = Literal["JSON lines", "JSON", "text"]
+"""What a reader's format has in a file: a JSON value a line, one JSON value, any text (a table)."""
+
+EXPECTED: Mapping[Content, str] = {
+    "JSON lines": "JSON lines in UTF-8, one user a line (docs/data.md)",
+    "JSON": "the JSON file of data.format",
+    "text": "a text of data.format, in UTF-8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +88,16 @@ _MARKUP = (b"<!doctype html", b"<html")
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
-def kind_of_file(head: bytes, whole: bool = False) -> FileKind | None:
-    """What a file is by its first bytes; None where it may be text with a value a line.
+def kind_of_file(head: bytes, content: Content = "JSON lines") -> FileKind | None:
+    """What a file is by its first bytes; None where it may be what its reader reads.
 
     Args:
         head: up to :data:`HEAD_BYTES` bytes.
-        whole: whether the file is *one* JSON value, over as many lines as it likes, by its format.
+        content: what the reader reads.
     """
     if found := _binary_kind(head):
         return found
-    return None if whole else _text_kind(head)
+    return _text_kind(head) if content == "JSON lines" else None
 
 
 def _binary_kind(head: bytes) -> FileKind | None:

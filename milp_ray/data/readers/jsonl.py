@@ -80,7 +80,7 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     if filled > 1 and not records:
         fact = f"none of its {filled} lines is a user record ({first_fault})"
         remedy = NOT_UTF8 if remedies == {NOT_UTF8} else "convert it: docs/data.md has the keys"
-        raise DataError(str(path), [Problem("", fact, EXPECTED, remedy)])
+        raise DataError(str(path), [Problem("", fact, EXPECTED["JSON lines"], remedy)])
     faults.raise_if_any()
     return ReadResult(tuple(users), dict(skipped), file.fingerprint)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from milp_ray.data.readers.file_kinds import EXPECTED, GZIP, HEAD_BYTES, kind_of_file
+from milp_ray.data.readers.file_kinds import EXPECTED, GZIP, HEAD_BYTES, Content, kind_of_file
 from milp_ray.errors import DataError, Problem
 
 MAX_PROBLEMS_SHOWN = 20
@@ -78,14 +78,18 @@ class Line:
 
 @dataclass(slots=True)
 class LineFile:
-    """Streams a regular file's lines, with the SHA-256 of all (unpacked) bytes so far."""
+    """Streams a regular file's lines, with the SHA-256 of all (unpacked) bytes so far.
+
+    ``content``: what its format has in it; a table is refused where JSON lines are expected.
+    """
 
     path: Path
     max_line_bytes: int
+    content: Content = "JSON lines"
     _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __iter__(self) -> Iterator[Line]:
-        with open_data(self.path) as file:
+        with open_data(self.path, self.content) as file:
             yield from self._lines(file)
 
     @property
@@ -113,13 +117,13 @@ class LineFile:
         return raw
 
 
-def read_whole(path: Path, max_bytes: int) -> tuple[bytes, str]:
+def read_whole(path: Path, max_bytes: int, content: Content = "JSON") -> tuple[bytes, str]:
     """All bytes of a regular file (unpacked, without a byte order mark) and their SHA-256 (hex).
 
     Raises:
         DataError: missing, not a file, unreadable, of another kind, or larger than ``max_bytes``.
     """
-    with open_data(path, whole=True) as file:
+    with open_data(path, content) as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         fact, remedy = f"is larger than {max_bytes} bytes", "split the file"
@@ -128,12 +132,12 @@ def read_whole(path: Path, max_bytes: int) -> tuple[bytes, str]:
 
 
 @contextlib.contextmanager
-def open_data(path: Path, whole: bool = False) -> Iterator[BinaryIO]:
+def open_data(path: Path, content: Content = "JSON lines") -> Iterator[BinaryIO]:
     """A data file's bytes, unpacked if gzip packed it, for the length of a ``with`` block.
 
     Args:
         path: of a regular file.
-        whole: whether its format is one JSON value, not a value a line.
+        content: what its format has in it.
 
     Raises:
         DataError: see :func:`open_regular`; or it is a file of another kind, or is damaged.
@@ -151,9 +155,9 @@ def open_data(path: Path, whole: bool = False) -> Iterator[BinaryIO]:
                 )
                 head = file.read(HEAD_BYTES)
                 file.seek(0)
-            if kind := kind_of_file(head, whole):
-                expected = "the JSON file of data.format" if whole else EXPECTED
-                raise DataError(str(path), [Problem("", f"{inside}{kind.fact}", expected, kind.remedy)])
+            if kind := kind_of_file(head, content):
+                problem = Problem("", f"{inside}{kind.fact}", EXPECTED[content], kind.remedy)
+                raise DataError(str(path), [problem])
             yield file
         except (EOFError, zlib.error, gzip.BadGzipFile):
             remedy = "copy or download it again (gzip -t says whether it is whole)"
@@ -208,16 +212,25 @@ def open_regular(path: Path) -> BinaryIO:
         raise _unreadable(path, error) from None
 
 
+def decode(raw: bytes) -> str:
+    """Bytes to text.
+
+    Raises:
+        Fault: not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Fault("is not UTF-8", "UTF-8 text", NOT_UTF8, error.start) from None
+
+
 def parse(raw: bytes) -> object:
     """Bytes to JSON values.
 
     Raises:
         Fault: not UTF-8, not JSON, or JSON of the kinds named in the module's docstring.
     """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Fault("is not UTF-8", "UTF-8 text", NOT_UTF8, error.start) from None
+    text = decode(raw)
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

@@ -204,7 +204,7 @@ class TrialLedger:
             self._requeue(request, verdict.is_charged)
         elif request.is_baseline:  # it is in no log, and other trials may wait for it
             self._fail(request, self._died_too_often(request), None)
-        # Else it stays LOST until another trial gets on (see end), or none is left (see start).
+        # Otherwise it stays LOST until another trial gets on (end), or none is left (start).
         if verdict.ends is not None:
             for suspended in self._policy.settle():
                 if not suspended.is_baseline:  # a baseline has failed before

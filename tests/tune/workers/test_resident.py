@@ -136,7 +136,7 @@ from milp_ray.tune.workers import resident
 
 def stuck(*_):
     secret = "zanzibarcanary"
-    time.sleep(60)
+    time.sleep(160)
 
 base.load_base, resident.LOADING_SECONDS = stuck, 0.5
 study = {"name": "s", "model": {"path": "m", "device": "cpu"}, "data": {"path": "d"}, "ray": {}}
@@ -147,7 +147,7 @@ resident.resident_base(Study.model_validate(study), Path(sys.argv[1]), 1)
 def test_a_base_that_loads_for_ever_ends_its_worker_which_says_where(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     found = subprocess.run(
-        [sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=150, check=False
     )
     assert found.returncode == 1 and "Timeout" in found.stderr and " in stuck" in found.stderr
     assert "zanzibarcanary" not in found.stderr
