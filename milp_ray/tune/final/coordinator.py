@@ -22,7 +22,7 @@ from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
 from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.cluster.shared import SharedUsers
-from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss, Pauses
+from milp_ray.tune.workers.failures import FailurePolicy, Loss, Pauses
 
 Step = Literal["train", "test"]
 _PAUSES = Pauses(1.0, 8.0)  # before workers that were started again try again
@@ -106,14 +106,14 @@ class _Group:
 
     Attributes:
         task: the one that it works on.
-        action: what becomes of its task once it is lost.
+        is_lost: whether one of its ranks was lost.
         has_worked: whether it ever had a task.
         fault: of its node or the storage, not of its task.
         processes: of its ranks.
     """
 
     task: FinalTask | None = None
-    action: Action | None = None
+    is_lost: bool = False
     has_worked: bool = False
     fault: MilpRayError | None = None
     processes: dict[int, WorkerProcess] = field(default_factory=dict)
@@ -166,16 +166,16 @@ class Coordinator:
         Returns:
             Seconds that the workers are to wait first; the more starts failed, the longer.
         """
-        held = [(group.task, group.action) for _, group in sorted(self._groups.items(), reverse=True)]
+        held = [(group.task, group.is_lost) for _, group in sorted(self._groups.items(), reverse=True)]
         self._groups, self._group_size, self._up = {}, size, True
-        for task, action in held:
+        for task, is_lost in held:
             if task is None:
                 continue
-            if action is Action.FAIL:
+            if self._policy.is_past_retries(task):
                 deaths = self._policy.deaths(task)
                 times = f"{deaths} times in a row" if deaths > 1 else "once"
                 self._finish(task, f"its workers were lost {times}", ())
-            elif action is Action.RETRY:
+            elif is_lost:
                 self._waiting.append(task)
             else:
                 self._waiting.appendleft(task)
@@ -201,7 +201,7 @@ class Coordinator:
             losses = [Loss()]
         verdict = self._policy.lost(*losses)
         for group in lost:
-            group.action = verdict.actions.get(group.task) if group.task else None
+            group.is_lost = True
         if verdict.ends is not None:
             self._end_all(verdict.ends)
         elif verdict.is_news:

@@ -75,8 +75,8 @@ class TrialLedger:
         >>> ledger = TrialLedger({"u-1": engine}, queue, ("loss",), FailurePolicy(retries=0))
         >>> request = ledger.start(wait=10.0)
         >>> ledger.end(request, TrialReport.complete({"loss": 2.0}))
-        >>> ledger.is_over, engine.observations[0].values["loss"]
-        (True, 2.0)
+        >>> ledger.start(), ledger.is_over, engine.observations[0].values["loss"]
+        (None, True, 2.0)
         >>> queue.stop()
         >>> queue.join()
 
@@ -91,6 +91,8 @@ class TrialLedger:
 
     Attributes:
         error: why the run is to end, if it is; then no trial is started.
+        is_over: whether :meth:`start` found that no trial runs and none will. While one runs, a
+            lost one may come back.
         baselines_failed: users whose no-memory measurement failed, and why.
     """
 
@@ -110,6 +112,7 @@ class TrialLedger:
         self._entries: dict[TrialRequest, _Entry] = {}
         self._running = 0
         self.error: Exception | None = None
+        self.is_over = False
         self.baselines_failed: dict[str, str] = {}
         if any(engine.counts.told or engine.reference is not None for engine in engines.values()):
             policy.has_worked()
@@ -132,7 +135,9 @@ class TrialLedger:
             return None
         request = self._queue.take(wait=0.0 if self._running else wait)
         if request is None:
-            if self.is_over:
+            # Decided once: the queue may run out right after it was asked.
+            if not self._running and self._queue.exhausted:
+                self.is_over = True
                 self._fail_suspended(self._policy.settle())
             return None
         earlier = self._entries.get(request, _Entry())
@@ -143,13 +148,10 @@ class TrialLedger:
             listener.on_trial_started(request)
         return request
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no trial runs and none will; while some run, a lost one may come back."""
-        return not self._running and self._queue.exhausted
-
     def report(self, request: TrialRequest, report: TrialReport) -> None:
         """A worker reports during a trial: a sign of life, or that it cannot be set up and ends."""
+        if self.state_of(request) is not TrialState.RUNNING:
+            return
         if report.state is TrialState.LOST:
             self._entries[request].setup_error = report
         else:
@@ -166,13 +168,15 @@ class TrialLedger:
             MilpRayError: every trial would fail like this one; this one is abandoned.
             StorageError: the event log could not be written.
         """
+        if self.state_of(request) is not TrialState.RUNNING:
+            return
         self._running -= 1
+        if not report.is_over:  # a set-up error is no error of the run where the run is stopped
+            self._abandon(request)
+            return
         if report.error is not None:
             self._abandon(request)
             raise report.error
-        if not report.is_over:
-            self._abandon(request)
-            return
         if report.workers_died:
             self._settle_loss(request, Loss(request, last_words=report.reason, past_retries=True))
             return
@@ -188,6 +192,8 @@ class TrialLedger:
         Raises:
             MilpRayError: why the run ends.
         """
+        if self.state_of(request) is not TrialState.RUNNING:
+            return
         self._running -= 1
         entry = self._entries[request]
         if (setup := entry.setup_error) is not None:
@@ -198,7 +204,7 @@ class TrialLedger:
     def _settle_loss(self, request: TrialRequest, loss: Loss[TrialRequest]) -> None:
         self._entries[request].state = TrialState.LOST
         verdict = self._policy.lost(loss)
-        if verdict.is_news:
+        if verdict.is_news and (loss.error is None or verdict.ends is None):
             self._notify(_loss_for_people(loss))
         if verdict.actions[request] is Action.RETRY:
             self._requeue(request, verdict.is_charged)

@@ -11,7 +11,6 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from milp_ray.trial.records import TrialReport
 from milp_ray.tune.workers.last_words import last_words_of
 
 
@@ -48,7 +47,7 @@ class KeepActors(FIFOScheduler):  # type: ignore[misc]
         self, tune_controller: TuneController, trial: Trial, result: Mapping[str, object]
     ) -> str:
         """STOP once the run was asked to stop, so that a long trial ends between two slices."""
-        if self._stop_requested() and not TrialReport.from_result(result).is_over:
+        if self._stop_requested() and not result.get("done"):
             return TrialScheduler.STOP  # type: ignore[no-any-return]
         return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 

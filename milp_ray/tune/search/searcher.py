@@ -43,7 +43,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """A worker reports during its trial."""
         if request := self._requests.get(trial_id):
-            self._ledger.report(request, TrialReport.from_result(result))
+            with self._errors_kept():
+                self._ledger.report(request, TrialReport.from_result(result))
 
     def note_last_words(self, trial_id: str, last_words: str) -> None:
         """Note a lost worker's last words; Tune tells of the loss itself next."""

@@ -35,6 +35,7 @@ coordinator.py``           or test
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections import Counter
@@ -213,6 +214,10 @@ class FailurePolicy(Generic[T]):
         """How many workers have died in a task since it last got on."""
         return self._deaths[task]
 
+    def is_past_retries(self, task: T) -> bool:
+        """Whether more workers have died in a task since it last got on than it has retries."""
+        return self._deaths[task] > self._retries
+
     def is_last_try(self, task: T) -> bool:
         """Whether one more death is past the retries."""
         return 0 < self._deaths[task] == self._retries
@@ -256,7 +261,8 @@ class FailurePolicy(Generic[T]):
 
     def _count_in_row(self, loss: Loss[T]) -> None:
         """Count a loss that is no task's fault, once for workers that started together."""
-        if loss.task is None or self._started.get(loss.task, 0) > self._counted:
+        # Tasks of which nobody says when they started did not start together.
+        if loss.task is None or self._started.get(loss.task, math.inf) > self._counted:
             self._counted = next(self._order)
             self._row.append(loss)
             self._faults[loss.node] += 1

@@ -231,6 +231,36 @@ def faulty_start(coordinator: Coordinator, error: MilpRayError = FULL) -> float:
     return pause
 
 
+def test_a_fault_that_stays_ends_the_run_also_where_the_group_has_a_task_each_time(tmp_path: Path) -> None:
+    """Such as a full disk when a memory is written."""
+    coordinator = made(tmp_path, "abcdef", retries=2)
+    begin(coordinator, 2)
+    waits = []
+    for _ in range(2):
+        assert isinstance(coordinator.next(1), FinalTask)
+        waits.append(faulty_start(coordinator))
+    assert isinstance(coordinator.next(0), FinalTask)
+    coordinator.end(0, "")
+    for _ in range(2):
+        assert isinstance(coordinator.next(1), FinalTask)
+        waits.append(faulty_start(coordinator))
+    assert waits == [1, 2, 1, 2] and not coordinator.stop_requested(), "a task got on in between"
+    assert isinstance(coordinator.next(1), FinalTask)
+    faulty_start(coordinator)
+    fatal: Any = coordinator.update().fatal
+    assert FULL.problems[0].fact in str(from_plain(fatal))
+
+
+def test_a_task_that_gets_on_before_its_lost_worker_is_ended_is_not_given_up(tmp_path: Path) -> None:
+    coordinator = made(tmp_path, "ab", retries=0, groups=1)
+    coordinator.next(0)
+    coordinator.lost([0])
+    coordinator.kept(0, 0, 5)  # was under way
+    begin(coordinator, 1)
+    assert not outcome(coordinator)
+    assert [task.alias for task in work_off(coordinator) if task.step == "train"] == ["b", "a"]
+
+
 def test_a_fault_that_stays_ends_the_run_with_its_reason_and_its_node(tmp_path: Path) -> None:
     coordinator = made(tmp_path, retries=2)
     begin(coordinator, 2)

@@ -20,7 +20,7 @@ from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.trial.records import TrialCost, TrialRequest
 from milp_ray.tune.search.simulated import SimulatedSpec
-from milp_ray.tune.workers import failures as losses
+from milp_ray.tune.workers.failures import FailurePolicy
 from tests.processes import titled
 from tests.tune.search.test_simulated import spec_of as simulated_spec
 
@@ -206,7 +206,8 @@ def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged
 def test_where_none_can_be_set_up_the_run_ends_with_the_reason_and_a_resume_goes_on(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "_MOST", 2)  # five take their time
+    five = FailurePolicy.__init__.__kwdefaults__
+    monkeypatch.setitem(five, "limit", 2)  # five take their time
     hooks = Hooks()
     search = make()
     with pytest.raises(ClusterError, match="does not see the run folder") as ended:
@@ -233,8 +234,10 @@ def test_what_tune_itself_says_is_told_and_what_others_say_is_not() -> None:
 def test_what_train_itself_says_is_told_and_what_a_worker_says_is_not() -> None:
     from ray.train.v2.api.exceptions import ControllerError
 
-    from milp_ray.tune.final.run import _given_up
+    from milp_ray.tune.final.run import _given_up, _why
 
     rays = ControllerError(RuntimeError("Failed to set up runtime environment.\nno such file x"))
-    assert "(RuntimeError: Failed to set up runtime environment. no such file x)" in str(_given_up(2, rays))
-    assert "(ValueError)" in str(_given_up(2, ValueError("a user's text")))
+    assert "(RuntimeError: Failed to set up runtime environment. no such file x)" in str(
+        _given_up(2, _why(rays))
+    )
+    assert "(ValueError)" in str(_given_up(2, _why(ValueError("a user's text"))))

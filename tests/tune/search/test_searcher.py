@@ -409,3 +409,50 @@ def test_five_groups_in_a_row_that_died_too_often_end_the_run_at_no_trials_cost(
     assert run.said == ["a worker was lost: a worker died: its process 7 ended"]
     resumed = Run(tmp_path)
     assert not any(engine.failures for engine in resumed.engines.values())
+
+
+def test_a_worker_that_cannot_be_set_up_while_the_run_stops_is_no_error_of_the_run(tmp_path: Path) -> None:
+    """Tune ends a trial with its last result, without telling the searcher of it before."""
+    run = Run(tmp_path, users="a")
+    (trial_id, (_, number)), *_ = take(run, 1)
+    run.stop = True
+    report = TrialReport.lost(ClusterError("its GPU cannot be used"), "10.0.0.7").to_result()
+    run.searcher.on_trial_complete(trial_id, report)
+    assert run.ledger.error is None and not run.seen.ended
+    assert number in {n for _, (_, n) in take(Run(tmp_path, users="a"), TRIALS + 1)}
+
+
+def test_a_queue_that_runs_out_right_after_it_was_asked_leaves_no_trial_without_an_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(users="a")
+    live = take(run, TRIALS + 1)
+    live.sort(key=lambda one: one[1][1])
+    for trial_id, (_, number) in live:
+        if number < 3:
+            run.searcher.on_trial_complete(trial_id, good())
+        else:
+            run.searcher.on_trial_complete(trial_id, None, error=True)
+    answers = iter([False, True, True, True])
+    monkeypatch.setattr(type(run.queue), "exhausted", property(lambda queue: next(answers)))
+    assert run.searcher.suggest("none") is None, "it was not exhausted when it was asked"
+    assert run.searcher.suggest("none") == Searcher.FINISHED
+    assert len(run.engines["a"].failures) == 2
+
+
+def test_a_damaged_report_ends_the_run_rather_than_tunes_loop() -> None:
+    run = Run(users="a")
+    (trial_id, _), *_ = take(run, 1)
+    run.searcher.on_trial_result(trial_id, {"report": "{"})
+    assert isinstance(run.ledger.error, ValueError) and run.next() is None
+
+
+def test_an_outcome_that_is_told_twice_counts_once() -> None:
+    run = Run(users="a")
+    request = start(run)
+    report = TrialReport.from_result(good())
+    for _ in range(2):
+        run.ledger.end(request, report)
+        run.ledger.lose(request)
+        run.ledger.report(request, report)
+    assert len(run.seen.ended) == 1 and run.queue.running >= 0 and not run.seen.lost

@@ -51,7 +51,8 @@ def test_five_set_up_faults_in_a_row_end_the_run_with_the_last_ones_reason() -> 
 def test_both_kinds_are_one_row_and_a_report_is_no_life_after_a_trial() -> None:
     policy = Policy(retries=0)
     for task in range(4):
-        assert dies(policy, task) is Action.SUSPEND
+        verdict = policy.lost(Loss(task))
+        assert verdict.actions == {task: Action.SUSPEND} and verdict.ends is None
     policy.reported()
     assert cannot_start(policy, task=4).ends is not None and policy.settle() == [0, 1, 2, 3]
 
