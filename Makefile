@@ -28,7 +28,7 @@ test-nightly: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
 
 test-quick: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not nightly"
 
 install: $(STAMP)
 
@@ -54,7 +54,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock
 # bound that is too low is found here. torch is then the lowest one's build for CUDA (several GB),
 # also where there is no GPU.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" --ignore tests/cluster
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not nightly" --ignore tests/cluster
 
 install-lowest: $(LOWEST)/.installed
 

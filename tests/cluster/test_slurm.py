@@ -239,7 +239,7 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, planted: str)
         assert done.returncode == 1 and not done.stdout and "remedy" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_on_a_real_ray(tmp_path: Path, ended: list[subprocess.Popen[str]], study_file: Path) -> None:
     study = yaml.safe_load(study_file.read_text())
     study["search"] |= {"trials": 2, "initial": 2, "surrogate": "random"}

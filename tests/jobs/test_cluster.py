@@ -107,6 +107,7 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
     assert listed.returncode == 0 and job["submission_id"] in text and "SUCCEEDED" in text
 
 
+@pytest.mark.nightly
 def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head, project: Path) -> None:
     few = ("search.trials=6", "search.initial=6", "search.surrogate=random", "trial.epochs=40")
     words = ("name=stopped", *few, "final.automatic=false")

@@ -61,6 +61,7 @@ def called(*words: str, code: int = 0) -> str:
     return output
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_on_another_machine_to_the_end(
     study_file: Path, start: Start, run: str, machine: Callable[[str], Path], tmp_path: Path

@@ -108,6 +108,7 @@ def test_sigterm_while_ray_starts_leaves_a_run_to_resume_and_no_folders(
     assert not list(scratch.glob("mr-*"))
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_of_either_stage_costs_a_retry_and_nothing_else(
     study_file: Path, start: Start
 ) -> None:

@@ -91,6 +91,7 @@ def title_of(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_nodes_die_under_the_search_and_under_the_final_job(
     study_file: Path, start: Start, make_nodes: Callable[..., Nodes]

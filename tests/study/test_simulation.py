@@ -73,6 +73,7 @@ def finish(process: subprocess.Popen[str], code: int) -> str:
     return output
 
 
+@pytest.mark.nightly
 def test_a_simulated_study_killed_in_its_second_cohort_and_resumed_with_more_trials(
     simulated: Path, start: Start
 ) -> None:

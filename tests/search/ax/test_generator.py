@@ -13,7 +13,7 @@ from milp_ray.search.ax.export import config_of, parameters_of
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, run, small_space
 
 
-@pytest.mark.parametrize("name", ["ax:fast", pytest.param("ax:quality", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ax:fast", pytest.param("ax:quality", marks=pytest.mark.nightly)])
 def test_proposes_members_that_are_new(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logei, "_load_attempted", True)  # its C++ extension takes long to build
     made = Engine(small_space(), LOSS_AND_ROUGE, initial=6, batch=2, surrogate=name, reference=REFERENCE)

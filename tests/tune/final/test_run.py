@@ -246,7 +246,7 @@ def undisturbed(
     return memory(whole, "u1")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.nightly)])
 def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
     undisturbed: dict[str, torch.Tensor], shallow_model: Path, tiny_user: UserSplit, tmp_path: Path, how: int
 ) -> None:
@@ -274,6 +274,7 @@ def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_costs_its_own_user_alone_a_try(
     cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
