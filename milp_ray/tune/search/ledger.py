@@ -54,12 +54,14 @@ class _Entry:
         attempts: how often it was handed out.
         last_words: of its worker, which was lost.
         setup_error: why its worker could not be set up; the worker ends next.
+        reason: why a group gave it up, whose ranks died too often.
     """
 
     state: TrialState = TrialState.WAITING
     attempts: int = 0
     last_words: str = ""
     setup_error: TrialReport | None = None
+    reason: str = ""
 
 
 class TrialLedger:
@@ -178,6 +180,7 @@ class TrialLedger:
             self._abandon(request)
             raise report.error
         if report.workers_died:
+            self._entries[request].reason = report.reason
             self._settle_loss(request, Loss(request, last_words=report.reason, past_retries=True))
             return
         self._fail_suspended(self._policy.got_on(request))
@@ -270,6 +273,8 @@ class TrialLedger:
                 self._fail(request, self._died_too_often(request), None)
 
     def _died_too_often(self, request: TrialRequest) -> str:
+        if reason := self._entries[request].reason:
+            return reason
         words = self._policy.last_words(request)
         why = f", the last one: {words}" if words else "; see tune.log"
         return f"the worker failed more often than ray.max_failures allows{why}"

@@ -92,31 +92,31 @@ def a_study(device: str = "auto", **settings: object) -> Study:
     return Study.model_validate(raw)
 
 
-def test_slots_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
+def test_trials_at_once_are_counted_and_what_no_node_can_run_or_see_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    from milp_ray.tune.cluster.resources import Slots, on_device, slots
+    from milp_ray.tune.cluster.resources import TrialResources, on_device, trial_resources
     from milp_ray.tune.cluster.shared import check_shared
 
     with ray_session(RaySettings()):
         cpus = int(ray.cluster_resources()["CPU"])
         with pytest.raises(ClusterError, match=r"ray\.cpus_per_worker"):
-            slots(a_study(cpus_per_worker=4096.0))
+            trial_resources(a_study(cpus_per_worker=4096.0))
         with pytest.raises(ClusterError, match=r"ray\.gpus_per_worker"):
-            slots(a_study(gpus_per_worker=1.0))
-        worker = slots(a_study(gpus_per_worker=0.0))
-        assert worker == Slots({"CPU": 1.0}, cpus)
-        assert slots(a_study(gpus_per_worker=0.0, max_concurrent=1)).count == 1
-        assert slots(a_study(gpus_per_worker=0.0, cpus_per_worker=0.5)).count == 2 * cpus
+            trial_resources(a_study(gpus_per_worker=1.0))
+        worker = trial_resources(a_study(gpus_per_worker=0.0))
+        assert worker == TrialResources({"CPU": 1.0}, cpus)
+        assert trial_resources(a_study(gpus_per_worker=0.0, max_concurrent=1)).concurrent == 1
+        assert trial_resources(a_study(gpus_per_worker=0.0, cpus_per_worker=0.5)).concurrent == 2 * cpus
         pair = {"gpus_per_worker": 0.0, "workers_per_trial": 2, "parallelism": "ddp"}
-        assert slots(a_study(**pair, cpus_per_worker=0.5)) == Slots({"CPU": 0.5}, cpus, 2)
+        assert trial_resources(a_study(**pair, cpus_per_worker=0.5)) == TrialResources({"CPU": 0.5}, cpus, 2)
         with pytest.raises(ClusterError, match=r"ray\.workers_per_trial") as refused:
-            slots(a_study(**(pair | {"workers_per_trial": 4096})))
+            trial_resources(a_study(**(pair | {"workers_per_trial": 4096})))
         assert f"the cluster holds {cpus}" in str(refused.value)
         assert on_device(a_study(), worker).model.device == "cpu"
-        assert on_device(a_study(), Slots({"CPU": 1.0, "GPU": 1.0}, 1)).model.device == "cuda"
+        assert on_device(a_study(), TrialResources({"CPU": 1.0, "GPU": 1.0}, 1)).model.device == "cuda"
         check_shared(Path("/no/such/folder"))  # one node: nothing to share
         # A node that was there a moment ago is lost when it is asked.
         nodes = [*ray.nodes(), {"NodeID": "ab" * 28, "Alive": True}]
