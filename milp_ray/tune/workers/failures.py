@@ -206,7 +206,7 @@ class FailurePolicy(Generic[T]):
         return Verdict(
             actions,
             is_charged=any(loss.task is not None and loss.error is None for loss in losses),
-            is_news=any(list(map(self._is_news, faults[-1:] or losses))),
+            is_news=bool(losses) and self._is_news((faults or losses)[-1]),
             ends=self._why_it_ends(),
         )
 
