@@ -253,6 +253,27 @@ def stop(
     return 0 if before or state == "STOPPED" else 1
 
 
+judge = typer.Typer(no_args_is_help=True, help="Judges of responses (docs/evaluation.md).")
+app.add_typer(judge, name="judge")
+
+
+@judge.callback()
+def _judge() -> None:
+    pass  # without it, a group of one command would take that command's name for an argument
+
+
+@judge.command()
+@_reported
+def agreement(
+    file: Annotated[Path, typer.Argument(help="CSV: columns human and judge, 1/0/-1.", show_default=False)],
+) -> None:
+    """Print how far a judge's verdicts are those of people: Pearson's r, and exact accuracy."""
+    from milp_ray.evaluation.agreement import agreement as compare
+    from milp_ray.evaluation.agreement import read_verdicts
+
+    out.print(str(compare(*read_verdicts(file))), soft_wrap=True)
+
+
 def main() -> None:
     """The console script."""
     try:

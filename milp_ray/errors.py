@@ -131,6 +131,10 @@ class InstallError(ProblemsError):
     """The packages beside this one are not those that it asks for."""
 
 
+class JudgeError(ProblemsError):
+    """A judge of responses cannot be asked, or labels that people gave cannot be read."""
+
+
 class LeakError(MilpRayError):
     """A held-out response would be seen in training. Nothing mends it: the split is wrong."""
 
