@@ -109,6 +109,7 @@ def resident(study: Study, folder: Path) -> list[Ended]:
     from milp_ray.model.pretrained import load_architecture
     from milp_ray.search import Engine, Objective
     from milp_ray.trial.records import TrialCost, TrialRequest
+    from milp_ray.trial.unit import SearchUnit
     from milp_ray.tune.search.run import run_search
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
@@ -143,7 +144,7 @@ def resident(study: Study, folder: Path) -> list[Ended]:
         trials=study.search.trials,
         log=events / f"{ALIAS}.jsonl",
     )
-    spec = TrialSpec(study, {ALIAS: ray.put(user())}, folder)
+    spec = TrialSpec(study, {ALIAS: ray.put(SearchUnit.of_user(user()))}, folder)
     run_search(spec, {ALIAS: engine}, folder / "tune", lambda: False, (Noting(),))
     return ends
 

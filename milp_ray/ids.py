@@ -19,6 +19,8 @@ from milp_ray.errors import StorageError
 ALIAS_PATTERN = re.compile(r"u-[a-z2-7]{13}")
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 KEY_BYTES = 32
+POPULATION = "population"
+"""Stands where an alias does, for all users of a run together; it has no alias's shape."""
 
 
 def new_key() -> bytes:

@@ -9,7 +9,8 @@
       events/<alias>.jsonl   the event log of a user's search: the truth that a resume replays
       adapters/<alias>/t0007/   adapters of trials on the front, PEFT layout
       checkpoints/<alias>/   states of a user's final training, until it is over
-      memories/<alias>/  the final adapter of a user (PEFT layout)
+      memories/<alias>/  the final adapter of a user (PEFT layout); memories/population/ is the one
+                         that all others start from, where users are divided by user
       scores/<alias>.json    test scores of the three models
       experiments/<alias>.json   the saved Ax experiment
       tables/ plots/     for people: parquet, CSV, PNG

@@ -29,6 +29,7 @@ from milp_ray.config.search import (
     MemorySettings,
     SaasSettings,
     SearchSettings,
+    Unit,
 )
 from milp_ray.config.settings import Settings
 from milp_ray.config.training import FinalSettings, OptimizerSettings, TrialSettings
@@ -105,6 +106,27 @@ class Study(Settings):
             raise ValueError(
                 "model.device is cuda, but ray.gpus_per_worker is 0: give workers a GPU (1, or auto), or set "
                 "model.device to auto or cpu"
+            )
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """Whose placement is searched: ``search.unit``, or what the split's regime asks for."""
+        if self.search.unit != "auto":
+            return self.search.unit
+        return "population" if self.data.split.regime == "by_user" else "user"
+
+    @model_validator(mode="after")
+    def _unit_fits(self) -> Self:
+        if self.data.split.regime == "by_user" and self.unit == "user":
+            raise ValueError(
+                "search.unit is user, but with data.split.regime by_user no user has both samples to choose "
+                "a placement on and samples to test it on: set search.unit to population or auto"
+            )
+        if self.unit == "population" and self.search.transfer != "none":
+            raise ValueError(
+                f"search.transfer is {self.search.transfer!r}, but the search of a population is the only "
+                "one of its run and has no other to learn from: set search.transfer to none"
             )
         return self
 

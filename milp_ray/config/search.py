@@ -61,8 +61,11 @@ class SaasSettings(Settings):
     thinning: Positive | None = Field(None, description="every n-th posterior sample is kept")
 
 
+Unit = Literal["user", "population"]
+
+
 class SearchSettings(Settings):
-    """The multi-objective Bayesian optimisation of one user's placement (paper, section 2.2.2)."""
+    """The multi-objective Bayesian optimisation of a placement (paper, section 2.2.2)."""
 
     trials: Positive = Field(200, description="measured configurations per user, the initial ones included")
     initial: Positive = Field(
@@ -80,6 +83,14 @@ class SearchSettings(Settings):
     saas: SaasSettings = SaasSettings()
     outcome: Literal["standardize", "copula"] = Field(
         "standardize", description="how values are scaled for the model; copula: AutoPEFT's normal scores"
+    )
+    unit: Unit | Literal["auto"] = Field(
+        "auto",
+        description="whose placement is searched: each user's, or one for the population; auto: the "
+        "population's where users are divided (data.split.regime by_user), else each user's",
+    )
+    users_per_trial: Positive = Field(
+        8, description="of a population: users that each trial injects for; it measures their mean"
     )
     cohort: Positive | None = Field(
         None, description="users per Ray Tune run; null: as many as make 5,000 trials"

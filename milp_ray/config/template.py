@@ -38,7 +38,8 @@ data:
   max_history: null     # all; a number keeps a user's newest texts
   max_samples: null     # all; a number keeps a user's newest samples
   split:
-    regime: per_user    # each user's samples in time order: later ones never teach earlier ones
+    regime: per_user    # each user's samples in time order: later ones never teach earlier ones; by_user
+                        # divides the users, for data with one or two samples a user (docs/data.md)
     train: 0.7          # paper, section 3.4
     validation: 0.1
     test: 0.2
@@ -81,7 +82,7 @@ trial:
   max_new_tokens: 64              # longest response generated for ROUGE-L and chrF
   eval_batch_size: 16             # validation samples measured at once
   slice_seconds: 2.0              # how often a running trial looks whether it should stop
-  save_adapters: true             # those of the trials on a user's front; the final job trains its own
+  save_adapters: true             # those of trials on a user's front; a population's trials keep none
 
 search:
   trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
@@ -95,6 +96,8 @@ search:
     warmup: null                  # as the preset
     samples: null
     thinning: null
+  unit: auto                      # user: a placement each; population: one for everybody, as by_user needs
+  users_per_trial: 8              # of a population: users that a trial injects for; it measures their mean
   cohort: null                    # users per Ray Tune run; as many as make 5,000 trials
   transfer: none                  # seeds: later users try what was good for finished ones; prior: or alike
   transfer_users: 8               # the first users, who run cold for the others to learn from

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from milp_ray.config.models import DataSettings
@@ -36,6 +36,7 @@ __all__ = [
     "SplitResult",
     "check_no_leak",
     "check_population",
+    "drawn_order",
     "split_population",
     "split_user",
     "split_users",
@@ -122,7 +123,11 @@ def split_usable(users: Sequence[UserRecord], key: bytes, settings: DataSettings
 
 
 def split_population(
-    users: Sequence[UserRecord], key: bytes, settings: DataSettings, seed: int
+    users: Sequence[UserRecord],
+    key: bytes,
+    settings: DataSettings,
+    seed: int,
+    parts: Mapping[str, str] | None = None,
 ) -> PopulationSplit:
     """Divide users by ``settings.split`` (by-user regime).
 
@@ -131,31 +136,47 @@ def split_population(
     with history before it; a held-out user's samples before that are dropped. A train user's cuts
     are the end of the history: nothing of it is measured.
 
+    Args:
+        users: as read.
+        key: of the aliases.
+        settings: whose ``split`` says how large each part is.
+        seed: of the study.
+        parts: alias -> train, validation or test, of users that were divided before: they stay
+            where they were, and nobody else is used. None: they are divided now.
+
     Raises:
-        DataError: as split_users, or fewer than 3 users can be used.
+        DataError: as split_users, or fewer than 3 users can be used, or none of one part.
     """
     skipped: Counter[str] = Counter()
     usable: list[tuple[UserRecord, str]] = []
     for record, alias in _selected(users, key, settings):
         if len(usable) == settings.users:
             break
+        if parts is not None and alias not in parts:
+            continue
         if any(sample.n_hist for sample in _newest_samples(record, settings)):
             usable.append((record, alias))
         else:
             skipped[NO_HISTORY] += 1
     if len(usable) < 3:
         raise _too_few(settings, f"{len(usable)} users can be used", "at least 3, one in each part", skipped)
-    n_train, n_validation, _ = timeline.shares(len(usable), settings.split)
-    salt = hashlib.sha256(str(seed).encode()).digest()
-    ranked = sorted(
-        usable, key=lambda user: hashlib.blake2b(user[1].encode(), key=salt, digest_size=16).digest()
-    )
     usable.sort(key=lambda user: user[1])
+    if parts is not None:
+        return _population(usable, parts, settings, skipped)
+    n_train, n_validation, _ = timeline.shares(len(usable), settings.split)
     part_of = {
         alias: "train" if i < n_train else "validation" if i < n_train + n_validation else "test"
-        for i, (_, alias) in enumerate(ranked)
+        for i, alias in enumerate(drawn_order([alias for _, alias in usable], seed))
     }
     return _population(usable, part_of, settings, skipped)
+
+
+def drawn_order(aliases: Iterable[str], seed: int) -> list[str]:
+    """Users in an order that their aliases and ``seed`` alone decide: of two, always the same."""
+    salt = hashlib.sha256(str(seed).encode()).digest()
+    return sorted(
+        aliases, key=lambda alias: hashlib.blake2b(alias.encode(), key=salt, digest_size=16).digest()
+    )
 
 
 def check_population(population: PopulationSplit, rules: int = NEWEST) -> None:

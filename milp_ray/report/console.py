@@ -16,6 +16,7 @@ from rich.text import Text
 from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
+from milp_ray.ids import POPULATION
 from milp_ray.memory.adapter_notes import NOTE, check_note, noted_placement
 from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
@@ -25,7 +26,12 @@ from milp_ray.study.tables import MODELS, read_table
 if TYPE_CHECKING:
     from milp_ray.study.run import Outcome
 
-_MODEL_NAMES = {"base": "no memory", "own": "own memory", "other": "another user's"}
+_MODEL_NAMES = {
+    "base": "no memory",
+    "shared": "shared adapter",
+    "own": "own memory",
+    "other": "another user's",
+}
 _FEW_TRIALS = 4  # fewer are not called constant
 _MOST_USERS = 50  # in the closing tables; means are those of all
 _PERCENT = tuple(name for name in SCORES if name != "loss")
@@ -90,7 +96,9 @@ def _warnings(folder: RunFolder) -> list[str]:
         for _, row in rows.iterrows()
     )
     if worse:
-        lines.append(f"no better than no memory on validation samples: {worse} of {len(rows)} users")
+        lines.append(
+            f"no better than no memory on validation samples: {_of_searched(folder, worse, len(rows))}"
+        )
     return lines
 
 
@@ -102,13 +110,18 @@ def _constant(folder: RunFolder, trials: pd.DataFrame) -> list[str]:
     for name in _measured(folder):
         same = int(((values[name]["nunique"] == 1) & (values[name]["count"] >= _FEW_TRIALS)).sum())
         if same:
-            found[name] = f"{name} is the same in every trial of {same} of {len(values)} users"
+            found[name] = f"{name} is the same in every trial of {_of_searched(folder, same, len(values))}"
     if not found:
         return []
     return [
         *found.values(),
         f"what is constant decides nothing: {instead_of(list(found), folder.study.objectives)}",
     ]
+
+
+def _of_searched(folder: RunFolder, count: int, searches: int) -> str:
+    """How many of those that were searched."""
+    return f"the {POPULATION}" if folder.study.unit == "population" else f"{count} of {searches} users"
 
 
 def fronts_view(folder: RunFolder) -> RenderableType:
@@ -120,17 +133,26 @@ def fronts_view(folder: RunFolder) -> RenderableType:
 
 
 def user_view(folder: RunFolder, user: str) -> RenderableType:
-    """One user: front, all trials, test scores.
+    """One user: front, all trials, test scores; or the population that was searched for all.
+
+    Of a user for whom the population was searched, only the test scores are the user's own.
 
     Raises:
         RunFolderError: the run has no such user, or its memory is another user's.
     """
     trials, chosen = _tables(folder)
     alias = folder.alias(user)
+    scores = read_table(folder.layout.table("scores")) if _has(folder, "scores") else None
+    own = scores[scores.user == alias] if scores is not None else None
+    if trials[trials.user == alias].empty:
+        if own is None or own.empty:
+            known = ", ".join(
+                pd.concat([trials.user, *([scores.user] if scores is not None else [])]).unique()[:5]
+            )
+            raise folder.no_such_user(f"a raw user id, or an alias such as {known}")
+        searched = Text(f"the placement was searched for the {POPULATION}: milp-ray show RUN {POPULATION}")
+        return Group(searched, *_earlier_choice(folder, alias, POPULATION, chosen), Text(), _scores(own))
     rows = trials[trials.user == alias]
-    if rows.empty:
-        known = ", ".join(trials.user.unique()[:5])
-        raise folder.no_such_user(f"a raw user id, or an alias such as {known}")
     table = _table(f"trials of {alias}")
     shown = ["trial", "state", *_measured(folder), "trainable_params", "placement", "reason"]
     for name in shown:
@@ -138,19 +160,20 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     for _, row in rows.iterrows():
         table.add_row(*("" if row[name] == -1 else _cell(name, row[name]) for name in shown))
     parts: list[RenderableType] = [_front(rows, chosen, alias, folder), Text(), table]
-    parts += _earlier_choice(folder, alias, chosen)
-    if _has(folder, "scores"):
-        scores = read_table(folder.layout.table("scores"))
-        parts += [Text(), _scores(scores[scores.user == alias])]
+    parts += _earlier_choice(folder, alias, alias, chosen)
+    if own is not None and (alias != POPULATION or len(own)):
+        parts += [Text(), _scores(own)]
     return Group(*parts)
 
 
-def _earlier_choice(folder: RunFolder, alias: str, chosen: pd.DataFrame) -> list[RenderableType]:
+def _earlier_choice(
+    folder: RunFolder, alias: str, searched: str, chosen: pd.DataFrame
+) -> list[RenderableType]:
     """A note where the memory is not of the chosen placement, as after more trials."""
     memory = folder.layout.memory(alias)
     pull(memory, NOTE)
     check_note(memory, user=alias)
-    now = set(chosen[chosen.user == alias].placement)
+    now = set(chosen[chosen.user == searched].placement)
     if noted_placement(memory) in (None, *now):
         return []
     return [

@@ -34,8 +34,10 @@ from milp_ray.study.location import refuse_existing, run_location
 from milp_ray.study.preflight import attempt, combined, preflight
 from milp_ray.study.prompt_frame import prompt_notes
 from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.units import units_of
 from milp_ray.study.users import Users, load_users
 from milp_ray.trial.estimate import estimate, trainable_range
+from milp_ray.trial.unit import SearchUnit
 
 
 def check_study(study: Study) -> RenderableType:
@@ -94,24 +96,21 @@ def _storage(study: Study) -> RunFolder | None:
 def _progress(run: RunFolder, users: Users) -> str:
     """How far a run is, as its files say; a driver may be at work on it."""
     pull(run.root / EVENTS, "*.jsonl")
-    ended = sum(ended_trials(run.layout.events(alias)) for alias in users.splits)
-    text = f"{ended} of {run.study.search.trials * len(users.splits)} trials ended"
+    units = units_of(run.study, users)
+    ended = sum(ended_trials(run.layout.events(alias)) for alias in units.present)
+    text = f"{ended} of {run.study.search.trials * len(units.present)} trials ended"
     if run.study.simulation is not None:
         return text
     with reading(run.root):
         scores = names_in(run.root / SCORES)
-    tested = sum(run.layout.scores(alias).name in scores for alias in users.splits)
-    return f"{text}, {tested} of {len(users.splits)} users tested"
+    tested = sum(run.layout.scores(alias).name in scores for alias in units.owners)
+    return f"{text}, {tested} of {len(units.owners)} users tested"
 
 
 def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) -> RenderableType:
     arch, space, users = inputs.architecture, inputs.space, list(inputs.users.splits.values())
     fewest, most = trainable_range(arch, space)
-    batch = study.optimizer.batch_size
-    steps = [math.ceil(len(user.search_history) / batch) * study.trial.epochs for user in users]
-    if "instruct" in study.trial.stages:
-        extra = [math.ceil(len(user.train) / batch) * study.trial.instruct_epochs for user in users]
-        steps = [a + b for a, b in zip(steps, extra, strict=True)]
+    units = units_of(study, inputs.users)
     memory = estimate(arch, load_config(study.model), study)
     rows = [
         ("model", f"{arch.model_type}, {arch.num_layers} layers, LoRA width at most {arch.width}"),
@@ -121,15 +120,16 @@ def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) 
         ),
         *(("dropped", f"{n} {what}") for what, n in inputs.users.dropped.items()),
         *(("note", note) for note in inputs.users.notes),
+        *units.described(),
         ("samples", _span((len(u.train) + len(u.validation) + len(u.test) for u in users), "a user")),
         ("history", _span((len(u.search_history) for u in users), "texts a user for the search")),
         *(("prompts", note) for note in prompt_notes(study)),
         (
             "trials",
-            f"{study.search.trials} a user, {study.search.initial} of them initial; "
-            f"{study.search.trials * len(users)} in all",
+            f"{study.search.trials} a {units.noun}, {study.search.initial} of them initial; "
+            f"{study.search.trials * len(units.present)} in all",
         ),
-        ("steps", _span(steps, "a trial")),
+        ("steps", _span((_steps(units.unit(alias), study) for alias in units.present), "a trial")),
         ("search space", f"{study.memory.factors}: at most {space.size():.3g} configurations"),
         ("trainable parameters", f"{fewest:,} to {most:,}"),
         ("memory, estimated", f"{memory.total / 2**30:.2f} GiB a worker at the largest placement"),
@@ -142,6 +142,16 @@ def _description(study: Study, inputs: Inputs, first_steps: str, progress: str) 
     for row in rows:
         table.add_row(*row)
     return Group(table, Text("the study is fine"))
+
+
+def _steps(unit: SearchUnit, study: Study) -> int:
+    """Optimizer steps of a trial, over all its users and both stages."""
+    batch, trial = study.optimizer.batch_size, study.trial
+    steps = sum(math.ceil(len(user.search_history) / batch) * trial.epochs for user in unit.users)
+    if "instruct" in trial.stages:
+        taught = [*unit.users, *([unit.shared] if unit.shared is not None else [])]
+        steps += sum(math.ceil(len(user.train) / batch) * trial.instruct_epochs for user in taught)
+    return steps
 
 
 def _without_gpu(study: Study) -> list[str]:

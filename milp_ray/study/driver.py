@@ -138,9 +138,9 @@ def _final(folder: RunFolder, console: Console) -> Outcome:
         missing = sum(not summary.over for _, summary in run.population.summaries())
         if missing == len(run.population.aliases):
             raise RunFolderError(
-                "no user's search is over",
+                f"no {run.units.noun}'s search is over",
                 where=folder.location,
-                expected="at least one user whose trials are all done",
+                expected=f"at least one {run.units.noun} whose trials are all done",
                 remedy=f"finish the search with: milp-ray resume {folder.location}",
             )
         if missing:

@@ -1,8 +1,9 @@
-"""All users of a run: a few numbers of each, and their engines when somebody needs them.
+"""All searches of a run: a few numbers of each, and their engines when somebody needs them.
 
-An engine holds a user's whole search, so only those of the cohort at work are kept. Any other is
-rebuilt from its event log, which is the truth, and dropped again. How a cohort is worked on is
-:mod:`milp_ray.study.run`.
+Each user is searched, or the population is, once (:mod:`milp_ray.study.units`). What is said of a
+user here holds for the population as well. An engine holds a user's whole search, so only those of
+the cohort at work are kept. Any other is rebuilt from its event log, which is the truth, and
+dropped again. How a cohort is worked on is :mod:`milp_ray.study.run`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from milp_ray.memory.placement import Placement
 from milp_ray.search import Engine, Observation
 from milp_ray.search.core.events import log_is_lost
 from milp_ray.study.inputs import Inputs, engine_for, objectives_of
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.selection import select
+from milp_ray.study.units import units_of
 
 _COHORT_TRIALS = 5000  # Tune's own state grows with a run's trials, and is measured to be fine up to these
 
@@ -43,14 +46,15 @@ class Summary:
 
 
 class Population:
-    """The users of a run.
+    """The searches of a run, and the users whose memories follow from them.
 
     Args:
         folder: of the run; its lock is held by whoever opens engines.
         inputs: of the same study.
 
     Attributes:
-        aliases: all users, in the run's order: that of their aliases.
+        units: whom the run searches, and for whom.
+        aliases: all that is searched, in the run's order: that of the aliases.
         cold: the first of them, where users learn from each other: those that the others learn
             from.
         objectives: of the study.
@@ -62,9 +66,10 @@ class Population:
         self._open: dict[str, Engine] = {}
         self._summaries: dict[str, Summary] = {}
         self._sizes: dict[str, int] = {}  # of event logs, in bytes, as far as they were seen
-        self.aliases = tuple(inputs.users.splits)
+        self.units = units_of(folder.study, inputs.users)
+        self.aliases = self.units.present
         search = folder.study.search
-        self._everyone = inputs.users.begun  # with those that are gone, so that the groups stay as they were
+        self._everyone = self.units.begun  # with those that are gone, so that the groups stay as they were
         self._cold = search.transfer_users if search.transfer != "none" else 0
         self.cold = self._present(self._everyone[: self._cold])
         self.objectives = objectives_of(folder.study, inputs.architecture)
@@ -141,8 +146,15 @@ class Population:
         """The chosen observation of every user that has a front."""
         return {alias: summary.chosen for alias, summary in self.summaries() if summary.chosen is not None}
 
+    def placements(self) -> dict[str, Placement]:
+        """The placement of each user's memory, where the search that chose it is over."""
+        chosen = {alias: seen for alias, seen in self.chosen().items() if self.summary(alias).over}
+        owners = ((owner, self.units.of(owner)) for owner in self.units.owners)
+        return {owner: chosen[unit].placement for owner, unit in owners if unit in chosen}
+
     def _present(self, aliases: Sequence[str]) -> tuple[str, ...]:
-        return tuple(alias for alias in aliases if alias in self._inputs.users.splits)
+        there = set(self.aliases)
+        return tuple(alias for alias in aliases if alias in there)
 
     def _summary_of(self, engine: Engine) -> Summary:
         counts, study = engine.counts, self._folder.study

@@ -34,6 +34,7 @@ from milp_ray.errors import (
 )
 from milp_ray.installed import check_versions
 from milp_ray.memory.architectures import Architecture
+from milp_ray.study.units import units_of
 from milp_ray.study.users import Users
 
 T = TypeVar("T")
@@ -114,7 +115,8 @@ def _first_steps(study: Study, users: Users) -> str:
     if reason := too_large(study, base_parameters(load_config(study.model))):
         return f"not tried: {reason}"
     began = time.monotonic()
-    work = Rehearsal(study, next(iter(users.splits.values()))).to_json().encode()
+    units = units_of(study, users)
+    work = Rehearsal(study, units.unit(units.present[0]).example()).to_json().encode()
     try:
         # The driver's own modules, and nothing of the working folder (-P).
         path = f"import sys; sys.path.append({str(Path(milp_ray.__file__).parents[1])!r}); "
@@ -176,7 +178,7 @@ def _render_prompts(study: Study, users: Users, tokenizer: Any) -> None:
     """A sample of every user can be put into the study's prompts."""
     prompts = Prompts(study.prompts)
     for user in users.splits.values():
-        prompts.encode_sample(tokenizer, user.validation[0])
+        prompts.encode_sample(tokenizer, (*user.validation, *user.test, *user.train)[0])
 
 
 def attempt(step: Callable[[], T], found: list[MilpRayError]) -> T | None:

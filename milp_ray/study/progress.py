@@ -57,12 +57,19 @@ class StudyProgress:
         aliases: the users.
         trials: budget per user.
         objectives: of the study.
+        unit: what is searched: user or population.
     """
 
     def __init__(
-        self, console: Console, aliases: list[str], trials: int, objectives: Sequence[Objective]
+        self,
+        console: Console,
+        aliases: list[str],
+        trials: int,
+        objectives: Sequence[Objective],
+        unit: str = "user",
     ) -> None:
         self._console = console
+        self._unit = unit
         self._objectives = {objective.name: objective for objective in objectives}
         self._users = {alias: UserProgress(trials) for alias in aliases}
         self._engines: Mapping[str, Engine] = {}
@@ -266,7 +273,7 @@ class StudyProgress:
         best = "  ".join(f"{name} {_shown(value)}" for name, value in self._totals.best.items())
         parts = [
             f"search: trials {done + failed}/{total} ({failed} failed)",
-            f"users done {users}/{len(self._users)}",
+            f"{self._unit}s done {users}/{len(self._users)}",
             f"best {best}" if best else "",
             self._eta(),
         ]
@@ -278,14 +285,14 @@ class StudyProgress:
             total = self._totals.trials
             if "search" not in self._tasks:
                 self._tasks["search"] = self._bar.add_task("trials", total=total, note="")
-            note = f"{failed} failed  users {users}/{len(self._users)}  {self._eta()}"
+            note = f"{failed} failed  {self._unit}s {users}/{len(self._users)}  {self._eta()}"
             self._bar.update(self._tasks["search"], completed=done + failed, total=total, note=note)
             return Group(self._table(), self._bar)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for column in ("user", "trials", "running"):
-            table.add_column(column, justify="left" if column == "user" else "right", no_wrap=True)
+        for column in (self._unit, "trials", "running"):
+            table.add_column(column, justify="left" if column == self._unit else "right", no_wrap=True)
         for name, objective in self._objectives.items():
             best = "lowest" if objective.direction == "min" else "highest"
             table.add_column(f"{best} {name}", justify="right")

@@ -16,7 +16,7 @@ from milp_ray.ids import alias_of, is_alias
 
 # Where the data and a key of one's own lie; who may read the folder.
 _MAY_DIFFER = ("data.path", "data.alias_key", "storage.readable_by")
-_TRIALS = "search.trials"
+_TRIALS, _UNIT = "search.trials", "search.unit"
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
 
@@ -53,6 +53,7 @@ def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem
     before, now = (dict(_leaves(one.model_dump(mode="json"))) for one in (mine, theirs))
     fewer_users = _fewer(mine.data.users, theirs.data.users, whole)
     now["data.users"] = before["data.users"] if fewer_users else now["data.users"]
+    before[_UNIT], now[_UNIT] = mine.unit, theirs.unit  # auto means one of the others
     fewer = fewer_trials(mine, theirs)
     now[_TRIALS] = before[_TRIALS]
     return fewer + [

@@ -57,7 +57,7 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
     write_table(table[table.on_front], folder.layout.table("fronts"))
     chosen = chosen_table(population.chosen(), folder.study.choose.policy, architecture)
     write_table(chosen, folder.layout.table("chosen"))
-    scores = scores_table({alias: folder.layout.scores(alias) for alias in population.aliases})
+    scores = scores_table({alias: folder.layout.scores(alias) for alias in population.units.owners})
     write_table(scores, folder.layout.table("scores"))
     write_table(volumes.table(), folder.layout.table("hypervolume"))
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from milp_ray.errors import ClusterError, MilpRayError
+from milp_ray.ids import POPULATION
 from milp_ray.memory.adapter_notes import check_note
 from milp_ray.storage import check_intact, location_of, write_json
 from milp_ray.study.inputs import Inputs, objectives_of, settings_of
@@ -36,7 +37,6 @@ from milp_ray.tune.search.prometheus import PrometheusExporter
 
 if TYPE_CHECKING:
     from milp_ray.memory.placement import Placement
-    from milp_ray.tune.cluster.shared import SharedUsers
     from milp_ray.tune.proposals.threads import Proposer
     from milp_ray.tune.search.simulated import SimulatedSpec
     from milp_ray.tune.workers.trial_spec import TrialSpec
@@ -97,10 +97,13 @@ class Run:
         self._search_wanted = search
         self._final_wanted = final and folder.study.simulation is None
         self.population = Population(folder, inputs)
-        self.outcome = Outcome(folder, len(inputs.users.splits), skipped=inputs.users.skipped)
+        self.units = self.population.units
+        self.outcome = Outcome(folder, len(self.units.owners), skipped=inputs.users.skipped)
         aliases, objectives = list(self.population.aliases), self.population.objectives
         self._overhead = SearchOverhead()
-        self.progress = StudyProgress(console, aliases, self.study.search.trials, objectives)
+        self.progress = StudyProgress(
+            console, aliases, self.study.search.trials, objectives, unit=self.units.noun
+        )
         for note in inputs.users.notes:
             self.progress.notify(f"note: {note}")
         for alias, summary in self.population.summaries():
@@ -131,10 +134,10 @@ class Run:
         self.outcome.trials_failed = sum(summary.failed for _, summary in self.population.summaries())
         if self._final_wanted:
             self.outcome.trained = True
-            aliases = self.population.aliases
-            self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in aliases)
+            owners = self.units.owners
+            self.outcome.users_without_memory = sum(not self._has_memory(alias) for alias in owners)
             self.outcome.users_untested = sum(
-                self._has_memory(alias) and not self.folder.layout.scores(alias).exists() for alias in aliases
+                self._has_memory(alias) and not self.folder.layout.scores(alias).exists() for alias in owners
             )
         return self.outcome
 
@@ -143,7 +146,7 @@ class Run:
         from milp_ray.tune.cluster.shared import check_shared
 
         check_shared(self.folder.root)
-        describe_job({"study": self.study.name, "users": str(len(self.population.aliases))})
+        describe_job({"study": self.study.name, "users": str(len(self.inputs.users.splits))})
         exporter = PrometheusExporter(self.study.name, self.progress.counts, self._overhead)
         with contextlib.closing(exporter):
             if self._search_wanted:
@@ -153,6 +156,7 @@ class Run:
 
     def _search_all(self, stop_requested: StopRequest, exporter: PrometheusExporter) -> None:
         if not self._searched():
+            self.units.check_searchable()
             self._search(stop_requested, exporter)
         if not stop_requested() and not all(summary.over for _, summary in self.population.summaries()):
             raise ClusterError(
@@ -217,18 +221,17 @@ class Run:
 
     def _spec(self, aliases: Sequence[str]) -> TrialSpec | SimulatedSpec:
         """What these users' trials share, with their texts in the object store for its life."""
+        from milp_ray.tune.cluster.shared import share
         from milp_ray.tune.search.simulated import SimulatedSpec
         from milp_ray.tune.workers.trial_spec import TrialSpec
 
         if self.study.simulation is not None:
-            numbers = {alias: self.inputs.users.number(alias) for alias in aliases}
-            return SimulatedSpec(self.study, self.inputs.architecture, numbers)
-        return TrialSpec(self.study, self._share(aliases), self.folder.root, self._session)
-
-    def _share(self, aliases: Sequence[str]) -> SharedUsers:
-        from milp_ray.tune.cluster.shared import share_users
-
-        return share_users({alias: self.inputs.users.splits[alias] for alias in aliases})
+            number = self.inputs.users.number
+            numbers = {alias: number(alias) for alias in aliases}
+            members = {alias: [number(user) for user in self.units.members(alias)] for alias in aliases}
+            return SimulatedSpec(self.study, self.inputs.architecture, numbers, members)
+        units = share({alias: self.units.unit(alias) for alias in aliases})
+        return TrialSpec(self.study, units, self.folder.root, self._session)
 
     @contextlib.contextmanager
     def _proposer(self) -> Iterator[Proposer | None]:
@@ -254,15 +257,19 @@ class Run:
             proposer.close()
 
     def _final(self, stop_requested: StopRequest) -> None:
+        from milp_ray.tune.cluster.shared import share
         from milp_ray.tune.final.coordinator import FinalSpec, TaskResult
         from milp_ray.tune.final.run import run_final
 
         began = time.monotonic()
         check_intact(self.folder.root)
-        placements = self._placements()
+        placements = self.population.placements()
         self._drop_outdated(placements)
-        todo = [alias for alias in placements if not self._tested(alias)]
-        spec = FinalSpec(self.study, self._share(todo), placements, self.folder.root, self._session)
+        users = {alias: self.inputs.users.splits[alias] for alias in placements if not self._tested(alias)}
+        shared = self._shared(placements)
+        if self.units.shared is not None:
+            users[POPULATION] = self.units.shared
+        spec = FinalSpec(self.study, share(users), placements, self.folder.root, self._session, shared)
         done = {
             "train": sum(self._has_memory(alias) for alias in placements),
             "test": sum(self.folder.layout.scores(alias).exists() for alias in placements),
@@ -276,6 +283,9 @@ class Run:
             if event.reason:
                 self.progress.notify(f"{event.alias} final {event.step} failed: {event.reason}")
                 return
+            if event.step == "share":
+                self.progress.notify("final: the adapter that all memories start from is trained")
+                return
             done[event.step] += 1
             self.progress.final_step(event.step, done[event.step], len(placements))
 
@@ -283,22 +293,21 @@ class Run:
         spec.pull()
         self.outcome.seconds["final"] = time.monotonic() - began
 
+    def _shared(self, placements: Mapping[str, Placement]) -> Placement | None:
+        """The placement of the adapter that all memories start from, where there is one."""
+        return next(iter(placements.values()), None) if self.units.shared is not None else None
+
     def _drop_outdated(self, placements: Mapping[str, Placement]) -> None:
         """Delete memories and scores of an earlier choice, as a run with more trials may hold."""
+        if (shared := self._shared(placements)) is not None:
+            placements = {**placements, POPULATION: shared}
         found = outdated(self.folder, self.inputs.architecture, placements)
         if found.memories:
-            count = len(found.memories)
+            count = len(found.memories - {POPULATION})
             self.progress.notify(
                 f"{count} users have another choice than before; their memories are made again"
             )
         found.remove(self.folder)
-
-    def _placements(self) -> dict[str, Placement]:
-        """The chosen placements of the users whose search is over."""
-        chosen = self.population.chosen()
-        return {
-            alias: seen.placement for alias, seen in chosen.items() if self.population.summary(alias).over
-        }
 
     def _searched(self) -> bool:
         return all(self.population.finished(alias) for alias in self.population.aliases)
@@ -309,7 +318,7 @@ class Run:
             return False
         if not self._final_wanted:
             return True
-        placements = self._placements()
+        placements = self.population.placements()
         return all(self.folder.layout.scores(alias).exists() for alias in placements) and not (
             outdated(self.folder, self.inputs.architecture, placements).scores
         )
@@ -323,7 +332,7 @@ class Run:
             RunFolderError: one is not.
         """
         if self._final_wanted:
-            for alias in self.population.aliases:
+            for alias in (*self.units.owners, *([POPULATION] if self.units.shared is not None else [])):
                 check_note(self.folder.layout.memory(alias), user=alias)
 
     def _tested(self, alias: str) -> bool:

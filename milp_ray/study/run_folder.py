@@ -19,7 +19,7 @@ from milp_ray.config.loading import dump_study, load_study
 from milp_ray.config.models import Study
 from milp_ray.data.digests import Fingerprint
 from milp_ray.errors import Problem, RunFolderError, StudyError
-from milp_ray.ids import KEY_BYTES, alias_of, is_alias, new_key
+from milp_ray.ids import KEY_BYTES, POPULATION, alias_of, is_alias, new_key
 from milp_ray.layout import (
     FIRST,
     KEY,
@@ -248,7 +248,9 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def alias(self, user: str) -> str:
-        """The alias of a user given by raw id or by alias."""
+        """The alias of a user given by raw id or by alias; the population by its name."""
+        if user == POPULATION and self.study.unit == "population":
+            return user
         return user if is_alias(user) else alias_of(user, self.key)
 
     def differences(self, study: Study) -> list[Problem]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from milp_ray.search.core.records import Cost
 
 _PART_ROWS = 10_000
-MODELS = ("base", "own", "other")
+MODELS = ("base", "shared", "own", "other")
 # Columns of what a trial took, with what stands there where it is not known.
 _COSTS = {one.name: "" if one.type == "str" else float("nan") for one in fields(TrialCost)}
 
@@ -69,7 +69,7 @@ def chosen_table(chosen: Mapping[str, Observation], policy: str, architecture: A
 
 
 def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
-    """One row a user and model (base, own, other): loss in nats per token, the rest in [0, 1]."""
+    """One row a user and model (``MODELS``): loss in nats per token, the rest in [0, 1]."""
     rows: list[dict[str, object]] = []
     for alias, path in files.items():
         if not path.exists():

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from milp_ray.config.models import DataSettings, Study
 from milp_ray.core_dumps import no_core_dumps
-from milp_ray.data.digests import Fingerprint, user_digest
+from milp_ray.data.digests import Fingerprint, parts_of, user_digest
 from milp_ray.data.readers import ReadResult, read_users
 from milp_ray.data.records import UserRecord, UserSplit
-from milp_ray.data.splits import SplitResult, split_usable, split_users
-from milp_ray.errors import DataError, Problem, StudyError
+from milp_ray.data.splits import PopulationSplit, SplitResult, split_population, split_usable, split_users
+from milp_ray.errors import DataError, Problem
 from milp_ray.ids import alias_of, is_alias, number_of
 
 _MOST_NAMED = 20
@@ -45,6 +45,11 @@ class Users:
     notes: tuple[str, ...] = ()
 
     @property
+    def parts(self) -> Mapping[str, str]:
+        """The part of each user that the run began with, where users are divided; else nothing."""
+        return parts_of(self.fingerprint)
+
+    @property
     def begun(self) -> tuple[str, ...]:
         """All users that the run began with, in its order, those included that are gone since."""
         return tuple(self.splits) if isinstance(self.fingerprint, str) else tuple(self.fingerprint)
@@ -63,24 +68,35 @@ def load_users(study: Study, key: bytes, before: Fingerprint | None = None) -> U
         before: fingerprint of the data that the run was begun with; None for a new run.
 
     Raises:
-        StudyError: the split regime cannot be searched.
         DataError: the data is not readable, is other data than before, or leaves no user.
     """
-    if study.data.split.regime == "by_user":
-        fact = "a search over users divided by user is not there yet"
-        expected = "per_user (each user's samples in time order)"
-        remedy = "the split itself is in milp_ray.data.splits.split_population"
-        raise StudyError("study", [Problem("data.split.regime", fact, expected, remedy)])
     no_core_dumps()
     read = read_users(study.data)
     if isinstance(before, str):
         return _of_format_1(read, key, study.data, before)
     if before is not None:
-        return _as_begun(read, key, study.data, before)
-    split = split_users(read.users, key, study.data)
+        return _as_begun(read, key, study, before)
     records = _by_alias(read.users, key)
-    digests = {user.alias: user_digest(records[user.alias], user.alias, key) for user in split.users}
+    if study.data.split.regime == "by_user":
+        population = split_population(read.users, key, study.data, study.seed)
+        parts = {
+            user.alias: part for part in ("train", "validation", "test") for user in getattr(population, part)
+        }
+        split = _together(population)
+    else:
+        parts, split = {}, split_users(read.users, key, study.data)
+    digests = {
+        user.alias: user_digest(records[user.alias], user.alias, key, parts.get(user.alias, ""))
+        for user in split.users
+    }
     return _users(split, read, digests)
+
+
+def _together(population: PopulationSplit) -> SplitResult:
+    """All users of a divided population, in the order of their aliases."""
+    everyone = (*population.train, *population.validation, *population.test)
+    users = tuple(sorted(everyone, key=lambda user: user.alias))
+    return SplitResult(users, population.skipped, population.dropped)
 
 
 def _of_format_1(read: ReadResult, key: bytes, settings: DataSettings, before: str) -> Users:
@@ -96,8 +112,9 @@ def _of_format_1(read: ReadResult, key: bytes, settings: DataSettings, before: s
     return _users(split, read, before, {user.alias: index for index, user in enumerate(users)})
 
 
-def _as_begun(read: ReadResult, key: bytes, settings: DataSettings, before: Mapping[str, str]) -> Users:
+def _as_begun(read: ReadResult, key: bytes, study: Study, before: Mapping[str, str]) -> Users:
     """The users that the run was begun with, as far as they are still there."""
+    settings, parts = study.data, parts_of(before)
     records = _by_alias(read.users, key)
     named = settings.users
     if isinstance(named, tuple):  # who is taken out of the study's list is left out as well
@@ -106,7 +123,10 @@ def _as_begun(read: ReadResult, key: bytes, settings: DataSettings, before: Mapp
     kept = {alias: records[alias] for alias in before if alias in records}
     _refuse_changed(kept, key, settings, before)
     everyone = settings.model_copy(update={"users": None})
-    split = split_usable(tuple(kept.values()), key, everyone)
+    if parts and kept:
+        split = _together(split_population(tuple(kept.values()), key, everyone, study.seed, parts))
+    else:
+        split = split_usable(tuple(kept.values()), key, everyone)
     if not split.users:
         fact = f"none of the {len(before)} users that the run was begun with is there any more"
         remedy = "restore the data, or start a new run under another study name"
@@ -118,9 +138,13 @@ def _as_begun(read: ReadResult, key: bytes, settings: DataSettings, before: Mapp
     ]
     skipped = Counter(split.skipped)
     if settings.users is None or (isinstance(settings.users, int) and len(before) < settings.users):
-        others = split_usable([records[a] for a in records if a not in before], key, everyone)
-        skipped += Counter(others.skipped)
-        notes.append(_new(len(others.users)))
+        others = [records[alias] for alias in records if alias not in before]
+        if parts:
+            notes.append(_outside(len(others)))
+        else:
+            usable = split_usable(others, key, everyone)
+            skipped += Counter(usable.skipped)
+            notes.append(_new(len(usable.users)))
     split = SplitResult(split.users, skipped, split.dropped)
     return _users(split, read, dict(before), notes=[note for note in notes if note])
 
@@ -128,7 +152,8 @@ def _as_begun(read: ReadResult, key: bytes, settings: DataSettings, before: Mapp
 def _refuse_changed(
     kept: Mapping[str, UserRecord], key: bytes, settings: DataSettings, before: Mapping[str, str]
 ) -> None:
-    changed = [a for a, record in kept.items() if user_digest(record, a, key) != before[a]]
+    parts = parts_of(before)
+    changed = [a for a, record in kept.items() if user_digest(record, a, key, parts.get(a, "")) != before[a]]
     if not changed:
         return
     expected = "the same texts: finished trials were measured on them"
@@ -156,6 +181,15 @@ def _new(count: int) -> str:
     if not count:
         return ""
     return f"{_count(count)} came into the data after the run began: not searched; a new run takes them in"
+
+
+def _outside(count: int) -> str:
+    """Of a divided population, where new users look like those who could not be used before."""
+    if not count:
+        return ""
+    return (
+        f"{_count(count)} of the data are not of the run: they came after it began, or could not be used then"
+    )
 
 
 def _count(users: int) -> str:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from milp_ray.config.models import Study
 from milp_ray.data.prompt_card import prompt_card
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import UserSplit
-from milp_ray.memory.adapters import lora_config, save_adapter
+from milp_ray.memory.adapters import Attached, lora_config, save_adapter
 from milp_ray.memory.export import portable_name
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
@@ -32,7 +33,7 @@ from milp_ray.training.checkpoint import Checkpoints
 from milp_ray.training.loop import IsolatedRNG, Progress
 from milp_ray.trial.measurement import Measurement, measure_user, response_scores
 from milp_ray.trial.records import TrialCost
-from milp_ray.trial.stages import Phase, StageClock, StagedTraining, training_stages
+from milp_ray.trial.stages import Phase, Stage, StageClock, StagedTraining, training_stages
 
 Result = TypeVar("Result")
 
@@ -81,11 +82,15 @@ class Trial:
         phase: see the module.
         seed: of the LoRA weights, the order of texts and dropout.
         checkpoints: where the training's state is written, and resumed from; None: nowhere.
+        start: weights of an adapter of this placement that the training starts from
+            (:meth:`adapter`); None: fresh ones.
 
     Raises:
         SpaceError: the placement does not fit the model.
         ModelError: the study's text lengths do not fit the model.
     """
+
+    keeps_adapter = True
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class Trial:
         phase: Phase = "search",
         seed: int,
         checkpoints: Checkpoints | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_fits(base.architecture, study)
         self.base = base
@@ -113,6 +119,7 @@ class Trial:
         )
         self._prompts = Prompts(study.prompts)
         self._checkpoints = checkpoints
+        self._start = start
         self._training: StagedTraining | None = None
         self._clock = StageClock()
         self._state: Literal["new", "running", "done", "closed"] = "new"
@@ -159,13 +166,21 @@ class Trial:
             with self._failures():
                 self._attach()
                 yield from self._timed(self._train())
-                if self.phase == "search":
+                if self._is_measured:
                     yield from self._measure()
             self._agree()
             self._state = "done"
         finally:
             if self._state != "done":
                 self.close()
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights of the trained adapter, under PEFT's names, on the CPU.
+
+        Raises:
+            RuntimeError: the trial has not finished, is closed, or has no adapter.
+        """
+        return self._finished().state()
 
     def save(self, folder: Path) -> None:
         """Write the trained adapter to ``folder`` in PEFT's layout, whole or not at all.
@@ -176,14 +191,13 @@ class Trial:
             StorageError: the folder cannot be written.
             RuntimeError: the trial has not finished, is closed, or has no adapter.
         """
-        if self._state != "done" or self.base.attached is None or not self._holds_base:
-            raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
+        attached = self._finished()
         card = prompt_card(self.base.tokenizer, self._prompts) if self.phase == "final" else {}
         base = self.study.model.path
         if is_url(self.study.storage.path):  # where no path of this machine means anything
             base = portable_name(base)
         save_adapter(
-            self.base.attached,
+            attached,
             folder,
             base,
             self.study.model.revision,
@@ -221,6 +235,18 @@ class Trial:
             self._holds_base = False
             self.base.detach()
 
+    @property
+    def _is_measured(self) -> bool:
+        return self.phase == "search"
+
+    def _stages(self) -> Iterator[Stage]:
+        return training_stages(self.base, self.user, self._prompts, self.study, self.phase)
+
+    def _finished(self) -> Attached:
+        if self._state != "done" or self.base.attached is None or not self._holds_base:
+            raise RuntimeError("nothing to save: only a finished trial of a memory, before close, has it")
+        return self.base.attached
+
     def _attach(self) -> None:
         self._rng = IsolatedRNG(self.seed, self.base.device)
         if self.base.device.type == "cuda":
@@ -229,8 +255,10 @@ class Trial:
             raise RuntimeError("another memory is on the base: close its trial first")
         if self._config is not None:
             with self._rng.active():
-                self.base.attach(self._config)
+                attached = self.base.attach(self._config)
             self._holds_base = True
+            if self._start is not None:
+                attached.load(self._start)
             if rank := self.base.parallel.group.rank:  # the same weights, but dropout of its own
                 self._rng = IsolatedRNG(self.seed + rank, self.base.device)
 
@@ -240,7 +268,7 @@ class Trial:
         own = self.study.final.optimizer if self.phase == "final" else None
         self._training = StagedTraining(
             self.base,
-            training_stages(self.base, self.user, self._prompts, self.study, self.phase),
+            self._stages(),
             own or self.study.optimizer,
             seed=self.seed,
             rng=self._rng,

@@ -75,9 +75,18 @@ def training_stages(
         raise TrialFailed("the user has no history to inject")
     yield Stage("inject", examples, settings.epochs)
     if final or "instruct" in study.trial.stages:
-        samples = (*user.train, *user.validation) if everything else user.train
-        if examples := encoded_samples(base, prompts, samples):
-            yield Stage("instruct", examples, settings.instruct_epochs)
+        yield from instruct_stage(base, user, prompts, study, phase)
+
+
+def instruct_stage(
+    base: BaseModel, user: UserSplit, prompts: Prompts, study: Study, phase: Phase
+) -> Iterator[Stage]:
+    """Stage 2 alone, on the samples that may teach in this phase; none where there are none."""
+    final = phase == "final"
+    everything = final and study.final.train_on == "train+validation"
+    samples = (*user.train, *user.validation) if everything else user.train
+    if examples := encoded_samples(base, prompts, samples):
+        yield Stage("instruct", examples, (study.final if final else study.trial).instruct_epochs)
 
 
 class StagedTraining:

@@ -6,6 +6,7 @@ import contextlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -15,15 +16,19 @@ from milp_ray.errors import ClusterError
 from milp_ray.layout import Layout
 from milp_ray.storage import can_read, location_of, mirror_of
 
+Texts = TypeVar("Texts")
 SharedUsers = Mapping[str, ray.ObjectRef[UserSplit]]
 
 
-def share_users(users: Mapping[str, UserSplit]) -> SharedUsers:
+def share(texts: Mapping[str, Texts]) -> dict[str, ray.ObjectRef[Texts]]:
     """Put users' texts into Ray's object store, from which workers fetch what they need.
 
     The texts stay there as long as anybody keeps the references.
+
+    Args:
+        texts: by alias: users, or whole search units.
     """
-    return {alias: ray.put(user) for alias, user in users.items()}
+    return {alias: ray.put(one) for alias, one in texts.items()}
 
 
 def check_sees(folder: Path) -> None:

@@ -10,13 +10,14 @@ search's own policy (:mod:`milp_ray.tune.workers.failures`). This module knows n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, RunBusyError, from_plain
+from milp_ray.ids import POPULATION
 from milp_ray.layout import MEMORIES, SCORES, Layout
 from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
@@ -24,7 +25,7 @@ from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.cluster.shared import SharedUsers
 from milp_ray.tune.workers.failures import FailurePolicy, Loss, Pauses
 
-Step = Literal["train", "test"]
+Step = Literal["share", "train", "test"]
 _PAUSES = Pauses(1.0, 8.0)  # before workers that were started again try again
 
 
@@ -34,10 +35,13 @@ class FinalSpec:
 
     Attributes:
         study: as the workers read it.
-        users: references to the users' texts, by alias.
+        users: references to the users' texts, by alias; the population's are those that the shared
+            adapter is trained on.
         placements: the chosen ones, by alias.
         root: the run folder.
         session: id of the driver's session that its workers publish for.
+        shared: placement of the adapter that all memories start from, which is trained before them
+            and kept beside them; None where each starts afresh.
     """
 
     study: Study
@@ -45,6 +49,7 @@ class FinalSpec:
     placements: Mapping[str, Placement]
     root: Path
     session: str = ""
+    shared: Placement | None = None
 
     @property
     def layout(self) -> Layout:
@@ -60,10 +65,14 @@ class FinalSpec:
         """Whether a user's memory is there."""
         return self.layout.memory_config(alias).exists()
 
+    def placement(self, alias: str) -> Placement:
+        """The placement of a user's memory, or of the shared adapter."""
+        return self.shared if alias == POPULATION and self.shared else self.placements[alias]
+
 
 @dataclass(frozen=True)
 class FinalTask:
-    """One user to be trained, or tested beside the memory of ``other``."""
+    """One user to be trained, or tested beside the memory of ``other``; or the shared adapter."""
 
     step: Step
     alias: str
@@ -120,7 +129,10 @@ class _Group:
 
 
 class Coordinator:
-    """Hands out tasks: first all trainings, then all tests, which need other users' memories.
+    """Hands out tasks: first the shared adapter, then all trainings, then all tests.
+
+    Each needs all of the one before: memories start from the shared adapter, and tests need other
+    users' memories.
 
     Args:
         spec: of the final job.
@@ -132,10 +144,9 @@ class Coordinator:
         self._spec = spec
         spec.pull()
         self._trained = {alias for alias in spec.placements if spec.has_memory(alias)}
-        self._waiting = deque(
-            FinalTask("train", alias) for alias in spec.placements if alias not in self._trained
-        )
-        self._testing = False
+        self._is_shared = spec.shared is None or spec.has_memory(POPULATION)
+        self._waiting = deque([] if self._is_shared else [FinalTask("share", POPULATION)])
+        self._next_steps: deque[Callable[[], list[FinalTask]]] = deque([self._trainings, self._tests])
         self._groups: dict[int, _Group] = {}
         self._group_size = 1
         self._up = False
@@ -213,9 +224,8 @@ class Coordinator:
         """The next task of a group; "wait": others must end theirs first; None: there is none."""
         if self._stop_requested or self._fatal is not None:
             return None
-        if not self._waiting and not self._testing and not self._busy():
-            self._testing = True
-            self._waiting.extend(self._tests())
+        while self._next_steps and not self._waiting and not self._busy():
+            self._waiting.extend(self._next_steps.popleft()())
         task = self._take()
         if task is None:  # a group that is lost may hand its task back
             return "wait" if self._busy() else None
@@ -298,8 +308,15 @@ class Coordinator:
     def _finish(self, task: FinalTask, reason: str, notes: Sequence[str]) -> None:
         if task.step == "train" and not reason:
             self._trained.add(task.alias)
+        self._is_shared = self._is_shared or (task.step == "share" and not reason)
         self._got_on(task)
         self._results.append(TaskResult(task.step, task.alias, reason, tuple(notes)))
+
+    def _trainings(self) -> list[FinalTask]:
+        """Every user without a memory; nobody where the shared adapter failed, which was told."""
+        if not self._is_shared:
+            return []
+        return [FinalTask("train", alias) for alias in self._spec.placements if alias not in self._trained]
 
     def _tests(self) -> list[FinalTask]:
         """Each user beside the next one by alias: the same pairs in every session."""

@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 
 from milp_ray.errors import MilpRayError, TrialFailed, exception_site
+from milp_ray.ids import POPULATION
 from milp_ray.storage import local_copy, publish_for, write_json
 from milp_ray.tune.cluster.dashboard import log_line
 from milp_ray.tune.cluster.processes import end, host_rendezvous, on_one_node, this_process
@@ -31,6 +32,8 @@ from milp_ray.tune.final.coordinator import FinalSpec, FinalTask
 from milp_ray.tune.workers.resident import resident_base
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milp_ray.model.parallel.group import Group
     from milp_ray.training.checkpoint import TrainingState
     from milp_ray.trial.lifecycle import Trial
@@ -209,10 +212,10 @@ class _Rank:
             name, began = f"{task.alias}-{task.step}", time.monotonic()
             log_line(name, "begins")
             try:
-                if task.step == "train":
-                    notes = self._train(task.alias)
-                else:
+                if task.step == "test":
                     self._test(task)
+                else:
+                    notes = self._train(task)
             except TrialFailed as failure:
                 reason = failure.reason
                 self._check_alone(failure)
@@ -235,13 +238,17 @@ class _Rank:
                 return None if plain is None else FinalTask(**plain)
             time.sleep(_POLL_SECONDS / 2)
 
-    def _train(self, alias: str) -> list[str]:
-        """Train a user's memory, from the state that an interruption left; notes for people."""
+    def _train(self, task: FinalTask) -> list[str]:
+        """Train a memory, or the adapter that memories start from; notes for people.
+
+        A training that was interrupted goes on from the state that it left.
+        """
         from milp_ray.training.checkpoint import Checkpoints
         from milp_ray.trial.lifecycle import Trial, TrialStopped
+        from milp_ray.trial.unit import SharedTrial
 
-        spec, study, parallel = self._spec, self._spec.study, self._base.parallel
-        placement = spec.placements[alias]
+        spec, study, parallel, alias = self._spec, self._spec.study, self._base.parallel, task.alias
+        placement = spec.placement(alias)
         checkpoints = Checkpoints(
             spec.layout.checkpoints(alias),
             self._group,
@@ -251,8 +258,16 @@ class _Rank:
             kept=self._kept,
         )
         user = ray.get(spec.users[alias])
-        with Trial(
-            self._base, user, placement, study, phase="final", seed=study.seed, checkpoints=checkpoints
+        kind, start = (SharedTrial, None) if task.step == "share" else (Trial, self._shared_weights())
+        with kind(
+            self._base,
+            user,
+            placement,
+            study,
+            phase="final",
+            seed=study.seed,
+            checkpoints=checkpoints,
+            start=start,
         ) as trial:
             try:
                 self._run_steps(trial)
@@ -261,6 +276,17 @@ class _Rank:
             self._write_on_rank_0(lambda: trial.save(spec.layout.memory(alias)))
         checkpoints.clear()
         return checkpoints.notes
+
+    def _shared_weights(self) -> dict[str, Tensor] | None:
+        """The weights that memories start from; None where each starts afresh."""
+        from milp_ray.memory.adapter_notes import check_note
+        from milp_ray.memory.adapters import read_adapter
+
+        if self._spec.shared is None:
+            return None
+        with local_copy(self._spec.layout.memory(POPULATION)) as folder:
+            check_note(folder, placement=self._spec.shared.key, user=POPULATION)
+            return read_adapter(folder)[1]
 
     def _kept(self, state: TrainingState) -> None:
         if self._assignment.rank == 0:
@@ -274,7 +300,7 @@ class _Rank:
                 raise _TaskStopped
 
     def _test(self, task: FinalTask) -> None:
-        """Test a user once with no memory, the own memory and another user's.
+        """Test a user once with no memory, the shared adapter, the own memory and another user's.
 
         Values that are not finite become null.
         """
@@ -296,9 +322,10 @@ class _Rank:
 
         with infeasible("out of memory in the test"):
             table = {"base": scores()}
-            for model, owner in (("own", alias), ("other", task.other)):
+            shared = POPULATION if self._spec.shared is not None else None
+            for model, owner in (("shared", shared), ("own", alias), ("other", task.other)):
                 if owner is not None:
-                    placement = self._spec.placements[owner].key
+                    placement = self._spec.placement(owner).key
                     with local_copy(self._spec.layout.memory(owner)) as memory:
                         check_note(memory, placement=placement, user=owner)
                         with loaded(self._base, memory):

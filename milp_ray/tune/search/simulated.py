@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from ray import tune
 
 from milp_ray.config.models import SimulationSettings, Study
 from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.memory.architectures import Architecture
+from milp_ray.memory.placement import Placement
 from milp_ray.search.synthetic import SyntheticProblem, synthetic_user
 from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
 
@@ -28,30 +30,42 @@ class SimulatedSpec:
     """What every simulated trial of a study shares.
 
     A user behaves the same wherever its alias is the same: in every session of a run, and in all
-    runs with one key of aliases.
+    runs with one key of aliases. What a population measures is the mean of its users.
 
     Attributes:
         study: as workers read it.
         architecture: of the model.
         numbers: each user's own, by alias (see :func:`milp_ray.ids.number_of`). A user's values
             follow from it and are in tables, so it must not follow from the order of the data.
+        members: the numbers of the users that a trial measures, by alias, where these are others
+            than the user itself.
     """
 
     study: Study
     architecture: Architecture
     numbers: Mapping[str, int]
+    members: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def settings(self) -> SimulationSettings:
         """The study's ``simulation`` section."""
         return self.study.simulation or SimulationSettings()
 
+    def measure(self, alias: str, placement: Placement | None) -> dict[str, float]:
+        """What a placement measures, or no memory; of several users the mean."""
+        problems = [self._problem(number) for number in self.members.get(alias, (self.numbers[alias],))]
+        found = [p.no_memory if placement is None else p.measure(placement) for p in problems]
+        return {name: fmean(values[name] for values in found) for name in found[0]}
+
     def problem(self, alias: str) -> SyntheticProblem:
         """The synthetic problem that stands for a user."""
+        return self._problem(self.numbers[alias])
+
+    def _problem(self, number: int) -> SyntheticProblem:
         settings = self.settings
         return synthetic_user(
             self.architecture.num_layers,
-            self.numbers[alias],
+            number,
             self.study.seed,
             settings.related,
             settings.noise,
@@ -101,8 +115,8 @@ class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
         self._until = time.monotonic() + self._spec.settings.seconds
 
     def _values(self) -> dict[str, float]:
-        problem = self._spec.problem(self._request.alias)
-        found = problem.no_memory if self._request.is_baseline else problem.measure(self._request.placement)
+        request = self._request
+        found = self._spec.measure(request.alias, None if request.is_baseline else request.placement)
         # A synthetic user has one metric of texts, which stands for whatever else a study measures.
         measured = [name for name in self._spec.study.objectives if OBJECTIVES[name].exact is None]
         return dict.fromkeys(measured, found["rouge_l"]) | found

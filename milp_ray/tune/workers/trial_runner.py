@@ -24,8 +24,8 @@ from milp_ray.tune.cluster.processes import node_name
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
     from milp_ray.training.loop import Progress
-    from milp_ray.trial.lifecycle import Trial
     from milp_ray.trial.measurement import Measurement
+    from milp_ray.trial.unit import SearchTrial, SearchUnit
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
 
@@ -79,29 +79,21 @@ class TrialRunner:
     def __init__(self, spec: TrialSpec, base: BaseModel) -> None:
         self._spec, self._base = spec, base
         publish_for(spec.root, spec.session)
-        self._trial: Trial | None = None
+        self._trial: SearchTrial | None = None
         self._steps: Generator[Progress, None, None] | None = None
 
     def begin(self, request: TrialRequest) -> None:
         """Take a trial; the one before it is closed."""
-        from milp_ray.trial.lifecycle import Trial
-
         self.close()
         self._request = request
         key = request.placement.key
         self._label = trial_name(request.alias, request.number, key)
         log_line(self._label, f"begins: layers and ranks {key or 'none'}")
         study = self._spec.study
-        self._trial = Trial(
-            self._base,
-            ray.get(self._spec.users[request.alias]),
-            request.placement,
-            study,
-            phase="search",
-            # One stream of random numbers per study, not per trial: two trials of a user then
-            # differ by the placement alone, and not by the luck of the samples' order.
-            seed=study.seed,
-        )
+        unit: SearchUnit = ray.get(self._spec.units[request.alias])
+        # One stream of random numbers per study, not per trial: two trials of a user then differ by
+        # the placement alone, and not by the luck of the samples' order.
+        self._trial = unit.trial(self._base, request.placement, study, seed=study.seed)
         self._steps = self._trial.steps()
 
     def step(self) -> TrialReport:
@@ -150,7 +142,7 @@ class TrialRunner:
         if trial is None or trial.result is None:
             return TrialReport.failed("the trial ended without a measurement")
         measured = trial.result
-        wanted = self._spec.study.trial.save_adapters and not request.is_baseline
+        wanted = self._spec.study.trial.save_adapters and trial.keeps_adapter and not request.is_baseline
         if wanted and self._base.parallel.group.rank == 0 and self._is_non_dominated(measured):
             trial.save(self._spec.layout.adapter(request.alias, request.number))
         cost = self._cost()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milp_ray.config.models import Study
 from milp_ray.layout import Layout
-from milp_ray.tune.cluster.shared import SharedUsers
+
+if TYPE_CHECKING:
+    import ray
+
+    from milp_ray.trial.unit import SearchUnit
 
 
 @dataclass(frozen=True)
@@ -16,14 +22,14 @@ class TrialSpec:
 
     Attributes:
         study: as workers read it.
-        users: references to the users' texts, by alias. Texts are sent in memory to the workers
-            that need them, and are in no config, name or file of Ray's.
+        units: references to what is searched, by alias, with the users' texts. Texts are sent in
+            memory to the workers that need them, and are in no config, name or file of Ray's.
         root: the run folder.
         session: id of the driver's session that its workers publish for.
     """
 
     study: Study
-    users: SharedUsers
+    units: Mapping[str, ray.ObjectRef[SearchUnit]]
     root: Path
     session: str = ""
 

@@ -69,7 +69,7 @@ class Rank:
 
         The call imports what :meth:`join` needs, so that the ranks meet at about the same time.
         """
-        import milp_ray.trial.lifecycle  # noqa: F401
+        import milp_ray.trial.unit  # noqa: F401
 
         return this_process()
 

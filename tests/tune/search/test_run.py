@@ -97,10 +97,13 @@ def make(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Pat
     """Searches of a tiny model in one run folder, which workers do not see without its run.json."""
     import ray
 
+    from milp_ray.trial.unit import SearchUnit
     from milp_ray.tune.workers.trial_spec import TrialSpec
 
     def search(at_say: Callable[[], object] = lambda: None, **changes: Any) -> Search:
-        spec = TrialSpec(study_of(shallow_model, **changes), {"a": ray.put(tiny_user)}, tmp_path)
+        spec = TrialSpec(
+            study_of(shallow_model, **changes), {"a": ray.put(SearchUnit.of_user(tiny_user))}, tmp_path
+        )
         return Search(spec, tmp_path, at_say)
 
     return search

@@ -46,6 +46,7 @@ def make_group(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_pat
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    from milp_ray.trial.unit import SearchUnit
     from milp_ray.tune.workers.trial_spec import TrialSpec
     from milp_ray.tune.workers.worker_group import WorkerGroup
 
@@ -54,7 +55,7 @@ def make_group(cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_pat
     def make(**changes: Any) -> Any:
         study = study_of(shallow_model, **changes)
         (tmp_path / "run.json").touch()
-        spec = TrialSpec(study, {"u": ray.put(tiny_user)}, tmp_path)
+        spec = TrialSpec(study, {"u": ray.put(SearchUnit.of_user(tiny_user))}, tmp_path)
         bundles = placement_group([{"CPU": 0.5}] * 2)
         ray.get(bundles.ready())
         group = WorkerGroup(
