@@ -173,6 +173,30 @@ def demo(
     return print_outcome(start(load_study(study, [f"name={next_name(folder)}"]), out))
 
 
+data = typer.Typer(help="Look at users' data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+@_reported
+def stats(
+    study_or_file: Annotated[
+        str, typer.Argument(help="A study file (.yaml), or a data file or its URL.", show_default=False)
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Print how much there is, who counts as a user, the licence, and which regime it needs."""
+    from milp_ray.config.loading import data_settings, load_study
+
+    if study_or_file.endswith((".yaml", ".yml")):
+        settings = load_study(study_or_file, overrides or []).data
+    else:
+        settings = data_settings(study_or_file, overrides or [])
+    from milp_ray.report.data_view import data_view
+
+    out.print(data_view(settings))
+
+
 Address = Annotated[
     str | None, typer.Option(help="The dashboard, http(s)://host:8265; else RAY_ADDRESS.", show_default=False)
 ]

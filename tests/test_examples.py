@@ -16,6 +16,7 @@ WITH_EXAMPLES = {
     "memory.space": ("MemorySpace",),
     "memory.architectures": ("Architecture",),
     "data.readers.jsonl": ("read_jsonl",),
+    "data.readers.table": ("read_table",),
     "config.objectives": ("Objective",),
     "search.core.events": ("EventLog",),
     "search.core.plan": ("Plan",),

@@ -64,11 +64,28 @@ class SplitSettings(Settings):
         return self
 
 
+class ColumnSettings(Settings):
+    """Which column of a table, or key of a chat, holds what; null: the name in docs/data.md."""
+
+    user: str | None = Field(None, min_length=1, description="who wrote it")
+    query: str | None = Field(None, min_length=1, description="what was asked")
+    response: str | None = Field(None, min_length=1, description="what the user's model should answer")
+    time: str | None = Field(None, min_length=1, description="when; ISO 8601, or seconds since 1970")
+    context: str | None = Field(None, min_length=1, description="further text that belongs to the query")
+    text: str | None = Field(
+        None, min_length=1, description="what goes into the history; null: the query and the response"
+    )
+
+
 class DataSettings(Settings):
     """Where the users' texts are, and how much of each user is used."""
 
-    path: str = Field(min_length=1, description="file of user records, or its URL")
+    path: str = Field(min_length=1, description="file of users' texts, or its URL")
     format: str = Field("jsonl", description="name of a registered reader")
+    files: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="further files that a format has, by their names in docs/data.md"
+    )
+    columns: ColumnSettings = ColumnSettings()
     users: Positive | tuple[str, ...] | None = Field(
         None, description="how many users (the first ones), or their ids; null: all"
     )
@@ -87,6 +104,11 @@ class DataSettings(Settings):
     )
 
     _is_usable = field_validator("path")(usable_url)
+
+    @field_validator("files")
+    @classmethod
+    def _are_usable(cls, value: dict[str, str]) -> dict[str, str]:
+        return {name: usable_url(path) for name, path in value.items()}
 
 
 class PromptSettings(Settings):

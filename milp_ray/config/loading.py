@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from milp_ray.config import yamltree
-from milp_ray.config.models import Study
+from milp_ray.config.models import DataSettings, Study
 from milp_ray.config.yamltree import KeyPath, Tree, dotted
 from milp_ray.errors import Problem, StudyError
 from milp_ray.storage import has_credentials, is_url
@@ -56,6 +56,18 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     return _validate(tree, str(path))
 
 
+def data_settings(path: str, overrides: Sequence[str] = ()) -> DataSettings:
+    """The data settings of a file without a study, with overrides as a study's (``data.format=…``).
+
+    Raises:
+        StudyError: with every problem of the overrides.
+    """
+    tree = Tree({"name": "data", "model": {"path": "none"}, "data": {"path": path}})
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, path).data
+
+
 def study_files(path: Path | str) -> list[Path]:
     """The study file and those that it extends, nearest first.
 
@@ -82,6 +94,7 @@ def resolved(study: Study) -> Study:
         "data": study.data.model_copy(
             update={
                 "path": _absolute(study.data.path),
+                "files": {name: _absolute(path) for name, path in study.data.files.items()},
                 "alias_key": study.data.alias_key and _absolute(study.data.alias_key),
             }
         ),

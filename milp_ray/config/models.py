@@ -17,6 +17,7 @@ from milp_ray.config.execution import RaySettings, SimulationSettings, StorageSe
 from milp_ray.config.inputs import (
     COMMIT_PATTERN,
     HUB_NAME,
+    ColumnSettings,
     DataSettings,
     ModelSettings,
     PromptSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "HUB_NAME",
     "NAME_PATTERN",
     "ChooseSettings",
+    "ColumnSettings",
     "DataSettings",
     "FinalSettings",
     "MemoryDefaults",

@@ -31,7 +31,15 @@ model:
 
 data:
   path: ./users.jsonl   # one user a line: user_id, history, samples (see docs/data.md)
-  format: jsonl         # or malp, for dialogue files as MaLP released them
+  format: jsonl         # or table, messages, lamp, …: docs/data.md has all
+  files: {}             # further files that a format has, as {reviews: ./reviews.json.gz}
+  columns:              # of a table or a chat: which column, or key, holds what
+    user: null          # null: the names in docs/data.md
+    query: null
+    response: null
+    time: null
+    context: null
+    text: null
   users: null           # all; a number takes the first ones, a list takes these ids
   alias_key: null       # a new key for each run, and with it other aliases and seeds; or a file of 32 bytes
   min_samples: 10       # fewer cannot be divided 70/10/20

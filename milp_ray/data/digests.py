@@ -12,7 +12,7 @@ import hmac
 import json
 from collections.abc import Mapping
 
-from milp_ray.data.records import UserRecord
+from milp_ray.data.records import Sample, UserRecord
 
 # Alias -> digest, in the order of the aliases; where users are divided, with the part that the user
 # is in before it ("test:0f3a..."). A text is the SHA-256 of the whole file: so said
@@ -33,7 +33,7 @@ def user_digest(record: UserRecord, alias: str, key: bytes, part: str = "") -> s
         part: of a population that the user is in; "" where users are not divided.
     """
     profile = None if record.profile is None else sorted(record.profile.items())
-    samples = [[s.query, s.response, s.context, s.n_hist] for s in record.samples]
+    samples = [[s.query, s.response, s.context, s.n_hist, *_marks(s)] for s in record.samples]
     content = json.dumps([alias, profile, record.history, samples], separators=(",", ":")).encode()
     own = hmac.digest(key, _PURPOSE, hashlib.sha256)
     digest = hmac.new(own, content, hashlib.sha256).hexdigest()[:_DIGITS]
@@ -46,3 +46,9 @@ def parts_of(fingerprint: Fingerprint) -> dict[str, str]:
         return {}
     divided = ((alias, digest.partition(":")) for alias, digest in fingerprint.items())
     return {alias: part for alias, (part, colon, _) in divided if colon}
+
+
+def _marks(sample: Sample) -> list[object]:
+    """What only some data sets have; nothing where one has none, as in digests of older runs."""
+    marks: list[object] = [sample.label, sample.choices, sample.source_id]
+    return marks if any(marks) else []

@@ -18,12 +18,20 @@ class Sample:
         response: what it should answer.
         context: further text that belongs to the query (a product page, a post's body), if any.
         n_hist: how many history texts precede the sample; None when the source does not say.
+        label: the class, or the number on a scale, that the response stands for, where the data set
+            has such; the response itself where that is the label.
+        choices: all responses that the data set allows, the right one among them; empty: any.
+        source_id: the data set's own id of the sample, for predictions in its form; as private as a
+            user's id.
     """
 
     query: str
     response: str
     context: str | None = None
     n_hist: int | None = None
+    label: str | None = None
+    choices: tuple[str, ...] = ()
+    source_id: str | None = None
 
     def __repr__(self) -> str:  # user text must not reach a traceback or a log by way of repr
         return f"Sample(query=<{len(self.query)} characters>, response=<{len(self.response)} characters>)"

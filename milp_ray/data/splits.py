@@ -27,6 +27,7 @@ from milp_ray.config.models import DataSettings
 from milp_ray.data import timeline
 from milp_ray.data.leaks import Answers, check_no_leak, check_parts, repeated
 from milp_ray.data.records import Sample, UserRecord, UserSplit
+from milp_ray.data.statistics import samples_needed
 from milp_ray.data.words import NEWEST
 from milp_ray.errors import DataError, Problem
 from milp_ray.ids import alias_of, is_alias
@@ -223,9 +224,8 @@ def _selected(
 
 
 def _split(record: UserRecord, alias: str, settings: DataSettings, dropped: Counter[str]) -> UserSplit:
-    # Two of three parts would be empty below 3, whatever the study file asks.
-    if len(record.samples) < max(3, settings.min_samples):
-        raise _Unusable(f"fewer than {max(3, settings.min_samples)} samples")
+    if len(record.samples) < samples_needed(settings):
+        raise _Unusable(f"fewer than {samples_needed(settings)} samples")
     samples = _newest_samples(record, settings)
     if len(samples) < 3:
         raise _Unusable(PART_EMPTY)
@@ -362,6 +362,8 @@ def _too_few(settings: DataSettings, fact: str, expected: str, skipped: Mapping[
         if settings.split.regime == "per_user"
         else "take more users (data.users, data.path)"
     )
+    if settings.split.regime == "per_user" and f"fewer than {samples_needed(settings)} samples" in skipped:
+        remedy += "; data with a few samples a user needs data.split.regime: by_user"
     if ALL_REPEATED in skipped:
         remedy = f"write samples down once; or {remedy}"
     return DataError(

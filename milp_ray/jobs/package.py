@@ -122,8 +122,8 @@ def pack(
 
 def _warnings(study: Study, files: Sequence[Path], root: Path, extra: Sequence[Included]) -> Iterator[str]:
     """What of users travels, and what stays here though it is below what was to travel."""
-    data = study.data.path
-    if not is_url(data) and any((root / Path(data).expanduser()).resolve() == root / file for file in files):
+    data = [path for path in (study.data.path, *study.data.files.values()) if not is_url(path)]
+    if {(root / Path(path).expanduser()).resolve() for path in data} & {root / file for file in files}:
         yield _TEXTS_TRAVEL
     if isinstance(study.data.users, tuple):
         yield IDS_TRAVEL
@@ -211,10 +211,11 @@ def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
     """Relative paths mean the working folder on the cluster, where only ``files`` are."""
     travelling = {whole for file in files for whole in (file, *file.parents)} - {Path()}
     problems = []
-    for where, path in (("data.path", study.data.path), ("model.path", study.model.path)):
+    further = ((f"data.files.{name}", path) for name, path in study.data.files.items())
+    for where, path in (("data.path", study.data.path), *further, ("model.path", study.model.path)):
         inside = Path(os.path.normpath(path)) in travelling
         # A relative model path that is no folder here is a hub name.
-        if _is_relative(path) and not inside and (where == "data.path" or (root / path).exists()):
+        if _is_relative(path) and not inside and (where != "model.path" or (root / path).exists()):
             fact = f"{path!r} does not travel with the job"
             remedy = "put it where the cluster sees it, and name it by that"
             problems.append(Problem(where, fact, "an absolute path or a URL", remedy))

@@ -18,7 +18,7 @@ def exposures(study: Study) -> list[str]:
     location = run_location(study)
     found = []
     for what, path, expected, remedy in (
-        ("the users' data", study.data.path, "", "chmod go= "),
+        *(("the users' data", path, "", "chmod go= ") for path in _data_files(study)),
         ("the run's memories and tables", location, study.storage.readable_by, "chmod -R go= "),
     ):
         if is_url(path) or not Path(path).exists():
@@ -27,3 +27,7 @@ def exposures(study: Study) -> list[str]:
         if who and not (expected == "group" and who.startswith("the group")):
             found.append(f"{who} can read {what}: {remedy}{path}")
     return found
+
+
+def _data_files(study: Study) -> tuple[str, ...]:
+    return (study.data.path, *study.data.files.values())

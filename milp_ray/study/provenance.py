@@ -17,6 +17,7 @@ from milp_ray.ids import alias_of, is_alias
 # Where the data and a key of one's own lie; who may read the folder.
 _MAY_DIFFER = ("data.path", "data.alias_key", "storage.readable_by")
 _TRIALS, _UNIT = "search.trials", "search.unit"
+_MAY_DIFFER_WITHIN = ("ray.", "data.files.")
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
 
 
@@ -66,7 +67,9 @@ def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem
             "put it back, or give the study another name",
         )
         for path in sorted(before.keys() | now.keys())
-        if before.get(path) != now.get(path) and not path.startswith("ray.") and path not in _MAY_DIFFER
+        if before.get(path) != now.get(path)
+        and not path.startswith(_MAY_DIFFER_WITHIN)
+        and path not in _MAY_DIFFER
     ]
 
 

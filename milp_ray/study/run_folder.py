@@ -193,7 +193,8 @@ class RunFolder:
         if problems := folder.differences(study):
             raise StudyError(f"the run {location} is of another study", problems)
         users = without_ids(study, folder.key).data.users
-        data = folder.study.data.model_copy(update={"path": study.data.path, "users": users})
+        moved = {"path": study.data.path, "files": study.data.files, "users": users}
+        data = folder.study.data.model_copy(update=moved)
         folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
         return folder.with_trials(study.search.trials).pinned()
 

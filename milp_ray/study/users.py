@@ -211,7 +211,7 @@ def _users(
     return Users(
         splits={user.alias: user for user in split.users},
         skipped=dict(sorted((Counter(read.skipped) + Counter(split.skipped)).items())),
-        dropped=dict(sorted(split.dropped.items())),
+        dropped=dict(sorted((Counter(read.dropped) + Counter(split.dropped)).items())),
         fingerprint=fingerprint,
         positions=positions or {},
         notes=tuple(notes),

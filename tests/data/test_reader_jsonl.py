@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from milp_ray.data.readers import jsonl
+from milp_ray.data.readers import Source, jsonl
 from milp_ray.data.readers.jsonl import line_of, read_jsonl
 from milp_ray.data.records import Sample, UserRecord
 from milp_ray.errors import DataError
@@ -40,7 +40,7 @@ def write(folder: Path, *lines: object) -> Path:
 
 def facts(path: Path, **options: int) -> list[str]:
     with pytest.raises(DataError) as caught:
-        read_jsonl(path, **options)
+        read_jsonl(Source(path), **options)
     assert SECRET not in str(caught.value)
     assert caught.value.exit_code == 2
     return [str(problem) for problem in caught.value.problems]
@@ -66,7 +66,7 @@ def records(draw: st.DrawFn) -> list[UserRecord]:
 def test_what_is_written_is_read_back(tmp_path: Path, users: list[UserRecord]) -> None:
     path = tmp_path / "users.jsonl"
     path.write_text("".join(line_of(u) for u in users), encoding="utf-8", newline="")
-    result = read_jsonl(path)
+    result = read_jsonl(Source(path))
     assert result.users == tuple(users)
     assert result.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -75,25 +75,25 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = tmp_path / "users.jsonl"
     tricky = "a\u2028b\u2029c\x85d\ne"
     path.write_text(line_of(UserRecord("a", (tricky,), (Sample("q", "r"),))), encoding="utf-8", newline="")
-    assert read_jsonl(path).users[0].history == (tricky,)
+    assert read_jsonl(Source(path)).users[0].history == (tricky,)
 
 
 def test_byte_order_mark_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "users.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(user()).encode() + b"\r\n\r\n")
-    result = read_jsonl(path)
+    result = read_jsonl(Source(path))
     assert len(result.users) == 1
     assert result.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_src_is_ignored_and_optional_keys_may_be_absent(tmp_path: Path) -> None:
-    found = read_jsonl(write(tmp_path, user(samples=sample(src={"any": [1]}, context="")))).users[0]
+    found = read_jsonl(Source(write(tmp_path, user(samples=sample(src={"any": [1]}, context=""))))).users[0]
     assert found.samples == (Sample("q", "r"),)
     assert found.profile is None
 
 
 def test_a_path_like_id_is_legal_data(tmp_path: Path) -> None:
-    assert read_jsonl(write(tmp_path, user(user_id="../../x"))).users[0].user_id == "../../x"
+    assert read_jsonl(Source(write(tmp_path, user(user_id="../../x")))).users[0].user_id == "../../x"
 
 
 def test_users_without_history_or_samples_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_users_without_history_or_samples_are_skipped_and_counted(tmp_path: Path
         tmp_path, user(), user(user_id="b", history=[], samples=[]), user(user_id="c", samples=[]),
         user(user_id="d", samples=[]),
     )  # fmt: skip
-    result = read_jsonl(path)
+    result = read_jsonl(Source(path))
     assert [u.user_id for u in result.users] == ["a"]
     assert result.skipped == {"no history": 1, "no samples": 2}
 
@@ -199,7 +199,7 @@ def test_many_problems_are_cut(tmp_path: Path) -> None:
 def test_line_limit_is_exact_and_reading_goes_on_after_it(tmp_path: Path) -> None:
     path = write(tmp_path, user())
     size = path.stat().st_size - 1
-    assert read_jsonl(path, max_line_bytes=size).users
+    assert read_jsonl(Source(path), max_line_bytes=size).users
     assert "longer than" in facts(path, max_line_bytes=size - 1)[0]
     long = user(user_id="b", history=["x" * 3000])
     problems = facts(write(tmp_path, long, b"}", user()), max_line_bytes=size)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from milp_ray.data.readers import Source
 from milp_ray.data.readers.malp import read_malp
 from milp_ray.data.records import Sample
 from milp_ray.errors import DataError
@@ -28,7 +29,7 @@ PLAIN = dialogue(
 
 
 def test_the_next_exchange_answers_and_the_greeting_goes(tmp_path: Path) -> None:
-    (user,) = read_malp(write(tmp_path, [PLAIN])).users
+    (user,) = read_malp(Source(write(tmp_path, [PLAIN]))).users
     assert user.user_id == "dialogue-0"
     assert user.history == (
         "Patient: My head hurts.",
@@ -47,7 +48,7 @@ def test_roles_change_places_after_an_empty_turn(tmp_path: Path) -> None:
     swapped = dialogue(
         ("Hello", "It hurts."), ("Where?", ""), ("In the knee.", "Rest it."), ("Patient: I will.", "")
     )
-    (user,) = read_malp(write(tmp_path, [swapped])).users
+    (user,) = read_malp(Source(write(tmp_path, [swapped]))).users
     assert user.history == (
         "Patient: It hurts.",
         "Doctor: Where?",
@@ -71,7 +72,7 @@ def test_failed_turns_are_neither_history_nor_part_of_a_sample(tmp_path: Path, n
     broken = dialogue(
         ("Hi", "One."), (noise, "Two."), ("Three.", noise), ("Four.", "Five."), ("Six.", "Bye.")
     )
-    (user,) = read_malp(write(tmp_path, [broken])).users
+    (user,) = read_malp(Source(write(tmp_path, [broken]))).users
     assert [text.split(": ")[1] for text in user.history] == [
         "One.",
         "Two.",
@@ -98,7 +99,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("entry", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_entries_are_skipped_and_counted(tmp_path: Path, entry: object) -> None:
-    result = read_malp(write(tmp_path, [entry, PLAIN, dialogue(("Hello", "Hm."))]))
+    result = read_malp(Source(write(tmp_path, [entry, PLAIN, dialogue(("Hello", "Hm."))])))
     assert [user.user_id for user in result.users] == ["dialogue-1"]
     assert result.skipped == {"malformed dialogue": 1, "no samples": 1}
 
@@ -106,7 +107,7 @@ def test_malformed_entries_are_skipped_and_counted(tmp_path: Path, entry: object
 @pytest.mark.parametrize("value", [{"a": PLAIN}, [1, 2], ["canary text"]], ids=["object", "numbers", "texts"])
 def test_a_wholly_wrong_shape_is_an_error(tmp_path: Path, value: object) -> None:
     with pytest.raises(DataError, match="a list of dialogues") as caught:
-        read_malp(write(tmp_path, value))
+        read_malp(Source(write(tmp_path, value)))
     assert "canary" not in str(caught.value)
 
 
@@ -115,11 +116,11 @@ def test_bad_json_is_an_error(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "dialogues.json"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=r"byte (0|1)\b"):
-        read_malp(path)
+        read_malp(Source(path))
 
 
 def test_released_file(shared: Path) -> None:
-    result = read_malp(shared / "data" / "raw_formats" / "malp_dialogues.json")
+    result = read_malp(Source(shared / "data" / "raw_formats" / "malp_dialogues.json"))
     assert len(result.users) == 20
     assert not result.skipped
     for user in result.users:
@@ -131,3 +132,12 @@ def test_released_file(shared: Path) -> None:
         words = " ".join(user.history).lower()
         assert "language model" not in words
         assert "error networking" not in words
+
+
+def test_a_byte_order_mark_counts_among_the_bytes_of_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "dialogues.json"
+    path.write_bytes(b"\xef\xbb\xbf[x]")
+    with pytest.raises(DataError, match="byte 4: is not valid JSON"):
+        read_malp(Source(path))
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([PLAIN]).encode())
+    assert len(read_malp(Source(path)).users) == 1

@@ -9,12 +9,14 @@ import pytest
 
 from milp_ray.config.models import DataSettings
 from milp_ray.data import readers
-from milp_ray.data.readers import ReadResult, read_users, reader_names, register
+from milp_ray.data.readers import ReadResult, Source, read_users, reader_names, register
 from milp_ray.errors import DataError
 from milp_ray.storage.objects import objects_at
 
+FORMATS = ["jsonl", "malp", "messages", "table"]
 
-def problem_of(path: Path | str, **options: str) -> str:
+
+def problem_of(path: Path | str, **options: object) -> str:
     with pytest.raises(DataError) as caught:
         read_users(DataSettings(path=str(path), **options))  # type: ignore[arg-type]
     assert len(caught.value.problems) == 1
@@ -22,28 +24,43 @@ def problem_of(path: Path | str, **options: str) -> str:
 
 
 def test_built_in_readers_are_named() -> None:
-    assert set(reader_names()) >= {"jsonl", "malp"}
+    assert set(reader_names()) >= set(FORMATS)
+
+
+@pytest.mark.parametrize("reader", FORMATS)
+def test_a_format_says_who_its_users_are_and_which_licence_it_has(reader: str) -> None:
+    found = readers.find_format(reader)
+    assert found.users and found.licence
+
+
+def test_files_and_columns_that_a_format_does_not_have_are_refused_at_once(tmp_path: Path) -> None:
+    settings = {"path": str(tmp_path), "files": {"reviews": "x"}, "columns": {"time": "when"}}
+    with pytest.raises(DataError) as caught:
+        read_users(DataSettings.model_validate(settings))
+    assert [problem.where for problem in caught.value.problems] == ["data.files.reviews", "data.columns.time"]
+    with pytest.raises(DataError, match="one of user, time"):
+        read_users(DataSettings.model_validate({**settings, "format": "messages", "columns": {"text": "a"}}))
 
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(readers._REGISTRY, "_entries", dict(readers._REGISTRY._entries))
 
-    @register("mine")
-    def mine(path: Path) -> ReadResult:
+    @register("mine", users="nobody", licence="none")
+    def mine(source: Source) -> ReadResult:
         return ReadResult((), {"a reason": 2}, "")
 
     with pytest.raises(ValueError, match="'mine' is registered already"):
-        register("mine")(mine)
+        register("mine", users="nobody", licence="none")(mine)
     assert "2 with a reason" in problem_of(tmp_path / "x", format="mine")
 
 
 def test_unknown_format_names_the_nearest() -> None:
     text = problem_of("x", format="json")
-    assert "one of jsonl, malp" in text
+    assert "jsonl, " in text and "malp, " in text
     assert "did you mean 'jsonl'?" in text
 
 
-@pytest.mark.parametrize("reader", ["jsonl", "malp"])
+@pytest.mark.parametrize("reader", FORMATS)
 class TestEveryReader:
     def test_missing_file(self, tmp_path: Path, reader: str) -> None:
         text = problem_of(tmp_path / "none", format=reader)

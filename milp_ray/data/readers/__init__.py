@@ -1,12 +1,14 @@
-"""Readers: from a file of a dataset's format to user records; one a format, by name.
+"""Readers: from files of a dataset's format to user records; one a format, by name.
 
-To add a format, write one module here with a function ``(path) -> ReadResult``, decorate it with
-``@register("name")`` and name it in ``_REGISTRY``. :mod:`milp_ray.data.readers.strict` has what it
-needs: ``LineFile`` or ``read_whole`` for the bytes and their fingerprint (``content="text"`` for a
-table), ``decode`` or ``parse``, ``check_text`` for every text, and ``Faults``, which collects the
-problems of a file. A user needs a history and samples; ``n_hist`` of a sample is the number of
-history texts that are older than it, or None where that is not known. ``TestEveryReader`` of
-tests/data/test_readers.py says what a reader keeps.
+To add a format, write one module here with a function ``(Source) -> ReadResult``, decorate it with
+``@register("name", users=…, licence=…, …)`` and name it in ``_MODULES``.
+:mod:`milp_ray.data.readers.strict` has what it needs: ``LineFile`` or ``read_whole`` for the bytes
+and their fingerprint (``content="text"`` for a table), ``decode`` or ``parse``, ``check_text`` for
+every text, and ``Faults``, which collects the problems of a file;
+:mod:`milp_ray.data.readers.timelines` puts texts and samples of many lines in order, user by user.
+A user needs a history and samples; ``n_hist`` of a sample is the number of history texts that are
+older than it, or None where that is not known. ``TestEveryReader`` of tests/data/test_readers.py
+says what a reader keeps.
 
 Selecting and splitting users is *not* a reader's part: see :mod:`milp_ray.data.splits`. Errors of a
 reader carry positions only, never a user's text or id.
@@ -14,37 +16,92 @@ reader carry positions only, never a user's text or id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from milp_ray.config.models import DataSettings
-from milp_ray.data.records import UserRecord
+from milp_ray.config.models import ColumnSettings, DataSettings
+from milp_ray.data.readers.source import Copies, ReadResult, Source
 from milp_ray.errors import DataError, Problem
 from milp_ray.registry import Registry
-from milp_ray.storage import is_url, temporary_copy
+from milp_ray.storage import is_url
+
+__all__ = [
+    "Format",
+    "ReadResult",
+    "Reader",
+    "Source",
+    "find_format",
+    "read_users",
+    "reader_names",
+    "register",
+]
+
+Reader = Callable[[Source], ReadResult]
+
+_MODULES = ("jsonl", "malp", "messages", "table")
 
 
 @dataclass(frozen=True, slots=True)
-class ReadResult:
-    """What a reader found.
+class Format:
+    """A format that can be read.
 
     Attributes:
-        users: every user with at least one history text and one sample, in the file's order.
-        skipped: reason -> how many users were left out for it.
-        fingerprint: SHA-256 (hex) of the file's bytes, taken from the bytes that were parsed.
+        read: its reader.
+        users: who a user is, in words.
+        licence: of the data, as its source names it; "your own" for formats of people's own data.
+        citation: what its source asks to be cited, or the source itself; empty for own data.
+        files: names of further files that it has (``data.files``).
+        columns: names of the columns or keys that it has (``data.columns``).
     """
 
-    users: tuple[UserRecord, ...]
-    skipped: Mapping[str, int]
-    fingerprint: str
+    read: Reader
+    users: str
+    licence: str
+    citation: str = ""
+    files: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
-Reader = Callable[[Path], ReadResult]
-
-_REGISTRY: Registry[Reader] = Registry("reader", [f"{__name__}.jsonl", f"{__name__}.malp"])
-register = _REGISTRY.register
+_REGISTRY: Registry[Format] = Registry("reader", [f"{__name__}.{name}" for name in _MODULES])
 reader_names = _REGISTRY.names
+
+
+def register(
+    name: str,
+    *,
+    users: str,
+    licence: str,
+    citation: str = "",
+    files: tuple[str, ...] = (),
+    columns: tuple[str, ...] = (),
+) -> Callable[[Reader], Reader]:
+    """A decorator that makes a reader known as ``data.format: NAME``; see :class:`Format`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(read: Reader) -> Reader:
+        _REGISTRY.register(name)(Format(read, users, licence, citation, files, columns))
+        return read
+
+    return add
+
+
+def find_format(name: str) -> Format:
+    """The format called ``name``.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = _REGISTRY.find(name)
+    if found is None:
+        fact = f"no reader is named {name!r}"
+        remedy = _REGISTRY.hint(name) or "correct data.format in the study file"
+        raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(reader_names()), remedy)])
+    return found
 
 
 def read_users(settings: DataSettings) -> ReadResult:
@@ -57,23 +114,15 @@ def read_users(settings: DataSettings) -> ReadResult:
         StorageError: it is at a URL that cannot be read.
         DataError: unknown format; the file is missing, unreadable, malformed, or has no user left.
     """
-    reader = _REGISTRY.find(settings.format)
-    if reader is None:
-        fact = f"no reader is named {settings.format!r}"
-        remedy = _REGISTRY.hint(settings.format) or "correct data.format in the study file"
-        raise DataError("data.format", [Problem("", fact, "one of " + ", ".join(reader_names()), remedy)])
-    path = settings.path
-    if is_url(path):
-        with temporary_copy(path) as copy:
-            try:
-                result = reader(copy)
-            except DataError as error:  # names the copy, which nobody knows
-                here = str(copy)
-                problems = [replace(p, where=p.where.replace(here, path)) for p in error.problems]
-                raise DataError(path, problems) from None
-    else:
-        path = str(Path(path).expanduser())
-        result = reader(Path(path))
+    known = find_format(settings.format)
+    _check_extras(settings, known)
+    path = settings.path if is_url(settings.path) else str(Path(settings.path).expanduser())
+    with ExitStack() as stack:
+        copies = Copies(stack)
+        try:
+            result = known.read(Source(copies.of(settings.path), settings, copies))
+        except DataError as error:
+            raise DataError(path, copies.named(error)) from None
     if not result.users:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
         fact = f"no user is left ({reasons})" if reasons else "holds no user"
@@ -81,3 +130,20 @@ def read_users(settings: DataSettings) -> ReadResult:
         remedy = "check that data.path and data.format belong together"
         raise DataError(path, [Problem("", fact, expected, remedy)])
     return result
+
+
+def _check_extras(settings: DataSettings, known: Format) -> None:
+    """Refuse further files and columns that the format does not have: they would be ignored."""
+    given = [name for name in ColumnSettings.model_fields if getattr(settings.columns, name) is not None]
+    problems = []
+    for what, names, valid in (
+        ("data.files", list(settings.files), known.files),
+        ("data.columns", given, known.columns),
+    ):
+        for name in names:
+            if name not in valid:
+                fact = f"data.format {settings.format!r} has no such name"
+                expected = "one of " + ", ".join(valid) if valid else "none"
+                problems.append(Problem(f"{what}.{name}", fact, expected, "remove it, or see docs/data.md"))
+    if problems:
+        raise DataError("data", problems)

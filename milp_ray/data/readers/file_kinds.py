@@ -17,14 +17,17 @@ HEAD_BYTES = 1 << 16
 """How much of a file's beginning tells its kind."""
 
 GZIP = b"\x1f\x8b"
+PARQUET = b"PAR1"
 
-Content = Literal["JSON lines", "JSON", "text"]
-"""What a reader's format has in a file: a JSON value a line, one JSON value, any text (a table)."""
+Content = Literal["JSON lines", "JSON", "text", "table"]
+"""What a reader's format has in a file: a JSON value a line, one JSON value, any text, or a table
+(text, JSON or parquet)."""
 
 EXPECTED: Mapping[Content, str] = {
     "JSON lines": "JSON lines in UTF-8, one user a line (docs/data.md)",
     "JSON": "the JSON file of data.format",
     "text": "a text of data.format, in UTF-8",
+    "table": "a table: CSV, TSV, JSON, JSON lines (in UTF-8) or parquet",
 }
 
 
@@ -43,13 +46,19 @@ def _compressed(name: str, program: str) -> FileKind:
 
 
 def _table(name: str) -> FileKind:
-    return FileKind(f"is {name}", "write its rows as JSON lines, one user a line: docs/data.md has the keys")
+    return FileKind(f"is {name}", "write its rows as CSV or parquet, and read them with data.format: table")
+
+
+def _readable_table(name: str) -> FileKind:
+    remedy = "read it with data.format: table, and say in data.columns what its columns are (docs/data.md)"
+    return FileKind(f"is {name}", remedy)
 
 
 _ARCHIVE = "unpack it, and name the file inside that holds the users"
-_DOCUMENT = "write the users in it as JSON lines: docs/data.md has the keys"
+_DOCUMENT = "save what is in it as CSV (data.format: table), or as JSON lines: docs/data.md has the keys"
 _ONE_A_LINE = (
-    "write one user a line, without brackets and commas around them (jq -c '.[]' does so for a list)"
+    "write one user a line, without brackets and commas around them (jq -c '.[]' does so for a list); "
+    "rows of a table are read with data.format: table (docs/data.md)"
 )
 
 # By the bytes that a file of the kind begins with; longer beginnings first where one begins
@@ -61,7 +70,7 @@ _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
     (b"\x04\x22\x4d\x18", _compressed("lz4", "unlz4")),
     (b"7z\xbc\xaf\x27\x1c", FileKind("is a 7z archive", _ARCHIVE)),
     (b"Rar!\x1a\x07", FileKind("is a rar archive", _ARCHIVE)),
-    (b"PAR1", _table("a parquet file")),
+    (PARQUET, _readable_table("a parquet file")),
     (b"PARE", _table("an encrypted parquet file")),
     (b"ARROW1", _table("an Arrow (Feather) file")),
     (b"FEA1", _table("a Feather file")),
@@ -95,6 +104,8 @@ def kind_of_file(head: bytes, content: Content = "JSON lines") -> FileKind | Non
         head: up to :data:`HEAD_BYTES` bytes.
         content: what the reader reads.
     """
+    if content == "table" and head.startswith(PARQUET):
+        return None
     if found := _binary_kind(head):
         return found
     return _text_kind(head) if content == "JSON lines" else None
@@ -156,7 +167,7 @@ def _text_kind(head: bytes) -> FileKind | None:
     if first[0] in "[{":
         return _one_value(first, lines, cut=len(head) >= HEAD_BYTES)
     if len(lines) > 1 and (separator := _separator(lines)):
-        return _table("TSV (a table with tabs)" if separator == "\t" else "CSV (a table)")
+        return _readable_table("TSV (a table with tabs)" if separator == "\t" else "CSV (a table)")
     if first.startswith("<?xml"):
         return FileKind("is XML", _DOCUMENT)
     return None

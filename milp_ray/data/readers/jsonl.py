@@ -1,7 +1,9 @@
 """The reader for milp_ray's own format: JSON lines, one user a line.
 
 ``{"user_id", "profile"?: {name: text} | null, "history": [text, oldest first], "samples":
-[{"query", "response", "context"?, "n_hist"?, "src"?}]}``. ``src`` may hold anything and is ignored.
+[{"query", "response", "context"?, "n_hist"?, "label"?, "choices"?, "id"?, "src"?}]}``. ``label``,
+``choices`` and ``id`` are those of data sets that score labels (:class:`.Sample`); ``src`` may hold
+anything and is ignored.
 Reading is streaming and strict; every problem of the file is reported at once, by line and byte
 offset and without any content. Blank lines are passed over. A file that gzip packed is read as it
 is; one of another kind, or of which no line is a user record, is *one* problem. Whether a user has
@@ -15,9 +17,8 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from milp_ray.data.readers import ReadResult, register
+from milp_ray.data.readers import ReadResult, Source, register
 from milp_ray.data.readers.file_kinds import EXPECTED
 from milp_ray.data.readers.strict import NOT_UTF8, Fault, Faults, Line, LineFile, check_text, kind_of, parse
 from milp_ray.data.records import Sample, UserRecord
@@ -29,18 +30,18 @@ NO_HISTORY = "no history"
 NO_SAMPLES = "no samples"
 
 _USER_KEYS = ("user_id", "profile", "history", "samples")
-_SAMPLE_KEYS = ("query", "response", "context", "n_hist", "src")
+_SAMPLE_KEYS = ("query", "response", "context", "n_hist", "label", "choices", "id", "src")
 
 
-@register("jsonl")
-def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
+@register("jsonl", users="one line is one user", licence="your own")
+def read_jsonl(source: Source, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
     """Read a file of user records; beside these one line (``max_line_bytes``) is held at most.
 
     Example:
         >>> person = UserRecord("ann", ("I like tea.",), (Sample("What do you drink?", "Tea."),))
         >>> path = folder / "users.jsonl"
         >>> _ = path.write_text(line_of(person), encoding="utf-8")
-        >>> result = read_jsonl(path)
+        >>> result = read_jsonl(Source(path))
         >>> result.users == (person,), dict(result.skipped)
         (True, {})
         >>> result.users[0]  # texts and ids stay out of every repr
@@ -49,6 +50,7 @@ def read_jsonl(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     Raises:
         DataError: the file cannot be read, or with its problems (the first 20, and how many more).
     """
+    path = source.path
     file = LineFile(path, max_line_bytes)
     faults = Faults(str(path))
     users: list[UserRecord] = []
@@ -94,6 +96,12 @@ def line_of(user: UserRecord) -> str:
             item["context"] = sample.context
         if sample.n_hist is not None:
             item["n_hist"] = sample.n_hist
+        if sample.label is not None:
+            item["label"] = sample.label
+        if sample.choices:
+            item["choices"] = list(sample.choices)
+        if sample.source_id is not None:
+            item["id"] = sample.source_id
         samples.append(item)
     profile = None if user.profile is None else dict(user.profile)
     record = {"user_id": user.user_id, "profile": profile, "history": list(user.history), "samples": samples}
@@ -140,6 +148,9 @@ class _Fields:
             return ""
         return _text(self._record[key], self._place + key, self._found, single_line=single_line)
 
+    def optional_text(self, key: str) -> str | None:
+        return None if self._record.get(key) is None else self.text(key, single_line=True)
+
     def items(self, key: str) -> list[object]:
         value = self._record.get(key, [])
         if isinstance(value, list):
@@ -176,6 +187,11 @@ def _sample(item: object, index: int, history_length: int, found: list[Fault]) -
         response=fields.text("response"),
         context=None if context in (None, "") else fields.text("context"),
         n_hist=n_hist,
+        label=fields.optional_text("label"),
+        choices=tuple(
+            _text(choice, f"{place}.choices[{i}]", found) for i, choice in enumerate(fields.items("choices"))
+        ),
+        source_id=fields.optional_text("id"),
     )
 
 

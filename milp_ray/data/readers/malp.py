@@ -15,8 +15,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from milp_ray.data.readers import ReadResult, register
-from milp_ray.data.readers.strict import Fault, check_text, kind_of, parse, read_whole
+from milp_ray.data.readers import ReadResult, Source, register
+from milp_ray.data.readers.strict import Fault, check_text, kind_of, read_json
 from milp_ray.data.records import Sample, UserRecord
 from milp_ray.errors import DataError, Problem
 
@@ -51,8 +51,13 @@ class _Turn:
     noise: bool
 
 
-@register("malp")
-def read_malp(path: Path) -> ReadResult:
+@register(
+    "malp",
+    users="one dialogue is one user; the files carry no patient ids",
+    licence="MIT",
+    citation="Zhang et al., MaLP (github.com/MatthewKKai/MaLP)",
+)
+def read_malp(source: Source) -> ReadResult:
     """Read a dialogue file. A dialogue that is not of the released shape is skipped and counted.
 
     Turns that are empty, or in which the data's generator failed or refused, are dropped, and so is
@@ -62,11 +67,8 @@ def read_malp(path: Path) -> ReadResult:
     Raises:
         DataError: the file cannot be read, or nothing in it has the shape.
     """
-    raw, fingerprint = read_whole(path, MAX_FILE_BYTES)
-    try:
-        value = parse(raw)
-    except Fault as fault:
-        raise DataError(str(path), [fault.at(f"byte {fault.offset}")]) from None
+    path = source.path
+    value, fingerprint = read_json(path, MAX_FILE_BYTES)
     if not isinstance(value, list):
         raise _wrong_shape(path, f"the file is {kind_of(value)}")
     users: list[UserRecord] = []

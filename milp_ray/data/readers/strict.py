@@ -118,7 +118,9 @@ class LineFile:
 
 
 def read_whole(path: Path, max_bytes: int, content: Content = "JSON") -> tuple[bytes, str]:
-    """All bytes of a regular file (unpacked, without a byte order mark) and their SHA-256 (hex).
+    """All bytes of a regular file (unpacked) and their SHA-256 (hex).
+
+    A byte order mark is among them, so that offsets are the file's own.
 
     Raises:
         DataError: missing, not a file, unreadable, of another kind, or larger than ``max_bytes``.
@@ -128,7 +130,21 @@ def read_whole(path: Path, max_bytes: int, content: Content = "JSON") -> tuple[b
     if len(raw) > max_bytes:
         fact, remedy = f"is larger than {max_bytes} bytes", "split the file"
         raise DataError(str(path), [Problem("", fact, f"at most {max_bytes} bytes", remedy)])
-    return raw.removeprefix(_BOM), hashlib.sha256(raw).hexdigest()
+    return raw, hashlib.sha256(raw).hexdigest()
+
+
+def read_json(path: Path, max_bytes: int, content: Content = "JSON") -> tuple[object, str]:
+    """The JSON value that a whole file is, and the SHA-256 (hex) of the file's bytes.
+
+    Raises:
+        DataError: as :func:`read_whole`; or it is not JSON, with the byte of the file.
+    """
+    raw, fingerprint = read_whole(path, max_bytes, content)
+    try:
+        return parse(raw.removeprefix(_BOM)), fingerprint
+    except Fault as fault:
+        offset = fault.offset + (len(_BOM) if raw.startswith(_BOM) else 0)
+        raise DataError(str(path), [fault.at(f"byte {offset}")]) from None
 
 
 @contextlib.contextmanager
