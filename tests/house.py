@@ -30,6 +30,7 @@ FLOORS = [
     {"search/acquisition", "training"},
     {"search", "evaluation"},
     {"search/ax", "trial"},
+    {"evaluation/baselines"},
     {"tune/cluster"},
     {"tune/proposals"},
     {"tune/workers"},

@@ -29,6 +29,7 @@ WITH_EXAMPLES = {
     "evaluation.labels": ("find_label",),
     "evaluation.win_rate": ("WinRate",),
     "trial.lifecycle": ("Trial",),
+    "evaluation.baselines.interface": ("Method",),
     "study.run_folder": ("RunFolder",),
     "tune.proposals.queue": ("ProposalQueue",),
     "tune.search.ledger": ("TrialLedger",),

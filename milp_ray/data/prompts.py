@@ -26,7 +26,7 @@ Padding, labels and batches are *not* made here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.config.models import PromptSettings
@@ -102,6 +102,31 @@ class Prompts:
             prompt, response = self._encode_chat(tokenizer, sample)
         room = self.settings.max_length - len(prompt)
         return EncodedSample(prompt + response[:room], len(prompt))
+
+    def encode_text(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        """The tokens of a user's text alone, without ends; control tokens never among them."""
+        return _plain(tokenizer, text, self._of(tokenizer).control)
+
+    def encode_prompt_after(
+        self, tokenizer: PreTrainedTokenizerBase, before: str, sample: Sample, room: int
+    ) -> list[int]:
+        """What to generate from when a text stands before the query: ``room`` tokens at most.
+
+        In the plain style the text stands on lines of its own before the phrase; in the chat style
+        it begins the user's turn. Where both are too long, the beginning of the text is cut.
+
+        Raises:
+            ModelError: as :meth:`encode_sample`.
+        """
+        longer = Prompts(self.settings.model_copy(update={"max_length": 2 * room}))
+        longer._made = self._of(tokenizer)
+        if self.settings.style == "plain":
+            prompt, (bos, _) = longer.encode_prompt(tokenizer, sample), _ends(tokenizer)
+            ids = [*self.encode_text(tokenizer, before + "\n" if before else ""), *prompt[len(bos) :]]
+            return [*bos, *_last(ids, room - len(bos))]
+        query = self.query(sample)
+        whole = replace(sample, query=f"{before}\n\n{query}" if before else query, context=None)
+        return longer.encode_prompt(tokenizer, whole)
 
     def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         """The tokens that responses are trained to end with: they end a generated one, too.

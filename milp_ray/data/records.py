@@ -62,6 +62,9 @@ class UserSplit:
 
     In the by-user regime one of ``train``, ``validation`` and ``test`` holds all samples of the
     user.
+
+    ``profile`` is what the source says of the user beside texts, names and values; no part of a
+    training reads it. Fields that hold the answer of a held-out sample are left out.
     """
 
     alias: str
@@ -72,6 +75,7 @@ class UserSplit:
     search_cut: int
     final_cut: int
     final_start: int = 0
+    profile: tuple[tuple[str, str], ...] = ()
 
     @property
     def search_history(self) -> tuple[str, ...]:

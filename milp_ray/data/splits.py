@@ -305,7 +305,8 @@ def _cut_history(
     """The split, and how many history texts were removed because they hold a later answer."""
     held_out = [*parts[1], *parts[2]]
     max_history = settings.max_history
-    removed = Answers(held_out, settings.text_rules).before_due(record.history)
+    answers = Answers(held_out, settings.text_rules)
+    removed = answers.before_due(record.history)
     gone = set(removed)
     history = [text for i, text in enumerate(record.history) if i not in gone]
 
@@ -331,6 +332,7 @@ def _cut_history(
         search_cut=search_cut - start,
         final_cut=final_cut - start,
         final_start=final_start,
+        profile=tuple(item for item in (record.profile or {}).items() if not answers.inside(item[1])),
     )
     return split, len(removed)
 

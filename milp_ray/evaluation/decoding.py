@@ -11,7 +11,7 @@ Two decoders give the same tokens, up to floating-point rounding:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -83,10 +83,18 @@ class DynamicCacheDecoder:
         base: on one rank or several, which each decode their share of a batch.
         max_new_tokens: of each prompt.
         stop_ids: each ends a response, as the base's own do.
+        on_rows: is told, before each pass through the base, which prompts of the batch are in it.
     """
 
-    def __init__(self, base: BaseModel, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        on_rows: Callable[[Sequence[int]], object] | None = None,
+    ) -> None:
         self._base, self._max_new_tokens, self._stop_ids = base, max_new_tokens, stop_ids
+        self._on_rows = on_rows
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`; each rank decodes its share, and gets all tokens."""
@@ -102,6 +110,8 @@ class DynamicCacheDecoder:
                     yield None
             with base.measuring():
                 if rows.unfinished:
+                    if self._on_rows is not None:
+                        self._on_rows([group.rank + group.size * row for row in rows.left])
                     rows.step()
                 elif base.parallel.sharded:
                     rows.idle_step()
@@ -131,6 +141,12 @@ class _Rows:
     def unfinished(self) -> bool:
         """Whether a row has not ended."""
         return len(self._rows) > 0
+
+    @property
+    def left(self) -> list[int]:
+        """The rows that have not ended."""
+        kept: list[int] = self._rows.tolist()
+        return kept
 
     def step(self) -> None:
         """One more token for every row."""

@@ -267,6 +267,22 @@ def attach_saved(model: nn.Module, folder: Path) -> Attached:
     return attached
 
 
+def matrices_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A, ``r x in``, and B, ``out x r``, of a saved adapter's weights, by the module's own name."""
+    names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights})
+    try:
+        return {
+            name: (weights[f"{_PREFIX}{name}.lora_A.weight"], weights[f"{_PREFIX}{name}.lora_B.weight"])
+            for name in names
+        }
+    except KeyError:
+        raise StorageError(
+            "an adapter lacks a matrix of a pair",
+            expected=f"lora_A and lora_B of each module in {WEIGHTS}",
+            remedy="restore the folder, or train the memory again",
+        ) from None
+
+
 def adapted_modules(model: nn.Module) -> Iterator[str]:
     """Names of the modules that carry a LoRA right now."""
     return (name for name, module in model.named_modules() if isinstance(module, LoraLayer))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.errors import TrialFailed
@@ -23,6 +24,8 @@ from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import Example, RankLoss, collate, shuffled
 from milp_ray.model.cuda_graphs import Graphs
 from milp_ray.training.optimizer_steps import Stepper, stepping
+
+LossMaker = Callable[[Sequence[Example], float], RankLoss]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,23 @@ def lr_factor(step: int, total_steps: int, warmup: float) -> float:
     return (total_steps - step) / max(1, total_steps - warmup_steps)
 
 
+class Trainable(Protocol):
+    """What a stage trains: an adapter, or anything else with parameters."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that the optimizer steps."""
+        ...
+
+    def train(self, mode: bool) -> None:
+        """Switch on or off what training alone does, such as dropout."""
+        ...
+
+
 class StageTrainer:
     """Trains the attached adapter on the examples of one stage; iterate over it once.
 
     Args:
-        base: with an adapter attached.
+        base: with an adapter attached, unless ``trained`` says what is trained.
         examples: at least one.
         settings: of the optimizer; the loss of a step is the mean over the labels of its batch.
         epochs: passes over the examples.
@@ -116,6 +131,8 @@ class StageTrainer:
         rng: draws LoRA dropout; None where there is none.
         global_step: steps that another trainer of the stage has done, maybe in another process.
         optimizer_state: what its :meth:`optimizer_state` returned then.
+        trained: what is stepped; None: the attached adapter.
+        rank_loss: makes the loss of a batch; None: :class:`milp_ray.model.batches.RankLoss` does.
 
     Attributes:
         global_step: optimizer steps of the stage that are done, over all epochs.
@@ -133,7 +150,10 @@ class StageTrainer:
         rng: IsolatedRNG | None,
         global_step: int = 0,
         optimizer_state: Mapping[str, Tensor] | None = None,
+        trained: Trainable | None = None,
+        rank_loss: LossMaker | None = None,
     ) -> None:
+        self._trained, self._make_loss = trained, rank_loss
         self._base, self._examples, self._settings = base, examples, settings
         self._epochs, self._stage, self._generator, self._rng = epochs, stage, generator, rng
         self._resumed_state = optimizer_state
@@ -153,8 +173,8 @@ class StageTrainer:
             TrialFailed: a loss or a gradient is NaN or infinite.
         """
         base, settings = self._base, self._settings
-        attached = base.attached
-        if attached is None:
+        trained: Trainable | None = self._trained or base.attached
+        if trained is None:
             raise RuntimeError("nothing to train: no adapter is attached")
         lengths = [len(example.ids) for example in self._examples]
         total_steps = num_steps(len(lengths), settings.batch_size, self._epochs)
@@ -164,7 +184,7 @@ class StageTrainer:
         no_dropout = contextlib.nullcontext()
         with (
             contextlib.closing(self._rank_losses(texts)) as rank_losses,
-            stepping(attached.parameters(), settings, base.parallel) as stepper,
+            stepping(trained.parameters(), settings, base.parallel) as stepper,
         ):
             self._stepper = stepper
             if self._resumed_state is not None:
@@ -173,12 +193,12 @@ class StageTrainer:
             for indices in batches:
                 assert rank_loss is not None
                 lr = settings.learning_rate * lr_factor(self.global_step, total_steps, settings.warmup)
-                attached.train(True)
+                trained.train(True)
                 try:
                     with self._rng.active() if self._rng else no_dropout, torch.enable_grad():
                         loss_and_norm = stepper.step(rank_loss, lr)
                 finally:
-                    attached.train(False)
+                    trained.train(False)
                 rank_loss = next(rank_losses, None)  # while the device computes this step
                 loss, grad_norm = loss_and_norm.tolist()
                 self.global_step += 1
@@ -195,12 +215,14 @@ class StageTrainer:
         local = [share or texts[:1] for share, texts in zip(shares, batches, strict=True)]
         # Random numbers, and what DeepSpeed does, cannot be captured.
         capturable = base.fused and base.capturable and self._rng is None and not base.parallel.zero
-        graphs = Graphs(base, local) if capturable and local else None
+        graphs = Graphs(base, local) if capturable and local and self._make_loss is None else None
         try:
             for share, texts, whole in zip(shares, local, batches, strict=True):
                 num_labels = sum(text.num_labels for text in whole) if share else math.inf
                 if graphs:
                     yield graphs.rank_loss(texts, num_labels)
+                elif self._make_loss is not None:
+                    yield self._make_loss(texts, num_labels)
                 else:
                     yield RankLoss(base, collate(texts, base), num_labels)
         finally:
