@@ -29,7 +29,7 @@ FLOORS = [
     {"search/surrogates", "search/transfer", "model"},
     {"search/acquisition", "training"},
     {"search", "evaluation"},
-    {"search/ax", "trial"},
+    {"search/ax", "trial", "evaluation/judges"},
     {"evaluation/baselines"},
     {"tune/cluster"},
     {"tune/proposals"},

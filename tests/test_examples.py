@@ -26,6 +26,8 @@ WITH_EXAMPLES = {
     "evaluation.agreement": ("Agreement",),
     "evaluation.controls": ("derangement",),
     "evaluation.intervals": ("Interval",),
+    "evaluation.judges.cache": ("AnswerCache",),
+    "evaluation.judges.prompt": ("read_score",),
     "evaluation.labels": ("find_label",),
     "evaluation.win_rate": ("WinRate",),
     "trial.lifecycle": ("Trial",),

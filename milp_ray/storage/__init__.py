@@ -24,6 +24,7 @@ from milp_ray.storage.lock_file import LockFile, is_stale
 from milp_ray.storage.mirror import Mirror, close_mirrors, location_of, mirror_at, mirror_of
 from milp_ray.storage.modes import GROUP, OWNER, follow, make_folder, ownership_fault, readers_of
 from milp_ray.storage.objects import temporary_copy
+from milp_ray.storage.private_file import NotPrivateError, read_private
 from milp_ray.storage.scratch import Scratch
 from milp_ray.storage.session import Session, next_session, publish_for
 from milp_ray.storage.stale_drafts import clean_up_drafts
@@ -36,6 +37,7 @@ __all__ = [
     "FileSet",
     "LockFile",
     "Mirror",
+    "NotPrivateError",
     "Scratch",
     "Session",
     "appending",
@@ -65,6 +67,7 @@ __all__ = [
     "publish_for",
     "pull",
     "put_file",
+    "read_private",
     "readers_of",
     "reading",
     "remove_file",

@@ -7,14 +7,12 @@ is there is :mod:`milp_ray.study.run_folder`'s.
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
 from milp_ray.config.models import Study
 from milp_ray.errors import DataError, Problem
 from milp_ray.ids import KEY_BYTES
-from milp_ray.storage import is_url
+from milp_ray.storage import NotPrivateError, is_url, read_private
 
 
 def given_key(study: Study) -> bytes | None:
@@ -30,14 +28,13 @@ def given_key(study: Study) -> bytes | None:
     if is_url(name):
         raise _unusable(name, "is a URL", "a file on the driver's machine", make)
     try:
-        with Path(name).open("rb") as file:
-            mode, key = os.fstat(file.fileno()).st_mode, file.read(KEY_BYTES + 1)
+        key = read_private(Path(name), KEY_BYTES + 1)
+    except NotPrivateError as error:
+        expected = "mode 0600: the key tells whose alias it is"
+        raise _unusable(name, str(error), expected, "chmod 600 the file") from None
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
         raise _unusable(name, f"cannot be read: {reason}", "a file with a key", make) from None
-    if stat.S_IMODE(mode) & 0o077:
-        fact = f"others than its owner may use it (mode {stat.S_IMODE(mode):04o})"
-        raise _unusable(name, fact, "mode 0600: the key tells whose alias it is", "chmod 600 the file")
     if len(key) != KEY_BYTES:
         size = f"more than {KEY_BYTES}" if len(key) > KEY_BYTES else str(len(key))
         raise _unusable(name, f"holds {size} bytes", f"{KEY_BYTES} random bytes", make)
