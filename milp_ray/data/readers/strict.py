@@ -13,6 +13,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ _CHUNK = 1 << 20
 # a disk.
 _EXPANSION, _UNPACKED_AT_LEAST = 100, 64 << 20
 _BOM = b"\xef\xbb\xbf"
+# Control characters and halves of surrogate pairs.
+_NOT_IN_LINES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_TEXTS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class Fault(Exception):  # noqa: N818  (internal: becomes a Problem once its place is known)
@@ -270,14 +274,13 @@ def check_text(value: object, name: str, *, single_line: bool = False) -> str:
         raise Fault(f"{name} is {kind_of(value)}", "a text")
     if not value.strip():
         raise Fault(f"{name} is empty", "a text that is not blank", "remove it or fill it in")
-    allowed = "" if single_line else "\n\r\t"
-    for char in value:
-        if (char < " " and char not in allowed) or char == "\x7f":
-            raise Fault(f"{name} holds the control character U+{ord(char):04X}", remedy="remove it")
-        if "\ud800" <= char <= "\udfff":
-            fact, remedy = f"{name} holds half of a surrogate pair", "repair the text's encoding"
-            raise Fault(fact, "valid Unicode", remedy)
-    return value
+    found = (_NOT_IN_LINES if single_line else _NOT_IN_TEXTS).search(value)
+    if found is None:
+        return value
+    if "\ud800" <= found.group() <= "\udfff":
+        fact, remedy = f"{name} holds half of a surrogate pair", "repair the text's encoding"
+        raise Fault(fact, "valid Unicode", remedy)
+    raise Fault(f"{name} holds the control character U+{ord(found.group()):04X}", remedy="remove it")
 
 
 def kind_of(value: object) -> str:
