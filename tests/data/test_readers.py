@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,52 @@ from milp_ray.data.readers import ReadResult, Source, read_users, reader_names, 
 from milp_ray.errors import DataError
 from milp_ray.storage.objects import objects_at
 
-FORMATS = ["jsonl", "malp", "messages", "table"]
+SECRET = "zq canary zq"
+ITEM = '{"id": "1", "date": "2020-01-01", "title": "Rain", "text": "It fell."}'
+# A small file of each format, its name, and what lies beside it: the further file's name and
+# content.
+FIXTURES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    "amazonqa": (
+        "qa.json",
+        "{'asin': 'B', 'unixTime': 9, 'question': 'Fits?', 'answer': \"It's fine.\"}\n",
+        {"reviews": ("r.json", '{"reviewerID": "a", "asin": "B", "reviewText": "x", "unixReviewTime": 1}\n')},
+    ),
+    "jsonl": (
+        "users.jsonl",
+        '{"user_id": "a", "history": ["x"], "samples": [{"query": "q", "response": "r"}]}\n',
+        {},
+    ),
+    "lamp": (
+        "dev_questions.json",
+        f'[{{"id": "7", "input": "q", "profile": [{ITEM}]}}]',
+        {"outputs": ("dev_outputs.json", '{"task": "LaMP_4", "golds": [{"id": "7", "output": "r"}]}')},
+    ),
+    "longlamp": (
+        "rows.json",
+        '[{"input": "q", "output": "r", "profile": [{"title": "t", "abstract": "a"}]}]',
+        {},
+    ),
+    "malp": (
+        "dialogues.json",
+        '[[{"0": {"Assistant": "Hello.", "User": "I am ill."}}, {"1": {"Assistant": "Rest.", "User": ""}}]]',
+        {},
+    ),
+    "messages": (
+        "chat.jsonl",
+        '{"user_id": "a", "messages": [{"role": "user", "content": "q"},'
+        ' {"role": "assistant", "content": "r"}]}',
+        {},
+    ),
+    "personamem": (
+        "questions_32k.csv",
+        "question,correct_answer,all_options,shared_context_id,end_index_in_shared_context\n"
+        "q,(a),\"['(a) r', '(b) s']\",c,1\n",
+        {"contexts": ("shared_contexts_32k.jsonl", '{"c": [{"role": "user", "content": "x"}]}')},
+    ),
+    "reddit": ("train.txt", "q###r###x\n", {"users": ("ids.txt", "a\n")}),
+    "table": ("t.csv", "user,query,response\na,q,r\n", {}),
+}
+FORMATS = list(FIXTURES)
 
 
 def problem_of(path: Path | str, **options: object) -> str:
@@ -85,6 +131,65 @@ class TestEveryReader:
         (tmp_path / "file").touch()
         monkeypatch.setattr(Path, "open", refuse)
         assert "cannot be read: Permission denied" in problem_of(tmp_path / "file", format=reader)
+
+    def test_a_file_of_its_format_packed_or_not_with_a_mark_or_not(self, tmp_path: Path, reader: str) -> None:
+        name, content, _ = FIXTURES[reader]
+        settings = self.written(tmp_path, reader, lambda raw: raw)
+        found = read_users(settings)
+        assert len(found.users) == 1 and found.users[0].history and found.users[0].samples
+        assert len(found.fingerprint) == 64
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_users(settings).users == found.users
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+        assert read_users(settings) == found
+
+    def test_the_same_at_a_url_with_what_belongs_to_it(self, tmp_path: Path, reader: str, s3: str) -> None:
+        found = read_users(self.written(tmp_path, reader, lambda raw: raw))
+        place = objects_at(f"{s3}/{reader}")
+        name, content, further = FIXTURES[reader]
+        place.put(name, content.encode())
+        for other, text in further.values():
+            place.put(other, gzip.compress(text.encode()))
+        files = {key: f"{s3}/{reader}/{other}" for key, (other, _) in further.items()}
+        settings = {"path": f"{s3}/{reader}/{name}", "format": reader, "files": files}
+        assert read_users(DataSettings.model_validate(settings)) == found
+
+    def test_a_further_file_that_is_not_there(self, tmp_path: Path, reader: str) -> None:
+        name, _, further = FIXTURES[reader]
+        self.written(tmp_path, reader, lambda raw: raw)
+        for key in further:
+            text = problem_of(tmp_path / name, format=reader, files={key: str(tmp_path / "gone")})
+            assert "no such file" in text and text.startswith(str(tmp_path / "gone"))
+
+    @pytest.mark.parametrize("kind", ["zip", "utf-16", "html"])
+    def test_a_file_of_another_kind_is_one_problem_without_its_content(
+        self, tmp_path: Path, reader: str, kind: str
+    ) -> None:
+        raw = {"zip": b"PK\x03\x04" + SECRET.encode(), "utf-16": SECRET.encode("utf-16"),
+               "html": f"<html>{SECRET}".encode()}[kind]  # fmt: skip
+        self.written(tmp_path, reader, lambda _: raw)
+        text = problem_of(tmp_path / FIXTURES[reader][0], format=reader)
+        assert SECRET not in text and "remedy: " in text
+
+    def written(self, folder: Path, reader: str, change: Callable[[bytes], bytes]) -> DataSettings:
+        """The fixture in a folder; its settings name the further files."""
+        name, content, further = FIXTURES[reader]
+        (folder / name).write_bytes(change(content.encode()))
+        for other, text in further.values():
+            (folder / other).write_text(text, encoding="utf-8")
+        files = {key: str(folder / other) for key, (other, _) in further.items()}
+        settings = {"path": str(folder / name), "format": reader, "files": files}
+        return DataSettings.model_validate(settings)
+
+
+def test_the_page_has_a_row_for_each_format_with_its_licence_and_further_files() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(FORMATS) == set(reader_names()) - {"mine"}
+    for name in FORMATS:
+        found = readers.find_format(name)
+        assert f"| {found.licence} |" in rows[name]
+        assert all(f"`{file}`" in rows[name] for file in found.files)
 
 
 @pytest.mark.parametrize(

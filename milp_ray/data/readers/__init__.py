@@ -40,7 +40,7 @@ __all__ = [
 
 Reader = Callable[[Source], ReadResult]
 
-_MODULES = ("jsonl", "malp", "messages", "table")
+_MODULES = ("amazonqa", "jsonl", "lamp", "longlamp", "malp", "messages", "personamem", "reddit", "table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def read_users(settings: DataSettings) -> ReadResult:
         try:
             result = known.read(Source(copies.of(settings.path), settings, copies))
         except DataError as error:
-            raise DataError(path, copies.named(error)) from None
+            raise copies.named(error) from None
     if not result.users:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
         fact = f"no user is left ({reasons})" if reasons else "holds no user"

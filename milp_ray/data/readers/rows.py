@@ -49,13 +49,22 @@ class Table:
         needed: columns without which it is not the table that was meant.
         optional: further columns that are taken where they are there.
         faults: where problems of rows go.
+        remedy: what helps where a needed column is missing.
     """
 
-    def __init__(self, path: Path, needed: Sequence[str], optional: Collection[str], faults: Faults) -> None:
+    def __init__(
+        self,
+        path: Path,
+        needed: Sequence[str],
+        optional: Collection[str],
+        faults: Faults,
+        remedy: str = "say in data.columns how they are called; the first line of a CSV has the names",
+    ) -> None:
         self._path = path
         self._needed = tuple(needed)
         self._wanted = {*needed, *optional}
         self._faults = faults
+        self._remedy = remedy
         self.fingerprint = ""
 
     def __iter__(self) -> Iterator[Row]:
@@ -79,8 +88,8 @@ class Table:
         """All needed columns are there."""
         if missing := [name for name in self._needed if name not in found]:
             fact = f"{len(found)} columns, and none is called " + " or ".join(repr(name) for name in missing)
-            remedy = "say in data.columns how they are called; the first line of a CSV has the names"
-            problem = Problem(where, f"has {fact}", "columns " + ", ".join(self._needed), remedy)
+            expected = "columns " + ", ".join(self._needed)
+            problem = Problem(where, f"has {fact}", expected, self._remedy)
             raise DataError(str(self._path), [problem])
 
     def _csv(self) -> Iterator[Row]:

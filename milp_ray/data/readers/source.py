@@ -15,7 +15,7 @@ from pathlib import Path
 
 from milp_ray.config.models import DataSettings
 from milp_ray.data.records import UserRecord
-from milp_ray.errors import DataError, Problem
+from milp_ray.errors import DataError
 from milp_ray.storage import is_url, joined, temporary_copy
 
 _GZ = ".gz"
@@ -117,12 +117,14 @@ class Copies:
             self._names[str(path)] = given
         return path
 
-    def named(self, error: DataError) -> list[Problem]:
-        """An error's problems, which name copies that nobody knows, by the URLs themselves."""
-        problems = list(error.problems)
+    def named(self, error: DataError) -> DataError:
+        """An error that names files by their URLs, not by copies that nobody knows."""
+        title, problems = error.title, list(error.problems)
         for copy in sorted(self._names, key=len, reverse=True):
-            problems = [replace(p, where=p.where.replace(copy, self._names[copy])) for p in problems]
-        return problems
+            url = self._names[copy]
+            title = url if title == copy else title
+            problems = [replace(p, where=p.where.replace(copy, url)) for p in problems]
+        return DataError(title, problems)
 
 
 def joint_fingerprint(*fingerprints: str) -> str:

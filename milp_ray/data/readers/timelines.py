@@ -47,6 +47,10 @@ class Timelines:
         """Note what a user did; users come out in the order in which they came first."""
         self._moments.setdefault(user_id, []).append(moment)
 
+    def ids(self) -> set[str]:
+        """Who did anything."""
+        return set(self._moments)
+
     def users(self) -> tuple[tuple[UserRecord, ...], dict[str, int]]:
         """The users with a history and samples, and how many have none, by reason."""
         users: list[UserRecord] = []
