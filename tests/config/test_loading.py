@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from milp_ray.config import Study, yamltree
-from milp_ray.config.loading import dump_study, load_study, resolved, study_files
+from milp_ray.config.loading import data_settings, dump_study, load_study, resolved, study_files
 from milp_ray.config.template import TEMPLATE, write_template
 from milp_ray.errors import StorageError, StudyError
 
@@ -54,6 +54,28 @@ def test_the_template_states_every_value_and_only_defaults(tmp_path: Path) -> No
     assert commented
     batch = next(line for line in TEMPLATE.splitlines() if line.lstrip().startswith("batch_size"))
     assert "over all workers" in batch and "per device" not in batch, "docs/parallel.md says what it counts"
+
+
+def test_settings_of_a_file_without_a_study_take_overrides_and_refuse_wrong_ones(tmp_path: Path) -> None:
+    found = data_settings("q.json", ["data.format=amazonqa", "data.files={reviews: s3://bucket/r.json}"])
+    assert (found.path, found.format, found.files) == (
+        "q.json",
+        "amazonqa",
+        {"reviews": "s3://bucket/r.json"},
+    )
+    with pytest.raises(StudyError, match=r"data\.columns\.usr: unknown key"):
+        data_settings("t.csv", ["data.columns={usr: x}"])
+    with pytest.raises(StudyError, match=r"data\.files") as caught:
+        data_settings("q.json", ["data.files={reviews: 's3://key:secret@bucket/r'}"])
+    assert "secret" not in str(caught.value)
+
+
+def test_further_files_are_made_absolute_as_the_data_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(study_file(tmp_path, SMALL), ["data.files={reviews: r.json, outputs: s3://b/o/}"])
+    assert resolved(study).data.files == {"reviews": str(tmp_path / "r.json"), "outputs": "s3://b/o"}
 
 
 def test_init_does_not_overwrite(tmp_path: Path) -> None:

@@ -54,7 +54,10 @@ def records(draw: st.DrawFn) -> list[UserRecord]:
     out = []
     for user_id in draw(st.lists(text, min_size=1, max_size=4, unique=True)):
         history = draw(st.lists(text, min_size=1, max_size=4))
-        sample = st.builds(Sample, text, text, st.none() | text, st.none() | st.integers(0, len(history)))
+        optional = st.none() | text
+        place = st.none() | st.integers(0, len(history))
+        choices = st.lists(text, max_size=2).map(tuple)
+        sample = st.builds(Sample, text, text, optional, place, optional, choices, optional)
         samples = draw(st.lists(sample, min_size=1, max_size=4))
         profile = draw(st.none() | st.dictionaries(text, text, max_size=2))
         out.append(UserRecord(user_id, tuple(history), tuple(samples), profile))

@@ -100,6 +100,7 @@ def test_from_another_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("data.path=users.jsonl", "data.path"),
         ("data.path=./users.jsonl", "data.path"),
         ("data.alias_key=alias.key", "data.alias_key"),
+        ("data.files={reviews: r.json}", "data.files.reviews"),
         ("model.path=milp_ray/..", "model.path"),
     ],
 )
@@ -115,6 +116,13 @@ def test_data_travels_when_asked_for(root: Path, path: str) -> None:
     found = pack("jobs/search.py", Path("jobs/search.yaml"), [f"data.path={path}"], include=["users.jsonl"])
     assert "users.jsonl" in names(found)
     assert "texts will lie in Ray's files" in found.warnings[0]
+    further = pack(
+        "jobs/search.py",
+        Path("jobs/search.yaml"),
+        [f"data.files={{reviews: {path}}}"],
+        include=["users.jsonl"],
+    )
+    assert "texts will lie in Ray's files" in further.warnings[0]
     assert not pack("jobs/search.py", Path("jobs/search.yaml")).warnings
 
 

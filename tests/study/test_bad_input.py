@@ -89,7 +89,22 @@ def test_empty_data(study_file: Path) -> None:
 
 
 def test_only_users_with_too_few_samples(study_file: Path) -> None:
-    assert "samples" in refused(data_with(study_file, user_line(1, samples=3)))
+    output = refused(data_with(study_file, user_line(1, samples=3)))
+    assert "fewer than 10 samples" in output and "data.split.regime: by_user" in output
+
+
+def test_a_further_file_that_is_missing_is_named_with_its_setting(study_file: Path) -> None:
+    questions = study_file.parent / "dev_questions.json"
+    questions.write_text(f'[{{"id": "1", "input": "{CANARY}", "profile": []}}]', encoding="utf-8")
+    output = refused(study_file, f"data.path={questions}", "data.format=lamp")
+    assert "dev_outputs.json" in output and "data.files.outputs" in output
+
+
+def test_a_table_whose_columns_are_called_otherwise(study_file: Path) -> None:
+    table = study_file.parent / "t.csv"
+    table.write_text(f"{CANARY},query,response\n{CANARY},q,r\n", encoding="utf-8")
+    output = refused(study_file, f"data.path={table}", "data.format=table", "data.columns={user: who}")
+    assert "none is called 'who'" in output and "data.columns" in output
 
 
 def test_duplicate_ids_are_found_by_line(study_file: Path) -> None:

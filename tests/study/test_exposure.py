@@ -20,6 +20,11 @@ def test_what_others_can_read_is_told_with_the_remedy(entered: Path) -> None:
     (told,) = exposures(study)
     assert told == f"everybody on this machine can read the users' data: chmod go= {data}"
     data.chmod(0o600)
+    reviews = entered / "reviews.json"
+    reviews.write_text("x")
+    reviews.chmod(0o644)
+    (told,) = exposures(a_study(entered, path=str(data), files={"reviews": str(reviews)}))
+    assert told.endswith(f"can read the users' data: chmod go= {reviews}")
     run = RunFolder.create(study, "f")
     assert not exposures(study)
     run.root.chmod(0o755)
