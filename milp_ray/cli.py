@@ -197,6 +197,22 @@ def stats(
     out.print(data_view(settings))
 
 
+@app.command()
+@_reported
+def compare(
+    comparison: Annotated[Path, typer.Argument(help="The comparison file (YAML).", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to be computed.")] = False,
+) -> int:
+    """Compare methods on the same users, cell by cell; after an interruption it goes on."""
+    from milp_ray.config.loading import load_comparison
+
+    loaded = load_comparison(comparison, overrides or [])
+    from milp_ray.comparison.command import compare_and_report  # imports torch, as above
+
+    return compare_and_report(loaded, out, dry_run=dry_run)
+
+
 Address = Annotated[
     str | None, typer.Option(help="The dashboard, http(s)://host:8265; else RAY_ADDRESS.", show_default=False)
 ]

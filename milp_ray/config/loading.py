@@ -12,15 +12,18 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from milp_ray.config import yamltree
+from milp_ray.config.comparison import Comparison
 from milp_ray.config.models import DataSettings, Study
+from milp_ray.config.settings import Settings
 from milp_ray.config.yamltree import KeyPath, Tree, dotted
 from milp_ray.errors import Problem, StudyError
 from milp_ray.storage import has_credentials, is_url
@@ -28,6 +31,9 @@ from milp_ray.storage import has_credentials, is_url
 # Values of these paths are never repeated in an error: they may be raw user ids.
 _PRIVATE = re.compile(r"data\.users\b")
 _EXTENDS = "extends"
+# Two keys for one thing: the one on the command line wins over the other in the file.
+_SAME_THING = {("search", "sampler"): "surrogate", ("search", "surrogate"): "sampler"}
+Loaded = TypeVar("Loaded", bound=Settings)
 # Keys of AWS, Hugging Face, GitHub, GitLab, Slack, Google and of the "sk-" kind; private keys.
 _SECRET = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bglpat-[\w-]{20,}"
@@ -49,11 +55,16 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     Raises:
         StudyError: with every problem of the file and of the overrides.
     """
-    path = Path(path)
-    tree = _read_tree(path)
-    for override in overrides:
-        _override(tree, override)
-    return _validate(tree, str(path))
+    return _load(Path(path), overrides, Study)
+
+
+def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparison:
+    """Read and validate a comparison file, as :func:`load_study` does a study file.
+
+    Raises:
+        StudyError: with every problem of the file and of the overrides.
+    """
+    return _load(Path(path), overrides, Comparison)
 
 
 def data_settings(path: str, overrides: Sequence[str] = ()) -> DataSettings:
@@ -65,7 +76,7 @@ def data_settings(path: str, overrides: Sequence[str] = ()) -> DataSettings:
     tree = Tree({"name": "data", "model": {"path": "none"}, "data": {"path": path}})
     for override in overrides:
         _override(tree, override)
-    return _validate(tree, path).data
+    return _validate(tree, path, Study).data
 
 
 def study_files(path: Path | str) -> list[Path]:
@@ -103,6 +114,13 @@ def resolved(study: Study) -> Study:
     if model.expanduser().exists():
         changes["model"] = study.model.model_copy(update={"path": str(model.expanduser().resolve())})
     return study.model_copy(update=changes)
+
+
+def _load(path: Path, overrides: Sequence[str], root: type[Loaded]) -> Loaded:
+    tree = _read_tree(path)
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, str(path), root)
 
 
 def _read_tree(path: Path, files: list[Path] | None = None) -> Tree:
@@ -180,13 +198,16 @@ def _override(tree: Tree, text: str) -> None:
         tree.problems.append(Problem(where, "goes into something that has no keys", "section.key=value"))
         return
     node[last] = parsed.value
+    rival = _SAME_THING.get((*parents, last))
+    if rival is not None and tree.lines.get((*parents, rival)) != 0:
+        node.pop(rival, None)
     found = (path for path, _ in yamltree.scalars(parsed.value, (*parents, last)))
     for path in [*found, (*parents, last)]:
         tree.lines[path] = 0  # 0: from the command line
         tree.files.pop(path, None)
 
 
-def _validate(tree: Tree, source: str) -> Study:
+def _validate(tree: Tree, source: str, root: type[Loaded]) -> Loaded:
     if not isinstance(tree.value, dict):
         if not tree.problems:
             fact = "is empty" if tree.value is None else "is not a mapping of sections"
@@ -196,14 +217,14 @@ def _validate(tree: Tree, source: str) -> Study:
     if secrets := list(_secrets(tree)):
         raise StudyError(source, [*tree.problems, *secrets])
     try:
-        study = Study.model_validate_json(json.dumps(tree.value))
+        loaded = root.model_validate_json(json.dumps(tree.value))
     except ValidationError as error:
-        tree.problems.extend(_problems(error.errors(include_url=False), tree))
+        tree.problems.extend(_problems(error.errors(include_url=False), tree, root))
     except (UnicodeEncodeError, ValueError):
         tree.problems.append(Problem("", "holds text that is not valid Unicode", "UTF-8 text"))
     if tree.problems:
         raise StudyError(source, tree.problems)
-    return study
+    return loaded
 
 
 def check_no_ids(overrides: Sequence[str]) -> None:
@@ -252,15 +273,16 @@ def _secrets(tree: Tree) -> Iterator[Problem]:
             )
 
 
-def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:
+def _problems(errors: Iterable[ErrorDetails], tree: Tree, root: type[Settings]) -> list[Problem]:
     merged: dict[KeyPath, tuple[str, list[str]]] = {}
     out: list[Problem] = []
     for error in errors:
-        path = _field_path(error["loc"])
+        path = _field_path(error["loc"], root)
         if error["type"] == "extra_forbidden":
-            out.append(_unknown_key(path, tree))
+            out.append(_unknown_key(path, tree, root))
         elif error["type"] == "missing":
-            out.append(Problem(_where(path, tree), "is missing", _describe(path), f"add '{path[-1]}:'"))
+            about = _describe(path, root)
+            out.append(Problem(_where(path, tree), "is missing", about, f"add '{path[-1]}:'"))
         else:
             got, expected = merged.setdefault(path, (_got(error, path, tree), []))
             expected.append(_expected(error))
@@ -272,7 +294,7 @@ def _problems(errors: Iterable[ErrorDetails], tree: Tree) -> list[Problem]:
         if _where(path, tree) in faulty:  # the YAML itself was at fault there, and that is said already
             continue
         wanted = " or ".join(dict.fromkeys(expected))
-        about = _describe(path)
+        about = _describe(path, root)
         out.append(Problem(_where(path, tree), got, f"{wanted} ({about})" if about else wanted))
     return out
 
@@ -309,16 +331,16 @@ def _got(error: ErrorDetails, path: KeyPath, tree: Tree) -> str:
     return f"got {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
-def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
-    section = _model_at(path[:-1])
+def _unknown_key(path: KeyPath, tree: Tree, root: type[Settings]) -> Problem:
+    section = _section(_type_at(path[:-1], root))
     valid = sorted(section.model_fields) if section else []
-    if section is Study:
+    if section is root:
         valid.append(_EXTENDS)
     # A key that stands one level off (`epochs:` at the top) is a common slip: look for its section
     # first.
     homes = [
         f"{name}.{path[-1]}"
-        for name, field in Study.model_fields.items()
+        for name, field in root.model_fields.items()
         if path[-1] not in valid and (model := _section(field.annotation)) and path[-1] in model.model_fields
     ]
     close = homes or difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
@@ -326,42 +348,49 @@ def _unknown_key(path: KeyPath, tree: Tree) -> Problem:
     return Problem(_where(path, tree), "unknown key", "one of " + ", ".join(valid), remedy)
 
 
-def _describe(path: KeyPath) -> str:
-    parent = _model_at(path[:-1])
+def _describe(path: KeyPath, root: type[Settings]) -> str:
+    parent = _section(_type_at(path[:-1], root))
     if parent is None or not path or not isinstance(path[-1], str):
         return ""
     info = parent.model_fields.get(path[-1])
     return info.description or "" if info else ""
 
 
-def _model_at(path: Sequence[str | int]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Study
+def _type_at(path: Sequence[str | int], root: object) -> object:
     for part in path:
-        if model is None or part not in model.model_fields:
-            return None
-        model = _section(model.model_fields[str(part)].annotation)
-    return model
+        root = _below(root, part)
+    return root
 
 
-def _section(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((m for a in typing.get_args(annotation) if (m := _section(a))), None)
+def _below(kind: object, part: str | int) -> object:
+    """The type of what stands under a key of a section or a mapping; None of others."""
+    if section := _section(kind):
+        info = section.model_fields.get(str(part))
+        return info.annotation if info else None
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
+
+def _section(kind: object) -> type[BaseModel] | None:
+    """The class of a section, of which a type may be the union with something else."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next((m for a in typing.get_args(kind) if (m := _section(a))), None)
     return None
 
 
-def _field_path(loc: Sequence[str | int]) -> KeyPath:
+def _field_path(loc: Sequence[str | int], root: type[Settings]) -> KeyPath:
     """The location without the names of union branches that pydantic mixes in."""
     path: list[str | int] = []
-    model: type[BaseModel] | None = Study
+    kind: object = root
     for index, part in enumerate(loc):
-        if model is not None:
+        if part == "[key]":  # what is wrong with a mapping's key stands under the key
+            break
+        if _section(kind) or typing.get_origin(kind) is dict:
             path.append(part)
-            fields: Mapping[str, object] = model.model_fields
-            if part not in fields:
+            kind = _below(kind, part)
+            if kind is None:
                 break
-            model = _section(model.model_fields[str(part)].annotation)
         elif isinstance(part, int) and index == len(loc) - 1:
             path.append(part)
     return tuple(path)

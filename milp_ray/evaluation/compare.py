@@ -56,16 +56,25 @@ def evaluation(
     total = yield from measure_loss(base, sample_examples(base, prompts, samples), batch_size)
     encoded = encode_prompts(base, samples, prompts, max_new_tokens)
     responses = yield from measure_responses(base, encoded, prompts, max_new_tokens, batch_size)
-    rules = study.data.text_rules
+    return test_scores(user, samples, responses, total.mean, study.data.text_rules)
+
+
+def test_scores(
+    user: UserSplit, samples: Sequence[Sample], responses: Sequence[str], loss: float, rules: int
+) -> TestScores:
+    """The scores of responses to samples of a user, beside the loss of the given ones."""
     references = [sample.response for sample in samples]
     overlap = rouge(responses, references, rules)
     # A split resolves n_hist; without it, only texts up to the first test sample are no leak.
     cuts = [user.final_cut if sample.n_hist is None else sample.n_hist for sample in samples]
     histories = [user.history[:cut] for cut in cuts]
     return TestScores(
-        loss=total.mean,
+        loss=loss,
         rouge_1=overlap["rouge_1"],
         rouge_l=overlap["rouge_l"],
         chrf=chrf(responses, references),
         persona_f1=persona_f1(responses, histories, rules=rules),
     )
+
+
+test_scores.__test__ = False  # type: ignore[attr-defined]  # the name is no test for pytest

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import ClusterError
-from milp_ray.layout import Layout
+from milp_ray.layout import META
 from milp_ray.storage import can_read, location_of, mirror_of
 
 Texts = TypeVar("Texts")
@@ -31,16 +31,20 @@ def share(texts: Mapping[str, Texts]) -> dict[str, ray.ObjectRef[Texts]]:
     return {alias: ray.put(one) for alias, one in texts.items()}
 
 
-def check_sees(folder: Path) -> None:
+def check_sees(folder: Path, marker: str = META) -> None:
     """Check that this machine sees a run folder, or reads its URL.
 
     Workers write adapters there, and read event logs. Every worker checks when it starts, since
     nodes come and go.
 
+    Args:
+        folder: of the run, or of a comparison.
+        marker: name of a file that is in it.
+
     Raises:
         ClusterError: this machine does not.
     """
-    if not can_read(_known(folder)):
+    if not can_read(folder / marker):
         raise _blind(f"node {platform.node()} does not see", folder)
 
 
@@ -56,7 +60,7 @@ def check_shared(folder: Path) -> None:
     sees = ray.remote(num_cpus=0)(can_read)
     asked = [
         sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            _known(folder)
+            folder / META
         )
         for node in nodes
     ]
@@ -66,11 +70,6 @@ def check_shared(folder: Path) -> None:
             answers.append(ray.get(answer))
     if blind := answers.count(False):
         raise _blind(f"{blind} of {len(nodes)} nodes do not see", folder)
-
-
-def _known(folder: Path) -> Path:
-    """A file that every run folder has."""
-    return Layout(folder).meta_file
 
 
 def _blind(who: str, folder: Path) -> ClusterError:

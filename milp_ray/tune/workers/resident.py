@@ -21,6 +21,7 @@ import ray
 from milp_ray.config.models import Study
 from milp_ray.core_dumps import no_core_dumps
 from milp_ray.errors import ClusterError, MilpRayError, exception_site
+from milp_ray.layout import META
 from milp_ray.tune.cluster.shared import check_sees
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ def _watched(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous | None = None) -> BaseModel:
+def resident_base(
+    study: Study,
+    root: Path,
+    cpus: float,
+    rendezvous: Rendezvous | None = None,
+    *,
+    marker: str = META,
+) -> BaseModel:
     """Load a study's base in this process, divided over the ranks of ``rendezvous`` if given.
 
     A process that takes ``LOADING_SECONDS`` to load hangs: it ends, and its log says where it hung.
@@ -67,6 +75,7 @@ def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous 
         root: the run folder, which this machine must see.
         cpus: number of CPUs that the process may use.
         rendezvous: of the group that the process becomes a rank of; None: it works alone.
+        marker: name of a file in the folder by which it is known.
 
     Raises:
         MilpRayError: something keeps this worker, and so any, from working.
@@ -90,7 +99,7 @@ def resident_base(study: Study, root: Path, cpus: float, rendezvous: Rendezvous 
             remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
         )
     try:
-        check_sees(root)  # each rank for itself: if one does not, whoever started the ranks ends all
+        check_sees(root, marker)  # each rank for itself: if one does not, whoever started the ranks ends all
         parallel = ALONE
         if rendezvous is not None:
             meet_at(ray.util.get_node_ip_address())

@@ -1,0 +1,88 @@
+"""`milp-ray compare` from a comparison file to what is printed, and its exit code."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from milp_ray.comparison.cells import Cell
+from milp_ray.comparison.data_table import statistics_table
+from milp_ray.comparison.results import write_results
+from milp_ray.comparison.run import Comparing
+from milp_ray.comparison.win_rates import Judging
+from milp_ray.config.comparison import Comparison
+from milp_ray.errors import MilpRayError
+from milp_ray.evaluation.judges import make_judge
+from milp_ray.evaluation.judges.cache import AnswerCache
+from milp_ray.model.pretrained import load_config
+from milp_ray.study.stopping import signals_interrupt
+
+
+def compare_and_report(comparison: Comparison, console: Console, *, dry_run: bool = False) -> int:
+    """Compute what is missing, write tables of what is finished, and print where they are.
+
+    Args:
+        comparison: of the file.
+        console: where progress goes.
+        dry_run: only say what is to be computed.
+
+    Returns:
+        The exit code: 0 done; 3 done, but some users failed; 130 stopped on request.
+
+    Raises:
+        MilpRayError: something is not usable; what is finished is kept, with its tables.
+    """
+    comparing = Comparing(comparison, console)
+    with comparing.folder.lock(), signals_interrupt():
+        judging = _judging(comparing)
+        if dry_run:
+            _tell(comparing, console)
+            if judging is not None:
+                console.print(f"of the responses that are there: {judging.estimate(comparing.plans)}")
+            return 0
+        try:
+            comparing.run()
+        except (MilpRayError, KeyboardInterrupt) as error:
+            error.add_note("what is finished is kept; the same command goes on")
+            _report(comparing, console)
+            raise
+        if judging is not None and not comparing.outcome().interrupted:
+            console.print(str(judging.estimate(comparing.plans)), markup=False)
+            judging.table(comparing.plans).write(comparing.folder.tables)
+        return _report(comparing, console)
+
+
+def _judging(comparing: Comparing) -> Judging | None:
+    settings, folder = comparing.folder.comparison.judge, comparing.folder
+    if settings is None:
+        return None
+    cache = AnswerCache(folder.root / "judge" / "answers.jsonl", comparing.key)
+    return Judging(make_judge(settings), cache, folder.comparison.judged_over, comparing.answers)
+
+
+def _tell(comparing: Comparing, console: Console) -> None:
+    for plan in comparing.plans:
+        console.print(
+            f"{plan.setting.name}: {len(plan.users)} users, {len(plan.background.splits)} background users, "
+            f"{sum(len(user.test) for user in plan.users.values())} test samples",
+            markup=False,
+        )
+        for method in plan.methods:
+            done = comparing.folder.cells.find(Cell(plan.setting, method.name), plan.digest(method))
+            trials = len(plan.users) * plan.study.search.trials
+            search = f", after a search of {trials} trials" if method.searched else ""
+            state = "finished" if done else f"to be computed{search}"
+            console.print(f"  {method.name}: {state}", markup=False)
+
+
+def _report(comparing: Comparing, console: Console) -> int:
+    compared = comparing.outcome()
+    configs = {name: load_config(settings) for name, settings in comparing.models.items()}
+    more = [statistics_table(comparing.plans)]
+    files = write_results(comparing.folder, compared.records, compared.cells, configs, more)
+    console.print(f"{compared.finished} of {compared.cells} cells are finished", markup=False)
+    if compared.failed:
+        console.print(f"{compared.failed} results of users are missing: see costs.md", markup=False)
+    for path in files[:1]:
+        console.print(f"verdict: {path}", markup=False, soft_wrap=True)
+    console.print(f"tables: {comparing.folder.tables}", markup=False, soft_wrap=True)
+    return compared.exit_code

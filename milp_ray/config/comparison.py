@@ -1,0 +1,156 @@
+"""The comparison file as typed, immutable models: data sets x base models x methods x seeds.
+
+It has a study's sections, which hold for every method alike, but several data sets and models. Each
+combination of a data set, a model and a seed is a :class:`~milp_ray.config.models.Study` of its
+own. Which methods there are is :mod:`milp_ray.evaluation.baselines`'s part.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+
+from milp_ray.config.execution import RaySettings, StorageSettings
+from milp_ray.config.inputs import DataSettings, ModelSettings, PromptSettings
+from milp_ray.config.judging import JudgeSettings
+from milp_ray.config.models import NAME_PATTERN, ObjectiveName, Study
+from milp_ray.config.search import ChooseSettings, MemorySettings, SearchSettings
+from milp_ray.config.settings import Positive, Settings, usable_url
+from milp_ray.config.training import FinalSettings, OptimizerSettings, TrialSettings
+
+
+def _part_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,11}", value):
+        raise ValueError("must be 1 to 12 of a-z, 0-9 and '_', starting with a letter or digit")
+    return value
+
+
+# Of data sets and models: the name of a study is made of both, and has 40 characters at most.
+PartName = Annotated[str, AfterValidator(_part_name)]
+
+
+class ComparedData(DataSettings):
+    """A data set of a comparison: the users that methods are compared on, and background users."""
+
+    background: str | None = Field(
+        None, min_length=1, description="file of other users, or its URL, for what is trained across users"
+    )
+    background_users: Positive | None = Field(None, description="how many of them; null: all")
+
+    _is_usable_too = field_validator("background")(lambda value: value and usable_url(value))
+
+    def data(self, *, background: bool = False) -> DataSettings:
+        """A study's ``data`` section, of the compared users or of the background users."""
+        values = self.model_dump(exclude={"background", "background_users"})
+        if background:
+            values |= {"path": self.background, "users": self.background_users}
+        return DataSettings.model_validate(values)
+
+
+class Comparison(Settings):
+    """A whole comparison; the sections are those of a study."""
+
+    name: str
+    datasets: Annotated[dict[PartName, ComparedData], Field(min_length=1)]
+    models: Annotated[dict[PartName, ModelSettings], Field(min_length=1)]
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(min_length=1)] = (0,)
+    alias_key: str | None = Field(
+        None, min_length=1, description="file with the aliases' key, as data.alias_key of a study"
+    )
+    judge: JudgeSettings | None = Field(None, description="who scores responses; null: no win rates")
+    judged_over: str = Field("tplp", description="the method that win rates are over")
+    prompts: PromptSettings = PromptSettings()
+    memory: MemorySettings = MemorySettings()
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("loss", "rouge_l")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    trial: TrialSettings = TrialSettings()
+    search: SearchSettings = SearchSettings()
+    choose: ChooseSettings = ChooseSettings()
+    final: FinalSettings = FinalSettings()
+    ray: RaySettings = RaySettings()
+    storage: StorageSettings = StorageSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError("must be 1 to 40 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+        return value
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names one of them twice")
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _regime(cls, value: dict[str, ComparedData]) -> dict[str, ComparedData]:
+        by_user = [name for name, data in value.items() if data.split.regime == "by_user"]
+        if by_user:
+            raise ValueError(
+                f"{', '.join(by_user)}: a comparison splits each user's samples (split.regime: per_user); "
+                "users with fewer than min_samples are left out"
+            )
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _one_key(cls, value: dict[str, ComparedData]) -> dict[str, ComparedData]:
+        if any(data.alias_key is not None for data in value.values()):
+            raise ValueError("a comparison has one key for all: give it as alias_key, beside datasets")
+        return value
+
+    @model_validator(mode="after")
+    def _judged_over_a_method(self) -> Self:
+        if self.judge is not None and self.judged_over not in self.methods:
+            raise ValueError(
+                f"judged_over is {self.judged_over!r}, which is none of methods: win rates are over a method "
+                "of the comparison"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_a_study(self) -> Self:
+        """What a study refuses, a comparison refuses before anything runs."""
+        try:
+            self.study(next(iter(self.datasets)), next(iter(self.models)), self.seeds[0])
+        except ValidationError as error:
+            raise ValueError("; ".join(_message(found["msg"]) for found in error.errors())) from None
+        return self
+
+    def study(self, dataset: str, model: str, seed: int) -> Study:
+        """The study of one combination; its name is made of the three."""
+        sections = {name: getattr(self, name) for name in _SECTIONS}
+        data = self.datasets[dataset].data()
+        if self.alias_key is not None:
+            data = data.model_copy(update={"alias_key": self.alias_key})
+        return Study(
+            name=f"{dataset}-{model}-s{seed}",
+            seed=seed,
+            model=self.models[model],
+            data=data,
+            **sections,
+        )
+
+
+_SECTIONS = (
+    "prompts",
+    "memory",
+    "objectives",
+    "optimizer",
+    "trial",
+    "search",
+    "choose",
+    "final",
+    "ray",
+    "storage",
+)
+
+
+def _message(text: str) -> str:
+    return text.removeprefix("Value error, ")

@@ -1,0 +1,63 @@
+"""A whole comparison by the command line: killed, resumed, and asked again."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.comparison.test_plan import write_comparison
+from tests.study.conftest import CANARY, Start, call, start  # noqa: F401
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_comparison_that_is_killed_goes_on_and_a_second_run_computes_nothing(
+    tmp_path: Path,
+    shallow_model: Path,
+    start: Start,  # noqa: F811
+) -> None:
+    path = write_comparison(tmp_path, shallow_model, ["none", "rag", "milp", "milp+rag"])
+    root = tmp_path / "comparisons" / "small"
+    process = start("compare", str(path))
+    assert process.stdout is not None
+    for line in process.stdout:  # until the search is over, and the cells begin
+        if "methods are fitted" in line:
+            break
+    process.kill()
+    process.wait(timeout=60)
+    assert list((root / "runs").iterdir()) and not list(root.glob("cells/*/*.json"))
+
+    process = start("compare", str(path))
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    assert "4 of 4 cells are finished" in output and "trials 1/6" not in output
+
+    with (root / "tables" / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    own = {(row["method"], row["user"]): row for row in rows if row["metric"] == "loss"}
+    assert len(own) == 4 * 3
+    users = sorted({user for _, user in own})
+    assert all(own["none", user]["control"] == "" for user in users)
+    assert all(float(own["milp", user]["control"]) > 0 for user in users)
+    [cell] = root.glob("cells/*/milp.*.json")
+    record = json.loads(cell.read_text(encoding="utf-8"))
+    assert record["cost"]["trials"] == 6 and "learning rate" in record["note"]
+
+    assert (root / "verdict.md").read_text(encoding="utf-8").startswith("# Verdict")
+    texts = [
+        file for file in root.rglob("*") if file.is_file() and CANARY in file.read_text("utf-8", "ignore")
+    ]
+    assert {file.relative_to(root).parts[0] for file in texts} <= {"answers", "learned", "runs"}
+
+    code, output = call("compare", str(path))
+    assert code == 0 and "4 cells, 4 of them finished before" in output
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(tmp_path: Path, shallow_model: Path) -> None:
+    path = write_comparison(tmp_path, shallow_model, ["none", "milp"])
+    code, output = call("compare", str(path), "--dry-run")
+    assert code == 0
+    assert "canary-tiny-s0: 3 users, 2 background users" in output
+    assert "milp: to be computed, after a search of 6 trials" in output
+    assert not (tmp_path / "comparisons" / "small" / "runs").exists()
