@@ -37,6 +37,7 @@ FLOORS = [
     {"tune/search", "tune/final", "tune"},
     {"study"},
     {"report"},
+    {"comparison"},
     {"terminal"},
     {"jobs"},
     {"cli"},

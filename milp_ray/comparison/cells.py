@@ -23,7 +23,7 @@ _DIGEST = 12  # hex digits in a file's name; the file has the whole digest
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Setting:
+class Condition:
     """What the cells of all methods have in common: a data set, a base model, a seed."""
 
     dataset: str
@@ -38,13 +38,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """One method in one setting."""
+    """One method in one condition."""
 
-    setting: Setting
+    condition: Condition
     method: str
 
     def __str__(self) -> str:
-        return f"{self.setting.name} {self.method}"
+        return f"{self.condition.name} {self.method}"
 
     def file_name(self, digest: str) -> str:
         """A name of its files, without an ending; ``+`` stands in no name of a file."""
@@ -113,12 +113,12 @@ class CellRecord:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
 
-def settings_of(comparison: Comparison) -> Iterator[Setting]:
+def conditions_of(comparison: Comparison) -> Iterator[Condition]:
     """Every combination of a data set, a model and a seed, in the file's order."""
     for dataset in comparison.datasets:
         for model in comparison.models:
             for seed in comparison.seeds:
-                yield Setting(dataset, model, seed)
+                yield Condition(dataset, model, seed)
 
 
 def digest_of(parts: Mapping[str, object]) -> str:
@@ -135,7 +135,7 @@ class CellStore:
 
     >>> from tempfile import mkdtemp
     >>> store = CellStore(Path(mkdtemp()))
-    >>> cell, digest = Cell(Setting("forum", "tiny", 0), "none"), digest_of({"seed": 0})
+    >>> cell, digest = Cell(Condition("forum", "tiny", 0), "none"), digest_of({"seed": 0})
     >>> store.find(cell, digest) is None
     True
     >>> store.add(CellRecord(cell, digest, {"u-1": UserResult(3, {"loss": 2.5})}, CellCost()))
@@ -190,4 +190,4 @@ class CellStore:
         write_json(path, {"format": FORMAT} | asdict(record))
 
     def _path(self, cell: Cell, digest: str) -> Path:
-        return child(self._folder, cell.setting.name, f"{cell.file_name(digest)}.json")
+        return child(self._folder, cell.condition.name, f"{cell.file_name(digest)}.json")

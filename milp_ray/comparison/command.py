@@ -61,13 +61,12 @@ def _judging(comparing: Comparing) -> Judging | None:
 
 def _tell(comparing: Comparing, console: Console) -> None:
     for plan in comparing.plans:
-        console.print(
-            f"{plan.setting.name}: {len(plan.users)} users, {len(plan.background.splits)} background users, "
-            f"{sum(len(user.test) for user in plan.users.values())} test samples",
-            markup=False,
-        )
+        tests = sum(len(user.test) for user in plan.users.values())
+        others = len(plan.background.splits)
+        found = f"{len(plan.users)} users, {others} background users, {tests} test samples"
+        console.print(f"{plan.condition.name}: {found}", markup=False)
         for method in plan.methods:
-            done = comparing.folder.cells.find(Cell(plan.setting, method.name), plan.digest(method))
+            done = comparing.folder.cells.find(Cell(plan.condition, method.name), plan.digest(method))
             trials = len(plan.users) * plan.study.search.trials
             search = f", after a search of {trials} trials" if method.searched else ""
             state = "finished" if done else f"to be computed{search}"

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from milp_ray.comparison.plan import SettingPlan
+from milp_ray.comparison.plan import ConditionPlan
 from milp_ray.comparison.rendering import Table
 from milp_ray.data.words import words_of
 
 
-def statistics_table(plans: Sequence[SettingPlan]) -> Table:
+def statistics_table(plans: Sequence[ConditionPlan]) -> Table:
     """Table 1: the compared users' data, as it is used after the split and its limits."""
     rows, numbers = [], []
-    for dataset, plan in {plan.setting.dataset: plan for plan in reversed(plans)}.items():
+    for dataset, plan in {plan.condition.dataset: plan for plan in reversed(plans)}.items():
         users = list(plan.users.values())
         samples = [sample for user in users for sample in (*user.train, *user.validation, *user.test)]
         texts = [text for user in users for text in user.history]

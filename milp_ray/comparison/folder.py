@@ -93,13 +93,13 @@ class ComparisonFolder:
         """The measured memory of growing prompts on a model."""
         return child(self.figures, f"memory-{model}.json")
 
-    def learned(self, setting: str, digest: str) -> Path:
-        """Where methods keep what they learned in a setting, by what that follows from."""
-        return child(self.root, "learned", f"{setting}.{digest[:12]}")
+    def learned(self, condition: str, digest: str) -> Path:
+        """Where methods keep what they learned in a condition, by what that follows from."""
+        return child(self.root, "learned", f"{condition}.{digest[:12]}")
 
     def answers(self, cell: Cell, digest: str) -> Path:
         """Where a cell's answers are, one file a user."""
-        return child(self.root, "answers", cell.setting.name, cell.file_name(digest))
+        return child(self.root, "answers", cell.condition.name, cell.file_name(digest))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

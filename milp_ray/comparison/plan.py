@@ -1,4 +1,4 @@
-"""What a comparison computes: its methods, the users of each setting, and what a cell follows from.
+"""What a comparison computes: methods, the users of each condition, what a cell follows from.
 
 Everything that is wrong with the file, the data or a model is found here, before anything runs.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from milp_ray.comparison.cells import FORMAT, Cell, Setting, digest_of, settings_of
+from milp_ray.comparison.cells import FORMAT, Cell, Condition, conditions_of, digest_of
 from milp_ray.config.comparison import Comparison
 from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
@@ -89,11 +89,11 @@ def method_plans(names: Iterable[str]) -> tuple[MethodPlan, ...]:
 
 
 @dataclass(frozen=True)
-class SettingPlan:
+class ConditionPlan:
     """A data set, base model and seed with everything that is computed from them.
 
     Attributes:
-        setting: which.
+        condition: which.
         study: of it, resolved.
         inputs: the compared users, the base's structure and the memory space.
         background: users for what is trained across users; the compared users' own train and
@@ -101,7 +101,7 @@ class SettingPlan:
         methods: of the comparison.
     """
 
-    setting: Setting
+    condition: Condition
     study: Study
     inputs: Inputs
     background: Users
@@ -115,7 +115,7 @@ class SettingPlan:
     @cached_property
     def others(self) -> Mapping[str, str]:
         """Of each user another one, whose memory answers the user's samples as a control."""
-        return derangement(self.users, self.setting.seed)
+        return derangement(self.users, self.condition.seed)
 
     def digest(self, method: MethodPlan) -> str:
         """Of everything that a cell's result follows from."""
@@ -135,7 +135,7 @@ class SettingPlan:
         memory = study.memory.model_copy(update={"factors": method.factors or study.memory.factors})
         return study.model_copy(
             update={
-                "name": f"{self.setting.name}-{self.run_digest(method)[:6]}",
+                "name": f"{self.condition.name}-{self.run_digest(method)[:6]}",
                 "memory": memory,
                 "trial": study.trial.model_copy(update={"save_adapters": False}),
                 "final": study.final.model_copy(update={"automatic": False}),
@@ -145,12 +145,12 @@ class SettingPlan:
         )
 
     def _content(self, method: MethodPlan) -> dict[str, object]:
-        sections = self.study.model_dump(mode="json", exclude=_NOT_CONTENT)  # type: ignore[arg-type]
+        sections = self.study.model_dump(mode="json", exclude=_NOT_CONTENT)
         if not method.searched:
             sections = {name: value for name, value in sections.items() if name not in _SEARCH_ONLY}
         return {
             "format": FORMAT,
-            "seed": self.setting.seed,
+            "seed": self.condition.seed,
             "sections": sections,
             "factors": method.factors,
             "users": self.inputs.users.fingerprint,
@@ -159,7 +159,7 @@ class SettingPlan:
         }
 
 
-def plan_of(comparison: Comparison, key: bytes) -> list[SettingPlan]:
+def plan_of(comparison: Comparison, key: bytes) -> list[ConditionPlan]:
     """Everything that a comparison computes.
 
     Raises:
@@ -169,18 +169,18 @@ def plan_of(comparison: Comparison, key: bytes) -> list[SettingPlan]:
     methods = method_plans(comparison.methods)
     _check(comparison)
     plans = []
-    for setting in settings_of(comparison):
-        study = resolved(comparison.study(setting.dataset, setting.model, setting.seed))
+    for condition in conditions_of(comparison):
+        study = resolved(comparison.study(condition.dataset, condition.model, condition.seed))
         inputs = load_inputs(study, key)
         plans.append(
-            SettingPlan(setting, study, inputs, _background(comparison, study, inputs, key), methods)
+            ConditionPlan(condition, study, inputs, _background(comparison, study, inputs, key), methods)
         )
     return plans
 
 
-def cells_of(plans: Iterable[SettingPlan]) -> list[Cell]:
+def cells_of(plans: Iterable[ConditionPlan]) -> list[Cell]:
     """All cells, in the order of the tables."""
-    return [Cell(plan.setting, method.name) for plan in plans for method in plan.methods]
+    return [Cell(plan.condition, method.name) for plan in plans for method in plan.methods]
 
 
 def _background(comparison: Comparison, study: Study, inputs: Inputs, key: bytes) -> Users:

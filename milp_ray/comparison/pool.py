@@ -80,7 +80,7 @@ class Pool:
         return self._resources.concurrent
 
     def begin(self, task: Task) -> None:
-        """Turn to a setting; nothing is at work."""
+        """Turn to a condition; nothing is at work."""
         self._task = task
         self._begun = []
         for worker in self._idle:

@@ -48,7 +48,7 @@ def write_results(
     frame = score_frame(records)
     chosen = {
         name: [
-            round(r.cost.trainable_params) for r in records if _is_milp(r) and r.cell.setting.model == name
+            round(r.cost.trainable_params) for r in records if _is_milp(r) and r.cell.condition.model == name
         ]
         for name in configs
     }

@@ -22,7 +22,7 @@ import milp_ray
 from milp_ray.comparison.answers import AnswerStore
 from milp_ray.comparison.cells import Cell, CellCost, CellRecord, UserResult
 from milp_ray.comparison.folder import MARKER, ComparisonFolder
-from milp_ray.comparison.plan import MethodPlan, SettingPlan, plan_of
+from milp_ray.comparison.plan import ConditionPlan, MethodPlan, plan_of
 from milp_ray.comparison.searches import Search, search_behind
 from milp_ray.config.comparison import Comparison
 from milp_ray.config.models import ModelSettings
@@ -98,12 +98,12 @@ class Comparing:
             MilpRayError: a model, the storage or the cluster is not usable. What is finished is
                 kept.
         """
-        pending = {plan.setting: self._pending(plan) for plan in self.plans}
+        pending = {plan.condition: self._pending(plan) for plan in self.plans}
         done = len(self._records())
         total = sum(len(plan.methods) for plan in self.plans)
         self._say(f"{total} cells, {done} of them finished before")
         for plan in self.plans:
-            for method in pending[plan.setting]:
+            for method in pending[plan.condition]:
                 if method.searched and not self._searched(plan, method):
                     self._interrupted = True
                     return
@@ -114,15 +114,15 @@ class Comparing:
             for plans in _by_model(self.plans):
                 with self._pool(plans[0], stop_requested) as pool:
                     for plan in plans:
-                        if pending[plan.setting] and not stop_requested():
-                            self._setting(pool, plan, pending[plan.setting], stop_requested)
+                        if pending[plan.condition] and not stop_requested():
+                            self._condition(pool, plan, pending[plan.condition], stop_requested)
                     self._measure_prompts(pool, plans[0])
             self._interrupted = stop_requested()
 
     @property
     def models(self) -> dict[str, ModelSettings]:
         """The base models, by name, with absolute paths."""
-        return {plan.setting.model: plan.study.model for plan in self.plans}
+        return {plan.condition.model: plan.study.model for plan in self.plans}
 
     def outcome(self) -> Compared:
         """How far it is."""
@@ -136,19 +136,19 @@ class Comparing:
         found = (store.find(cell, digest) for plan in self.plans for cell, digest in _cells(plan))
         return [record for record in found if record is not None]
 
-    def _pending(self, plan: SettingPlan) -> list[MethodPlan]:
+    def _pending(self, plan: ConditionPlan) -> list[MethodPlan]:
         store = self.folder.cells
         return [
             method
             for method in plan.methods
-            if store.find(Cell(plan.setting, method.name), plan.digest(method)) is None
+            if store.find(Cell(plan.condition, method.name), plan.digest(method)) is None
         ]
 
-    def _searched(self, plan: SettingPlan, method: MethodPlan) -> bool:
+    def _searched(self, plan: ConditionPlan, method: MethodPlan) -> bool:
         """Make sure that the search behind a method is finished; False if it was asked to stop."""
         study = plan.searched_study(method, self.folder.runs, self.folder.key_file)
         if study.name not in self._searches:
-            self._say(f"{plan.setting.name}: search {study.name} for {method.name}")
+            self._say(f"{plan.condition.name}: search {study.name} for {method.name}")
             found = search_behind(study, self._console)
             if found is None:
                 return False
@@ -156,7 +156,7 @@ class Comparing:
         return True
 
     @contextlib.contextmanager
-    def _pool(self, plan: SettingPlan, stop_requested: StopRequest) -> Iterator[Pool]:
+    def _pool(self, plan: ConditionPlan, stop_requested: StopRequest) -> Iterator[Pool]:
         from milp_ray.comparison.pool import Pool
 
         pool = Pool(plan.study, self.folder.root, MARKER, stop_requested, self._say)
@@ -165,8 +165,8 @@ class Comparing:
         finally:
             pool.close()
 
-    def _setting(
-        self, pool: Pool, plan: SettingPlan, methods: Sequence[MethodPlan], stop_requested: StopRequest
+    def _condition(
+        self, pool: Pool, plan: ConditionPlan, methods: Sequence[MethodPlan], stop_requested: StopRequest
     ) -> None:
         from milp_ray.comparison.worker import Task
         from milp_ray.tune.cluster.shared import share
@@ -174,13 +174,13 @@ class Comparing:
         searches = {method.name: self._search(plan, method) for method in methods}
         tasks = {m.name: self._task(plan, m, searches[m.name]) for m in methods}
         users, background = share(plan.users), share(plan.background.splits)
-        pool.begin(Task(pool.study, plan.setting.seed, tasks, users, background, plan.others))
+        pool.begin(Task(pool.study, plan.condition.seed, tasks, users, background, plan.others))
         learning = _Learning([method.name for method in methods], list(plan.users))
         for name in learning.names:
             pool.work([learning.fit(name)])
-        self._say(f"{plan.setting.name}: {len(methods)} methods are fitted")
+        self._say(f"{plan.condition.name}: {len(methods)} methods are fitted")
         pool.work([learning.learn(alias) for alias in plan.users])
-        self._say(f"{plan.setting.name}: {len(plan.users)} users are learned")
+        self._say(f"{plan.condition.name}: {len(plan.users)} users are learned")
         if stop_requested():
             return
         stores = {m.name: self.answers(plan, m) for m in methods}
@@ -190,37 +190,37 @@ class Comparing:
         for method in methods:
             self._finish(plan, method, stores[method.name], learning, searches[method.name])
 
-    def _measure_prompts(self, pool: Pool, plan: SettingPlan) -> None:
+    def _measure_prompts(self, pool: Pool, plan: ConditionPlan) -> None:
         """Measure what prompts take on a model, once."""
         from milp_ray.comparison.pool import Piece
 
-        path = self.folder.memory_use(plan.setting.model)
+        path = self.folder.memory_use(plan.condition.model)
         if path.exists():
             return
         path.parent.mkdir(exist_ok=True)
-        label = f"memory of prompts on {plan.setting.model}"
+        label = f"memory of prompts on {plan.condition.model}"
         pool.work([Piece("prompt_memory", (), label, partial(write_json, path), self._say)])
 
-    def _task(self, plan: SettingPlan, method: MethodPlan, search: Search | None) -> MethodTask:
+    def _task(self, plan: ConditionPlan, method: MethodPlan, search: Search | None) -> MethodTask:
         from milp_ray.comparison.worker import MethodTask
 
         digest = plan.run_digest(method) if method.searched else plan.learned_digest()
-        folder = self.folder.learned(plan.setting.name, digest)
+        folder = self.folder.learned(plan.condition.name, digest)
         placements = search.placements if search else {}
         return MethodTask(method.name, method.builder, folder, placements)
 
-    def _search(self, plan: SettingPlan, method: MethodPlan) -> Search | None:
+    def _search(self, plan: ConditionPlan, method: MethodPlan) -> Search | None:
         if not method.searched:
             return None
         study = plan.searched_study(method, self.folder.runs, self.folder.key_file)
         return self._searches[study.name]
 
-    def answers(self, plan: SettingPlan, method: MethodPlan) -> AnswerStore:
+    def answers(self, plan: ConditionPlan, method: MethodPlan) -> AnswerStore:
         """The answers of a cell."""
-        return AnswerStore(self.folder.answers(Cell(plan.setting, method.name), plan.digest(method)))
+        return AnswerStore(self.folder.answers(Cell(plan.condition, method.name), plan.digest(method)))
 
     def _chunks(
-        self, pool: Pool, plan: SettingPlan, stores: Mapping[str, AnswerStore]
+        self, pool: Pool, plan: ConditionPlan, stores: Mapping[str, AnswerStore]
     ) -> list[Piece[list[Answer]]]:
         """Pieces of work, each some users with all their methods, whose batches they share."""
         from milp_ray.comparison.pool import Piece
@@ -233,7 +233,7 @@ class Comparing:
         for first in range(0, len(waiting), size):
             some = waiting[first : first + size]
             pairs = [(name, alias) for alias in some for name in stores if alias in missing[name]]
-            label = f"{plan.setting.name}, answers of {len(some)} users with {len(stores)} methods"
+            label = f"{plan.condition.name}, answers of {len(some)} users with {len(stores)} methods"
             pieces.append(
                 Piece("answer", (pairs,), label, partial(_keep, stores), partial(_give_up, stores, pairs))
             )
@@ -241,7 +241,7 @@ class Comparing:
 
     def _finish(
         self,
-        plan: SettingPlan,
+        plan: ConditionPlan,
         method: MethodPlan,
         store: AnswerStore,
         learning: _Learning,
@@ -263,7 +263,7 @@ class Comparing:
             cost = search.added_to(cost)
         seconds = sum(answer.seconds for answer in answers)
         record = CellRecord(
-            Cell(plan.setting, method.name),
+            Cell(plan.condition, method.name),
             plan.digest(method),
             users,
             _with_answering(cost, seconds),
@@ -354,16 +354,16 @@ def made_with() -> dict[str, str]:
     return {"milp_ray": milp_ray.__version__} | packages()
 
 
-def _cells(plan: SettingPlan) -> Iterator[tuple[Cell, str]]:
+def _cells(plan: ConditionPlan) -> Iterator[tuple[Cell, str]]:
     for method in plan.methods:
-        yield Cell(plan.setting, method.name), plan.digest(method)
+        yield Cell(plan.condition, method.name), plan.digest(method)
 
 
-def _by_model(plans: Sequence[SettingPlan]) -> list[list[SettingPlan]]:
+def _by_model(plans: Sequence[ConditionPlan]) -> list[list[ConditionPlan]]:
     """Settings of one base model after the other, since workers keep it."""
-    groups: dict[str, list[SettingPlan]] = {}
+    groups: dict[str, list[ConditionPlan]] = {}
     for plan in plans:
-        groups.setdefault(plan.setting.model, []).append(plan)
+        groups.setdefault(plan.condition.model, []).append(plan)
     return list(groups.values())
 
 

@@ -22,9 +22,9 @@ def score_frame(records: Iterable[CellRecord]) -> pd.DataFrame:
     """One row a user and metric of every cell; a score that is not there is NaN."""
     rows = [
         (
-            record.cell.setting.dataset,
-            record.cell.setting.model,
-            record.cell.setting.seed,
+            record.cell.condition.dataset,
+            record.cell.condition.model,
+            record.cell.condition.seed,
             record.cell.method,
             alias,
             result.samples,

@@ -136,13 +136,13 @@ def costs_table(records: Sequence[CellRecord]) -> Table:
     """What each cell took."""
     numbers = []
     for record in records:
-        users, cost, setting = max(1, len(record.users)), record.cost, record.cell.setting
+        users, cost, condition = max(1, len(record.users)), record.cost, record.cell.condition
         prompts = [user.prompt_tokens for user in record.users.values()]
         numbers.append(
             {
-                "dataset": setting.dataset,
-                "model": setting.model,
-                "seed": setting.seed,
+                "dataset": condition.dataset,
+                "model": condition.model,
+                "seed": condition.seed,
                 "method": record.cell.method,
                 "users": len(record.users),
                 "failed": len(record.failed),

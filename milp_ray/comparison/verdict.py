@@ -30,7 +30,7 @@ def verdict(frame: pd.DataFrame, records: Sequence[CellRecord], unfinished: int 
         lines += [f"{unfinished} cells are not finished: what follows is of the others.", ""]
     for (dataset, model), part in frame.groupby(["dataset", "model"], sort=False):
         lines += [f"## {dataset}, {model}", ""]
-        mine = [r for r in records if (r.cell.setting.dataset, r.cell.setting.model) == (dataset, model)]
+        mine = [r for r in records if (r.cell.condition.dataset, r.cell.condition.model) == (dataset, model)]
         lines += [*(f"- {sentence}" for sentence in _sentences(Scores(part), mine)), ""]
     lines += [
         "Intervals are 95 % bootstrap intervals over users. With few users they are too narrow; a difference "
@@ -130,7 +130,7 @@ def _costs(records: Sequence[CellRecord]) -> list[str]:
         prompt = sum(user.prompt_tokens for user in record.users.values()) / users
         trials = f" in {cost.trials} trials" if cost.trials else ""
         found.append(
-            f"Cost of `{record.cell.method}` (seed {record.cell.setting.seed}) a user: "
+            f"Cost of `{record.cell.method}` (seed {record.cell.condition.seed}) a user: "
             f"{cost.train_seconds / users:.1f} s of training{trials}, "
             f"{cost.adapter_bytes / 1024:,.0f} KiB kept, {prompt:.0f} tokens of prompt."
         )

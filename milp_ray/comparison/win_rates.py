@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from milp_ray.comparison.answers import AnswerStore
-from milp_ray.comparison.plan import MethodPlan, SettingPlan
+from milp_ray.comparison.plan import ConditionPlan, MethodPlan
 from milp_ray.comparison.rendering import Table
 from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.bias import length_bias
@@ -20,7 +20,7 @@ from milp_ray.evaluation.judges.cache import AnswerCache
 from milp_ray.evaluation.judges.scoring import Estimate, ask, estimate
 from milp_ray.evaluation.win_rate import shares, verdicts, win_rate
 
-Answered = Callable[[SettingPlan, MethodPlan], AnswerStore]
+Answered = Callable[[ConditionPlan, MethodPlan], AnswerStore]
 
 
 class Judging:
@@ -36,7 +36,7 @@ class Judging:
     def __init__(self, judge: Judge, cache: AnswerCache, over: str, answered: Answered) -> None:
         self._judge, self._cache, self._over, self._answered = judge, cache, over, answered
 
-    def estimate(self, plans: Sequence[SettingPlan]) -> Estimate:
+    def estimate(self, plans: Sequence[ConditionPlan]) -> Estimate:
         """What asking for all finished cells takes."""
         requests = [
             request
@@ -47,7 +47,7 @@ class Judging:
         ]
         return estimate(self._judge, requests, self._cache)
 
-    def table(self, plans: Sequence[SettingPlan]) -> Table:
+    def table(self, plans: Sequence[ConditionPlan]) -> Table:
         """Table 3: win rates over one method, with intervals over users, and what scores depend on.
 
         Raises:
@@ -81,7 +81,7 @@ class Judging:
 
     def _row(
         self,
-        plan: SettingPlan,
+        plan: ConditionPlan,
         name: str,
         own: Mapping[str, list[tuple[str, float | None]]],
         against: Mapping[str, list[tuple[str, float | None]]],
@@ -101,8 +101,8 @@ class Judging:
         length = length_bias([text for text, _ in responses], [score for _, score in responses])
         half = f" ± {50 * (mean.high - mean.low):.1f}" if mean.low == mean.low else ""
         row = [
-            plan.setting.dataset,
-            plan.setting.model,
+            plan.condition.dataset,
+            plan.condition.model,
             name,
             f"{100 * mean.value:.1f} %{half}",
             f"{counts.wins}, {counts.ties}, {counts.losses}",
@@ -110,9 +110,9 @@ class Judging:
             f"{length.spearman:+.2f}",
         ]
         values: dict[str, object] = {
-            "dataset": plan.setting.dataset,
-            "model": plan.setting.model,
-            "seed": plan.setting.seed,
+            "dataset": plan.condition.dataset,
+            "model": plan.condition.model,
+            "seed": plan.condition.seed,
             "method": name,
             "over": self._over,
             "judge": self._judge.name,
@@ -128,14 +128,14 @@ class Judging:
         }
         return row, values
 
-    def _scores(self, plan: SettingPlan, method: MethodPlan) -> dict[str, list[tuple[str, float | None]]]:
+    def _scores(self, plan: ConditionPlan, method: MethodPlan) -> dict[str, list[tuple[str, float | None]]]:
         """Of every user the responses with their scores."""
         requests = self._requests(plan, method)
         flat = [request for some in requests.values() for request in some]
         values = iter(ask(self._judge, flat, self._cache).values) if flat else iter(())
         return {alias: [(one.response, next(values)) for one in some] for alias, some in requests.items()}
 
-    def _requests(self, plan: SettingPlan, method: MethodPlan) -> dict[str, list[ScoreRequest]]:
+    def _requests(self, plan: ConditionPlan, method: MethodPlan) -> dict[str, list[ScoreRequest]]:
         store = self._answered(plan, method)
         found = {}
         for alias, user in plan.users.items():

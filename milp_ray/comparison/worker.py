@@ -48,11 +48,11 @@ class MethodTask:
 
 @dataclass(frozen=True)
 class Task:
-    """What all workers of a setting share; Ray's object store carries it to each once.
+    """What all workers of a condition share; Ray's object store carries it to each once.
 
     Attributes:
         study: as workers read it.
-        seed: of the setting.
+        seed: of the condition.
         methods: by name.
         users: references to the compared users' texts.
         background: references to those of the background users.
@@ -109,7 +109,7 @@ class WorkerFault(RuntimeError):  # noqa: N818  (it names an outcome)
 
 
 class Worker:
-    """A resident base that works for one setting after another.
+    """A resident base that works for one condition after another.
 
     Args:
         study: whose base it is.
@@ -126,7 +126,7 @@ class Worker:
         self._task: Task | None = None
 
     def begin(self, task: Task) -> None:
-        """Take a setting."""
+        """Take a condition."""
         from milp_ray.evaluation.baselines import Bench, make
 
         self._task, self._methods = task, {}
@@ -142,24 +142,24 @@ class Worker:
 
     def fit(self, name: str) -> LearnedPart:
         """Fit a method on the background users."""
-        background = ray.get(list(self._of_setting().background.values()))
+        background = ray.get(list(self._of_condition().background.values()))
         return self._learned(lambda: self._methods[name].fit(background))
 
     def learn(self, names: Sequence[str], alias: str) -> dict[str, LearnedPart]:
         """Learn a user with some methods, one after the other: some share what they learn."""
-        user = ray.get(self._of_setting().users[alias])
+        user = ray.get(self._of_condition().users[alias])
         return {name: self._learned(partial(self._methods[name].learn, user)) for name in names}
 
     def answer(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         """Answer for pairs of a method and a user, all in common batches."""
         try:
-            return _Answers(self._of_setting(), self._methods, pairs).all()
+            return _Answers(self._of_condition(), self._methods, pairs).all()
         except MilpRayError:
             raise
         except Exception as error:
             raise WorkerFault(exception_site(error)) from None
 
-    def _of_setting(self) -> Task:
+    def _of_condition(self) -> Task:
         assert self._task is not None
         return self._task
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from milp_ray.comparison.answers import AnswerStore
-from milp_ray.comparison.cells import Cell, CellCost, CellRecord, CellStore, Setting, UserResult, digest_of
+from milp_ray.comparison.cells import Cell, CellCost, CellRecord, CellStore, Condition, UserResult, digest_of
 from milp_ray.comparison.worker import Answer
 from milp_ray.errors import RunFolderError
 
-CELL = Cell(Setting("forum", "tiny", 0), "milp+rag")
+CELL = Cell(Condition("forum", "tiny", 0), "milp+rag")
 DIGEST = digest_of({"seed": 0})
 RECORD = CellRecord(
     CELL,
@@ -31,7 +31,7 @@ def test_a_cell_of_other_content_is_another_cell(tmp_path: Path) -> None:
     store = CellStore(tmp_path)
     store.add(RECORD)
     assert store.find(CELL, digest_of({"seed": 1})) is None
-    assert store.find(Cell(CELL.setting, "milp"), DIGEST) is None
+    assert store.find(Cell(CELL.condition, "milp"), DIGEST) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}'])

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from milp_ray.comparison.cells import Setting
-from milp_ray.comparison.plan import SettingPlan, method_plans, plan_of
+from milp_ray.comparison.cells import Condition
+from milp_ray.comparison.plan import ConditionPlan, method_plans, plan_of
 from milp_ray.config.comparison import Comparison
 from milp_ray.config.loading import load_comparison
 from milp_ray.errors import StudyError
@@ -39,7 +39,7 @@ def write_comparison(folder: Path, model: Path, methods: list[str], **sections: 
     return path
 
 
-def planned(path: Path, *overrides: str) -> SettingPlan:
+def planned(path: Path, *overrides: str) -> ConditionPlan:
     [plan] = plan_of(load_comparison(path, overrides), KEY)
     return plan
 
@@ -51,7 +51,7 @@ def path(tmp_path: Path, shallow_model: Path) -> Path:
 
 def test_a_plan_has_users_background_users_and_a_control_for_everyone(path: Path) -> None:
     plan = planned(path)
-    assert plan.setting == Setting("canary", "tiny", 0)
+    assert plan.condition == Condition("canary", "tiny", 0)
     assert (len(plan.users), len(plan.background.splits)) == (3, 2)
     assert set(plan.others) == set(plan.users) == set(plan.others.values())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.comparison.cells import Cell, CellCost, CellRecord, Setting, UserResult
+from milp_ray.comparison.cells import Cell, CellCost, CellRecord, Condition, UserResult
 from milp_ray.comparison.scores import Scores, score_frame
 from milp_ray.comparison.tables import costs_table, gains_table, main_table, ranges_table, subset_table
 from milp_ray.comparison.verdict import verdict
@@ -31,7 +31,7 @@ def record(
         for alias, loss in losses.items()
     }
     cost = CellCost(80.0, 1000, 5e4, 2048, 1.5, 96 if method == "milp" else 0)
-    return CellRecord(Cell(Setting("forum", "tiny", seed), method), "d", users, cost, "note", failed or {})
+    return CellRecord(Cell(Condition("forum", "tiny", seed), method), "d", users, cost, "note", failed or {})
 
 
 def spread(mean: float, step: float = 0.1) -> dict[str, float]:

@@ -1,28 +1,28 @@
 from pathlib import Path
 
 import pytest
-from milp_ray.config.judging import RougeProxySettings
-from milp_ray.evaluation.judges import make_judge
-from milp_ray.evaluation.judges.cache import AnswerCache
 
 from milp_ray.comparison.answers import AnswerStore
 from milp_ray.comparison.data_table import statistics_table
-from milp_ray.comparison.plan import MethodPlan, SettingPlan
+from milp_ray.comparison.plan import ConditionPlan, MethodPlan
 from milp_ray.comparison.win_rates import Judging
 from milp_ray.comparison.worker import Answer
+from milp_ray.config.judging import RougeProxySettings
+from milp_ray.evaluation.judges import make_judge
+from milp_ray.evaluation.judges.cache import AnswerCache
 from tests.comparison.test_plan import planned, write_comparison
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, shallow_model: Path) -> SettingPlan:
+def plan(tmp_path_factory: pytest.TempPathFactory, shallow_model: Path) -> ConditionPlan:
     folder = tmp_path_factory.mktemp("comparison")
     return planned(write_comparison(folder, shallow_model, ["none", "tplp", "rag"]))
 
 
-def judging(plan: SettingPlan, folder: Path, cache: AnswerCache) -> Judging:
+def judging(plan: ConditionPlan, folder: Path, cache: AnswerCache) -> Judging:
     """Of ``rag``, which answers as the user did, and ``tplp``; ``none`` is not finished."""
 
-    def answered(plan: SettingPlan, method: MethodPlan) -> AnswerStore:
+    def answered(plan: ConditionPlan, method: MethodPlan) -> AnswerStore:
         store = AnswerStore(folder / method.name)
         for alias, user in plan.users.items():
             gold = tuple(sample.response for sample in user.test)
@@ -35,7 +35,7 @@ def judging(plan: SettingPlan, folder: Path, cache: AnswerCache) -> Judging:
 
 
 def test_who_answers_like_the_user_wins_by_the_proxy_which_is_called_one(
-    plan: SettingPlan, tmp_path: Path
+    plan: ConditionPlan, tmp_path: Path
 ) -> None:
     table = judging(plan, tmp_path, AnswerCache()).table([plan])
     [row] = [dict(zip(table.header, row, strict=True)) for row in table.rows]
@@ -45,7 +45,7 @@ def test_who_answers_like_the_user_wins_by_the_proxy_which_is_called_one(
     assert "proxy" in table.caption
 
 
-def test_what_was_judged_is_not_asked_again(plan: SettingPlan, tmp_path: Path) -> None:
+def test_what_was_judged_is_not_asked_again(plan: ConditionPlan, tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path / "answers.jsonl", b"key")
     first = judging(plan, tmp_path, cache)
     assert first.estimate([plan]).calls > 0
@@ -54,7 +54,7 @@ def test_what_was_judged_is_not_asked_again(plan: SettingPlan, tmp_path: Path) -
     assert again.estimate([plan]).calls == 0
 
 
-def test_statistics_are_of_the_users_that_are_compared(plan: SettingPlan) -> None:
+def test_statistics_are_of_the_users_that_are_compared(plan: ConditionPlan) -> None:
     table = statistics_table([plan])
     [numbers] = table.numbers.to_dict("records")
     assert (numbers["users"], numbers["background_users"]) == (3, 2)
