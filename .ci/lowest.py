@@ -35,8 +35,9 @@ def requirements(section: str, key: str) -> list[Requirement]:
 
 
 def product() -> list[Requirement]:
-    """What milp_ray requires, DeepSpeed included."""
-    return requirements("options", "install_requires") + requirements("options.extras_require", "deepspeed")
+    """What milp_ray requires, with the extras that the tests use."""
+    extras = (requirements("options.extras_require", extra) for extra in ("deepspeed", "gguf"))
+    return sum(extras, requirements("options", "install_requires"))
 
 
 def main() -> None:

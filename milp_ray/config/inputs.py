@@ -18,7 +18,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 class ModelSettings(Settings):
     """Which base model, and in what number format it stays resident (frozen) on a worker."""
 
-    path: str = Field(min_length=1, description="folder or hub name, as for `from_pretrained`")
+    path: str = Field(min_length=1, description="folder, GGUF file or hub name (docs/models.md)")
     revision: str | None = Field(None, description="hub revision; pin it for runs that must repeat")
     # No float16: without loss scaling its small gradients vanish.
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

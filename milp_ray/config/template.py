@@ -21,7 +21,7 @@ name: my-study          # the run folder is <storage.path>/<name>
 seed: 0                 # initial design, training order and LoRA initialisation derive from it
 
 model:
-  path: ./my-model      # a folder or a hub name; Llama, Mistral, Qwen, GPT-2/DialoGPT or RoBERTa
+  path: ./my-model      # a folder, a GGUF file or a hub name; Llama, Mistral, Qwen, GPT-2 or RoBERTa
                         # (RoBERTa as a decoder: whoever loads a memory says is_decoder=True)
   revision: null        # pin a hub revision, so that a run can be repeated
   dtype: auto           # bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow

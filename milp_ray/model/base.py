@@ -23,6 +23,7 @@ from milp_ray.errors import ModelError
 from milp_ray.memory import adapters
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.model.fused import adapt, fuse
+from milp_ray.model.gguf_file import end_ids
 from milp_ray.model.load_errors import translate_out_of_memory
 from milp_ray.model.parallel.sharding import ALONE, Parallel, Root, shard_model
 from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer
@@ -179,7 +180,7 @@ def load_base(settings: ModelSettings, parallel: Parallel = ALONE) -> BaseModel:
         settings,
         pad_id=eos if pad is None else pad,
         eos_id=eos,
-        stop_ids=_stop_ids(model, eos),
+        stop_ids=_stop_ids(model, eos) | end_ids(settings),
         parallel=parallel,
     )
     layers = (architecture.layer_name.format(layer=layer) for layer in range(architecture.num_layers))

@@ -31,7 +31,7 @@ def check_pinned(settings: ModelSettings) -> None:
     """
     if not settings.trust_remote_code:
         return
-    local = Path(settings.path).is_dir()
+    local = Path(settings.path).exists()
     if not local and not re.fullmatch(COMMIT_PATTERN, settings.revision or ""):
         raise ModelError(
             "trust_remote_code runs the repository's code, and the revision is no commit",
@@ -110,7 +110,7 @@ def _read(settings: ModelSettings, file: str, local: bool) -> Any:
     is loaded.
     """
     if local:
-        path = Path(settings.path) / file
+        path = Path(settings.path) / file  # of a GGUF file there is none, and what is beside it is not read
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -1,4 +1,4 @@
-"""Configuration and tokenizer of a study's base model, in a folder or from the hub.
+"""Configuration and tokenizer of a study's base model: in a folder, a GGUF file or from the hub.
 
 Drivers read them, and load no model: PEFT and the models' own modules are not imported here. Remote
 code runs only where the study pins it. Weights are :mod:`milp_ray.model.weights`'.
@@ -6,18 +6,26 @@ code runs only where the study pins it. Weights are :mod:`milp_ray.model.weights
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer
 
 from milp_ray.config.models import HUB_NAME, ModelSettings, Study
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_names, architecture_of
+from milp_ray.model.gguf_file import DIGITS_APART, SUFFIX, check_readable, gguf_of, header_of
+from milp_ray.model.gguf_weights import reading
 from milp_ray.model.load_errors import check_transient
 from milp_ray.model.own_code import check_pinned
 from milp_ray.model.quiet import no_load_report
@@ -75,17 +83,16 @@ def load_config(settings: ModelSettings) -> Any:
     path = Path(settings.path)
     if path.is_dir():
         _check_model_type(path)
-    elif path.is_file() or not _may_be_hub_name(settings.path):
+    elif gguf_of(settings) is None and (path.is_file() or not _may_be_hub_name(settings.path)):
         raise ModelError(
             f"the model folder {settings.path!r} {'is a file' if path.is_file() else 'does not exist'}",
             where="model.path",
-            expected="a folder with config.json, weights and tokenizer, or a hub name",
+            expected="a folder with config.json, weights and tokenizer, a GGUF file, or a hub name",
             remedy=_REMEDY,
         )
     try:
         check_pinned(settings)
-        with no_load_report():
-            config = AutoConfig.from_pretrained(settings.path, **source(settings))
+        config = _read_config(settings)
     except ModelError:
         raise
     except Exception as error:  # OSError, ValueError, and the hub's own kinds, which are not public
@@ -114,7 +121,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         StorageError: its storage does not answer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, **source(settings))
+        with source(settings) as arguments:
+            tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # as many kinds as there are tokenizer backends
         check_transient(error)
         raise (
@@ -129,6 +137,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
                 remedy="copy the tokenizer files of the model into its folder",
             )
         ) from error
+    if (file := gguf_of(settings)) is not None:
+        tokenizer.name_or_path = settings.path
+        _set_digits_apart(tokenizer, file)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end-of-text token",
@@ -153,14 +164,23 @@ def check_vocabulary(tokenizer: Any, architecture: Architecture) -> None:
         )
 
 
-def source(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained`` call.
+@contextlib.contextmanager
+def source(settings: ModelSettings) -> Iterator[dict[str, Any]]:
+    """Inside the block, the arguments of every ``from_pretrained`` call.
 
-    They allow remote code only where the study pins it, and the network only for hub names.
+    They allow remote code only where the study pins it, and the network only for hub names. Of a
+    GGUF file nothing beside it is read.
     """
+    if (file := gguf_of(settings)) is not None:
+        # Transformers looks for a mere name in the working folder first, and for an adapter and the
+        # tokenizer's settings in the folder.
+        with tempfile.TemporaryDirectory() as empty, reading():
+            yield {"pretrained_model_name_or_path": empty, "gguf_file": str(file), "local_files_only": True}
+        return
     local = Path(settings.path).is_dir()
     code = settings.code_revision
-    return {
+    yield {
+        "pretrained_model_name_or_path": settings.path,
         "trust_remote_code": settings.trust_remote_code,
         "revision": settings.revision,
         "local_files_only": local and code is None,
@@ -168,10 +188,39 @@ def source(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
+def _read_config(settings: ModelSettings) -> Any:
+    if (file := gguf_of(settings)) is not None:
+        check_readable(file)
+        status = file.stat()
+        return copy.deepcopy(_config_of_gguf(settings, status.st_size, status.st_mtime_ns))
+    with no_load_report(), source(settings) as arguments:
+        return AutoConfig.from_pretrained(**arguments)
+
+
+@functools.lru_cache(maxsize=4)
+def _config_of_gguf(settings: ModelSettings, _size: int, _changed: int) -> Any:
+    """Once a process: with its whole vocabulary the file's header takes a second."""
+    with no_load_report(), source(settings) as arguments:
+        return AutoConfig.from_pretrained(**arguments)
+
+
+def _set_digits_apart(tokenizer: Any, file: Path) -> None:
+    """Have the tokenizer of a GGUF file split text as the model's own does.
+
+    Transformers takes every way that it does not know for GPT-2's. Without this, two line breaks
+    before a number were other tokens than those that the model learned.
+    """
+    if header_of(file).values.get("tokenizer.ggml.pre") in DIGITS_APART:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
+        )
+
+
 def _may_be_hub_name(path: str) -> bool:
     """Whether a path can name a hub model; beside a folder 'models', 'models/tiny' is a mistake."""
     parent = Path(path).parent
-    return HUB_NAME.fullmatch(path) is not None and not (parent.name and parent.is_dir())
+    file = path.lower().endswith(SUFFIX)
+    return HUB_NAME.fullmatch(path) is not None and not file and not (parent.name and parent.is_dir())
 
 
 def _without_config(folder: Path) -> ModelError | None:

@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, own_words
+from milp_ray.model.gguf_file import gguf_of
 from milp_ray.model.quiet import no_load_report
 
 _EVERY_NODE = "install it on every node"
@@ -42,7 +43,8 @@ def check_requirements(settings: ModelSettings, config: Any) -> None:
     Raises:
         ModelError: it holds an adapter, its files cannot be loaded, or a package is missing.
     """
-    _refuse_adapter(settings)
+    if gguf_of(settings) is None:  # beside such a file nothing is read
+        _refuse_adapter(settings)
     if fault := lfs_pointers(settings):
         raise fault
     _refuse_gguf(settings)
@@ -82,14 +84,14 @@ def lfs_pointers(settings: ModelSettings) -> ModelError | None:
 
 
 def _refuse_gguf(settings: ModelSettings) -> None:
-    """Weights for llama.cpp are not read, and mostly quantised."""
+    """Of a folder's weights, those for llama.cpp are not read: a study names such a file itself."""
     others = [*_named(settings, ".safetensors"), *_named(settings, ".bin")]
     if (found := _named(settings, ".gguf")) and not others:
         raise ModelError(
             f"the base's folder has its weights as GGUF alone ({found[0].name})",
             where="model.path",
-            expected="weights in safetensors, as transformers saves them",
-            remedy="use the model that it was converted from",
+            expected="weights in safetensors, as transformers saves them, or a GGUF file by its own name",
+            remedy=f"set model.path to the file, {found[0]}, or use the model that it was converted from",
         )
 
 
@@ -247,9 +249,9 @@ def _is_installed(module: str) -> bool:
 
 
 def file_of(settings: ModelSettings, name: str) -> Path | None:
-    """A file of the model, in its folder or the hub's cache."""
+    """A file of the model, in its folder or the hub's cache; of a GGUF file there is none."""
     folder = Path(settings.path)
-    if folder.is_dir():
+    if folder.exists():
         return folder / name if (folder / name).is_file() else None
     cached = try_to_load_from_cache(settings.path, name, revision=settings.revision)
     return Path(cached) if isinstance(cached, str) else None

@@ -3,8 +3,8 @@
 On the meta device, `from_pretrained` makes a model with names, shapes and dtypes, and no weights.
 :class:`Weights` knows the safetensors file of each parameter, and reads a few rows of one. Which
 rank keeps which rows is :mod:`milp_ray.model.parallel.sharding`'s. Does *not* cover files that hold
-other tensors than the model (pickled, quantised, converted on the way), nor models by remote code:
-those are loaded whole, then sharded.
+other tensors than the model (pickled, GGUF, quantised, converted on the way), nor models by remote
+code: those are loaded whole, then sharded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.memory.modules import put
+from milp_ray.model.gguf_file import gguf_of
 from milp_ray.model.load_errors import translate_load_errors
 from milp_ray.model.weights import weight_files
 
@@ -82,7 +83,9 @@ def can_stream(settings: ModelSettings, config: Any) -> bool:
     """Whether :class:`Weights` can read a base, as far as its configuration says."""
     # A configuration may name a file of its own, and quantised tensors are not the model's.
     special = ("quantization_config", "transformers_weights")
-    return not settings.trust_remote_code and all(getattr(config, name, None) is None for name in special)
+    if settings.trust_remote_code or gguf_of(settings) is not None:
+        return False
+    return all(getattr(config, name, None) is None for name in special)
 
 
 def locate_weights(model: Any, settings: ModelSettings) -> Weights | None:

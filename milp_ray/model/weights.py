@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from milp_ray.config.models import ModelSettings
 from milp_ray.errors import ModelError, own_words
 from milp_ray.memory.architectures import Architecture, architecture_of
+from milp_ray.model.gguf_file import gguf_of
+from milp_ray.model.gguf_weights import check_tensors, make_plain
 from milp_ray.model.load_errors import translate_load_errors
 from milp_ray.model.pretrained import source
 from milp_ray.model.quiet import no_load_report, no_progress_bar
@@ -47,24 +49,35 @@ def from_pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype, **
             cannot be read; or a package is missing.
         StorageError, ClusterError: see :func:`milp_ray.model.load_errors.check_transient`.
     """
+    file = gguf_of(settings)
     with translate_load_errors(settings.path), _by_file(settings), no_progress_bar(), no_load_report():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            settings.path,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # _check_names names them
-            **more,
-            **source(settings),
-        )
+        if file is not None:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            check_tensors(file, model)
+            if more.get("device_map") == "meta":
+                return model
+            # Without it they stay as they are stored where the package kernels is there.
+            more["quantization_config"] = GgufConfig(dequantize=True)
+        with source(settings) as arguments:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # _check_names names them
+                **more,
+                **arguments,
+            )
+    if file is not None:
+        make_plain(model, file, settings.path)
     _check_names(settings, info, architecture_of(config))
     _check_bare(model)
     return model
 
 
 def has_local_weights(settings: ModelSettings) -> bool:
-    """Whether this machine has the weights: in the model's folder, or all in the hub's cache."""
-    return Path(settings.path).is_dir() or bool(weight_files(settings))
+    """Whether this machine has the weights: in a folder, a GGUF file, or all in the hub's cache."""
+    return Path(settings.path).exists() or bool(weight_files(settings))
 
 
 def weight_files(settings: ModelSettings) -> list[Path]:
