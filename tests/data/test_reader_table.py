@@ -126,6 +126,8 @@ def test_all_faults_of_rows_are_told_by_their_lines(tmp_path: Path) -> None:
         (b"user,query,response\na,\xe9,r\n", "is not UTF-8"),
         (b'user,query,response\na,"q" x,r\n', "is not valid CSV"),
         (b"user,query,response,query\na,q,r,q\n", "column 4 is called as one before it"),
+        (b"user,query,response\ra,q,r\r", "has a carriage return within its first line"),
+        (b'{"user": "a", "query": 1e999, "response": "r"}', "query is infinite"),
         (b"[1]", "is a number"),
         (b"[{]", "is not valid JSON"),
         (b'{"user": [], "query": "q", "response": "r"}', "user is a list"),

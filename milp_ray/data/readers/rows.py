@@ -113,13 +113,17 @@ class Table:
 
     def _header(self, lines: _Lines) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
         first = next(iter(lines), "")
+        if "\r" in first.rstrip("\r\n"):
+            fact, remedy = "has a carriage return within its first line", "end lines by \\n: tr '\\r' '\\n'"
+            raise DataError(str(self._path), [Problem(f"{self._path}:1", fact, "one line of names", remedy)])
         by_separator = {
-            separator: next(csv.reader([first], delimiter=separator), []) for separator in _SEPARATORS
+            one: [name.strip() for name in next(csv.reader([first], delimiter=one), [])]
+            for one in _SEPARATORS
         }
         separator = max(
             _SEPARATORS, key=lambda one: (len(self._wanted & set(by_separator[one])), len(by_separator[one]))
         )
-        header = [name.strip() for name in by_separator[separator]]
+        header = by_separator[separator]
         if header:
             self._check(set(header), f"{self._path}:1")
             if twice := [i for i, name in enumerate(header) if name in self._wanted and name in header[:i]]:
@@ -188,6 +192,8 @@ def cell_text(value: object, name: str, *, single_line: bool = False) -> str | N
     if isinstance(value, int | float) and not isinstance(value, bool):
         if value != value:  # NaN: what pandas writes for a missing cell
             return None
+        if value in (float("inf"), float("-inf")):  # JSON's 1e999 is one
+            raise Fault(f"{name} is infinite", "a text")
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return check_text(value, name, single_line=single_line)
 
