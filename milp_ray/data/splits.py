@@ -365,7 +365,7 @@ def _too_few(settings: DataSettings, fact: str, expected: str, skipped: Mapping[
         else "take more users (data.users, data.path)"
     )
     if settings.split.regime == "per_user" and f"fewer than {samples_needed(settings)} samples" in skipped:
-        remedy += "; data with a few samples a user needs data.split.regime: by_user"
+        remedy = f"set data.split.regime: by_user, for data with a few samples a user; or {remedy}"
     if ALL_REPEATED in skipped:
         remedy = f"write samples down once; or {remedy}"
     return DataError(

@@ -34,7 +34,7 @@ def test_users_with_a_sample_or_two_need_the_regime_by_user() -> None:
     few = [user(str(n), 2) for n in range(5)]
     assert regime_for(few, SETTINGS) == "by_user"
     assert regime_for([*few, *(user(f"m{n}", 10) for n in range(5))], SETTINGS) == "per_user"
-    with pytest.raises(DataError, match=r"a few samples a user needs data\.split\.regime: by_user"):
+    with pytest.raises(DataError, match=r"set data\.split\.regime: by_user, for data with a few samples"):
         split_users(few, b"key", SETTINGS)
 
 
