@@ -207,7 +207,7 @@ class Comparing:
         digest = plan.run_digest(method) if method.searched else plan.learned_digest()
         folder = self.folder.learned(plan.condition.name, digest)
         placements = search.placements if search else {}
-        return MethodTask(method.name, method.builder, folder, placements)
+        return MethodTask(method.name, method.builder, folder, method.searched, placements)
 
     def _search(self, plan: ConditionPlan, method: MethodPlan) -> Search | None:
         if not method.searched:

@@ -37,12 +37,14 @@ class MethodTask:
         name: in the comparison.
         builder: its registered name.
         folder: what it learned, and learns, is in it.
-        placements: of the users' memories, where a search chose them.
+        searched: whether it needs a search's choice.
+        placements: of the users' memories, as far as a search chose any.
     """
 
     name: str
     builder: str
     folder: Path
+    searched: bool
     placements: Mapping[str, Placement]
 
 
@@ -142,13 +144,22 @@ class Worker:
 
     def fit(self, name: str) -> LearnedPart:
         """Fit a method on the background users."""
+        method = self._of_condition().methods[name]
+        if method.searched and not method.placements:
+            return _not_chosen()
         background = ray.get(list(self._of_condition().background.values()))
         return self._learned(lambda: self._methods[name].fit(background))
 
     def learn(self, names: Sequence[str], alias: str) -> dict[str, LearnedPart]:
         """Learn a user with some methods, one after the other: some share what they learn."""
-        user = ray.get(self._of_condition().users[alias])
-        return {name: self._learned(partial(self._methods[name].learn, user)) for name in names}
+        task = self._of_condition()
+        lost = [name for name in names if task.methods[name].searched]
+        lost = [name for name in lost if alias not in task.methods[name].placements]
+        found = {name: _not_chosen() for name in lost}
+        if todo := [name for name in names if name not in found]:
+            user = ray.get(task.users[alias])
+            found |= {name: self._learned(partial(self._methods[name].learn, user)) for name in todo}
+        return found
 
     def answer(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         """Answer for pairs of a method and a user, all in common batches."""
@@ -191,6 +202,12 @@ class Worker:
             raise
         except Exception as error:
             raise WorkerFault(exception_site(error)) from None
+
+
+def _not_chosen() -> LearnedPart:
+    from milp_ray.evaluation.baselines import Learned
+
+    return LearnedPart(Learned(note=""), "its search has no measured trial to choose from")
 
 
 @dataclass
