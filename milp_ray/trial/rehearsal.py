@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+from pydantic import TypeAdapter
 
 from milp_ray.config.models import Study
-from milp_ray.data.records import Sample, UserSplit
+from milp_ray.data.records import UserSplit
 from milp_ray.errors import MilpRayError, ModelError, TrialFailed, exception_site
 
 GIB = 2**30
@@ -46,12 +47,9 @@ class Rehearsal:
     def from_json(cls, text: str) -> Self:
         """What :meth:`to_json` wrote."""
         values = json.loads(text)
-        user = values["user"]
-        parts = {
-            name: tuple(Sample(**item) for item in user[name]) for name in ("train", "validation", "test")
-        }
-        whole = UserSplit(**user | parts | {"history": tuple(user["history"])})
-        return cls(Study.model_validate_json(json.dumps(values["study"])), whole)
+        # Whatever fields a user has: a list that was a tuple cannot be a key of a cache.
+        user = TypeAdapter(UserSplit).validate_python(values["user"])
+        return cls(Study.model_validate_json(json.dumps(values["study"])), user)
 
 
 def too_large(study: Study, parameters: int) -> str:

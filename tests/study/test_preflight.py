@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,11 @@ def test_a_base_that_works_passes_in_this_process_as_in_another(study_file: Path
 
 def test_what_is_tried_travels_as_text(study_file: Path) -> None:
     inputs, study = inputs_of(study_file)
-    user = next(iter(inputs.users.splits.values()))
-    assert Rehearsal.from_json(Rehearsal(study, user).to_json()) == Rehearsal(study, user)
+    found = next(iter(inputs.users.splits.values()))
+    labelled = replace(found.train[0], label="a", choices=("a", "b"))
+    user = replace(found, train=(labelled, *found.train[1:]), profile=(("town", "Ghent"),))
+    again = Rehearsal.from_json(Rehearsal(study, user).to_json())
+    assert again == Rehearsal(study, user) and hash(again.user) == hash(user)
     few = rehearsal._shortest(user)
     assert isinstance(few, UserSplit) and len(few.search_history) == 2 and len(few.validation) == 1
 
