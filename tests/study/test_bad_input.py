@@ -145,8 +145,8 @@ def test_a_cluster_that_cannot_be_had_leaves_the_name_free(study_file: Path) -> 
     assert "nothing answers at 127.0.0.1:1" in output and "milp-ray resume" not in output
 
 
-def test_by_user_is_refused_honestly(study_file: Path) -> None:
-    assert "not there yet" in refused(study_file, "data.split.regime=by_user")
+def test_too_few_users_to_be_divided(study_file: Path) -> None:
+    assert "at least 3, one in each part" in refused(study_file, "data.split.regime=by_user")
 
 
 def test_check_says_everything_at_once_and_writes_nothing(study_file: Path) -> None:
