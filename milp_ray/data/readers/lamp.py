@@ -27,6 +27,7 @@ from pathlib import Path
 
 from milp_ray.data.labels import LABELS
 from milp_ray.data.readers import ReadResult, Source, register
+from milp_ray.data.readers.json_list import JsonList
 from milp_ray.data.readers.profiles import Item, ProfileTask, Question, profile_of, users_of
 from milp_ray.data.readers.rows import cell_text
 from milp_ray.data.readers.source import joint_fingerprint
@@ -118,15 +119,14 @@ def read_lamp(source: Source) -> ReadResult:
         DataError: a file cannot be read or is missing, as the test split's outputs are; or with all
             questions that are malformed or have no output.
     """
-    asked, fingerprint = read_json(source.path, MAX_FILE_BYTES)
-    if not isinstance(asked, list):
-        expected = 'a list of {"id", "input", "profile"}'
-        raise DataError(str(source.path), [Problem("", f"the file is {kind_of(asked)}", expected)])
+    asked = JsonList(source.path, 'a list of {"id", "input", "profile"}')
+    # A file that is no list is told before one that is not there.
+    first = next((item for item in asked if isinstance(item, dict) and item.get("profile")), None)
     path = source.further("outputs") or source.beside(_outputs_name)
     if path is None:
         raise _no_outputs(source)
     number, golds, other = _golds(path)
-    task = _TASKS["2 news" if number == "2" and any(map(_is_news, asked)) else number]
+    task = _TASKS["2 news" if number == "2" and _is_news(first) else number]
     faults = Faults(str(source.path))
     dropped: Counter[str] = Counter()
     questions: list[Question] = []
@@ -143,7 +143,7 @@ def read_lamp(source: Source) -> ReadResult:
         questions.append(question)
     faults.raise_if_any()
     users, skipped = users_of(questions, task, pairs=source.settings.split.regime == "per_user")
-    return ReadResult(users, skipped, joint_fingerprint(fingerprint, other), dict(dropped))
+    return ReadResult(users, skipped, joint_fingerprint(asked.fingerprint, other), dict(dropped))
 
 
 def predictions(task: str, samples: Sequence[Sample], responses: Sequence[str]) -> str:

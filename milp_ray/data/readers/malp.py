@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.data.readers import ReadResult, Source, register
-from milp_ray.data.readers.strict import Fault, check_text, kind_of, read_json
+from milp_ray.data.readers.json_list import JsonList
+from milp_ray.data.readers.strict import Fault, check_text
 from milp_ray.data.records import Sample, UserRecord
 from milp_ray.errors import DataError, Problem
-
-MAX_FILE_BYTES = 256 * 1024 * 1024
 
 MALFORMED = "malformed dialogue"
 NO_SAMPLES = "no samples"
@@ -68,12 +67,12 @@ def read_malp(source: Source) -> ReadResult:
         DataError: the file cannot be read, or nothing in it has the shape.
     """
     path = source.path
-    value, fingerprint = read_json(path, MAX_FILE_BYTES)
-    if not isinstance(value, list):
-        raise _wrong_shape(path, f"the file is {kind_of(value)}")
+    dialogues = JsonList(path, _SHAPE)
+    count = 0
     users: list[UserRecord] = []
     skipped: Counter[str] = Counter()
-    for index, dialogue in enumerate(value):
+    for index, dialogue in enumerate(dialogues):
+        count += 1
         turns = _turns(dialogue)
         if turns is None:
             skipped[MALFORMED] += 1
@@ -83,9 +82,9 @@ def read_malp(source: Source) -> ReadResult:
             skipped[NO_SAMPLES] += 1
         else:
             users.append(user)
-    if value and skipped[MALFORMED] == len(value):
-        raise _wrong_shape(path, f"none of its {len(value)} entries is a dialogue")
-    return ReadResult(tuple(users), dict(skipped), fingerprint)
+    if count and skipped[MALFORMED] == count:
+        raise _wrong_shape(path, f"none of its {count} entries is a dialogue")
+    return ReadResult(tuple(users), dict(skipped), dialogues.fingerprint)
 
 
 def _turns(dialogue: object) -> list[_Turn] | None:

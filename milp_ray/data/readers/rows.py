@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.data.readers.file_kinds import PARQUET
+from milp_ray.data.readers.json_list import JsonList
 from milp_ray.data.readers.lines import MAX_LINE_BYTES, ValueLines
 from milp_ray.data.readers.strict import (
     Fault,
@@ -24,11 +25,9 @@ from milp_ray.data.readers.strict import (
     kind_of,
     open_data,
     parse,
-    read_json,
 )
 from milp_ray.errors import DataError, Problem
 
-MAX_JSON_BYTES = 1 << 30
 _SEPARATORS = (",", "\t", ";", "|")
 _CHUNK = 1 << 20
 
@@ -156,16 +155,19 @@ class Table:
         self.fingerprint = whole.hexdigest()
 
     def _json(self) -> Iterator[Row]:
-        value, self.fingerprint = read_json(self._path, MAX_JSON_BYTES, "table")
-        items = value if isinstance(value, list) else []
+        items = JsonList(self._path, "a list of objects, one a row", "table")
+        names: set[str] = set()
+        number = 0
         for number, item in enumerate(items, 1):
             where = f"{self._path}: item {number}"
             if not isinstance(item, dict):
                 self._faults.add(Problem(where, f"is {kind_of(item)}", "an object, one a row"))
                 continue
+            names |= item.keys()
             yield Row(where, self._cells(item))
-        if items and all(isinstance(item, dict) for item in items):
-            self._check({name for item in items for name in item})
+        if names or (number and not self._faults.count):
+            self._check(names)
+        self.fingerprint = items.fingerprint
 
     def _json_lines(self) -> Iterator[Row]:
         file = LineFile(self._path, MAX_LINE_BYTES, "table")

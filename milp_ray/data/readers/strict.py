@@ -252,15 +252,20 @@ def parse(raw: bytes) -> object:
     """
     text = decode(raw)
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode("utf-8"))
-        reason = error.msg.partition(":")[0].lower()  # what follows a colon may quote the data
-        raise Fault(f"is not valid JSON ({reason})", "a JSON value", offset=offset) from None
+        raise syntax_fault(text, error) from None
     except RecursionError:
         raise Fault("is nested too deeply", "a JSON value of a few levels") from None
     except ValueError:
         raise Fault("holds a number with too many digits", "a JSON value") from None
+
+
+def syntax_fault(text: str, error: json.JSONDecodeError) -> Fault:
+    """What is wrong with a text that is no JSON, in fixed words."""
+    offset = len(text[: error.pos].encode("utf-8"))
+    reason = error.msg.partition(":")[0].lower()  # what follows a colon may quote the data
+    return Fault(f"is not valid JSON ({reason})", "a JSON value", offset=offset)
 
 
 def check_text(value: object, name: str, *, single_line: bool = False) -> str:
@@ -309,3 +314,11 @@ def _not_usable(path: Path, fact: str, remedy: str) -> DataError:
 def _unreadable(path: Path, error: Exception) -> DataError:
     reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
     return _not_usable(path, f"cannot be read: {reason}", "check the file's permissions and data.path")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def json_decoder() -> json.JSONDecoder:
+    """A decoder that refuses what the module's docstring names."""
+    return _DECODER
