@@ -12,14 +12,16 @@ caches and names hold none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from milp_ray.config.judging import EndpointSettings, LocalModelSettings, RougeProxySettings
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.model.base import BaseModel
 from milp_ray.registry import Registry
+
+if TYPE_CHECKING:
+    from milp_ray.model.base import BaseModel
 
 LOWEST, HIGHEST = 1, 10
 AnyJudgeSettings = EndpointSettings | LocalModelSettings | RougeProxySettings
@@ -181,3 +183,12 @@ def exchange_of(user: UserSplit, sample: Sample, profile: Mapping[str, str] | No
     cut = user.final_cut if sample.n_hist is None else sample.n_hist
     query = sample.query if sample.context is None else f"{sample.query}\n{sample.context}"
     return Exchange(query, user.history[:cut], profile, sample.response)
+
+
+def control_of(exchange: Exchange, other: Exchange) -> Exchange:
+    """The exchange with what is known of another user in place of its own: a judge's control.
+
+    A response that is scored as high beside a stranger's background was not scored for fitting this
+    user. Asking for controls doubles the calls.
+    """
+    return replace(exchange, history=other.history, profile=other.profile)

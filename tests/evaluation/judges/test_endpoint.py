@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from milp_ray.config.judging import EndpointSettings
 from milp_ray.errors import JudgeError
-from milp_ray.evaluation.judges import Exchange, Loss, Request, ScoreRequest, make_judge
+from milp_ray.evaluation.judges import Exchange, Loss, PairRequest, Request, ScoreRequest, make_judge
 from milp_ray.evaluation.judges import endpoint as endpoint_module
 from milp_ray.evaluation.judges.cache import AnswerCache
 from milp_ray.evaluation.judges.endpoint import EndpointJudge, read_key
-from milp_ray.evaluation.judges.scoring import Answers, ask, estimate
+from milp_ray.evaluation.judges.scoring import Answers, ask, ask_both_orders, estimate
 from tests.evaluation.judges.chat_server import Behaviour, ChatServer, Reply, fails, says, serving
 
 SECRET = "secret text of a user"
@@ -260,6 +260,28 @@ def test_a_proxy_of_the_environment_does_not_see_this_machines_requests(
         monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
         assert asked(lambda prompt, number: says("9"))[0].values == (9.0,)
         assert proxy.requests == []
+
+
+def test_a_proxy_of_the_environment_carries_requests_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda prompt, number: says("9")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        judge = judge_at("http://judge.example/v1", allow_http=True)
+        assert ask(judge, requests(1), AnswerCache()).values == (9.0,)
+        assert proxy.requests[0][0] == "http://judge.example/v1/chat/completions"
+
+
+def test_pairs_are_asked_in_both_orders() -> None:
+    """This judge takes what is shown first, but for one pair, of which it takes the longer one."""
+
+    def behaviour(prompt: str, number: int) -> Reply:
+        first, second = (prompt.partition(f"<response_{side}>\n")[2].partition("\n<")[0] for side in "ab")
+        fair = "same query" not in prompt
+        return says("[[A]]" if not fair or len(first) > len(second) else "[[B]]")
+
+    pairs = [PairRequest(Exchange("same query"), "one", "two"), PairRequest(Exchange("q"), "long one", "two")]
+    with serving(behaviour) as server:
+        answers, bias = ask_both_orders(judge_at(server.url), pairs, AnswerCache())
+    assert answers.values == (1, 1, 1, -1) and (bias.flips, bias.verdicts) == (1, (0, 1))
 
 
 def test_closing_ends_the_asking() -> None:

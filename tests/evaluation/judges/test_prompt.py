@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.evaluation.judges import Exchange, Loss, PairRequest, ScoreRequest, exchange_of
+from milp_ray.evaluation.judges import Exchange, Loss, PairRequest, ScoreRequest, control_of, exchange_of
 from milp_ray.evaluation.judges.prompt import (
     PAIR_PROMPT,
     SCORE_PROMPT,
@@ -144,6 +144,11 @@ def test_only_texts_before_the_sample_are_shown() -> None:
     found = exchange_of(user, sample)
     assert (found.query, tuple(found.history), found.reference) == ("q\npage", ("h0", "h1"), "gold")
     assert tuple(exchange_of(user, Sample("q", "gold")).history) == ("h0", "h1", "h2")
+
+
+def test_a_control_has_the_query_and_anothers_background() -> None:
+    mine, theirs = Exchange("q", ["mine"], {"a": "me"}, "gold"), Exchange("p", ["theirs"], None, "other")
+    assert control_of(mine, theirs) == Exchange("q", ["theirs"], None, "gold")
 
 
 def test_reprs_hold_no_text() -> None:
