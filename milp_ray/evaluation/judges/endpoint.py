@@ -83,11 +83,13 @@ class EndpointJudge:
         )
 
     def answers(self, requests: Sequence[Request]) -> Generator[tuple[int, Answer], None, None]:
-        """As they come, from ``concurrency`` threads; closing it sends no further request."""
+        """In random order, from ``concurrency`` threads; closing it sends no further request."""
         state = _State(self._settings)
         jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Answer | BaseException]] = queue.SimpleQueue()
-        for index in range(len(requests)):
+        # In random order: what is refused (long texts of one user, say) often comes in a row, and
+        # would end every further asking at the same place.
+        for index in random.sample(range(len(requests)), len(requests)):
             jobs.put(index)
 
         def work() -> None:
