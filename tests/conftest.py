@@ -223,6 +223,11 @@ def _tokenizer() -> Any:
     )
 
 
+def saved_tiny(folder: Path, name: str, layers: int) -> Path:
+    """The folder of a tiny model of so many layers, drawn from torch's global random numbers."""
+    return _saved(folder, name, _tokenizer(), layers)
+
+
 def _saved(folder: Path, name: str, tokenizer: Any, layers: int) -> Path:
     """The folder, with a tiny model and its tokenizer in it."""
     _tiny_model(name, len(tokenizer), layers).save_pretrained(folder)

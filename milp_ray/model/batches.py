@@ -10,7 +10,7 @@ off its padding id. Does *not* cover generation (:mod:`milp_ray.evaluation.decod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -131,17 +131,19 @@ def token_losses(base: BaseModel, batch: Batch) -> Tensor:
     Logits are computed at the labels' positions alone: of a large vocabulary, those of all
     positions would take most of the memory.
     """
+    logits = token_logits(
+        base, batch, lambda hidden: hidden.flatten(0, 1).index_select(0, batch.target_positions)
+    )
+    return functional.cross_entropy(logits.float(), batch.labels, reduction="none", ignore_index=IGNORE_INDEX)
+
+
+def token_logits(base: BaseModel, batch: Batch, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits ``k x v`` of ``k x h`` that ``select`` takes of hidden states, ``B x (T - 1) x h``."""
     inputs = batch.ids[:, :-1]
     offset, positions = base.architecture.position_offset, None
     if offset:  # otherwise the model counts so itself
         positions = torch.arange(offset, offset + inputs.shape[1], device=inputs.device).expand_as(inputs)
-    logits = base.logits(
-        lambda hidden: hidden.flatten(0, 1).index_select(0, batch.target_positions),
-        input_ids=inputs,
-        position_ids=positions,
-        use_cache=False,
-    )
-    return functional.cross_entropy(logits.float(), batch.labels, reduction="none", ignore_index=IGNORE_INDEX)
+    return base.logits(select, input_ids=inputs, position_ids=positions, use_cache=False)
 
 
 class RankLoss:

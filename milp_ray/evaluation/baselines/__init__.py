@@ -7,7 +7,7 @@ texts, retrieved ones, MaLP's memory). All methods share one base, one way to ch
 what each does, and what was chosen.
 
 To add a method, write one module here with a function ``(bench) -> Method``, decorate it with
-``@register("name")`` and name it in ``_REGISTRY``. ``tests/evaluation/baselines/test_contract.py``
+``@register("name")`` and name it in ``_MODULES``. ``tests/evaluation/baselines/test_contract.py``
 says what a method keeps: above all, that it sees no held-out answer.
 """
 
@@ -23,10 +23,11 @@ __all__ = ["Bench", "Cost", "Learned", "Method", "Options", "make", "method_name
 
 Builder = Callable[[Bench], Method]
 
-_REGISTRY: Registry[Builder] = Registry(
-    "method",
-    [f"{__name__}.{name}" for name in ("none", "tplp", "rag", "multi_lora", "task_lora")],
-)
+_MODULES = (
+    "none", "tplp", "rag", "malp", "uelp", "full", "multi_lora", "random_lora", "task_lora", "oppu", "milp",
+    "combined",
+)  # fmt: skip
+_REGISTRY: Registry[Builder] = Registry("method", [f"{__name__}.{name}" for name in _MODULES])
 register = _REGISTRY.register
 method_names = _REGISTRY.names
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +27,7 @@ from milp_ray.model.row_adapters import LoraWeights, beneath
 from milp_ray.training.loop import IsolatedRNG, LossMaker, StageTrainer, Trainable
 from milp_ray.trial.stages import Stage, training_stages
 
+Item = TypeVar("Item")
 BOTH = ("inject", "instruct")
 
 
@@ -91,7 +93,7 @@ def background_samples(
     return spread([(*user.train, *user.validation) for user in background], most), chosen_from, measured
 
 
-def spread(parts: Sequence[Sequence[Sample]], most: int) -> list[Sample]:
+def spread(parts: Sequence[Sequence[Item]], most: int) -> list[Item]:
     """Samples of several users, the newest of each in turn; in the order of users, oldest first."""
     rounds = itertools.zip_longest(*(range(len(part) - 1, -1, -1) for part in parts))
     pairs = ((user, place) for one in rounds for user, place in enumerate(one) if place is not None)

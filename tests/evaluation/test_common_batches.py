@@ -1,0 +1,72 @@
+"""Requests of many in common batches: bounded, complete, and as if each stood alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milp_ray.data.prompts import Prompts
+from milp_ray.errors import StorageError
+from milp_ray.evaluation.common_batches import Batching, Request, decode, losses, packed
+from milp_ray.evaluation.measure import LossSum
+from milp_ray.memory.adapters import WEIGHTS, lora_config
+from milp_ray.memory.placement import Placement
+from milp_ray.model.base import BaseModel
+from tests.evaluation.baselines.common import STUDY
+
+PROMPTS = Prompts(STUDY.prompts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=30),
+    rows=st.integers(1, 6),
+    tokens=st.integers(1, 120),
+    adapters=st.integers(1, 4),
+)
+def test_every_request_is_in_one_batch_within_all_bounds(
+    wanted: list[tuple[int, int]], rows: int, tokens: int, adapters: int
+) -> None:
+    requests = [Request((1,) * length, (Path(str(which)),) if which else ()) for length, which in wanted]
+    lengths = [length for length, _ in wanted]
+    batches = list(packed(range(len(wanted)), requests, lengths, Batching(rows, tokens, adapters)))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(wanted)))
+    for batch in batches:
+        assert len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
+        order = [requests[index].adapters for index in batch]
+        assert len(set(order) - {()}) <= adapters
+        assert order == sorted(order), "rows of an adapter stand together"
+
+
+def test_no_request_is_no_work(llama: BaseModel) -> None:
+    assert decode(llama, [], PROMPTS, 4) == [] == losses(llama, [], [])
+    assert losses(llama, [Request((1, 2))], [[]]) == [LossSum()]
+
+
+def test_a_base_with_an_adapter_of_its_own_is_refused(llama: BaseModel) -> None:
+    llama.attach(lora_config(Placement.from_key("1:2"), llama.architecture))
+    try:
+        with pytest.raises(RuntimeError, match="take it off"):
+            decode(llama, [Request((1, 2))], PROMPTS, 4)
+    finally:
+        llama.detach()
+
+
+@pytest.mark.parametrize("what", ["adapters", "soft_tokens", "weights"])
+def test_what_is_missing_or_damaged_is_named(what: str, llama: BaseModel, tmp_path: Path) -> None:
+    place = tmp_path / "x"
+    if what == "adapters":
+        place.mkdir()
+        (place / WEIGHTS).write_bytes(b"no")
+    value = (place,) if what == "adapters" else place
+    with pytest.raises(StorageError, match="could not be read"):
+        decode(llama, [Request((1, 2), **{what: value})], PROMPTS, 4)
+    assert not any(module._forward_hooks for module in llama.model.modules())
+
+
+def test_no_text_shows_in_a_request() -> None:
+    assert repr(Request((77, 78, 79), (Path("a"),))) == "Request(<3 tokens>, adapters=1)"
