@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -30,6 +31,13 @@ RunPath = Annotated[str, typer.Argument(help="The run folder, or its URL.", show
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, over the study file.", show_default=False)
 ]
+
+
+class DemoModel(StrEnum):
+    """What the demo's study is made on."""
+
+    TINY = "tiny"
+    SMOLLM2 = "smollm2"
 
 
 def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
@@ -163,14 +171,17 @@ def fetch(
 @_reported
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo's files go.")] = Path(".cache/demo"),
+    model: Annotated[
+        DemoModel, typer.Option(help="tiny: trained on the spot; smollm2: a real one (extra smollm2).")
+    ] = DemoModel.TINY,
 ) -> int:
-    """Generated personas, a tiny model trained on the spot, and a real study of both."""
+    """Generated personas, a tiny model trained on the spot or a real one, and a study of both."""
     from milp_ray.config.loading import load_study
     from milp_ray.study.demo import next_name, prepare_demo
     from milp_ray.study.driver import start
 
-    study = prepare_demo(folder, notify=out.print)
-    return print_outcome(start(load_study(study, [f"name={next_name(folder)}"]), out))
+    study = prepare_demo(folder, model=model.value, notify=out.print)
+    return print_outcome(start(load_study(study, [f"name={next_name(folder, model.value)}"]), out))
 
 
 data = typer.Typer(help="Look at users' data.", no_args_is_help=True)

@@ -126,6 +126,15 @@ def test_data_travels_when_asked_for(root: Path, path: str) -> None:
     assert not pack("jobs/search.py", Path("jobs/search.yaml")).warnings
 
 
+def test_a_model_in_a_gguf_file_travels_when_asked_for_or_is_refused(root: Path) -> None:
+    (root / "model.gguf").write_bytes(b"GGUF")
+    given = ("jobs/search.py", Path("jobs/search.yaml"), ["model.path=model.gguf"])
+    with pytest.raises(StudyError, match=r"'model.gguf' does not travel") as caught:
+        pack(*given)
+    assert [problem.where for problem in caught.value.problems] == ["model.path"]
+    assert "model.gguf" in names(pack(*given, include=["model.gguf"]))
+
+
 def test_too_much_is_refused_with_the_largest_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "MAX_BYTES", 900)
     with pytest.raises(SubmissionError, match=r"big\.bin") as caught:

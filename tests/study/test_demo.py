@@ -17,7 +17,8 @@ from milp_ray.memory.space import space_from
 from milp_ray.model.base import load_base
 from milp_ray.model.demo_model import DemoModelSizes, background_texts
 from milp_ray.model.pretrained import check_fits
-from milp_ray.study.demo import USERS, demo_users, next_name, prepare_demo
+from milp_ray.study.demo import demo_users, next_name, prepare_demo
+from milp_ray.study.demo_studies import TINY
 from milp_ray.trial.lifecycle import Trial
 
 # Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's
@@ -63,7 +64,7 @@ def test_a_second_call_changes_nothing(prepared: tuple[Path, list[str]]) -> None
 
 def test_all_data_is_used(study: Study) -> None:
     result = split_users(read_users(study.data).users, b"k" * 32, study.data)
-    assert len(result.users) == USERS
+    assert len(result.users) == TINY.users
     assert not result.skipped
     assert not result.dropped
     assert {(len(u.train), len(u.validation), len(u.test)) for u in result.users} == {(36, 12, 12)}
@@ -82,8 +83,8 @@ def test_the_own_memory_wins(study: Study) -> None:
         with Trial(base, user, placement, study, phase="final", seed=0) as trial:
             trial.run()
             trained.append([evaluate(base, other, prompts, study, other.test) for other in users])
-    for index in range(USERS):
-        own, other = trained[index][index], trained[(index + 1) % USERS][index]
+    for index in range(TINY.users):
+        own, other = trained[index][index], trained[(index + 1) % TINY.users][index]
         assert own.loss < without[index].loss - 0.1
         assert own.loss < other.loss - 0.1
         assert own.rouge_l > without[index].rouge_l
@@ -91,7 +92,7 @@ def test_the_own_memory_wins(study: Study) -> None:
 
 def test_the_people_are_strangers() -> None:
     users = demo_users()
-    assert len({user.user_id for user in users}) == USERS
+    assert len({user.user_id for user in users}) == TINY.users
     first, second, third = ({*(user.profile or {}).values()} for user in users)
     assert not (first & second or first & third or second & third)
     openings = [{text.partition(",")[0] for text in (s.response for s in user.samples)} for user in users]
