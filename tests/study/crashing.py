@@ -247,8 +247,7 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
         def measure(alias: str, number: int, placement: Any) -> Mapping[str, Any]:
             if spec.fails(alias, number):
                 return {"reason": "simulated failure"}
-            problem = spec.problem(alias)
-            return dict(problem.no_memory if number == BASELINE else problem.measure(placement))
+            return dict(spec.measure(alias, None if number == BASELINE else placement))
 
         return measure
 

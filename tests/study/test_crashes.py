@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 QUIET = Console(quiet=True)
 SPREAD = os.environ.get("MILP_RAY_CRASH_POINTS", "3")
 URL = "memory://store/runs"
+PLACES = ["folder", "url, same machine", "url, another machine"]
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def simulated(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["folder", "url, same machine", "url, another machine"])
+@pytest.fixture(params=PLACES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Callable[[str], Case]]:
     """Makes cases of one kind of place."""
     url, keeps = request.param != "folder", request.param != "url, another machine"
@@ -225,12 +226,39 @@ def test_a_simulated_study(simulated: Path, make: Callable[..., Callable[[str], 
     try_all(make(simulated))
 
 
+@pytest.mark.parametrize(
+    "make",
+    ["folder", *(pytest.param(where, marks=pytest.mark.nightly) for where in PLACES[1:])],
+    indirect=True,
+)
+def test_a_real_study_of_divided_users(
+    tmp_path: Path, shallow_model: Path, make: Callable[..., Callable[[str], Case]]
+) -> None:
+    path = real_study(tmp_path, shallow_model)
+    study = yaml.safe_load(path.read_text())
+    study["data"]["split"] = {"regime": "by_user"}
+    study["trial"]["stages"] = ["inject", "instruct"]
+    path.write_text(yaml.safe_dump(study))
+    lines = [user_line(number, samples=2) for number in range(6)]
+    (tmp_path / "users.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    try_all(make(path, loaded_base(shallow_model)))
+
+
 def test_a_real_study(
     tmp_path: Path, shallow_model: Path, make: Callable[..., Callable[[str], Case]]
 ) -> None:
+    try_all(make(real_study(tmp_path, shallow_model), loaded_base(shallow_model)))
+
+
+def loaded_base(folder: Path) -> object:
     from milp_ray.config.models import ModelSettings
     from milp_ray.model.base import load_base
 
+    return load_base(ModelSettings(path=str(folder), device="cpu"))
+
+
+def real_study(tmp_path: Path, shallow_model: Path) -> Path:
+    """Two trials a search, and states of trainings that are kept on the way."""
     path = write_study(tmp_path, shallow_model)
     study = yaml.safe_load(path.read_text())
     study["search"] |= {"trials": 2, "initial": 2, "surrogate": "random"}
@@ -238,5 +266,4 @@ def test_a_real_study(
     study["final"] |= {"checkpoint_steps": 6}
     study["data"]["max_history"] = 6
     path.write_text(yaml.safe_dump(study))
-    base = load_base(ModelSettings(path=str(shallow_model), device="cpu"))
-    try_all(make(path, base))
+    return path

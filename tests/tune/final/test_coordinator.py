@@ -9,6 +9,7 @@ import pytest
 
 from milp_ray.config.models import Study
 from milp_ray.errors import ClusterError, MilpRayError, ModelError, RunBusyError, StorageError, from_plain
+from milp_ray.ids import POPULATION
 from milp_ray.memory.placement import Placement
 from milp_ray.tune.cluster.processes import WorkerProcess
 from milp_ray.tune.final.coordinator import Coordinator, FinalSpec, FinalTask, TaskResult
@@ -57,6 +58,50 @@ def test_all_trainings_come_before_all_tests(tmp_path: Path) -> None:
     assert coordinator.next(0) is None and coordinator.next(1) is None
     assert [step for step, _, _ in outcome(coordinator)] == ["train"] * 3 + ["test"] * 3
     assert coordinator.update() == ([], [], None)
+
+
+def sharing(root: Path, users: str = "ab") -> Coordinator:
+    """Of a job whose memories start from a shared adapter."""
+    placed = Placement.from_key("0:4")
+    spec = FinalSpec(STUDY, {}, dict.fromkeys(users, placed), root, shared=placed)
+    coordinator = Coordinator(spec, 1)
+    begin(coordinator, 2)
+    return coordinator
+
+
+def test_the_shared_adapter_comes_before_all_trainings(tmp_path: Path) -> None:
+    coordinator = sharing(tmp_path)
+    assert coordinator.next(0) == FinalTask("share", POPULATION)
+    assert coordinator.next(1) == "wait"
+    coordinator.end(0, "")
+    assert [task.step for task in work_off(coordinator)] == ["train"] * 2 + ["test"] * 2
+    assert coordinator.next(1) is None
+    assert outcome(coordinator)[0] == ("share", POPULATION, "")
+
+
+def test_without_the_shared_adapter_nobody_is_trained_and_who_has_a_memory_is_tested(tmp_path: Path) -> None:
+    memory = tmp_path / "memories" / "b"
+    memory.mkdir(parents=True)
+    (memory / "adapter_config.json").touch()
+    coordinator = sharing(tmp_path)
+    assert coordinator.next(0) == FinalTask("share", POPULATION)
+    coordinator.end(0, "loss is not finite")
+    assert work_off(coordinator) == [FinalTask("test", "b", None)]
+    assert outcome(coordinator)[0] == ("share", POPULATION, "loss is not finite")
+
+
+def test_a_shared_adapter_whose_workers_are_lost_is_tried_again_and_one_that_is_there_is_kept(
+    tmp_path: Path,
+) -> None:
+    coordinator = sharing(tmp_path)
+    coordinator.next(0)
+    coordinator.lost([0])
+    begin(coordinator, 2)
+    assert coordinator.next(1) == FinalTask("share", POPULATION)
+    memory = tmp_path / "memories" / POPULATION
+    memory.mkdir(parents=True)
+    (memory / "adapter_config.json").touch()
+    assert sharing(tmp_path).next(0) == FinalTask("train", "a")
 
 
 def test_a_user_without_a_memory_is_not_tested(tmp_path: Path) -> None:
