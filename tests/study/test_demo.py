@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from milp_ray.config.loading import load_study
-from milp_ray.config.models import Study
+from milp_ray.config.models import SplitSettings, Study
+from milp_ray.data.personas import generate_personas
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.readers import read_users
-from milp_ray.data.splits import split_users
+from milp_ray.data.splits import split_population, split_users
 from milp_ray.evaluation.compare import evaluate
 from milp_ray.memory.placement import Placement
 from milp_ray.memory.space import space_from
@@ -20,6 +22,7 @@ from milp_ray.model.pretrained import check_fits
 from milp_ray.study.demo import demo_users, next_name, prepare_demo
 from milp_ray.study.demo_studies import TINY
 from milp_ray.trial.lifecycle import Trial
+from milp_ray.trial.unit import SharedTrial, shared_user
 
 # Small enough for a test, and just good enough that a memory shows; ranks stay below the demo's
 # width.
@@ -88,6 +91,31 @@ def test_the_own_memory_wins(study: Study) -> None:
         assert own.loss < without[index].loss - 0.1
         assert own.loss < other.loss - 0.1
         assert own.rouge_l > without[index].rouge_l
+
+
+def test_of_divided_users_those_with_two_samples_gain_from_a_shared_stage_2_and_their_own_stage_1(
+    study: Study,
+) -> None:
+    """Neither the samples of others nor another user's memory is worth what the own history is."""
+    people = [replace(user, samples=user.samples[-2:]) for user in generate_personas(12, 1)]
+    split = SplitSettings(regime="by_user")
+    population = split_population(people, b"k" * 32, study.data.model_copy(update={"split": split}), 0)
+    base, placement, prompts = load_base(study.model), Placement.from_key("1:16,3:16"), Prompts(study.prompts)
+    shared = shared_user("population", population.train, population.validation)
+    with SharedTrial(base, shared, placement, study, phase="final", seed=0) as trial:
+        trial.run()
+        weights = trial.adapter()
+        start = [evaluate(base, user, prompts, study, user.test) for user in population.test]
+    trained = []
+    for user in population.test:
+        with Trial(base, user, placement, study, phase="final", seed=0, start=weights) as trial:
+            trial.run()
+            trained.append([evaluate(base, one, prompts, study, one.test) for one in population.test])
+    assert len(trained) == 2
+    for index, user in enumerate(population.test):
+        own, other = trained[index][index], trained[1 - index][index]
+        without = evaluate(base, user, prompts, study, user.test)
+        assert own.loss < min(without.loss, start[index].loss, other.loss) - 0.1
 
 
 def test_the_people_are_strangers() -> None:

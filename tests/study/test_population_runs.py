@@ -49,7 +49,9 @@ def test_groups_of_two_search_a_population_and_go_on_where_they_were_killed(
     assert len(before) < TRIALS, "the kill came too late to mean anything"
 
     process = start("resume", str(run))
-    wait_for(lambda: (run / "memories" / POPULATION / "adapter_config.json").exists(), process, 300, every=0.01)
+    wait_for(
+        lambda: (run / "memories" / POPULATION / "adapter_config.json").exists(), process, 300, every=0.01
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "scores").exists(), "the kill came too late to mean anything"

@@ -57,6 +57,17 @@ def test_totals_are_those_of_a_scan() -> None:
     assert "trials 20/20" in text.getvalue() and "users done 5/5" in text.getvalue()
 
 
+def test_a_population_is_called_what_it_is() -> None:
+    text = io.StringIO()
+    objectives = [Objective("loss", "min")]
+    progress = StudyProgress(Console(file=text, width=200), ["population"], 1, objectives, unit="population")
+    request = TrialRequest("population", 0, Placement(((0, 8),)), "x")
+    progress.on_trial_started(request)
+    progress.on_trial_completed(request, {"loss": 1.0}, None)
+    assert "trials 1/1" in text.getvalue() and "populations done 1/1" in text.getvalue()
+    assert "user" not in text.getvalue()
+
+
 def test_the_table_shows_who_is_at_work_and_grows_with_no_population() -> None:
     progress, _ = progress_of(1000)
     for number in range(900):
