@@ -31,7 +31,7 @@ from milp_ray.search.core.objectives import (
     whole_number,
 )
 from milp_ray.search.core.plan import Plan
-from milp_ray.search.core.records import Candidates, Cost, EngineSettings, Proposal
+from milp_ray.search.core.records import ByUser, Candidates, Cost, EngineSettings, Proposal
 from milp_ray.search.core.reference import checked_reference
 from milp_ray.search.core.transfer_data import TransferData, event_of
 from milp_ray.search.propose import propose
@@ -219,11 +219,18 @@ class Engine(SearchView):
                 _log.warning("%s", note)
             return self._state.proposals[first:]
 
-    def tell(self, id: int, values: Mapping[str, float], cost: Cost | None = None) -> None:
+    def tell(
+        self,
+        id: int,
+        values: Mapping[str, float],
+        cost: Cost | None = None,
+        by_user: ByUser | None = None,
+    ) -> None:
         """Report what a proposal measured, every measured objective by name, in its own units.
 
         Exact objectives may be left out. Telling the same again changes nothing. ``cost``: what
-        measuring took, by name, kept for people; no proposal depends on it.
+        measuring took, by name; ``by_user``: of a mean over users, the values of each. Both are
+        kept for people; no proposal depends on them.
 
         Raises:
             SearchError: unknown id, a missing or unknown name, a value that is not a finite number,
@@ -245,7 +252,7 @@ class Engine(SearchView):
                     f"proposal {id} was reported as failed before",
                     remedy="tell or fail every trial, not both",
                 )
-            self._happen({"event": "told", "id": proposal.id, "values": checked, **_noted(cost)})
+            self._happen({"event": "told", "id": proposal.id, "values": checked, **_noted(cost, by_user)})
 
     def fail(self, id: int, reason: str, cost: Cost | None = None) -> None:
         """Report that a proposal ended without a measurement.
@@ -273,10 +280,12 @@ class Engine(SearchView):
                 event = {"event": "failed", "id": proposal.id, "reason": str(reason)[:_REASON_LENGTH]}
                 self._happen(event | _noted(cost))
 
-    def set_reference(self, values: Mapping[str, float], cost: Cost | None = None) -> None:
+    def set_reference(
+        self, values: Mapping[str, float], cost: Cost | None = None, by_user: ByUser | None = None
+    ) -> None:
         """Give the no-memory measurement, once; the same values again change nothing.
 
-        ``cost``: as in :meth:`tell`.
+        ``cost``, ``by_user``: as in :meth:`tell`.
 
         Raises:
             SearchError: a measured objective is missing, a name is unknown, a value is not finite,
@@ -286,7 +295,7 @@ class Engine(SearchView):
         checked = checked_reference(self._objectives, values)
         with self._lock:
             if self._state.reference is None:
-                self._happen({"event": "reference", "values": checked, **_noted(cost)})
+                self._happen({"event": "reference", "values": checked, **_noted(cost, by_user)})
             elif not same_values(self._state.reference, checked):
                 raise SearchError(
                     "the search has another reference already",
@@ -358,5 +367,6 @@ class Engine(SearchView):
         return int.from_bytes(digest[:7], "big")
 
 
-def _noted(cost: Cost | None) -> dict[str, object]:
-    return {"cost": dict(cost)} if cost else {}
+def _noted(cost: Cost | None, by_user: ByUser | None = None) -> dict[str, object]:
+    noted: dict[str, object] = {"cost": dict(cost)} if cost else {}
+    return noted | ({"by_user": {alias: dict(found) for alias, found in by_user.items()}} if by_user else {})

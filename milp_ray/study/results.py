@@ -15,6 +15,7 @@ from milp_ray.study.population import Population
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import (
     TableBuilder,
+    by_user_rows,
     chosen_table,
     hypervolume_rows,
     scores_table,
@@ -38,6 +39,7 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
     """
     check_intact(folder.root)
     trials, volumes = TableBuilder(), TableBuilder("user", "finished", "hypervolume")
+    by_user = TableBuilder("trial", "user")
     over = all(summary.over for _, summary in population.summaries())
     experiments = over and len(population.aliases) <= _MOST_EXPERIMENTS
     if experiments:
@@ -48,6 +50,7 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
         engine = population.engine(alias)
         trials.add(trial_rows(alias, engine, architecture))
         volumes.add(hypervolume_rows(alias, engine))
+        by_user.add(by_user_rows(folder.layout.events(alias)))
         if experiments and has_parameters(engine.space):
             save_experiment(folder, alias, engine)
     table = trials.table()
@@ -60,6 +63,8 @@ def write_tables(folder: RunFolder, population: Population, architecture: Archit
     scores = scores_table({alias: folder.layout.scores(alias) for alias in population.units.owners})
     write_table(scores, folder.layout.table("scores"))
     write_table(volumes.table(), folder.layout.table("hypervolume"))
+    if not (measured := by_user.table()).empty:
+        write_table(measured, folder.layout.table("by_user"))
 
 
 def save_experiment(folder: RunFolder, alias: str, engine: Engine) -> Path:

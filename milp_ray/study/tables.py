@@ -17,6 +17,7 @@ from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.placement import Placement
+from milp_ray.search.core.events import values_by_user
 from milp_ray.storage import atomic_write, reading
 from milp_ray.trial.records import TrialCost
 
@@ -82,6 +83,17 @@ def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
                 if model in found["models"]
             )
     return pd.DataFrame(rows, columns=["user", "model", "samples", *SCORES])
+
+
+def by_user_rows(log: Path) -> list[dict[str, object]]:
+    """One row a trial and user that it measured, of a population's event log: that user's values.
+
+    Trials of a population differ by less than its users do: compare them user by user.
+    """
+    return [
+        {"trial": -1 if number is None else number, "user": alias, **values}
+        for number, alias, values in values_by_user(log)
+    ]
 
 
 def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:

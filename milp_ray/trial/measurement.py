@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
@@ -32,12 +32,14 @@ class Measurement:
             of these, as no response is generated then, and on other ranks than 0.
         trainable_params: exact number of trained parameters.
         cost: of the trial.
+        by_user: of a population's mean, by alias: each user's loss and scores; else empty.
     """
 
     loss: float
     scores: Mapping[str, float]
     trainable_params: int
     cost: TrialCost
+    by_user: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, float]:

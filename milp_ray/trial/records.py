@@ -130,6 +130,7 @@ class TrialReport:
         alone: this rank failed, and the others of its group do not know.
         workers_died: of FAILED: its workers died more often than may be. Whose fault that is, the
             driver decides.
+        by_user: of COMPLETE, where it measured a population: each user's values, by alias.
     """
 
     state: TrialState
@@ -141,6 +142,7 @@ class TrialReport:
     node: str = ""
     alone: bool = False
     workers_died: bool = False
+    by_user: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def running(cls, stage: str) -> TrialReport:
@@ -148,9 +150,14 @@ class TrialReport:
         return cls(TrialState.RUNNING, stage)
 
     @classmethod
-    def complete(cls, values: Mapping[str, float], cost: TrialCost | None = None) -> TrialReport:
+    def complete(
+        cls,
+        values: Mapping[str, float],
+        cost: TrialCost | None = None,
+        by_user: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> TrialReport:
         """It was measured."""
-        return cls(TrialState.COMPLETE, values=values, cost=cost)
+        return cls(TrialState.COMPLETE, values=values, cost=cost, by_user=by_user or {})
 
     @classmethod
     def failed(cls, reason: str, cost: TrialCost | None = None, *, alone: bool = False) -> TrialReport:
@@ -189,6 +196,8 @@ class TrialReport:
                 plain[name] = value
         if self.values:
             plain["values"] = dict(self.values)
+        if self.by_user:
+            plain["by_user"] = {alias: dict(values) for alias, values in self.by_user.items()}
         if self.cost is not None:
             plain["cost"] = self.cost.to_plain()
         if self.error is not None:
@@ -217,4 +226,5 @@ class TrialReport:
             plain.get("node", ""),
             plain.get("alone", False),
             plain.get("workers_died", False),
+            plain.get("by_user", {}),
         )

@@ -128,7 +128,7 @@ class PopulationTrial:
             assert trial.result is not None
             self.by_user[user.alias] = trial.result
             self._end(trial)
-        self.result = _mean(list(self.by_user.values()), self.cost())
+        self.result = _mean(self.by_user, self.cost())
 
     def save(self, folder: Path) -> None:
         """Nothing: no adapter of it is anybody's.
@@ -201,9 +201,11 @@ def _naming(alias: str) -> Iterator[None]:
         raise
 
 
-def _mean(found: Sequence[Measurement], cost: TrialCost) -> Measurement:
+def _mean(by_user: Mapping[str, Measurement], cost: TrialCost) -> Measurement:
+    found = list(by_user.values())
     scores = {name: fmean(one.scores[name] for one in found) for name in found[0].scores}
-    return Measurement(fmean(one.loss for one in found), scores, found[0].trainable_params, cost)
+    values = {alias: {"loss": one.loss, **one.scores} for alias, one in by_user.items()}
+    return Measurement(fmean(one.loss for one in found), scores, found[0].trainable_params, cost, values)
 
 
 def _sum(costs: Sequence[TrialCost]) -> TrialCost:

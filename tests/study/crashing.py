@@ -239,7 +239,7 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
             slices.begin(TrialRequest(alias, number, placement))
             while not (report := slices.step()).is_over:
                 pass
-            return {"reason": report.reason, **report.values}
+            return {"reason": report.reason, "by_user": report.by_user, **report.values}
 
         return measure
 
@@ -259,17 +259,24 @@ def _search(base: object) -> Callable[..., dict[str, str]]:
         for alias, engine in list(engines.items()):
             if engine.reference is None:
                 found = measure(alias, BASELINE, Placement(()))
-                engine.set_reference({name: found[name] for name in names})
+                values = {name: found[name] for name in names}
+                engine.set_reference(values, by_user=_measured(found, names))
             while proposals := list(engine.pending) or engine.ask():
                 for proposal in proposals:
                     found = measure(alias, proposal.id, proposal.placement)
                     if found.get("reason"):
                         engine.fail(proposal.id, found["reason"])
                     else:
-                        engine.tell(proposal.id, {name: found[name] for name in names})
+                        values = {name: found[name] for name in names}
+                        engine.tell(proposal.id, values, by_user=_measured(found, names))
         return {}
 
     return search
+
+
+def _measured(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    by_user = found.get("by_user", {})
+    return {alias: {name: values[name] for name in names} for alias, values in by_user.items()}
 
 
 def _final(spec: Any, stop_requested: object, listener: Callable[[Any], None], *_: object) -> None:

@@ -127,6 +127,12 @@ def test_divided_users_are_searched_once_and_test_users_get_memories_from_a_shar
     assert set(table.user) == set(parts["test"]) and set(table.model) == {"base", "shared", "own", "other"}
     trials = done.table("trials")
     assert set(trials.user) == {POPULATION} and sorted(trials.trial) == [-1, *range(TRIALS)]
+    by_user = done.table("by_user")
+    assert sorted(set(by_user.trial)) == [-1, *range(TRIALS)] and set(by_user.user) == set(
+        parts["validation"]
+    )
+    mean = by_user.groupby("trial").loss.mean()
+    assert list(mean) == pytest.approx(list(trials.set_index("trial").loss[mean.index]))
     assert not (done.folder.root / "adapters").exists() and not (done.folder.root / "checkpoints").exists()
 
     assert "final: the adapter that all memories start from is trained" in done.printed

@@ -30,6 +30,7 @@ def test_a_request_is_the_config_of_its_trial(number: int, key: str) -> None:
         TrialReport.running("inject"),
         TrialReport.complete({"loss": 0.1 + 0.2, "trainable_params": 1824}, COST),
         TrialReport.complete({"loss": 2.0}),
+        TrialReport.complete({"loss": 2.0}, COST, {"u-a": {"loss": 1.0}, "u-b": {"loss": 3.0}}),
         TrialReport.failed("out of memory", COST, alone=True),
     ],
 )

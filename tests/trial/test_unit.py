@@ -75,6 +75,9 @@ def test_a_populations_values_are_the_mean_of_its_users_own_trials_and_costs_add
     measured = trial.result
     assert measured is not None and measured.loss == pytest.approx(sum(one[0] for one in alone) / len(people))
     assert measured.scores["rouge_l"] == pytest.approx(sum(one[1] for one in alone) / len(people))
+    assert {alias: found["loss"] for alias, found in measured.by_user.items()} == {
+        user.alias: one[0] for user, one in zip(people, alone, strict=True)
+    }
     assert measured.trainable_params == alone[0][2]
     assert measured.train_tokens == sum(one[3] for one in alone)
     assert measured.cost.eval_seconds > max(found.eval_seconds for found in trial.by_user.values())

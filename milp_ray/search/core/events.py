@@ -175,6 +175,21 @@ def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, f
     ]
 
 
+def values_by_user(path: str | os.PathLike[str]) -> list[tuple[int | None, str, dict[str, float]]]:
+    """What each user of a population measured, as (id, alias, values); id None: without a memory.
+
+    Nothing where a trial is of one user. It raises as :func:`observed_values` does.
+    """
+    log, rows = Path(path), list[tuple[int | None, str, dict[str, float]]]()
+    for number, event in enumerate(_events_so_far(log), start=1):
+        found = event.get("by_user", {})
+        if not isinstance(found, dict):
+            damaged(number, log, "has no valid by_user")
+        trial = whole(event, "id", number, log) if found and event["event"] == "told" else None
+        rows += [(trial, alias, numbers(found, alias, number, log)) for alias in found]
+    return rows
+
+
 def ended_trials(path: str | os.PathLike[str]) -> int:
     """How many trials of a log were told or failed; it raises as :func:`observed_values` does."""
     return sum(event["event"] in ("told", "failed") for event in _events_so_far(Path(path)))

@@ -32,6 +32,7 @@ class Proposal:
 
 
 Cost = Mapping[str, float | str]  # what a trial took, by name; empty where it is not known
+ByUser = Mapping[str, Mapping[str, float]]  # of a mean over users: each one's values, by alias
 
 
 @dataclass(frozen=True)

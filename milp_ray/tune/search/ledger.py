@@ -233,10 +233,12 @@ class TrialLedger:
             self._fail(request, "a measured value is not finite", report.cost)
             return
         engine, cost = self._engines[request.alias], self._whole_cost(request, report.cost)
+        # An unmeasured metric is NaN, and no objective.
+        by_user = {a: {n: found[n] for n in names if n in found} for a, found in report.by_user.items()}
         if request.is_baseline:
-            engine.set_reference(values, _plain(cost))
+            engine.set_reference(values, _plain(cost), by_user)
         else:
-            engine.tell(request.number, values, _plain(cost))
+            engine.tell(request.number, values, _plain(cost), by_user)
         self._close(request)
         for listener in self._listeners:
             listener.on_trial_completed(request, values, cost)

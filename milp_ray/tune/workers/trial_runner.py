@@ -149,10 +149,7 @@ class TrialRunner:
         self.close()
         seconds = measured.train_seconds + measured.eval_seconds
         log_line(self._label, f"done in {seconds:.1f} s: loss {measured.loss:.4f}")
-        return TrialReport.complete(
-            measured.values,
-            cost,
-        )
+        return TrialReport.complete(measured.values, cost, measured.by_user)
 
     def _cost(self) -> TrialCost:
         """What the trial has cost so far."""

@@ -11,7 +11,7 @@ from milp_ray.errors import SearchError, StorageError
 from milp_ray.memory.space import MemorySpace
 from milp_ray.search import Engine, Objective
 from milp_ray.search.core import events
-from milp_ray.search.core.events import EventLog, ended_trials, observed_values
+from milp_ray.search.core.events import EventLog, ended_trials, observed_values, values_by_user
 from tests.search.problems import LOSS_AND_ROUGE, REFERENCE, measure, run, small_space
 
 
@@ -102,6 +102,23 @@ def test_what_trials_cost_is_kept_and_changes_no_proposal(tmp_path: Path) -> Non
     assert dict(again.observations[0].cost) == dict(again.failures[0].cost) == again.reference_cost == cost
     assert not plain.observations[0].cost and not plain.reference_cost
     assert again.observations == plain.observations and again.ask(2) == plain.ask(2)
+
+
+def test_what_users_of_a_population_measured_is_kept_and_changes_no_proposal(tmp_path: Path) -> None:
+    by_user = {"u-a": {"loss": 1.5, "rouge_l": 0.1}, "u-b": {"loss": 2.5, "rouge_l": 0.2}}
+    told, plain = engine(tmp_path / "told.jsonl"), engine(tmp_path / "plain.jsonl")
+    for made, given in ((told, by_user), (plain, None)):
+        made.set_reference(REFERENCE, by_user=given)
+        for proposal in made.ask(8):
+            made.tell(proposal.id, measure(proposal.placement), by_user=given)
+    wanted = [(number, *item) for number in (None, *range(8)) for item in by_user.items()]
+    assert values_by_user(tmp_path / "told.jsonl") == wanted
+    assert not values_by_user(tmp_path / "plain.jsonl") and not values_by_user(tmp_path / "none.jsonl")
+    assert engine(tmp_path / "told.jsonl").ask(2) == engine(tmp_path / "plain.jsonl").ask(2)
+    line = json.dumps({"event": "told", "id": 0, "values": {}, "by_user": [1]}) + "\n"
+    (tmp_path / "damaged.jsonl").write_text(line, encoding="ascii")
+    with pytest.raises(StorageError, match="line 1 of the event log has no valid by_user"):
+        values_by_user(tmp_path / "damaged.jsonl")
 
 
 @pytest.mark.parametrize("key", ['"placement":"', '"gates":"'])
