@@ -91,7 +91,7 @@ def test_a_run_whose_choice_changed_is_not_complete(tmp_path: Path) -> None:
     other = OLD if placement != OLD else NEW
     write_json(folder.layout.scores(A), {"placement": other.key, "other": None})
     assert not run.complete()
-    run._drop_outdated(run._placements())
+    run._drop_outdated(run.population.placements())
     assert (
         not folder.layout.scores(A).exists()
         and folder.layout.memory(A).exists()

@@ -20,7 +20,7 @@ from milp_ray.study.units import units_of
 from tests.study.conftest import Start, user_line
 from tests.study.test_end_to_end import events, told, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TRIALS = 4
 
 
@@ -36,13 +36,14 @@ def by_user(study_file: Path) -> Path:
     return study_file.parent / "runs" / "small"
 
 
+@pytest.mark.nightly
 def test_groups_of_two_search_a_population_and_go_on_where_they_were_killed(
     study_file: Path, start: Start
 ) -> None:
     run = by_user(study_file)
     words = ["ray.workers_per_trial=2", "ray.parallelism=ddp", "ray.cpus_per_worker=0.5"]
     process = start("search", str(study_file), *words)
-    wait_for(lambda: len(told(run)) >= 2, process, 300, every=0.01)
+    wait_for(lambda: len(told(run)) >= 2, process, 600, every=0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = told(run)
@@ -50,7 +51,7 @@ def test_groups_of_two_search_a_population_and_go_on_where_they_were_killed(
 
     process = start("resume", str(run))
     wait_for(
-        lambda: (run / "memories" / POPULATION / "adapter_config.json").exists(), process, 300, every=0.01
+        lambda: (run / "memories" / POPULATION / "adapter_config.json").exists(), process, 600, every=0.01
     )
     process.send_signal(signal.SIGKILL)
     process.wait()
