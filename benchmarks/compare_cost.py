@@ -1,6 +1,6 @@
 """What a comparison costs: each method's learning, and responses one by one and in common batches.
 
-    python benchmarks/compare_cost.py --base FOLDER --data FOLDER [--users 10] [--repeats 3]
+    python benchmarks/compare_cost.py --base FOLDER --data FOLDER [--users 10] [--history 20]
 
 FOLDER of the data holds `bench.jsonl` and `background.jsonl`. Every method learns first, with one
 pass and one learning rate: what is compared is decoding. Then the same requests are decoded in
@@ -45,6 +45,7 @@ METHODS = (
     "milp+rag",
     "task_lora+milp",
 )
+WAYS = ("user by user", "row by row", "together")
 NEW = 48  # tokens of a response
 
 
@@ -55,11 +56,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with bench.jsonl and background.jsonl")
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--samples", type=int, default=5, help="test samples of a user at most")
+    parser.add_argument("--history", type=int, help="newest texts to train on at most; not: all")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", help="where methods learn, to go on after an interruption; not: anew")
+    parser.add_argument("--ways", default=",".join(WAYS), help="of decoding; the first is compared with")
     found = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        learning, decoding = measure(found, Path(folder))
+        learning, decoding = measure(found, Path(found.folder or folder))
     out = HERE / "results"
     name = Path(found.data).name
     write_rows(learning, out / f"compare_cost_learning_{name}.csv", lambda _, value: short(value))
@@ -83,11 +87,12 @@ def measure(
     from milp_ray.model.base import load_base
 
     torch.set_num_threads(1)
+    bounds = {"max_samples": 5 * asked.samples, "max_history": asked.history}  # a fifth is tested on
     study = Study.model_validate(
         {
             "name": "cost",
             "model": {"path": asked.base, "device": "cpu"},
-            "data": {"path": f"{asked.data}/bench.jsonl", "users": asked.users, "max_samples": 50},
+            "data": {"path": f"{asked.data}/bench.jsonl", "users": asked.users} | bounds,
             "trial": {"max_new_tokens": NEW},
             "final": {"epochs": 1, "instruct_epochs": 1},
             "optimizer": {"learning_rate": 2e-3},
@@ -117,13 +122,13 @@ def measure(
                 "prompt tokens a sample": prompts.prompt_tokens / sum(len(samples) for _, samples in tests),
             }
         )
-    return learning, decode_ways(bench, methods, tests, asked.repeats)
+    return learning, decode_ways(bench, methods, tests, asked)
 
 
 def decode_ways(
-    bench: Bench, methods: Sequence[Method], tests: Sequence[Tested], repeats: int
+    bench: Bench, methods: Sequence[Method], tests: Sequence[Tested], asked: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """Rows of the three ways."""
+    """Rows of the ways of decoding."""
     from milp_ray.evaluation.common_batches import decode
     from milp_ray.evaluation.measure import measure_responses, run_through
     from milp_ray.model.row_adapters import beneath, load_lora
@@ -144,11 +149,13 @@ def decode_ways(
                 base.detach()
         return texts
 
-    ways: dict[str, Callable[[], list[str]]] = {
+    known: dict[str, Callable[[], list[str]]] = {
         "user by user": alone,
         "row by row": lambda: [text for requests in batches for text in decode(base, requests, prompts, NEW)],
         "together": lambda: decode(base, [one for requests in batches for one in requests], prompts, NEW),
     }
+    ways = {name: known[name] for name in asked.ways.split(",")}
+    first_way, repeats = next(iter(ways)), asked.repeats
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     texts: dict[str, list[str]] = {}
     for _ in range(repeats):
@@ -157,13 +164,13 @@ def decode_ways(
             texts[name] = way()
             seconds[name].append(time.process_time() - began)
             print(name, round(seconds[name][-1], 2), file=sys.stderr)
-    first = sorted(seconds["user by user"])[repeats // 2]
+    first = sorted(seconds[first_way])[repeats // 2]
     return [
         {
             "way": name,
             "requests": len(texts[name]),
             "CPU seconds": sorted(times)[repeats // 2],
-            "same texts": sum(a == b for a, b in zip(texts[name], texts["user by user"], strict=True)),
+            "same texts": sum(a == b for a, b in zip(texts[name], texts[first_way], strict=True)),
             "times as fast": first / sorted(times)[repeats // 2],
         }
         for name, times in seconds.items()

@@ -65,11 +65,14 @@ class Batching:
         tokens: of all rows together, padding and new tokens included, at most; a single request may
             have more.
         adapters: different ones at most.
+        alike: length of the shortest row over that of the longest, at least: a cache is copied with
+            every token, padding included.
     """
 
     rows: int = 64
     tokens: int = 32_768
     adapters: int = 16
+    alike: float = 0.5
 
 
 def decode(
@@ -170,11 +173,12 @@ def packed(
     """
     waiting = sorted(indices, key=lambda index: -lengths[index])
     while waiting:
-        room = max(1, min(batching.rows, batching.tokens // lengths[waiting[0]]))
+        longest = lengths[waiting[0]]
+        room = max(1, min(batching.rows, batching.tokens // longest))
         chosen: list[int] = []
         adapters: set[tuple[Path, ...]] = set()
         for index in waiting:
-            if len(chosen) == room:
+            if len(chosen) == room or lengths[index] < batching.alike * longest:
                 break
             wanted = requests[index].adapters
             if not wanted or wanted in adapters or len(adapters) < batching.adapters:

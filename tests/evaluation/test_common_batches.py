@@ -36,7 +36,9 @@ def test_every_request_is_in_one_batch_within_all_bounds(
     assert sorted(index for batch in batches for index in batch) == list(range(len(wanted)))
     for batch in batches:
         assert len(batch) <= rows
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
+        sizes = [lengths[index] for index in batch]
+        assert len(batch) == 1 or len(batch) * max(sizes) <= tokens
+        assert min(sizes) >= 0.5 * max(sizes)
         order = [requests[index].adapters for index in batch]
         assert len(set(order) - {()}) <= adapters
         assert order == sorted(order), "rows of an adapter stand together"

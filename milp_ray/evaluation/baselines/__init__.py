@@ -24,8 +24,8 @@ __all__ = ["Bench", "Cost", "Learned", "Method", "Options", "make", "method_name
 Builder = Callable[[Bench], Method]
 
 _MODULES = (
-    "none", "tplp", "rag", "malp", "uelp", "full", "multi_lora", "random_lora", "task_lora", "oppu", "milp",
-    "combined",
+    "none", "tplp", "rag", "rag_dense", "malp", "uelp", "full", "multi_lora", "random_lora", "task_lora",
+    "oppu", "milp", "combined",
 )  # fmt: skip
 _REGISTRY: Registry[Builder] = Registry("method", [f"{__name__}.{name}" for name in _MODULES])
 register = _REGISTRY.register

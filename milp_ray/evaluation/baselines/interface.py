@@ -40,6 +40,7 @@ class Options:
         rate_users: background users whose validation samples choose it.
         background_samples: of all background users together, the most that are trained on.
         retrieved: texts that are retrieved for a prompt.
+        encoder: folder of ``rag_dense``'s sentence encoder; None: that of an installed package.
         max_prompt_tokens: of a prompt that holds texts; None: as many as the base takes.
         soft_tokens: of a user's embedding.
         random_trials: placements that ``random_lora`` tries; None: as many as the study's search.
@@ -50,6 +51,7 @@ class Options:
     rate_users: int = 2
     background_samples: int = 1024
     retrieved: int = 4
+    encoder: Path | None = None
     max_prompt_tokens: int | None = None
     soft_tokens: int = 8
     random_trials: int | None = None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from milp_ray.config.models import PromptSettings
 from milp_ray.data.records import Sample, UserSplit
+from milp_ray.errors import ModelError
 from milp_ray.evaluation.baselines import make
 from milp_ray.evaluation.baselines.contents import prompt_room
 from milp_ray.evaluation.baselines.malp import Memories
+from milp_ray.evaluation.baselines.rag_dense import SentenceEncoder
 from milp_ray.model.base import BaseModel
 from tests.evaluation.baselines.common import OPTIONS, STUDY, bench
 
@@ -76,6 +80,39 @@ def test_a_chat_template_has_them_in_the_users_turn(name: str, llama: BaseModel,
         tokenizer.chat_template = before
     assert text.startswith("[user]") and text.endswith("\n\nold walks?</s>[assistant]")
     assert "History: old dogs like walks" in text and "ZQX" not in text
+
+
+def test_a_sentence_encoder_finds_what_is_like_the_query(
+    llama: BaseModel, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(OPTIONS, encoder=tiny_encoder, retrieved=2)
+    sample = Sample(TEXTS[1], "ZQX", n_hist=4)
+    found = shown("rag_dense", llama, sample, tmp_path, options=options)
+    assert found.count("History:") == 2
+    assert f"History: {TEXTS[1]}\nUser: {TEXTS[1]}" in found, "the same text is the most like it"
+    encode = SentenceEncoder(tiny_encoder, torch.device("cpu"))
+    together = encode(TEXTS)
+    assert torch.allclose(together.norm(dim=1), torch.ones(len(TEXTS)))
+    alone = SentenceEncoder(tiny_encoder, torch.device("cpu"))([TEXTS[2]])
+    assert torch.allclose(alone[0], together[2], atol=1e-5), "padding changes nothing"
+
+
+def test_a_packages_encoder_is_read_without_importing_it(
+    llama: BaseModel, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="no sentence encoder"):
+        make("rag_dense", bench(llama, tmp_path))
+    package = tmp_path / "site" / "all_minilm_l6_v2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    with zipfile.ZipFile(package / "model.zip", "w") as packed:
+        for file in tiny_encoder.iterdir():
+            packed.write(file, file.name)
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert make("rag_dense", bench(llama, tmp_path / "run")).requests(USER, [Sample("old?", "", n_hist=4)])
+    broken = dataclasses.replace(OPTIONS, encoder=tmp_path / "run")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        make("rag_dense", bench(llama, tmp_path, options=broken))
 
 
 def words(*texts: str) -> list[tuple[str, ...]]:

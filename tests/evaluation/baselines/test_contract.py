@@ -12,7 +12,7 @@ import pytest
 from milp_ray.evaluation.baselines import Method, make, method_names
 from milp_ray.evaluation.common_batches import Request, decode
 from milp_ray.model.base import BaseModel
-from tests.evaluation.baselines.common import bench, person
+from tests.evaluation.baselines.common import OPTIONS, bench, person
 from tests.trial.common import Snapshot
 
 USERS = [person(0), person(1)]
@@ -57,7 +57,10 @@ class Done:
     scope="module", params=[(name, family) for name in METHODS for family in FAMILIES], ids="-".join
 )
 def done(
-    request: pytest.FixtureRequest, tiny_bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_bases: dict[str, BaseModel],
+    tiny_encoder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Done]:
     name, family = request.param
     base, folder = tiny_bases[family], tmp_path_factory.mktemp(name)
@@ -65,7 +68,7 @@ def done(
     base.token_cache.clear()
     base.tokenizer = heard = Heard(own)
     try:
-        method = make(name, bench(base, folder))
+        method = make(name, bench(base, folder, options=dataclasses.replace(OPTIONS, encoder=tiny_encoder)))
         method.fit(BACKGROUND)
         for user in USERS:
             method.learn(user)
