@@ -1,8 +1,8 @@
 """A comparison at work: the searches behind methods, then cells on resident workers, then tables.
 
 Every step adds what is missing, so that one that was stopped or killed goes on by the same command.
-Searches are runs of their own (:mod:`milp_ray.study.driver`). Cells of one base model share
-workers, and their responses are decoded in common batches, whatever the method.
+Searches are runs of their own (:mod:`milp_ray.study.driver`). Then workers take all cells of a
+condition, and decode their responses in common batches, whatever the method.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Comparing:
         self._interrupted = False
 
     def run(self) -> None:
-        """Compute what is missing: searches first, each with a Ray session of its own.
+        """Compute what is missing: searches first, then cells, in one Ray session.
 
         Raises:
             MilpRayError: a model, the storage or the cluster is not usable. What is finished is
@@ -102,22 +102,24 @@ class Comparing:
         done = len(self._records())
         total = sum(len(plan.methods) for plan in self.plans)
         self._say(f"{total} cells, {done} of them finished before")
-        for plan in self.plans:
-            for method in pending[plan.condition]:
-                if method.searched and not self._searched(plan, method):
-                    self._interrupted = True
-                    return
-        unmeasured = [name for name in self.models if not self.folder.memory_use(name).exists()]
-        if not any(pending.values()) and not unmeasured:
-            return
-        with ray_session(self.plans[0].study.ray), stop_on_signals(self._say) as stop_requested:
-            for plans in _by_model(self.plans):
-                with self._pool(plans[0], stop_requested) as pool:
-                    for plan in plans:
-                        if pending[plan.condition] and not stop_requested():
-                            self._condition(pool, plan, pending[plan.condition], stop_requested)
-                    self._measure_prompts(pool, plans[0])
-            self._interrupted = stop_requested()
+        todo = [plan for plan in self.plans if pending[plan.condition] or not self._is_measured(plan)]
+        if todo:
+            with ray_session(todo[0].study.ray):
+                for plan in todo:
+                    if not self._compute(plan, pending[plan.condition]):
+                        self._interrupted = True
+                        return
+
+    def _compute(self, plan: ConditionPlan, methods: Sequence[MethodPlan]) -> bool:
+        """Compute what is missing of a condition; False if it was asked to stop."""
+        if not all(self._searched(plan, method) for method in methods if method.searched):
+            return False
+        with stop_on_signals(self._say) as stop_requested, self._pool(plan, stop_requested) as pool:
+            if methods:
+                self._condition(pool, plan, methods, stop_requested)
+            if not self._is_measured(plan):
+                self._measure_prompts(pool, plan)
+            return not stop_requested()
 
     @property
     def models(self) -> dict[str, ModelSettings]:
@@ -190,13 +192,14 @@ class Comparing:
         for method in methods:
             self._finish(plan, method, stores[method.name], learning, searches[method.name])
 
+    def _is_measured(self, plan: ConditionPlan) -> bool:
+        return self.folder.memory_use(plan.condition.model).exists()
+
     def _measure_prompts(self, pool: Pool, plan: ConditionPlan) -> None:
-        """Measure what prompts take on a model, once."""
+        """Measure what prompts take on a model."""
         from milp_ray.comparison.pool import Piece
 
         path = self.folder.memory_use(plan.condition.model)
-        if path.exists():
-            return
         path.parent.mkdir(exist_ok=True)
         label = f"memory of prompts on {plan.condition.model}"
         pool.work([Piece("prompt_memory", (), label, partial(write_json, path), self._say)])
@@ -357,14 +360,6 @@ def made_with() -> dict[str, str]:
 def _cells(plan: ConditionPlan) -> Iterator[tuple[Cell, str]]:
     for method in plan.methods:
         yield Cell(plan.condition, method.name), plan.digest(method)
-
-
-def _by_model(plans: Sequence[ConditionPlan]) -> list[list[ConditionPlan]]:
-    """Settings of one base model after the other, since workers keep it."""
-    groups: dict[str, list[ConditionPlan]] = {}
-    for plan in plans:
-        groups.setdefault(plan.condition.model, []).append(plan)
-    return list(groups.values())
 
 
 def _keep(stores: Mapping[str, AnswerStore], answers: Sequence[Answer]) -> None:

@@ -64,20 +64,33 @@ class Session:
     folder: Path | None
 
 
+_open: list[Session] = []  # the one of this process, if any
+
+
 @contextlib.contextmanager
 def ray_session(settings: RaySettings) -> Iterator[Session]:
     """Connect to Ray, or start it, for the length of a ``with`` block.
 
+    Inside the block of another one it is that one. So what does several studies in one process
+    starts Ray once: after a search, whose models have started JAX's threads, a fork may deadlock.
+
     Raises:
         ClusterError: the named cluster cannot be reached, or the local Ray cannot be started.
     """
+    if _open:
+        yield _open[-1]
+        return
     address = wanted_address(settings.address)
     with environment((*EVERYWHERE, *LAUNCHERS, *train_rows(settings, foreign=address is not None))):
         _check_train()
         switch_off_uv_hook()
         _quiet()
         with _foreign(address) if address else _local(settings) as session:
-            yield session
+            _open.append(session)
+            try:
+                yield session
+            finally:
+                _open.clear()
 
 
 @contextlib.contextmanager

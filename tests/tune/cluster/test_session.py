@@ -100,7 +100,9 @@ def test_trials_at_once_are_counted_and_what_no_node_can_run_or_see_is_said_at_o
     from milp_ray.tune.cluster.resources import TrialResources, on_device, trial_resources
     from milp_ray.tune.cluster.shared import check_shared
 
-    with ray_session(RaySettings()):
+    with ray_session(RaySettings()) as outer:
+        with ray_session(RaySettings()) as inner:
+            assert inner is outer, "a study inside another's session joins it"
         cpus = int(ray.cluster_resources()["CPU"])
         with pytest.raises(ClusterError, match=r"ray\.cpus_per_worker"):
             trial_resources(a_study(cpus_per_worker=4096.0))
