@@ -45,6 +45,8 @@ def test_imports_go_down_and_never_in_a_circle() -> None:
         ("milp_ray.tune.search.simulated", {"torch", "botorch", "jax", "transformers", "peft"}),
         ("milp_ray.trial.lifecycle", {"ray", "ax", "botorch", "jax"}),
         ("milp_ray.evaluation.compare", {"ray", "ax", "botorch", "jax"}),
+        ("milp_ray.evaluation.judges.endpoint", {"torch", "ray", "pandas", "numpy", "transformers"}),
+        ("milp_ray.evaluation.agreement", {"torch", "ray", "pandas", "transformers"}),
     ],
 )
 def test_imports_stay_cheap(module: str, unwanted: set[str]) -> None:

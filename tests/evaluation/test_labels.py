@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -61,6 +62,21 @@ def test_macro_f1_counts_labels_that_nobody_names() -> None:
     """scikit-learn, which LaMP's evaluator calls with all labels, gives these 0."""
     found = label_scores(["comedy", "action"], ["comedy", "action"], LABELS["lamp_2"])
     assert found.accuracy == 1.0 and found.macro_f1 == pytest.approx(2 / 15)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_macro_f1_is_scikit_learns_as_lamp_calls_it(seed: int) -> None:
+    """With all labels, unknown ones -1."""
+    metrics = pytest.importorskip(
+        "sklearn.metrics", reason="Ax brings scikit-learn; milp_ray does not need it"
+    )
+    labels, rng = LABELS["lamp_3"], random.Random(seed)
+    gold, said = rng.choices(labels[:4], k=60), rng.choices([*labels, "none"], k=60)
+    numbers = [[labels.index(x) if x in labels else -1 for x in texts] for texts in (gold, said)]
+    expected = metrics.f1_score(*numbers, labels=range(5), average="macro", zero_division=0)
+    found = label_scores(said, gold, labels, "whole")
+    assert found.macro_f1 == pytest.approx(expected)
+    assert found.accuracy == pytest.approx(metrics.accuracy_score(*numbers))
 
 
 def test_a_rating_that_cannot_be_read_is_at_the_far_end_of_the_scale() -> None:

@@ -16,6 +16,7 @@ from milp_ray.config.judging import (
 )
 from milp_ray.config.models import ModelSettings
 from milp_ray.evaluation.bias import length_bias
+from milp_ray.evaluation.intervals import mean_interval, user_means
 from milp_ray.evaluation.judges import (
     Answer,
     Exchange,
@@ -32,7 +33,7 @@ from milp_ray.evaluation.judges.cache import AnswerCache
 from milp_ray.evaluation.judges.local_model import LocalModelJudge
 from milp_ray.evaluation.judges.rouge_proxy import RougeProxy
 from milp_ray.evaluation.judges.scoring import ask, ask_both_orders, estimate
-from milp_ray.evaluation.win_rate import win_rate
+from milp_ray.evaluation.win_rate import counted, shares, verdicts, win_rate
 from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
@@ -114,6 +115,22 @@ def test_a_win_rate_by_the_proxy_is_rouges() -> None:
     judge, cache = RougeProxy(), AnswerCache()
     ours, theirs = ask(judge, requests(), cache).values, ask(judge, requests()[::-1], cache).values
     assert win_rate(ours, theirs).value == 0.5 and cache.size == 5
+
+
+def test_scores_of_users_become_a_win_rate_with_an_interval() -> None:
+    """Six users, of whom one method likes each response's first words, the other nothing."""
+    judge, cache = RougeProxy(), AnswerCache()
+    found = {}
+    for number in range(6):
+        golds = [f"gold {number} {sample} of a kind" for sample in range(3)]
+        exchanges = [Exchange("q", reference=gold) for gold in golds]
+        near = [ScoreRequest(one, gold[:9]) for one, gold in zip(exchanges, golds, strict=True)]
+        far = [ScoreRequest(one, "no" if sample else golds[0][:9]) for sample, one in enumerate(exchanges)]
+        found[f"u-{number}"] = verdicts(ask(judge, near, cache).values, ask(judge, far, cache).values)
+    whole = counted([verdict for user in found.values() for verdict in user])
+    assert (whole.wins, whole.ties, whole.losses) == (12, 6, 0)
+    interval = mean_interval(user_means({user: shares(pairs) for user, pairs in found.items()}))
+    assert interval.value == pytest.approx(whole.value) == pytest.approx(5 / 6) and interval.users == 6
 
 
 def saying(base: BaseModel, monkeypatch: pytest.MonkeyPatch, text: Callable[[str], str]) -> list[str]:
