@@ -46,7 +46,7 @@ def main_table(frame: pd.DataFrame) -> Table:
                 )
             rows.append([str(dataset), str(model), method, str(count), *cells])
     caption = (
-        "Scores on the users' test samples: mean over users ± half of the 95 % bootstrap interval; "
+        "Scores on the users' test samples: mean over users [95 % bootstrap interval]; "
         f"{_CONTROL}. Loss in nats per token (lower is better), all others x 100."
     )
     return Table("table_2_scores", caption, header, rows, pd.DataFrame(numbers))
@@ -180,8 +180,8 @@ def _with_interval(found: Interval, factor: float) -> str:
     if found.users == 0:
         return "—"
     text = _number(found.value * factor, factor)
-    if found.low == found.low:
-        text += f" ± {_number((found.high - found.low) / 2 * factor, factor)}"
+    if found.low == found.low:  # a bootstrap interval need not be symmetric
+        text += f" [{_number(found.low * factor, factor)}, {_number(found.high * factor, factor)}]"
     return text
 
 

@@ -73,7 +73,7 @@ class Judging:
                     numbers.append(values)
         caption = (
             f"Win rate over `{self._over}`, judged by {self._judge.name}: every response is scored on its "
-            "own; a tie counts half; mean over users ± half of the 95 % bootstrap interval. The last column "
+            "own; a tie counts half; mean over users [95 % bootstrap interval]. The last column "
             "is the rank correlation of a response's score with its length: far from 0, the judge rewards "
             "length."
         )
@@ -99,12 +99,12 @@ class Judging:
         mean = mean_interval(by_user)
         responses = [pair for alias in both for pair in own[alias] if pair[1] is not None]
         length = length_bias([text for text, _ in responses], [score for _, score in responses])
-        half = f" ± {50 * (mean.high - mean.low):.1f}" if mean.low == mean.low else ""
+        ends = f" [{100 * mean.low:.1f}, {100 * mean.high:.1f}]" if mean.low == mean.low else ""
         row = [
             plan.condition.dataset,
             plan.condition.model,
             name,
-            f"{100 * mean.value:.1f} %{half}",
+            f"{100 * mean.value:.1f} %{ends}",
             f"{counts.wins}, {counts.ties}, {counts.losses}",
             str(counts.unscored),
             f"{length.spearman:+.2f}",

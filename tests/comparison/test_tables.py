@@ -71,8 +71,8 @@ def test_equal_methods_have_no_clear_difference() -> None:
 def test_the_main_table_has_scores_times_100_and_controls_in_brackets() -> None:
     table = main_table(score_frame([NONE, MILP]))
     rows = {row[2]: dict(zip(table.header, row, strict=True)) for row in table.rows}
-    assert rows["milp"]["loss"].startswith("2.300 ± ") and rows["milp"]["loss"].endswith("(2.350)")
-    assert rows["none"]["ROUGE-L"].startswith("5.00 ± ") and "(" not in rows["none"]["ROUGE-L"]
+    assert rows["milp"]["loss"].startswith("2.300 [2.") and rows["milp"]["loss"].endswith("(2.350)")
+    assert rows["none"]["ROUGE-L"].startswith("5.00 [") and "(" not in rows["none"]["ROUGE-L"]
     numbers = table.numbers.set_index(["method", "metric"])
     assert numbers.loc[("milp", "loss"), "mean"] == pytest.approx(2.3)
     assert numbers.loc[("milp", "loss"), "control"] == pytest.approx(2.35)
@@ -115,7 +115,7 @@ def test_tables_are_written_as_csv_markdown_and_latex(tmp_path: Path) -> None:
     main_table(score_frame([NONE, MILP])).write(tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".md", ".tex"]
     latex = (tmp_path / "table_2_scores.tex").read_text(encoding="utf-8")
-    assert r"$\pm$" in latex and "±" not in latex and "table_2" in latex
+    assert r"\toprule" in latex and r"95 \%" in latex and "table_2" in latex
 
 
 def test_the_verdict_says_who_wins_and_what_is_personal() -> None:
