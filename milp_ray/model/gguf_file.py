@@ -39,12 +39,14 @@ class Header:
     """The header of a GGUF file.
 
     Attributes:
-        values: the metadata's single values, by their keys; lists are left out.
+        values: the metadata's single values, by their keys.
+        lengths: of the metadata's lists, by their keys.
         tensors: name -> sizes, outermost first.
         types: name of a way to store numbers (``Q4_1``) -> a tensor stored so.
     """
 
     values: Mapping[str, Any]
+    lengths: Mapping[str, int]
     tensors: Mapping[str, tuple[int, ...]]
     types: Mapping[str, str]
 
@@ -148,7 +150,10 @@ def _read(file: Path, size: int, _changed: int) -> Header:
         ) from error
     values = {key: field.contents() for key, field in reader.fields.items() if len(field.types) == 1}
     tensors = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
-    return Header(values, tensors, {tensor.tensor_type.name: tensor.name for tensor in reader.tensors})
+    lengths = {key: len(field.data) for key, field in reader.fields.items() if key not in values}
+    return Header(
+        values, lengths, tensors, {tensor.tensor_type.name: tensor.name for tensor in reader.tensors}
+    )
 
 
 def _other_content(header: Header) -> tuple[str, str] | None:

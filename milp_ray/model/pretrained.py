@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer
 
 from milp_ray.config.models import HUB_NAME, ModelSettings, Study
@@ -140,6 +140,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     if (file := gguf_of(settings)) is not None:
         tokenizer.name_or_path = settings.path
         _set_digits_apart(tokenizer, file)
+        _take_out_others(tokenizer, header_of(file).lengths.get("tokenizer.ggml.tokens", len(tokenizer)))
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end-of-text token",
@@ -214,6 +215,22 @@ def _set_digits_apart(tokenizer: Any, file: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
         )
+
+
+def _take_out_others(tokenizer: Any, count: int) -> None:
+    """Take tokens out of a GGUF file's tokenizer that the file does not have.
+
+    Transformers makes GPT-2's of every byte-level one, and adds GPT-2's ``<|endoftext|>`` where it
+    is missing (Llama 3). The model has no embedding for it.
+    """
+    if len(tokenizer) <= count:
+        return
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    others = {token["content"] for token in content["added_tokens"] if token["id"] >= count}
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in others]
+    if content["model"].get("unk_token") in others:
+        content["model"]["unk_token"] = None  # bytes are all known
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
 
 
 def _may_be_hub_name(path: str) -> bool:
