@@ -36,7 +36,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge_at(url: str, key: str | None = None, **settings: Any) -> EndpointJudge:
-    return EndpointJudge(EndpointSettings(url=url, model="m", **{"timeout": 5.0, **settings}), key)
+    return EndpointJudge(EndpointSettings(url=url, model="m", **{"timeout": 20.0, **settings}), key)
 
 
 def asked(
@@ -155,9 +155,9 @@ def test_retry_after_is_waited_for_by_all_threads(date: bool) -> None:
 
     found, _ = asked(behaviour, 6, concurrency=1 if date else 2)
     assert found.lost == 0
-    late = [when - times[0] for when in times if when - times[0] > 0.25]
-    assert len(late) >= 5, "at most the other thread's request was under way"
-    assert min(late) >= (0.9 if date else 0.39)
+    asked_for = 0.9 if date else 0.39
+    early = [when for when in times[1:] if when - times[0] < asked_for]
+    assert len(early) <= (0 if date else 2), "what the other thread had under way, and no more"
 
 
 @pytest.mark.parametrize("value", ["soon", "-3", "", "nan", "Wed, 99 Foo 2026 00:00:00 GMT", "１"])
@@ -243,11 +243,16 @@ def test_what_no_request_can_pass_ends_with_one_error(reply: Reply, words: list[
 
 
 def test_an_error_keeps_what_was_answered_before_and_beside_it(tmp_path: Path) -> None:
+    beside = threading.Event()
+
     def behaviour(prompt: str, number: int) -> Reply:
         if number == 1:
+            beside.wait(20)
             return fails(401)
         reply = says("Score: 5")
-        reply.hang = 0.3 if number else 0.0
+        if number > 1:
+            beside.set()
+            reply.hang = 0.3
         return reply
 
     cache = AnswerCache(tmp_path / "answers.jsonl")
