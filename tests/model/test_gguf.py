@@ -43,7 +43,7 @@ def models(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     """A Llama with fewer keys than queries, one with tied embeddings, Qwen2 with biases, Qwen3."""
     root = tmp_path_factory.mktemp("models")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 128, "vocab_size": 315, "bos_token_id": 1,
+             "num_key_value_heads": 2, "max_position_embeddings": 128, "vocab_size": 316, "bos_token_id": 1,
              "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2, "rms_norm_eps": 1e-4,
              "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}  # fmt: skip
     configs = {"llama": LlamaConfig(**sizes), "tied": LlamaConfig(**sizes, tie_word_embeddings=True),
@@ -77,7 +77,8 @@ def test_it_is_the_base_of_the_folder_that_it_was_made_from(
     assert (ours.eos_id, ours.pad_id, ours.stop_ids) == (its.eos_id, its.pad_id, its.stop_ids)
     text = "Ada paid 123.50 for tea,\n\n1984 times."
     assert ours.tokenizer(text).input_ids == its.tokenizer(text).input_ids
-    assert len(ours.tokenizer) == len(its.tokenizer) == ours.architecture.vocab_size
+    # Qwen2's tokenizer has one more of its own.
+    assert len(ours.tokenizer) == len(its.tokenizer) <= ours.architecture.vocab_size
     assert max(ours.tokenizer("a <|endoftext|> b").input_ids) < len(its.tokenizer)
     assert ours.tokenizer.name_or_path == ours.model.name_or_path == str(files[name])
     # A plain model: it can be saved, and nothing calls it quantised.

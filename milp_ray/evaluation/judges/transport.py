@@ -188,7 +188,8 @@ def _completions(url: str) -> str:
     """The address of chat completions, a query (Azure's api-version) kept."""
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
-    return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH))
+    path = path if path.endswith(_PATH) else path + _PATH
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, parts.fragment))
 
 
 def _body_of(response: Any, ends: float) -> bytes:
