@@ -37,16 +37,24 @@ def search(words: Sequence[str] | None = None) -> NoReturn:
     Args:
         words: a study file, then ``section.key=value`` overrides; None: those of the command line.
     """
-    from milp_ray.study.driver import start_or_resume
 
-    _run(start_or_resume, words)
+    def work(study: Study, console: Console) -> Outcome:
+        from milp_ray.study.driver import start_or_resume  # imports torch: a faulty file is told before
+
+        return start_or_resume(study, console)
+
+    _run(work, words)
 
 
 def final(words: Sequence[str] | None = None) -> NoReturn:
     """Train and test the chosen memories of users whose search is over; see :func:`search`."""
-    from milp_ray.study.driver import final_of
 
-    _run(final_of, words)
+    def work(study: Study, console: Console) -> Outcome:
+        from milp_ray.study.driver import final_of  # as above
+
+        return final_of(study, console)
+
+    _run(work, words)
 
 
 JOBS: dict[str, Callable[[Sequence[str]], NoReturn]] = dict(zip(BUILT_IN, (search, final), strict=True))
