@@ -24,12 +24,12 @@ from milp_ray.comparison.cells import FORMAT, Cell, CellStore
 from milp_ray.config.comparison import Comparison
 from milp_ray.errors import Problem, RunFolderError, StudyError
 from milp_ray.ids import child, new_key
+from milp_ray.layout import KEY
 from milp_ray.storage import is_url, reading, write_json, writing
 from milp_ray.storage.folder_lock import folder_lock
 from milp_ray.storage.stale_drafts import clean_up_drafts
 
 MARKER = "comparison.json"
-_KEY = "alias.key"
 
 
 class ComparisonFolder:
@@ -87,7 +87,7 @@ class ComparisonFolder:
     def key_file(self) -> Path:
         """The file of the aliases' key: the one that the comparison names, or its own."""
         named = self.comparison.alias_key
-        return Path(named).expanduser().resolve() if named else self.root / _KEY
+        return Path(named).expanduser().resolve() if named else self.root / KEY
 
     def memory_use(self, model: str) -> Path:
         """The measured memory of growing prompts on a model."""
@@ -141,7 +141,7 @@ class ComparisonFolder:
             )
 
     def _write_key(self) -> None:
-        path = self.root / _KEY
+        path = self.root / KEY
         with writing(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:

@@ -23,6 +23,7 @@ from milp_ray.config.models import (
     SearchSettings,
     Study,
 )
+from milp_ray.data.records import UserSplit
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.memory.adapter_notes import NOTE, note_of
 from milp_ray.memory.architectures import architecture_of
@@ -58,7 +59,7 @@ def population_of(
         search=SearchSettings(trials=trials, initial=trials, surrogate="random", cohort=cohort, **search),
     )
     architecture = architecture_of(config)
-    splits: dict[str, Any] = dict.fromkeys(ALIASES)
+    splits = {alias: UserSplit(alias, (), (), (), (), 0, 0) for alias in ALIASES}
     space = space_from(study.memory, architecture.num_layers, architecture.width)
     inputs = Inputs(Users(splits, {}, {}, ""), architecture, space)
     folder = RunFolder(root, study, b"", {})

@@ -33,7 +33,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def test_a_cohorts_trials_share_the_cohorts_texts(tmp_path: Path, store: list[object]) -> None:
     spec = run_of(tmp_path)._spec(ALIASES[1:3])
-    assert isinstance(spec, TrialSpec) and list(spec.users) == list(ALIASES[1:3]) and len(store) == 2
+    assert isinstance(spec, TrialSpec) and list(spec.units) == list(ALIASES[1:3]) and len(store) == 2
     assert spec.layout.root == tmp_path
 
 
