@@ -126,6 +126,7 @@ def test_overhead_is_what_training_and_measuring_leave_of_the_wall_time() -> Non
     assert overhead.summary(rows)[1]["loss_difference"] == pytest.approx(1e-3)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_resident_method_is_the_products_own_search(shallow_model: Path, tmp_path: Path) -> None:
     from milp_ray.config.models import RaySettings

@@ -146,6 +146,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(head: Head
     assert final.returncode == 0 and "another user's" in output, output
 
 
+@pytest.mark.nightly
 def test_exit_codes_of_wrong_studies_and_broken_jobs(head: Head, project: Path) -> None:
     code, output = submitted(head, project, "trial.epochs=0", "serach.trials=3")
     assert code == 2 and "2 problems" in output

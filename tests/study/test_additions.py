@@ -121,6 +121,7 @@ def test_the_page_names_just_the_files_that_a_newcomer_edits() -> None:
     assert row("an objective") == {name for name, _, _ in OBJECTIVE}
 
 
+@pytest.mark.nightly
 def test_a_new_factor_and_new_objectives_go_through_a_whole_simulated_study(
     edited: Path, shallow_model: Path, start: Start
 ) -> None:

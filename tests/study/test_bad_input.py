@@ -345,6 +345,7 @@ def _can_mount() -> bool:
     return os.geteuid() == 0 and subprocess.run(["mount", "--version"], capture_output=True).returncode == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(not _can_mount(), reason="needs the right to mount a small tmpfs")
 def test_a_disk_that_fills_up_in_the_middle_loses_nothing(study_file: Path, start: Start) -> None:

@@ -103,6 +103,7 @@ def test_a_simulated_study_killed_in_its_second_cohort_and_resumed_with_more_tri
     assert not (run / "memories").exists() and not (run / "scores").exists()
 
 
+@pytest.mark.nightly
 def test_cohorts_of_which_a_share_of_the_trials_fails_learn_and_are_not_kept_in_memory(
     simulated: Path, start: Start
 ) -> None:

@@ -390,6 +390,7 @@ def nothing_is_held() -> bool:
     return all(found["state"] == "REMOVED" for found in placement_group_table().values())
 
 
+@pytest.mark.nightly
 def test_where_others_hold_a_part_of_the_cluster_fewer_groups_work(
     cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:
@@ -407,6 +408,7 @@ def test_where_others_hold_a_part_of_the_cluster_fewer_groups_work(
     assert final.said[0].startswith("room for 2 of 3 groups of workers: others hold ")
 
 
+@pytest.mark.nightly
 def test_where_others_come_first_it_waits_and_is_not_charged(
     cluster: None,
     shallow_model: Path,
@@ -494,6 +496,7 @@ def test_a_fault_that_passes_does_not_end_the_job(
     assert "does not see the run folder" in said and "started again" in said
 
 
+@pytest.mark.nightly
 def test_what_no_worker_can_mend_ends_the_job_with_its_reason(
     cluster: None, shallow_model: Path, tiny_user: UserSplit, tmp_path: Path
 ) -> None:

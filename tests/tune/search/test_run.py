@@ -141,6 +141,7 @@ def test_a_stopped_worker_of_a_trial_is_ended_and_costs_a_retry(make: Make, tmp_
     assert not any(process.is_running() and process.status() != "zombie" for process in stopped)
 
 
+@pytest.mark.nightly
 def test_a_trial_whose_group_is_lost_more_often_than_may_be_has_failed(make: Make, tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     search = make(ray={"workers_per_trial": 2, "parallelism": "ddp", "max_failures": 0}, trial={"epochs": 40})
@@ -206,6 +207,7 @@ def test_a_worker_that_cannot_be_set_up_is_replaced_and_its_trial_is_not_charged
     assert search.said[0].startswith("node ")
 
 
+@pytest.mark.nightly
 def test_where_none_can_be_set_up_the_run_ends_with_the_reason_and_a_resume_goes_on(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
