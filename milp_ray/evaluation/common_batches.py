@@ -9,6 +9,7 @@ are those of one request alone, up to floating-point rounding. Requests with wei
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from milp_ray.evaluation.measure import LossSum
 from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import Example, collate, token_losses
 from milp_ray.model.full_weights import full_weights
+from milp_ray.model.limits import is_out_of_memory
 from milp_ray.model.row_adapters import LoraWeights, Row, SideBySide, SoftTokens, concatenated, load_lora
 
 Key = TypeVar("Key")
@@ -90,13 +92,17 @@ def decode(
     """
     stop_ids, texts = prompts.stop_ids(base.tokenizer), [""] * len(requests)
     lengths = [len(request.ids) + max_new_tokens for request in requests]
-    for indices, rows in _batches(base, requests, lengths, batching or Batching()):
+
+    def work(indices: Sequence[int], rows: Sequence[Row]) -> None:
         side = SideBySide(base, rows, left=True)
         decoder = DynamicCacheDecoder(base, max_new_tokens, stop_ids, on_rows=side.select)
         with side.on(base):
             found = [tokens for tokens in decoder([requests[i].ids for i in indices]) if tokens is not None]
         for index, ids in zip(indices, found[-1], strict=True):
             texts[index] = prompts.response_text(base.tokenizer, ids)
+
+    for indices, rows in _batches(base, requests, lengths, batching or Batching()):
+        _halving(work, indices, rows)
     return texts
 
 
@@ -125,7 +131,8 @@ def losses(
     lengths = [len(example.ids) for example in examples]
     measured = [index for index, example in enumerate(examples) if example.num_labels > 0]
     chosen = [requests[index] for index in measured]
-    for places, rows in _batches(base, chosen, [lengths[i] for i in measured], batching or Batching()):
+
+    def work(places: Sequence[int], rows: Sequence[Row]) -> None:
         indices = [measured[place] for place in places]
         batch = [examples[index] for index in indices]
         with SideBySide(base, rows, left=False).on(base), base.measuring():
@@ -133,6 +140,9 @@ def losses(
         sizes = [example.num_labels for example in batch]
         for index, part in zip(indices, torch.split(nats, sizes), strict=True):
             result[index] = LossSum(float(part.sum()), len(part))
+
+    for places, rows in _batches(base, chosen, [lengths[i] for i in measured], batching or Batching()):
+        _halving(work, places, rows)
     return result
 
 
@@ -187,6 +197,23 @@ def packed(
         taken = set(chosen)
         waiting = [index for index in waiting if index not in taken]
         yield sorted(chosen, key=lambda index: requests[index].adapters)
+
+
+def _halving(
+    work: Callable[[Sequence[int], Sequence[Row]], None], indices: Sequence[int], rows: Sequence[Row]
+) -> None:
+    """Do the work on a batch; where memory runs out, on its halves, one after the other."""
+    try:
+        work(indices, rows)
+        return
+    except (MemoryError, RuntimeError) as error:
+        if len(indices) == 1 or not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold tensors
+    torch.cuda.empty_cache()
+    middle = len(indices) // 2
+    _halving(work, indices[:middle], rows[:middle])
+    _halving(work, indices[middle:], rows[middle:])
 
 
 class _Kept(Generic[Key, Loaded]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,29 @@ def test_what_is_missing_or_damaged_is_named(what: str, llama: BaseModel, tmp_pa
     with pytest.raises(StorageError, match="could not be read"):
         decode(llama, [Request((1, 2), **{what: value})], PROMPTS, 4)
     assert not any(module._forward_hooks for module in llama.model.modules())
+
+
+def test_a_batch_that_is_too_large_is_halved(llama: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request((5, 9, 4 + number)) for number in range(5)]
+    responses = [[7, 3]] * 5
+    expected = decode(llama, requests, PROMPTS, 4), losses(llama, requests, responses)
+    forward, sizes = llama.logits, list[int]()
+
+    def small(select: Any, **inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > limit:
+            raise RuntimeError("CUDA out of memory")
+        return forward(select, **inputs)
+
+    monkeypatch.setattr(llama, "logits", small)
+    limit = 2
+    found = decode(llama, requests, PROMPTS, 4), losses(llama, requests, responses)
+    assert found[0] == expected[0]
+    assert [one.nats for one in found[1]] == pytest.approx([one.nats for one in expected[1]], rel=1e-5)
+    assert sizes[0] == 5 and sizes.count(1) > 0
+    limit = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decode(llama, requests, PROMPTS, 4)
 
 
 def test_no_text_shows_in_a_request() -> None:
