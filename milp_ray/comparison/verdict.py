@@ -66,7 +66,7 @@ def _against(
         return ""
     return (
         f"`{name}` against {called}: {_gain_words(gain, unit, factor)}; better for "
-        f"{gain.better:.0%} of {gain.interval.users} users."
+        f"{100 * gain.better:.0f} % of {gain.interval.users} users."
     )
 
 
@@ -77,7 +77,8 @@ def _personal(scores: Scores, name: str, metric: str, unit: str, factor: float) 
         return ""
     return (
         f"A user's own `{name}` against another user's: {_gain_words(gain, unit, factor)}; better for "
-        f"{gain.better:.0%}. What another's memory gives as well is the data set's manner, and not personal."
+        f"{100 * gain.better:.0f} %. What another's memory gives as well is the data set's manner, and not "
+        "personal."
     )
 
 
