@@ -180,11 +180,13 @@ class Comparing:
         learning = _Learning([method.name for method in methods], list(plan.users))
         for name in learning.names:
             pool.work([learning.fit(name)])
-        self._say(f"{plan.condition.name}: {len(methods)} methods are fitted")
-        pool.work([learning.learn(alias) for alias in plan.users])
-        self._say(f"{plan.condition.name}: {len(plan.users)} users are learned")
         if stop_requested():
             return
+        self._say(f"{plan.condition.name}: {len(methods)} methods are fitted")
+        pool.work([learning.learn(alias) for alias in plan.users])
+        if stop_requested():
+            return
+        self._say(f"{plan.condition.name}: {len(plan.users)} users are learned")
         stores = {m.name: self.answers(plan, m) for m in methods}
         for name, alias, reason in learning.failures():
             stores[name].add(_failed(name, alias, reason))
