@@ -74,7 +74,7 @@ class Batching:
     rows: int = 64
     tokens: int = 32_768
     adapters: int = 16
-    alike: float = 0.5
+    alike: float = 0.7
 
 
 def decode(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,11 @@ class SideBySide:
         self._selected = list(rows)
         chosen = (self._rows[row].lora for row in self._selected)
         owners = [-1 if lora is None else self._index[id(lora)] for lora in chosen]
+        plans: dict[tuple[int, ...], _Plan] = {}  # most modules have the same ranks, and share one
         for stack in self._modules.values():
-            stack.select(owners, self._device)
+            if stack.ranks not in plans:
+                plans[stack.ranks] = _plan(owners, stack.ranks, self._device)
+            stack.plan = plans[stack.ranks]
 
     @contextlib.contextmanager
     def on(self, base: BaseModel) -> Iterator[None]:
@@ -180,56 +183,72 @@ def concatenated(first: LoraWeights, second: LoraWeights) -> LoraWeights:
     return LoraWeights(both)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which rows of a module's input have which adapter.
+
+    Attributes:
+        runs: first row, end, adapter: rows that follow each other and have one.
+        mask: ``B x 1 x R``, 1 where a row's adapter owns a rank; None of a single run.
+    """
+
+    runs: list[tuple[int, int, int]]
+    mask: Tensor | None
+
+
+def _plan(owners: list[int], ranks: tuple[int, ...], device: torch.device) -> _Plan:
+    """For the adapters of rows (-1: none), and the rank of each adapter (0: not on the module)."""
+    runs = []
+    for owner, members in itertools.groupby(range(len(owners)), key=lambda row: owners[row]):
+        places = list(members)
+        if owner >= 0 and ranks[owner]:
+            runs.append((places[0], places[-1] + 1, owner))
+    if len(runs) < 2:
+        return _Plan(runs, None)
+    owned = torch.tensor([owner for owner, rank in enumerate(ranks) for _ in range(rank)])
+    mask = torch.tensor(owners)[:, None] == owned
+    return _Plan(runs, mask[:, None].to(device=device, dtype=torch.float32))
+
+
 class _Stack:
     """The LoRAs of all adapters on one module.
 
-    Attributes:
+    Args:
         pairs: by adapter; None where it leaves the module alone.
-        runs: first row, end, adapter: rows that follow each other and have one.
-        mask: ``B x 1 x R``, 1 where a row's adapter owns a rank.
+
+    Attributes:
+        ranks: by adapter; 0 where it leaves the module alone.
+        plan: of the rows that are computed next.
     """
 
-    pairs: list[Pair | None]
-    runs: list[tuple[int, int, int]] = field(default_factory=list)
-    mask: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        there = [pair for pair in self.pairs if pair is not None]
+    def __init__(self, pairs: list[Pair | None]) -> None:
+        self._pairs = pairs
+        there = [pair for pair in pairs if pair is not None]
         self._a = torch.cat([a for a, _ in there])  # R x in
         self._b = torch.cat([b for _, b in there], 1)  # out x R
-        ranks = [(number, len(pair[0])) for number, pair in enumerate(self.pairs) if pair is not None]
-        self._owner = torch.tensor([number for number, rank in ranks for _ in range(rank)])
-        self._each = len(self._owner) / len(there)
-
-    def select(self, owners: list[int], device: torch.device) -> None:
-        self.runs = []
-        for owner, members in itertools.groupby(range(len(owners)), key=lambda row: owners[row]):
-            places = list(members)
-            if owner >= 0 and self.pairs[owner] is not None:
-                self.runs.append((places[0], places[-1] + 1, owner))
-        if len(self.runs) > 1:
-            mask = torch.tensor(owners)[:, None] == self._owner
-            self.mask = mask[:, None].to(device=device, dtype=self._a.dtype)
+        self.ranks = tuple(0 if pair is None else len(pair[0]) for pair in pairs)
+        self._each = sum(self.ranks) / len(there)
+        self.plan = _Plan([], None)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """What the module gives, ``B x T x out``, with each row's LoRA added."""
-        if len(self.runs) == 1 and self.runs[0][:2] == (0, len(x)):
-            return y + _product(x, *self._pair(self.runs[0][2]))
-        if not self.runs:
+        runs, mask = self.plan.runs, self.plan.mask
+        if len(runs) == 1 and runs[0][:2] == (0, len(x)):
+            return y + _product(x, *self._pair(runs[0][2]))
+        if not runs:
             return y
         positions = x.shape[:-1].numel()
-        if positions * self._each * (x.shape[-1] + y.shape[-1]) < _AS_LONG_AS_A_LAUNCH and len(self.runs) > 1:
-            assert self.mask is not None
-            inner = functional.linear(x, self._a.to(x.dtype)) * self.mask.to(x.dtype)
+        masked = positions * self._each * (x.shape[-1] + y.shape[-1]) < _AS_LONG_AS_A_LAUNCH
+        if masked and mask is not None:
+            inner = functional.linear(x, self._a.to(x.dtype)) * mask.to(x.dtype)
             return y + functional.linear(inner, self._b.to(x.dtype))
         y = y.clone()
-        for first, end, owner in self.runs:
+        for first, end, owner in runs:
             y[first:end] += _product(x[first:end], *self._pair(owner))
         return y
 
     def _pair(self, owner: int) -> Pair:
-        pair = self.pairs[owner]
+        pair = self._pairs[owner]
         assert pair is not None
         return pair
 

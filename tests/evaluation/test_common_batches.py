@@ -39,7 +39,7 @@ def test_every_request_is_in_one_batch_within_all_bounds(
         assert len(batch) <= rows
         sizes = [lengths[index] for index in batch]
         assert len(batch) == 1 or len(batch) * max(sizes) <= tokens
-        assert min(sizes) >= 0.5 * max(sizes)
+        assert min(sizes) >= Batching().alike * max(sizes)
         order = [requests[index].adapters for index in batch]
         assert len(set(order) - {()}) <= adapters
         assert order == sorted(order), "rows of an adapter stand together"
