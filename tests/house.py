@@ -34,7 +34,7 @@ FLOORS = [
     {"tune/cluster"},
     {"tune/proposals"},
     {"tune/workers"},
-    {"tune/search", "tune/final", "tune"},
+    {"tune/search", "tune/final", "tune/comparison", "tune"},
     {"study"},
     {"report"},
     {"comparison"},

@@ -12,7 +12,7 @@ import pytest
 
 from tests import house
 
-RAY_ROOMS = {"tune", "study", "comparison", "jobs"}
+RAY_ROOMS = {"tune", "study", "jobs"}
 
 
 @pytest.mark.parametrize("path", house.MODULES, ids=lambda p: str(p.relative_to(house.PACKAGE)))

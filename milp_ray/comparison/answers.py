@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from milp_ray.comparison.worker import Answer
 from milp_ray.errors import RunFolderError
 from milp_ray.ids import child
 from milp_ray.storage import atomic_write, reading
+from milp_ray.tune.comparison.worker import Answer
 
 
 class AnswerStore:

@@ -2,7 +2,7 @@
 
 A cell's file is named by a digest of everything that its result follows from. So a cell is
 recomputed exactly if that has changed, and what an interrupted comparison has finished is kept. How
-a cell is computed is :mod:`milp_ray.comparison.work`'s.
+a cell is computed is :mod:`milp_ray.comparison.run`'s.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ from milp_ray.study.stopping import StopRequest, stop_on_signals
 from milp_ray.tune.cluster.session import ray_session
 
 if TYPE_CHECKING:
-    from milp_ray.comparison.pool import Piece, Pool
-    from milp_ray.comparison.worker import Answer, LearnedPart, MethodTask
+    from milp_ray.tune.comparison.pool import Piece, Pool
+    from milp_ray.tune.comparison.worker import Answer, LearnedPart, MethodTask
 
 _CHUNKS_PER_WORKER = 2  # of users that are answered together: more lose less to an interruption
 
@@ -159,7 +159,7 @@ class Comparing:
 
     @contextlib.contextmanager
     def _pool(self, plan: ConditionPlan, stop_requested: StopRequest) -> Iterator[Pool]:
-        from milp_ray.comparison.pool import Pool
+        from milp_ray.tune.comparison.pool import Pool
 
         pool = Pool(plan.study, self.folder.root, MARKER, stop_requested, self._say)
         try:
@@ -170,8 +170,8 @@ class Comparing:
     def _condition(
         self, pool: Pool, plan: ConditionPlan, methods: Sequence[MethodPlan], stop_requested: StopRequest
     ) -> None:
-        from milp_ray.comparison.worker import Task
         from milp_ray.tune.cluster.shared import share
+        from milp_ray.tune.comparison.worker import Task
 
         searches = {method.name: self._search(plan, method) for method in methods}
         tasks = {m.name: self._task(plan, m, searches[m.name]) for m in methods}
@@ -199,7 +199,7 @@ class Comparing:
 
     def _measure_prompts(self, pool: Pool, plan: ConditionPlan) -> None:
         """Measure what prompts take on a model."""
-        from milp_ray.comparison.pool import Piece
+        from milp_ray.tune.comparison.pool import Piece
 
         path = self.folder.memory_use(plan.condition.model)
         path.parent.mkdir(exist_ok=True)
@@ -207,7 +207,7 @@ class Comparing:
         pool.work([Piece("prompt_memory", (), label, partial(write_json, path), self._say)])
 
     def _task(self, plan: ConditionPlan, method: MethodPlan, search: Search | None) -> MethodTask:
-        from milp_ray.comparison.worker import MethodTask
+        from milp_ray.tune.comparison.worker import MethodTask
 
         digest = plan.run_digest(method) if method.searched else plan.learned_digest()
         folder = self.folder.learned(plan.condition.name, digest)
@@ -228,7 +228,7 @@ class Comparing:
         self, pool: Pool, plan: ConditionPlan, stores: Mapping[str, AnswerStore]
     ) -> list[Piece[list[Answer]]]:
         """Pieces of work, each some users with all their methods, whose batches they share."""
-        from milp_ray.comparison.pool import Piece
+        from milp_ray.tune.comparison.pool import Piece
 
         aliases = list(plan.users)
         missing = {name: set(store.missing(aliases)) for name, store in stores.items()}
@@ -295,7 +295,7 @@ class _Learning:
 
     def fit(self, name: str) -> Piece[LearnedPart]:
         """The piece of work that fits a method."""
-        from milp_ray.comparison.pool import Piece
+        from milp_ray.tune.comparison.pool import Piece
 
         def done(part: LearnedPart) -> None:
             self._fits[name] = part
@@ -304,7 +304,7 @@ class _Learning:
 
     def learn(self, alias: str) -> Piece[dict[str, LearnedPart]]:
         """The piece of work that learns a user, with all methods that could be fitted."""
-        from milp_ray.comparison.pool import Piece
+        from milp_ray.tune.comparison.pool import Piece
 
         names = [name for name in self.names if name in self._fits and not self._fits[name].reason]
 
@@ -374,7 +374,7 @@ def _give_up(stores: Mapping[str, AnswerStore], pairs: Sequence[tuple[str, str]]
 
 
 def _failed(name: str, alias: str, reason: str) -> Answer:
-    from milp_ray.comparison.worker import Answer
+    from milp_ray.tune.comparison.worker import Answer
 
     return Answer(name, alias, reason=reason)
 

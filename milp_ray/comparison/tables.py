@@ -1,7 +1,7 @@
 """The tables of a comparison, numbered as the paper's (docs/references.md: Zhang 2024).
 
 Each is a pure function of the finished cells' scores and costs. Table 1 and the judge's table 3
-need the users' texts or responses; they are made where these are (:mod:`milp_ray.comparison.work`).
+need the users' texts or responses; they are made where these are (:mod:`milp_ray.comparison.run`).
 """
 
 from __future__ import annotations

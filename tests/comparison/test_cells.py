@@ -4,8 +4,8 @@ import pytest
 
 from milp_ray.comparison.answers import AnswerStore
 from milp_ray.comparison.cells import Cell, CellCost, CellRecord, CellStore, Condition, UserResult, digest_of
-from milp_ray.comparison.worker import Answer
 from milp_ray.errors import RunFolderError
+from milp_ray.tune.comparison.worker import Answer
 
 CELL = Cell(Condition("forum", "tiny", 0), "milp+rag")
 DIGEST = digest_of({"seed": 0})

@@ -6,10 +6,10 @@ from milp_ray.comparison.answers import AnswerStore
 from milp_ray.comparison.data_table import statistics_table
 from milp_ray.comparison.plan import ConditionPlan, MethodPlan
 from milp_ray.comparison.win_rates import Judging
-from milp_ray.comparison.worker import Answer
 from milp_ray.config.judging import RougeProxySettings
 from milp_ray.evaluation.judges import make_judge
 from milp_ray.evaluation.judges.cache import AnswerCache
+from milp_ray.tune.comparison.worker import Answer
 from tests.comparison.test_plan import planned, write_comparison
 
 

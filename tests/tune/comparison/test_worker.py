@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from milp_ray.comparison.worker import MethodTask, Task, Worker
 from milp_ray.config.models import Study
 from milp_ray.memory.placement import Placement
+from milp_ray.tune.comparison.worker import MethodTask, Task, Worker
 
 STUDY = Study.model_validate({"name": "a", "model": {"path": "m"}, "data": {"path": "d"}})
 

@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from milp_ray.comparison.worker import Task, Worker
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError
 from milp_ray.tune.cluster.resources import on_device, trial_resources
+from milp_ray.tune.comparison.worker import Task, Worker
 
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.5

@@ -1,0 +1,1 @@
+"""The workers of a comparison: what they do, and how they are kept at work."""
