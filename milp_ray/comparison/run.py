@@ -99,8 +99,8 @@ class Comparing:
                 kept.
         """
         pending = {plan.condition: self._pending(plan) for plan in self.plans}
-        done = len(self._records())
         total = sum(len(plan.methods) for plan in self.plans)
+        done = total - sum(map(len, pending.values()))
         self._say(f"{total} cells, {done} of them finished before")
         todo = [plan for plan in self.plans if pending[plan.condition] or not self._is_measured(plan)]
         if todo:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from milp_ray.config.execution import RaySettings, StorageSettings
 from milp_ray.config.inputs import DataSettings, ModelSettings, PromptSettings
 from milp_ray.config.judging import JudgeSettings
-from milp_ray.config.models import NAME_PATTERN, ObjectiveName, Study
+from milp_ray.config.models import ObjectiveName, Study, StudyName
 from milp_ray.config.search import ChooseSettings, MemorySettings, SearchSettings
 from milp_ray.config.settings import Positive, Settings, usable_url
 from milp_ray.config.training import FinalSettings, OptimizerSettings, TrialSettings
@@ -52,7 +52,7 @@ class ComparedData(DataSettings):
 class Comparison(Settings):
     """A whole comparison; the sections are those of a study."""
 
-    name: str
+    name: StudyName
     datasets: Annotated[dict[PartName, ComparedData], Field(min_length=1)]
     models: Annotated[dict[PartName, ModelSettings], Field(min_length=1)]
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -72,13 +72,6 @@ class Comparison(Settings):
     final: FinalSettings = FinalSettings()
     ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 40 of a-z, 0-9, '_' and '-', starting with a letter or digit")
-        return value
 
     @field_validator("methods", "seeds")
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from milp_ray.config.execution import RaySettings, SimulationSettings, StorageSettings
 from milp_ray.config.inputs import (
@@ -56,6 +56,7 @@ __all__ = [
     "SplitSettings",
     "StorageSettings",
     "Study",
+    "StudyName",
     "TrialSettings",
 ]
 
@@ -66,10 +67,19 @@ else:
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
+def _plain_name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value):
+        raise ValueError("must be 1 to 40 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+    return value
+
+
+StudyName = Annotated[str, AfterValidator(_plain_name)]
+
+
 class Study(Settings):
     """A whole study: many users, one base model, one budget."""
 
-    name: str
+    name: StudyName
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelSettings
     data: DataSettings
@@ -84,13 +94,6 @@ class Study(Settings):
     ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
     simulation: SimulationSettings | None = Field(None, description="null: real trials")
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 40 of a-z, 0-9, '_' and '-', starting with a letter or digit")
-        return value
 
     @field_validator("objectives")
     @classmethod

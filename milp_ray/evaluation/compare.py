@@ -7,6 +7,7 @@ and training memories.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from milp_ray.config.models import Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.evaluation.measure import encode_prompts, measure_loss, measure_responses, run_through
-from milp_ray.evaluation.metrics import chrf, persona_f1, rouge
+from milp_ray.evaluation.metrics import SCORES, chrf, persona_f1, rouge
 from milp_ray.model.base import BaseModel
 from milp_ray.model.batches import sample_examples
 from milp_ray.training.loop import Progress
@@ -39,6 +40,11 @@ class TestScores:
     rouge_l: float
     chrf: float
     persona_f1: float
+
+    def to_plain(self) -> dict[str, float | None]:
+        """By name, as strict JSON has them: what is not finite is None."""
+        values = {name: getattr(self, name) for name in SCORES}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def evaluate(

@@ -6,7 +6,6 @@ again (:mod:`milp_ray.evaluation.baselines.interface`); what it answers goes bac
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from milp_ray.data.records import UserSplit
     from milp_ray.evaluation.baselines import Learned, Method
     from milp_ray.evaluation.common_batches import Request
-    from milp_ray.evaluation.compare import TestScores
     from milp_ray.evaluation.measure import LossSum
 
 
@@ -291,12 +289,9 @@ class _Answers:
 
     def _scores(self, one: _Asked) -> dict[str, float | None]:
         from milp_ray.evaluation.compare import test_scores
-        from milp_ray.evaluation.metrics import SCORES
 
         rules = self._task.study.data.text_rules
-        found: TestScores = test_scores(one.user, one.user.test, one.responses, one.loss.mean, rules)
-        values = {name: getattr(found, name) for name in SCORES}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return test_scores(one.user, one.user.test, one.responses, one.loss.mean, rules).to_plain()
 
 
 def _hand_out(asked: Sequence[_Asked], texts: Sequence[str], sums: Sequence[LossSum], seconds: float) -> None:

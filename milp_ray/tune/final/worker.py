@@ -9,7 +9,6 @@ process group over all ranks.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from milp_ray.tune.workers.resident import resident_base
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from milp_ray.evaluation.compare import TestScores
     from milp_ray.model.parallel.group import Group
     from milp_ray.training.checkpoint import TrainingState
     from milp_ray.trial.lifecycle import Trial
@@ -306,7 +306,6 @@ class _Rank:
         """
         from milp_ray.data.prompts import Prompts
         from milp_ray.evaluation.compare import evaluation
-        from milp_ray.evaluation.metrics import SCORES
         from milp_ray.memory.adapter_notes import check_note
         from milp_ray.model.base import loaded
         from milp_ray.model.limits import infeasible
@@ -316,9 +315,8 @@ class _Rank:
         prompts = Prompts(study.prompts)
 
         def scores() -> dict[str, float | None]:
-            found = self._checked(evaluation(self._base, user, prompts, study, user.test))
-            values = {name: getattr(found, name) for name in SCORES}
-            return {name: value if math.isfinite(value) else None for name, value in values.items()}
+            found: TestScores = self._checked(evaluation(self._base, user, prompts, study, user.test))
+            return found.to_plain()
 
         with infeasible("out of memory in the test"):
             table = {"base": scores()}

@@ -58,6 +58,15 @@ def _watched(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _unusable_gpu() -> ClusterError:
+    return ClusterError(
+        "a worker was given a GPU and cannot use it",
+        where=f"node {ray.util.get_node_ip_address()}",
+        expected="a driver, and PyTorch built for it, on every node that offers GPUs to Ray",
+        remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
+    )
+
+
 def resident_base(
     study: Study,
     root: Path,
@@ -92,12 +101,7 @@ def resident_base(
     torch.set_num_threads(max(1, int(cpus)))
     settings = study.ray
     if study.model.device == "cuda" and not torch.cuda.is_available():
-        raise ClusterError(
-            "a worker was given a GPU and cannot use it",
-            where=f"node {ray.util.get_node_ip_address()}",
-            expected="a driver, and PyTorch built for it, on every node that offers GPUs to Ray",
-            remedy="mend the node or take it out of the cluster, or set model.device to cpu; then resume",
-        )
+        raise _unusable_gpu()
     try:
         check_sees(root, marker)  # each rank for itself: if one does not, whoever started the ranks ends all
         parallel = ALONE
