@@ -5,7 +5,7 @@ fault says otherwise) is run undisturbed once, and then once for each fault: a p
 stopped by its id while it works. Afterwards every trial must have been told once, with the loss of
 the undisturbed run, and every user must have a memory with the test loss of the undisturbed run.
 
-    python benchmarks/faults.py                      # about 15 minutes
+    python benchmarks/faults.py                      # about 40 minutes
     python benchmarks/faults.py --only rank-killed       # the other rows stay as they are
 
 Writes results/faults.csv: per fault the trials lost and told twice, the largest difference of a
@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import yaml
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
@@ -317,19 +318,27 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=ROOT / ".cache" / "demo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.csv")
     args = parser.parse_args()
-    settings = {
+    environment = {
         "RAY_AUTH_MODE": "disabled",  # of the nodes; a private Ray has a token of its own
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    os.environ.update(settings)
+    os.environ.update(environment)
     os.environ.pop("RAY_ADDRESS", None)
+    from milp_ray.ids import new_key
     from milp_ray.study.demo import prepare_demo
 
     made = prepare_demo(args.demo)
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     study = folder / "study.yaml"
-    study.write_text(made.read_text().replace(str(made.parent / "runs"), str(folder / "runs")))
+    settings = yaml.safe_load(made.read_text(encoding="utf-8"))
+    settings["storage"]["path"] = str(folder / "runs")
+    # One key for all runs: by another one a user has other seeds, and losses could not be compared.
+    key = folder / "alias.key"
+    key.write_bytes(new_key())
+    key.chmod(0o600)
+    settings["data"]["alias_key"] = str(key)
+    study.write_text(yaml.safe_dump(settings), encoding="utf-8")
     plain: dict[tuple[str, ...], tuple[Run, dict[str, float]]] = {}
     rows: dict[str, dict[str, object]] = {}
     if args.only and args.out.exists():
