@@ -61,6 +61,16 @@ class SaasSettings(Settings):
     thinning: Positive | None = Field(None, description="every n-th posterior sample is kept")
 
 
+class PointToEvaluate(Settings):
+    """A configuration that every search measures first; what is left out is that of the defaults."""
+
+    num: Positive | None = Field(None, description="number of LoRAs; null: one per active layer")
+    size: Positive | None = Field(None, description="rank; null: memory.defaults.size")
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, Field(strict=False)] = Field(
+        None, description="null: memory.defaults.layers"
+    )
+
+
 Unit = Literal["user", "population"]
 
 
@@ -70,6 +80,10 @@ class SearchSettings(Settings):
     trials: Positive = Field(200, description="measured configurations per user, the initial ones included")
     initial: Positive = Field(
         20, description="of these, space-filling ones before the model leads; the paper: 100"
+    )
+    # Not strict, here and below: after `_one_proposes` a JSON list is a list, and no tuple.
+    points_to_evaluate: tuple[PointToEvaluate, ...] = Field(
+        (), strict=False, description="configurations measured first, of the initial ones; {}: memory.defaults"
     )
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")
@@ -117,6 +131,15 @@ class SearchSettings(Settings):
     def _initial_fits(self) -> Self:
         if self.trials < self.initial:
             raise ValueError(f"trials ({self.trials}) is smaller than initial ({self.initial})")
+        return self
+
+    @model_validator(mode="after")
+    def _points_fit(self) -> Self:
+        if len(self.points_to_evaluate) > self.initial:
+            raise ValueError(
+                f"points_to_evaluate has {len(self.points_to_evaluate)}, which are of the initial ones, and "
+                f"initial is {self.initial}: raise it, or remove points"
+            )
         return self
 
 

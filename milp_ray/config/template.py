@@ -95,6 +95,8 @@ trial:
 search:
   trials: 200                     # per user, as in the paper; 60 reach most of it (docs/benchmarks.md)
   initial: 20                     # space-filling ones among them; the paper's 100 cost 80 trials for nothing
+  points_to_evaluate: []          # of the initial ones, measured first; [{}]: a LoRA in every layer, as
+                                  # memory.defaults; [{num: 6, size: 8, layers: [0, 2, 4]}]
   batch: 4                        # proposals from one fit
   surrogate: saas                 # SAAS-GP; gp is faster. What is no surrogate of ours has the key sampler
                                   # instead: random is the yardstick (docs/search.md)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from milp_ray.config.factors import FACTORS
 from milp_ray.config.models import MemorySettings
-from milp_ray.errors import SpaceError
+from milp_ray.config.search import PointToEvaluate
+from milp_ray.errors import Problem, SpaceError, StudyError
 from milp_ray.memory.factors import SETTINGS, Factor, MemoryConfig
 from milp_ray.memory.lora_factors import LayerGates, LoraCount, LoraRank
 from milp_ray.memory.placement import NO_MEMORY, Placement, deal
@@ -220,6 +221,32 @@ class MemorySpace:
         """The placements of :meth:`smallest` and :meth:`largest`."""
         return self.placement(self.smallest()), self.placement(self.largest())
 
+    def point(
+        self, num: int | None = None, rank: int | None = None, layers: Sequence[int] | None = None
+    ) -> MemoryConfig:
+        """A configuration by its parts; what is left out is that of the defaults.
+
+        ``num``: None is one LoRA per active layer, unless the default says otherwise.
+
+        Raises:
+            SpaceError: it is not of the space, as :meth:`validate`, or a layer does not exist.
+        """
+        config = self._default
+        if layers is not None:
+            if not layers or not set(layers) <= set(range(self.num_layers)):
+                raise SpaceError(
+                    f"layers {list(layers)} of a model with {self.num_layers}",
+                    expected=f"one or more of 0 to {self.num_layers - 1}",
+                )
+            gates = tuple(layer in layers for layer in range(self.num_layers))
+            config = self.layer_gates.put(config, gates)
+        if rank is not None:
+            config = self.lora_rank.put(config, rank)
+        num = num if num is not None else self.lora_count.default
+        config = self.lora_count.put(config, len(config.active) if num is None else num)
+        self.validate(config)
+        return config
+
     @property
     def num_features(self) -> int:
         """Length of :meth:`features`: L + 1, and one a setting."""
@@ -318,6 +345,32 @@ def space_from(settings: MemorySettings, num_layers: int, width: int) -> MemoryS
         default_layers=settings.defaults.layers,
         max_rank=bound,
     )
+
+
+def points_of(settings: Sequence[PointToEvaluate], space: MemorySpace) -> tuple[MemoryConfig, ...]:
+    """The configurations that ``search.points_to_evaluate`` of a study file means in its space.
+
+    Example:
+        >>> space = MemorySpace(num_layers=4, max_loras=4, ranks=(8, 16))
+        >>> [point] = points_of([PointToEvaluate()], space)  # the plain one: every layer, one rank
+        >>> space.placement(point).key
+        '0:16,1:16,2:16,3:16'
+
+    Raises:
+        StudyError: points are not of the space; all of them are told.
+    """
+    points, problems = list[MemoryConfig](), list[Problem]()
+    for place, setting in enumerate(settings):
+        try:
+            points.append(space.point(setting.num, setting.size, setting.layers))
+        except SpaceError as error:
+            problems += [
+                Problem(f"search.points_to_evaluate[{place}]", problem.fact, problem.expected, problem.remedy)
+                for problem in error.problems
+            ]
+    if problems:
+        raise StudyError("study", problems)
+    return tuple(points)
 
 
 def _log_share(value: int, largest: int) -> float:

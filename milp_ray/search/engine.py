@@ -73,6 +73,8 @@ class Engine(SearchView):
             inferred, or given later by :meth:`set_reference`. See
             :mod:`milp_ray.search.core.reference`.
         trials: most proposals ever made; None: as many as asked for.
+        points: configurations to propose before all others, as Ray Tune's ``points_to_evaluate``;
+            they count among ``initial``.
         log: path of the event log; an existing one is continued. None keeps it in memory.
 
     Raises:
@@ -95,6 +97,7 @@ class Engine(SearchView):
         seed: int = 0,
         reference: Mapping[str, float] | None = None,
         trials: int | None = None,
+        points: Sequence[MemoryConfig] = (),
         log: str | os.PathLike[str] | None = None,
     ) -> None:
         checked = checked_objectives(objectives)
@@ -109,6 +112,9 @@ class Engine(SearchView):
                 "no such outcome transform", where="search.outcome", expected="standardize or copula"
             )
         self._outcome = outcome
+        self._points = tuple(points)
+        for point in self._points:
+            space.validate(point)
         self._search = search or LocalSearch()
         self._asking = threading.Lock()
         self._spent = ""
@@ -163,7 +169,10 @@ class Engine(SearchView):
             if self._trials is not None:
                 wanted = min(wanted, max(0, self._trials - len(state.proposals)))
             initial = self._initial - len(state.proposals)
-            if initial > 0:
+            given = self._given_points()
+            if given:
+                wanted = min(wanted, len(given))
+            elif initial > 0:
                 wanted = min(wanted, initial)
             return Plan(
                 space=self._space,
@@ -173,7 +182,8 @@ class Engine(SearchView):
                 search=self._search,
                 count=min(wanted, self._batch) if initial <= 0 else wanted,
                 # Without any measurement there is nothing to fit: the design goes on.
-                initial=initial > 0 or (not state.observations and not self._model_free),
+                initial=bool(given) or initial > 0 or (not state.observations and not self._model_free),
+                given=given,
                 design_seed=self._derived("design"),
                 seed=self._derived(f"events {state.events}"),
                 events=state.events,
@@ -328,6 +338,7 @@ class Engine(SearchView):
             dict(self._options),
             self._trials,
             self._outcome,
+            self._points,
         )
 
     @property
@@ -357,6 +368,14 @@ class Engine(SearchView):
             if self._trials is not None and len(self._state.proposals) >= self._trials:
                 return f"the limit of {self._trials} trials is reached"
             return self._spent if self.exhausted else ""
+
+    def _given_points(self) -> tuple[MemoryConfig, ...]:
+        """Those points that were not proposed yet, in their order."""
+        if not self._points:
+            return ()
+        return tuple(
+            point for point in self._points if self._space.placement(point).key not in self._state.keys
+        )
 
     def _happen(self, event: Mapping[str, object]) -> None:
         self._events.append(event)

@@ -15,7 +15,7 @@ from milp_ray.search.core.design import Design
 from milp_ray.search.core.numerics import is_numerical
 from milp_ray.search.core.pareto import non_dominated
 from milp_ray.search.core.plan import Plan
-from milp_ray.search.core.records import TRANSFER, Candidates
+from milp_ray.search.core.records import GIVEN, TRANSFER, Candidates
 from milp_ray.search.core.threads import single_threaded
 from milp_ray.search.surrogates import make_surrogate
 from milp_ray.search.surrogates.base import (
@@ -44,6 +44,8 @@ def propose(plan: Plan) -> Candidates:
     Raises:
         SearchError: the surrogate is unknown, or an exact objective is not finite somewhere.
     """
+    if plan.given:
+        return Candidates(plan.given[: plan.count], GIVEN)
     warm, notes = COLD, tuple[str, ...]()
     if plan.transfer_data is not None:
         try:

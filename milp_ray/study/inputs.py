@@ -14,7 +14,7 @@ from milp_ray.config.models import Study
 from milp_ray.config.objectives import Objective, objectives_on
 from milp_ray.data.digests import Fingerprint
 from milp_ray.memory.architectures import Architecture
-from milp_ray.memory.space import MemorySpace, space_from
+from milp_ray.memory.space import MemorySpace, points_of, space_from
 from milp_ray.search import Engine
 from milp_ray.search.core.records import EngineSettings
 from milp_ray.study.users import Users, load_users
@@ -62,7 +62,9 @@ def load_space(study: Study, before: Mapping[str, str] | None = None) -> tuple[A
     check_code(before or {}, study.model)
     architecture = load_architecture(study.model)
     check_fits(architecture, study)
-    return architecture, space_from(study.memory, architecture.num_layers, architecture.width)
+    space = space_from(study.memory, architecture.num_layers, architecture.width)
+    settings_of(study, space)  # what is wrong with a point is told before anything is computed
+    return architecture, space
 
 
 def load_base_fingerprint(study: Study, before: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -96,7 +98,7 @@ def engine_for(study: Study, inputs: Inputs, alias: str, log: Path) -> Engine:
 
     Users share the study's seed but not each other's random numbers.
     """
-    settings = settings_of(study)
+    settings = settings_of(study, inputs.space)
     return Engine(
         inputs.space,
         objectives_of(study, inputs.architecture),
@@ -107,14 +109,20 @@ def engine_for(study: Study, inputs: Inputs, alias: str, log: Path) -> Engine:
         outcome=settings.outcome,
         seed=study.seed * 1_000_003 + inputs.users.number(alias),
         trials=settings.trials,
+        points=settings.points,
         log=log,
     )
 
 
-def settings_of(study: Study) -> EngineSettings:
-    """What all engines of a study have in common beside the space and the objectives."""
+def settings_of(study: Study, space: MemorySpace) -> EngineSettings:
+    """What all engines of a study have in common beside the space and the objectives.
+
+    Raises:
+        StudyError: a point to evaluate is not of the space.
+    """
     search = study.search
     options = search.saas.model_dump() if search.surrogate == "saas" else {}
+    points = points_of(search.points_to_evaluate, space)
     return EngineSettings(
-        search.initial, search.batch, search.surrogate, options, search.trials, search.outcome
+        search.initial, search.batch, search.surrogate, options, search.trials, search.outcome, points
     )

@@ -249,7 +249,7 @@ class Run:
             return
         inputs = self.inputs
         objectives = objectives_of(self.study, inputs.architecture)
-        warm_up = WarmUp(inputs.space, objectives, settings_of(self.study))
+        warm_up = WarmUp(inputs.space, objectives, settings_of(self.study, inputs.space))
         proposer = make_proposer(self.study, warm_up)
         try:
             yield proposer

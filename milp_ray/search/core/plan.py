@@ -37,6 +37,7 @@ class Plan:
         search: the effort of the local search.
         count: how many candidates are wanted.
         initial: whether the initial design is to be continued.
+        given: configurations to be proposed before anything else, of those that the study names.
         design_seed: of the initial design, the same for all plans of an engine.
         seed: of this plan, derived from the engine's seed and the number of events.
         events: number of events the plan was made from.
@@ -61,6 +62,7 @@ class Plan:
     design_seed: int
     seed: int
     events: int
+    given: tuple[MemoryConfig, ...] = ()
     observed: tuple[MemoryConfig, ...] = ()
     maximized: tuple[tuple[float, ...], ...] = ()
     pending: tuple[MemoryConfig, ...] = ()

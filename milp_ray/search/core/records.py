@@ -11,6 +11,7 @@ from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.placement import Placement
 
 TRANSFER = "transfer"  # source of proposals that follow from other users' searches
+GIVEN = "given"  # of those that the study names (search.points_to_evaluate)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class EngineSettings:
     surrogate_options: Mapping[str, object]
     trials: int | None
     outcome: str = "standardize"
+    points: tuple[MemoryConfig, ...] = ()
 
 
 class Candidates(list[MemoryConfig]):
