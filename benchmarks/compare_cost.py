@@ -78,10 +78,11 @@ def measure(
     """Rows of what learning cost, and of what decoding did."""
     import torch
 
+    from milp_ray.config.comparison import MethodOptions
     from milp_ray.config.models import Study
     from milp_ray.data.readers import read_users
     from milp_ray.data.splits import split_users
-    from milp_ray.evaluation.baselines import Bench, Options, make
+    from milp_ray.evaluation.baselines import Bench, make
     from milp_ray.evaluation.baselines.interface import cost_of
     from milp_ray.memory.placement import Placement
     from milp_ray.model.base import load_base
@@ -104,7 +105,7 @@ def measure(
     base = load_base(study.model)
     layers = base.architecture.num_layers
     placed = Placement(tuple((layer, 8) for layer in range(layers // 2, layers)))
-    options = Options(rate_factors=(1.0,), background_samples=256)
+    options = MethodOptions(rate_factors=(1.0,), background_samples=256)
     bench = Bench(base, study, 0, folder, options, {user.alias: placed for user in users})
     methods = [make(name, bench) for name in asked.methods.split(",")]
     tests = [(user, user.test[-asked.samples :]) for user in users]

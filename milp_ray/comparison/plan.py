@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 from milp_ray.comparison.cells import FORMAT, Cell, Condition, conditions_of, digest_of
-from milp_ray.config.comparison import Comparison
+from milp_ray.config.comparison import Comparison, MethodOptions
 from milp_ray.config.loading import resolved
 from milp_ray.config.models import Study
+from milp_ray.config.search import Unit
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import Problem, StudyError
 from milp_ray.evaluation.baselines import method_names
@@ -31,8 +32,14 @@ SPACES = {
     "milp_num+layer": "num+layer",
     "milp_size+layer": "size+layer",
 }
+#: The method with a model beside the base.
+ENCODED = "rag_dense"
+#: One search and one placement for everybody, whatever the file's ``search.unit``.
+POPULATION_MILP = "milp_population"
 #: Methods that use what a search chose.
-SEARCHED = frozenset({"milp", "milp_inject", "milp_instruct", "milp+rag", "task_lora+milp", *SPACES})
+SEARCHED = frozenset(
+    {"milp", "milp_inject", "milp_instruct", "milp+rag", "task_lora+milp", POPULATION_MILP, *SPACES}
+)
 # What of a study a result does not follow from: where and how fast it is computed, and names.
 _NOT_CONTENT: dict[str, bool | set[str]] = {
     "name": True,
@@ -53,11 +60,13 @@ class MethodPlan:
         name: in the file and in tables.
         builder: by which :func:`milp_ray.evaluation.baselines.make` knows it.
         factors: that its search varies; empty: the study's, or there is no search.
+        unit: whose placement is searched; None: the study's, or there is no search.
     """
 
     name: str
     builder: str
     factors: str = ""
+    unit: Unit | None = None
 
     @property
     def searched(self) -> bool:
@@ -71,11 +80,13 @@ def method_plans(names: Iterable[str]) -> tuple[MethodPlan, ...]:
     Raises:
         StudyError: no method has one of the names; all of them are told.
     """
-    known = sorted({*method_names(), *SPACES})
+    known = sorted({*method_names(), *SPACES, POPULATION_MILP})
     problems, plans = [], []
     for place, name in enumerate(names):
         if name in SPACES:
             plans.append(MethodPlan(name, "milp", SPACES[name]))
+        elif name == POPULATION_MILP:
+            plans.append(MethodPlan(name, "milp", unit="population"))
         elif name in known:
             plans.append(MethodPlan(name, name))
         else:
@@ -96,6 +107,8 @@ class ConditionPlan:
         condition: which.
         study: of it, resolved.
         inputs: the compared users, the base's structure and the memory space.
+        options: of the methods.
+        encoder: of the sentence encoder, what tells it from another; empty where none is used.
         background: users for what is trained across users; the compared users' own train and
             validation parts where the file names none.
         methods: of the comparison.
@@ -104,6 +117,8 @@ class ConditionPlan:
     condition: Condition
     study: Study
     inputs: Inputs
+    options: MethodOptions
+    encoder: Mapping[str, str]
     background: Users
     methods: tuple[MethodPlan, ...]
 
@@ -129,14 +144,20 @@ class ConditionPlan:
         """Of everything that a method without a search learns from."""
         return digest_of(self._content(MethodPlan("none", "none")) | {"method": "learned"})
 
+    def unit_of(self, method: MethodPlan) -> Unit:
+        """Whose placement the search behind a method searches."""
+        return method.unit or self.study.unit
+
     def searched_study(self, method: MethodPlan, runs: Path, key_file: Path) -> Study:
         """The study of the search behind a method; its name tells it from any other search."""
         study = self.study
         memory = study.memory.model_copy(update={"factors": method.factors or study.memory.factors})
+        search = study.search.model_copy(update={"unit": self.unit_of(method)})
         return study.model_copy(
             update={
                 "name": f"{self.condition.name}-{self.run_digest(method)[:6]}",
                 "memory": memory,
+                "search": search,
                 "trial": study.trial.model_copy(update={"save_adapters": False}),
                 "final": study.final.model_copy(update={"automatic": False}),
                 "storage": study.storage.model_copy(update={"path": str(runs)}),
@@ -152,10 +173,13 @@ class ConditionPlan:
             "format": FORMAT,
             "seed": self.condition.seed,
             "sections": sections,
+            "options": self.options.model_dump(mode="json", exclude={"encoder"}),
             "factors": method.factors,
+            "unit": self.unit_of(method) if method.searched else None,
             "users": self.inputs.users.fingerprint,
             "background": self.background.fingerprint,
             "base": dict(self.inputs.base),
+            "encoder": dict(self.encoder) if method.builder == ENCODED else {},
         }
 
 
@@ -168,12 +192,14 @@ def plan_of(comparison: Comparison, key: bytes) -> list[ConditionPlan]:
     """
     methods = method_plans(comparison.methods)
     _check(comparison)
+    encoder = _encoder(comparison)
     plans = []
     for condition in conditions_of(comparison):
         study = resolved(comparison.study(condition.dataset, condition.model, condition.seed))
         inputs = load_inputs(study, key)
+        background = _background(comparison, study, inputs, key)
         plans.append(
-            ConditionPlan(condition, study, inputs, _background(comparison, study, inputs, key), methods)
+            ConditionPlan(condition, study, inputs, comparison.options, encoder, background, methods)
         )
     return plans
 
@@ -195,6 +221,15 @@ def _background(comparison: Comparison, study: Study, inputs: Inputs, key: bytes
         remedy = "take them out of the background file, or leave background out"
         raise StudyError("comparison", [Problem("datasets.background", fact, "other users", remedy)])
     return found
+
+
+def _encoder(comparison: Comparison) -> dict[str, str]:
+    """What tells the sentence encoder from another, if one is used."""
+    if ENCODED not in comparison.methods:
+        return {}
+    from milp_ray.evaluation.baselines.rag_dense import encoder_fingerprint
+
+    return encoder_fingerprint(comparison.options.encoder)
 
 
 def _check(comparison: Comparison) -> None:

@@ -6,13 +6,14 @@ that all have the same choice of a learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from milp_ray.comparison.cells import CellCost
 from milp_ray.config.models import Study
+from milp_ray.ids import POPULATION
 from milp_ray.memory.placement import Placement
 from milp_ray.study.driver import start_or_resume
 from milp_ray.study.run_folder import RunFolder
@@ -24,7 +25,7 @@ class Search:
     """What a finished search left.
 
     Attributes:
-        placements: chosen, by alias.
+        placements: chosen, by alias of a user, or the one of :data:`~milp_ray.ids.POPULATION`.
         trials: that ended.
         seconds: of training and measuring in these trials.
         tokens: that were trained on in these trials.
@@ -34,6 +35,11 @@ class Search:
     trials: int
     seconds: float
     tokens: int
+
+    def placements_of(self, aliases: Iterable[str]) -> dict[str, Placement]:
+        """The placements of users' memories; users whose search chose nothing are left out."""
+        found = {alias: self.placements.get(alias, self.placements.get(POPULATION)) for alias in aliases}
+        return {alias: placement for alias, placement in found.items() if placement is not None}
 
     def added_to(self, cost: CellCost) -> CellCost:
         """A cell's cost with the search in it."""

@@ -49,6 +49,30 @@ class ComparedData(DataSettings):
         return DataSettings.model_validate(values)
 
 
+class MethodOptions(Settings):
+    """What may be chosen of the methods beside a study's sections, for all of them alike."""
+
+    rate_factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = Field(
+        (0.3, 1.0, 3.0),
+        description="times optimizer.learning_rate, what a trained method chooses from",
+    )
+    rate_users: Positive = Field(2, description="background users whose validation samples choose the rate")
+    background_samples: Positive = Field(
+        1024, description="of all background users together, the most that are trained on"
+    )
+    retrieved: Positive = Field(4, description="texts that are retrieved for a prompt")
+    encoder: str | None = Field(
+        None, min_length=1, description="folder of rag_dense's encoder; null: that of an installed package"
+    )
+    max_prompt_tokens: Positive | None = Field(
+        None, description="of a prompt that holds texts; null: as many as the base takes"
+    )
+    soft_tokens: Positive = Field(8, description="of a user's embedding (uelp)")
+    random_trials: Positive | None = Field(
+        None, description="placements that random_lora tries; null: search.trials"
+    )
+
+
 class Comparison(Settings):
     """A whole comparison; the sections are those of a study."""
 
@@ -60,6 +84,7 @@ class Comparison(Settings):
     alias_key: str | None = Field(
         None, min_length=1, description="file with the aliases' key, as data.alias_key of a study"
     )
+    options: MethodOptions = MethodOptions()
     judge: JudgeSettings | None = Field(None, description="who scores responses; null: no win rates")
     judged_over: str = Field("tplp", description="the method that win rates are over")
     prompts: PromptSettings = PromptSettings()

@@ -62,7 +62,7 @@ class SaasSettings(Settings):
 
 
 class PointToEvaluate(Settings):
-    """A configuration that every search measures first; what is left out is that of the defaults."""
+    """A configuration that is measured first; what it leaves out is that of the defaults."""
 
     num: Positive | None = Field(None, description="number of LoRAs; null: one per active layer")
     size: Positive | None = Field(None, description="rank; null: memory.defaults.size")
@@ -83,7 +83,9 @@ class SearchSettings(Settings):
     )
     # Not strict, here and below: after `_one_proposes` a JSON list is a list, and no tuple.
     points_to_evaluate: tuple[PointToEvaluate, ...] = Field(
-        (), strict=False, description="configurations measured first, of the initial ones; {}: memory.defaults"
+        (),
+        strict=False,
+        description="configurations measured first, of the initial ones; {}: memory.defaults",
     )
     batch: Positive = Field(4, description="proposals from one fit")
     surrogate: str = Field("saas", description="name of a registered surrogate")

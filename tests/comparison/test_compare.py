@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.comparison.test_plan import write_comparison
 from tests.study.conftest import CANARY, Start, call, start  # noqa: F401
@@ -17,7 +18,7 @@ def test_a_comparison_that_is_killed_goes_on_and_a_second_run_computes_nothing(
     shallow_model: Path,
     start: Start,  # noqa: F811
 ) -> None:
-    path = write_comparison(tmp_path, shallow_model, ["none", "rag", "milp", "milp+rag"])
+    path = write_comparison(tmp_path, shallow_model, ["none", "rag", "milp", "milp+rag", "milp_population"])
     root = tmp_path / "comparisons" / "small"
     process = start("compare", str(path))
     assert process.stdout is not None
@@ -31,18 +32,20 @@ def test_a_comparison_that_is_killed_goes_on_and_a_second_run_computes_nothing(
     process = start("compare", str(path))
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
-    assert "4 of 4 cells are finished" in output and "trials 1/6" not in output
+    assert "5 of 5 cells are finished" in output and "trials 1/6" not in output
 
     with (root / "tables" / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     own = {(row["method"], row["user"]): row for row in rows if row["metric"] == "loss"}
-    assert len(own) == 4 * 3
+    assert len(own) == 5 * 3
     users = sorted({user for _, user in own})
     assert all(own["none", user]["control"] == "" for user in users)
     assert all(float(own["milp", user]["control"]) > 0 for user in users)
     [cell] = root.glob("cells/*/milp.*.json")
     record = json.loads(cell.read_text(encoding="utf-8"))
     assert record["cost"]["trials"] == 6 and "learning rate" in record["note"]
+    [cell] = root.glob("cells/*/milp_population.*.json")
+    assert json.loads(cell.read_text(encoding="utf-8"))["cost"]["trials"] == 2
 
     assert (root / "verdict.md").read_text(encoding="utf-8").startswith("# Verdict")
     texts = [
@@ -51,13 +54,39 @@ def test_a_comparison_that_is_killed_goes_on_and_a_second_run_computes_nothing(
     assert {file.relative_to(root).parts[0] for file in texts} <= {"answers", "learned", "runs"}
 
     code, output = call("compare", str(path))
-    assert code == 0 and "4 cells, 4 of them finished before" in output
+    assert code == 0 and "5 cells, 5 of them finished before" in output
+
+
+@pytest.mark.nightly
+def test_the_three_families_are_compared(
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    start: Start,  # noqa: F811
+) -> None:
+    methods = ["none", "rag", "multi_lora", "random_lora", "task_lora+milp", "milp"]
+    path = write_comparison(tmp_path, tiny_models["llama"], methods)
+    comparison = yaml.safe_load(path.read_text(encoding="utf-8"))
+    comparison["models"] = {name: {"path": str(tiny_models[name]), "device": "cpu"} for name in tiny_models}
+    path.write_text(yaml.safe_dump(comparison), encoding="utf-8")
+    output, _ = (process := start("compare", str(path))).communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "18 of 18 cells are finished" in output
+    tables = tmp_path / "comparisons" / "small" / "tables"
+    with (tables / "scores.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "loss"]
+    assert {(row["model"], row["method"]) for row in rows} == {
+        (m, name) for m in tiny_models for name in methods
+    }
+    assert all(0 < float(row["own"]) < 10 for row in rows)
+    verdict = (tables.parent / "verdict.md").read_text(encoding="utf-8")
+    assert all(f"## canary, {model}" in verdict for model in tiny_models)
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(tmp_path: Path, shallow_model: Path) -> None:
     path = write_comparison(tmp_path, shallow_model, ["none", "milp"])
-    code, output = call("compare", str(path), "--dry-run")
+    code, output = call("compare", str(path), "--dry-run", "methods=[none, milp, milp_population]")
     assert code == 0
     assert "canary-tiny-s0: 3 users, 2 background users" in output
     assert "milp: to be computed, after a search of 6 trials" in output
+    assert "milp_population: to be computed, after a search of 2 trials" in output
     assert not (tmp_path / "comparisons" / "small" / "runs").exists()

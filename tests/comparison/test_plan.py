@@ -7,7 +7,8 @@ from milp_ray.comparison.cells import Condition
 from milp_ray.comparison.plan import ConditionPlan, method_plans, plan_of
 from milp_ray.config.comparison import Comparison
 from milp_ray.config.loading import load_comparison
-from milp_ray.errors import StudyError
+from milp_ray.errors import ModelError, StudyError
+from milp_ray.evaluation.baselines import rag_dense
 from tests.study.conftest import user_line
 
 KEY = bytes(range(32))
@@ -46,7 +47,7 @@ def planned(path: Path, *overrides: str) -> ConditionPlan:
 
 @pytest.fixture
 def path(tmp_path: Path, shallow_model: Path) -> Path:
-    return write_comparison(tmp_path, shallow_model, ["none", "rag", "milp", "milp_num"])
+    return write_comparison(tmp_path, shallow_model, ["none", "rag", "milp", "milp_num", "milp_population"])
 
 
 def test_a_plan_has_users_background_users_and_a_control_for_everyone(path: Path) -> None:
@@ -62,12 +63,32 @@ def test_a_cell_is_computed_anew_when_and_only_when_it_would_be_another(path: Pa
         return {method.name: plan.digest(method) for method in plan.methods}
 
     before = digests()
-    assert len(set(before.values())) == 4
+    assert len(set(before.values())) == 5
     assert digests("ray.max_concurrent=2", "storage.path=elsewhere", "name=other") == before
     trials = digests("search.trials=3")
     assert trials["none"] == before["none"] and trials["milp"] != before["milp"]
     assert not set(digests("trial.max_new_tokens=9").values()) & set(before.values())
     assert not set(digests("seeds=[1]").values()) & set(before.values())
+
+
+def test_options_of_the_methods_are_part_of_a_cells_content(path: Path) -> None:
+    before, after = planned(path), planned(path, "options.retrieved=2")
+    assert after.options.retrieved == 2
+    assert all(before.digest(method) != after.digest(method) for method in before.methods)
+    with pytest.raises(StudyError, match=r"options\.retreived"):
+        planned(path, "options.retreived=2")
+
+
+def test_a_method_without_its_encoder_is_refused_before_anything_runs(
+    path: Path, shallow_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rag_dense, "PACKAGE", "a_package_that_is_not_there")
+    with pytest.raises(ModelError, match="no sentence encoder for the method 'rag_dense'"):
+        planned(path, "methods=[none, rag_dense]")
+    with pytest.raises(ModelError, match=r"options\.encoder: names no sentence encoder"):
+        planned(path, "methods=[none, rag_dense]", "options.encoder=nowhere")
+    plan = planned(path, "methods=[none, rag_dense]", f"options.encoder={shallow_model}")
+    assert "config.json" in plan.encoder
 
 
 def test_other_texts_make_other_cells(path: Path) -> None:
@@ -82,7 +103,8 @@ def test_searches_of_other_factors_are_other_runs(path: Path, tmp_path: Path) ->
     plan = planned(path)
     studies = {m.name: plan.searched_study(m, tmp_path, tmp_path / "key") for m in plan.methods if m.searched}
     assert studies["milp"].memory.factors == "num+size+layer" and studies["milp_num"].memory.factors == "num"
-    assert studies["milp"].name != studies["milp_num"].name
+    assert [studies[name].unit for name in ("milp", "milp_population")] == ["user", "population"]
+    assert len({study.name for study in studies.values()}) == 3
     assert all(len(study.name) <= 40 for study in studies.values())
 
 

@@ -60,7 +60,12 @@ def test_a_model_learns_from_points_as_from_any_trial() -> None:
 
 
 def test_all_points_that_are_not_of_the_space_are_told() -> None:
-    wrong = [PointToEvaluate(size=12), PointToEvaluate(), PointToEvaluate(num=7), PointToEvaluate(layers=(4,))]
+    wrong = [
+        PointToEvaluate(size=12),
+        PointToEvaluate(),
+        PointToEvaluate(num=7),
+        PointToEvaluate(layers=(4,)),
+    ]
     with pytest.raises(StudyError) as failure:
         points_of(wrong, SPACE)
     places = [problem.where for problem in failure.value.problems]

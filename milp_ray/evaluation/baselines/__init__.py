@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from milp_ray.errors import Problem, StudyError
-from milp_ray.evaluation.baselines.interface import Bench, Cost, Learned, Method, Options
+from milp_ray.evaluation.baselines.interface import Bench, Cost, Learned, Method
 from milp_ray.registry import Registry
 
-__all__ = ["Bench", "Cost", "Learned", "Method", "Options", "make", "method_names", "register"]
+__all__ = ["Bench", "Cost", "Learned", "Method", "make", "method_names", "register"]
 
 Builder = Callable[[Bench], Method]
 

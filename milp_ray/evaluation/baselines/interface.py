@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from milp_ray.config.comparison import MethodOptions
 from milp_ray.config.models import OptimizerSettings, Study
 from milp_ray.data.prompts import Prompts
 from milp_ray.data.records import Sample, UserSplit
@@ -30,34 +31,6 @@ from milp_ray.storage import write_json
 LEARNED = "learned.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What may be chosen beside the study; the same for all methods of a comparison.
-
-    Attributes:
-        rate_factors: times the study's learning rate, what a trained method chooses from; one
-            alone: nothing is chosen.
-        rate_users: background users whose validation samples choose it.
-        background_samples: of all background users together, the most that are trained on.
-        retrieved: texts that are retrieved for a prompt.
-        encoder: folder of ``rag_dense``'s sentence encoder; None: that of an installed package.
-        max_prompt_tokens: of a prompt that holds texts; None: as many as the base takes.
-        soft_tokens: of a user's embedding.
-        random_trials: placements that ``random_lora`` tries; None: as many as the study's search.
-        batching: bounds of a common batch.
-    """
-
-    rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
-    rate_users: int = 2
-    background_samples: int = 1024
-    retrieved: int = 4
-    encoder: Path | None = None
-    max_prompt_tokens: int | None = None
-    soft_tokens: int = 8
-    random_trials: int | None = None
-    batching: Batching = field(default_factory=Batching)
-
-
 @dataclass(frozen=True)
 class Bench:
     """What all methods of one comparison share.
@@ -68,18 +41,20 @@ class Bench:
             ``final.train_on`` says which samples are trained on.
         seed: of all that is random.
         folder: of this data set, base, study and seed: what was learned in it is not learned again.
-        options: see there.
+        options: the same for all methods.
         placements: of users' memories, by alias, from a search.
         memories: of users, by alias: folders of adapters that a finished run trained.
+        batching: bounds of a common batch.
     """
 
     base: BaseModel
     study: Study
     seed: int
     folder: Path
-    options: Options = Options()
+    options: MethodOptions = field(default_factory=MethodOptions)
     placements: Mapping[str, Placement] = field(default_factory=dict)
     memories: Mapping[str, Path] = field(default_factory=dict)
+    batching: Batching = field(default_factory=Batching)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -249,12 +224,12 @@ class Method:
         """Greedy responses, by sample: those of :meth:`requests` decoded alone."""
         most = self.bench.study.trial.max_new_tokens
         requests = self.requests(user, samples)
-        return decode(self.bench.base, requests, self.bench.prompts, most, self.bench.options.batching)
+        return decode(self.bench.base, requests, self.bench.prompts, most, self.bench.batching)
 
     def loss(self, user: UserSplit, samples: Sequence[Sample]) -> LossSum:
         """The loss of the samples' responses, given this method's prompts and adapters."""
         responses = response_ids(self.bench, samples)
-        found = losses(self.bench.base, self.requests(user, samples), responses, self.bench.options.batching)
+        found = losses(self.bench.base, self.requests(user, samples), responses, self.bench.batching)
         return sum(found, LossSum())
 
 

@@ -11,7 +11,7 @@ are made here:
 - **Short-term memory:** the newest 16 notes. What falls out is forgotten, unless it was promoted.
 - **Promotion:** a note is accessed by every later text that is at least 0.2 like it; with its third
   access (the released threshold) it enters long-term memory, for good.
-- **Retrieval:** of each memory the notes most like the query, ``Options.retrieved`` at most, none
+- **Retrieval:** of each memory the notes most like the query, ``options.retrieved`` at most, none
   without a word in common; the newest note is always there. The prompt holds the profile, long-term
   notes, then short-term ones, the newest last.
 """

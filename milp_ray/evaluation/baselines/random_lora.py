@@ -3,7 +3,7 @@
 The honest yardstick of a search: same space, same trials, same measure, no model. The placements
 are drawn from the study's own space, without repetition while there are others, each is a trial as
 the search runs it, and the lowest validation loss is trained as every method is. Sampling is what
-``search.sampler: random`` does, but the number of trials may be set (``Options.random_trials``).
+``search.sampler: random`` does, but the number of trials may be set (``options.random_trials``).
 """
 
 from __future__ import annotations

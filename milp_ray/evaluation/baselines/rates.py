@@ -1,6 +1,6 @@
 """How a trained method chooses its learning rate: the same way for every one.
 
-The rates of a declared grid (``Options.rate_factors`` times the study's, or times what the method
+The rates of a declared grid (``options.rate_factors`` times the study's, or times what the method
 names instead) are tried on a few background users: trained as the final job trains, but for their
 validation samples and what is later, and measured on those. The rate with the lowest mean loss is
 taken for all users. Without a background each measured user's own validation samples choose.

@@ -82,7 +82,7 @@ def background_samples(
 ) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Samples of background users: to train on, and of these to choose by, and to measure by.
 
-    At most ``Options.background_samples``, the newest, as many of each user as of any other while
+    At most ``options.background_samples``, the newest, as many of each user as of any other while
     they last.
     """
     most = bench.options.background_samples

@@ -9,7 +9,7 @@ chosen here:
   base's last hidden states over the text. The paper trains an encoder of its own on events with
   categories, which texts do not have.
 - **The encoder:** as in the paper's Perceiver variant, so many learned queries as there are soft
-  tokens (``Options.soft_tokens``) attend to the texts, one head of at most 256 numbers, with one
+  tokens (``options.soft_tokens``) attend to the texts, one head of at most 256 numbers, with one
   learned key for "nothing", so that a user without texts has an embedding, too. A linear map leads
   to the base's width; layer norm gives the vectors the spread of token embeddings.
 - **Training:** the base stays frozen, and no LoRA is added. The encoder is trained on background

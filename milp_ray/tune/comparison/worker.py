@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from milp_ray.config.comparison import MethodOptions
 from milp_ray.config.models import Study
 from milp_ray.errors import MilpRayError, TrialFailed, exception_site
 from milp_ray.memory.placement import Placement
@@ -52,6 +53,7 @@ class Task:
 
     Attributes:
         study: as workers read it.
+        options: of the methods.
         seed: of the condition.
         methods: by name.
         users: references to the compared users' texts.
@@ -60,6 +62,7 @@ class Task:
     """
 
     study: Study
+    options: MethodOptions
     seed: int
     methods: Mapping[str, MethodTask]
     users: SharedUsers
@@ -136,6 +139,7 @@ class Worker:
                 task.study,
                 task.seed,
                 method.folder,
+                task.options,
                 placements=method.placements,
             )
             self._methods[method.name] = make(method.builder, bench)
@@ -248,9 +252,9 @@ class _Answers:
                 requests,
                 bench.prompts,
                 bench.study.trial.max_new_tokens,
-                bench.options.batching,
+                bench.batching,
             )
-            sums = losses(bench.base, requests, response_ids(bench, samples), bench.options.batching)
+            sums = losses(bench.base, requests, response_ids(bench, samples), bench.batching)
             seconds = time.perf_counter() - began
             _hand_out(asked, texts, sums, seconds)
         return [self._answer(name, alias, asked) for name, alias in self._pairs]

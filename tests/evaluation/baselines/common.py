@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from milp_ray.config.comparison import MethodOptions
 from milp_ray.config.models import (
     DataSettings,
     FinalSettings,
@@ -18,7 +19,7 @@ from milp_ray.config.models import (
     TrialSettings,
 )
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.evaluation.baselines import Bench, Options
+from milp_ray.evaluation.baselines import Bench
 from milp_ray.evaluation.common_batches import Batching
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
@@ -34,9 +35,8 @@ STUDY = Study(
     final=FinalSettings(epochs=1, instruct_epochs=1),
     search=SearchSettings(trials=2, initial=1),
 )
-OPTIONS = Options(
-    rate_factors=(1.0,), rate_users=1, soft_tokens=2, random_trials=2, batching=Batching(rows=6, adapters=3)
-)
+OPTIONS = MethodOptions(rate_factors=(1.0,), rate_users=1, soft_tokens=2, random_trials=2)
+BATCHING = Batching(rows=6, adapters=3)
 _WORDS = ("dog", "walk", "cat", "stove", "sleep", "warm", "long", "day", "old", "near", "all", "my", "likes")
 
 
@@ -63,5 +63,5 @@ def person(number: int) -> UserSplit:
 def bench(base: BaseModel, folder: Path, **changed: Any) -> Bench:
     users = [person(0), person(1)]
     placements = {users[0].alias: Placement.from_key("1:2,3:4"), users[1].alias: Placement.from_key("2:2")}
-    values: dict[str, Any] = {"options": OPTIONS, "placements": placements} | changed
+    values: dict[str, Any] = {"options": OPTIONS, "batching": BATCHING, "placements": placements} | changed
     return Bench(base, values.pop("study", STUDY), 3, folder, **values)

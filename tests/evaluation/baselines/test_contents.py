@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_the_oldest(llama: BaseModel, tmp_path: Path) -> No
     kept = [int(word) for word in text.split() if word.isdigit()]
     assert kept == list(range(kept[0], 80))
     assert len(long.ids) <= room and llama.tokenizer.decode(long.ids).endswith("day \nResponse:")
-    narrow = dataclasses.replace(OPTIONS, max_prompt_tokens=40)
+    narrow = OPTIONS.model_copy(update={"max_prompt_tokens": 40})
     [bounded] = make("tplp", bench(llama, tmp_path, options=narrow)).requests(user, asked[:1])
     assert len(bounded.ids) <= 40
 
@@ -85,7 +85,7 @@ def test_a_chat_template_has_them_in_the_users_turn(name: str, llama: BaseModel,
 def test_a_sentence_encoder_finds_what_is_like_the_query(
     llama: BaseModel, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    options = dataclasses.replace(OPTIONS, encoder=tiny_encoder, retrieved=2)
+    options = OPTIONS.model_copy(update={"encoder": str(tiny_encoder), "retrieved": 2})
     sample = Sample(TEXTS[1], "ZQX", n_hist=4)
     found = shown("rag_dense", llama, sample, tmp_path, options=options)
     assert found.count("History:") == 2
@@ -110,7 +110,10 @@ def test_a_packages_encoder_is_read_without_importing_it(
             packed.write(file, file.name)
     monkeypatch.syspath_prepend(str(package.parent))
     assert make("rag_dense", bench(llama, tmp_path / "run")).requests(USER, [Sample("old?", "", n_hist=4)])
-    broken = dataclasses.replace(OPTIONS, encoder=tmp_path / "run")
+    broken = OPTIONS.model_copy(update={"encoder": str(tmp_path / "run")})
+    with pytest.raises(ModelError, match=r"options\.encoder: names no sentence encoder"):
+        make("rag_dense", bench(llama, tmp_path, options=broken))
+    (tmp_path / "run" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="could not be loaded"):
         make("rag_dense", bench(llama, tmp_path, options=broken))
 

@@ -68,7 +68,9 @@ def done(
     base.token_cache.clear()
     base.tokenizer = heard = Heard(own)
     try:
-        method = make(name, bench(base, folder, options=dataclasses.replace(OPTIONS, encoder=tiny_encoder)))
+        method = make(
+            name, bench(base, folder, options=OPTIONS.model_copy(update={"encoder": str(tiny_encoder)}))
+        )
         method.fit(BACKGROUND)
         for user in USERS:
             method.learn(user)

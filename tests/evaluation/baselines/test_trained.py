@@ -159,7 +159,7 @@ def draws(here: Bench, count: int = 2) -> list[Placement]:
 
 
 def test_a_learning_rate_is_chosen_on_validation_samples(llama: BaseModel, tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, rate_factors=(1e-6, 1.0))
+    options = OPTIONS.model_copy(update={"rate_factors": (1e-6, 1.0)})
     here = bench(llama, tmp_path, options=options)
     fitted = make("multi_lora", here).fit(BACKGROUND)
     assert "by the loss of 1 background users' validation samples" in fitted.note
