@@ -49,6 +49,14 @@ class AnswerStore:
                 remedy="remove it: the user is answered again",
             ) from None
 
+    def all(self, aliases: Iterable[str]) -> dict[str, Answer]:
+        """The answers of those who have one.
+
+        Raises:
+            RunFolderError, StorageError: as :meth:`find`.
+        """
+        return {alias: answer for alias in aliases if (answer := self.find(alias)) is not None}
+
     def missing(self, aliases: Iterable[str]) -> list[str]:
         """Who has no answer yet."""
         return [alias for alias in aliases if not self._path(alias).exists()]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 from rich.console import Console
 
-from milp_ray.comparison.cells import Cell
+from milp_ray.comparison.cases import case_page, write_case_page
+from milp_ray.comparison.cells import Cell, CellRecord
 from milp_ray.comparison.data_table import statistics_table
 from milp_ray.comparison.results import write_results
 from milp_ray.comparison.run import Comparing
@@ -74,6 +78,22 @@ def _tell(comparing: Comparing, console: Console) -> None:
             console.print(f"  {method.name}: {state}", markup=False)
 
 
+def _write_cases(comparing: Comparing, records: Sequence[CellRecord]) -> Iterator[Path]:
+    """Write the pages that show texts, if they are asked for; gives their paths."""
+    count = comparing.folder.comparison.cases
+    for plan in comparing.plans if count else ():
+        mine = [record for record in records if record.cell.condition == plan.condition]
+        done = {record.cell.method for record in mine}
+        answers = {
+            method.name: comparing.answers(plan, method).all(plan.users)
+            for method in plan.methods
+            if method.name in done
+        }
+        path = comparing.folder.case_page(plan.condition.name)
+        write_case_page(path, case_page(plan, mine, answers, count))
+        yield path
+
+
 def _report(comparing: Comparing, console: Console) -> int:
     compared = comparing.outcome()
     configs = {name: load_config(settings) for name, settings in comparing.models.items()}
@@ -85,4 +105,6 @@ def _report(comparing: Comparing, console: Console) -> int:
     for path in files[:1]:
         console.print(f"verdict: {path}", markup=False, soft_wrap=True)
     console.print(f"tables: {comparing.folder.tables}", markup=False, soft_wrap=True)
+    for path in _write_cases(comparing, compared.records):
+        console.print(f"users' texts and responses: {path}", markup=False, soft_wrap=True)
     return compared.exit_code

@@ -9,6 +9,7 @@
   learned/           adapters of methods that train, by what they follow from
   runs/              the searches behind methods, each a run as of `milp-ray search`
   tables/ figures/   for people
+  cases/             pages that show texts, where the file asks for them
   verdict.md         in plain words
 """
 
@@ -77,6 +78,10 @@ class ComparisonFolder:
     def figures(self) -> Path:
         """Where figures go."""
         return self.root / "figures"
+
+    def case_page(self, condition: str) -> Path:
+        """The page of a condition that shows texts."""
+        return child(self.root, "cases", f"{condition}.md")
 
     @property
     def verdict(self) -> Path:

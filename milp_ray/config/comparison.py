@@ -87,6 +87,9 @@ class Comparison(Settings):
     options: MethodOptions = MethodOptions()
     judge: JudgeSettings | None = Field(None, description="who scores responses; null: no win rates")
     judged_over: str = Field("tplp", description="the method that win rates are over")
+    cases: int = Field(
+        0, ge=0, description="users of each data set whose responses are shown as text, in pages; 0: no page"
+    )
     prompts: PromptSettings = PromptSettings()
     memory: MemorySettings = MemorySettings()
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("loss", "rouge_l")

@@ -53,8 +53,10 @@ def test_a_comparison_that_is_killed_goes_on_and_a_second_run_computes_nothing(
     ]
     assert {file.relative_to(root).parts[0] for file in texts} <= {"answers", "learned", "runs"}
 
-    code, output = call("compare", str(path))
+    code, output = call("compare", str(path), "cases=2")
     assert code == 0 and "5 cells, 5 of them finished before" in output
+    [page] = (root / "cases").iterdir()
+    assert page.read_text(encoding="utf-8").count("\n## u-") == 2 and str(page) in output
 
 
 @pytest.mark.nightly
