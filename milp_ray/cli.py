@@ -6,16 +6,19 @@ How errors are printed and what the exit codes mean is :mod:`milp_ray.terminal`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
 import milp_ray
 from milp_ray.terminal import err, leave, out, print_outcome, reported, write
+
+if TYPE_CHECKING:
+    from milp_ray.config.models import RaySettings
 
 P = ParamSpec("P")
 
@@ -38,6 +41,14 @@ class DemoModel(StrEnum):
 
     TINY = "tiny"
     SMOLLM2 = "smollm2"
+
+
+def _check_command_line(settings: RaySettings, overrides: Sequence[str]) -> None:
+    """A driver's command line can be read by everybody on the cluster that it works on."""
+    if (settings.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        from milp_ray.config.loading import check_no_ids
+
+        check_no_ids(overrides)
 
 
 def _reported(command: Callable[P, int | None]) -> Callable[P, None]:
@@ -86,11 +97,10 @@ def check(study: StudyFile, overrides: Overrides = None) -> None:
 @_reported
 def search(study: StudyFile, overrides: Overrides = None) -> int:
     """Search every user's memory, train the chosen ones, test them once."""
-    from milp_ray.config.loading import check_no_ids, load_study
+    from milp_ray.config.loading import load_study
 
     loaded = load_study(study, overrides or [])
-    if (loaded.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
-        check_no_ids(overrides or [])
+    _check_command_line(loaded.ray, overrides or [])
     from milp_ray.study.driver import start  # imports torch and Ray, as above
 
     return print_outcome(start(loaded, out))
@@ -219,6 +229,7 @@ def compare(
     from milp_ray.config.loading import load_comparison
 
     loaded = load_comparison(comparison, overrides or [])
+    _check_command_line(loaded.ray, overrides or [])
     from milp_ray.comparison.command import compare_and_report  # imports torch, as above
 
     return compare_and_report(loaded, out, dry_run=dry_run)
@@ -231,6 +242,7 @@ TokenFile = Annotated[
     Path | None, typer.Option(help="File with the cluster's token; else as Ray finds it.", show_default=False)
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another machine without a token.")]
+JobFile = Annotated[Path, typer.Argument(help="The study or comparison file (YAML).", show_default=False)]
 JobId = Annotated[str, typer.Argument(help="A submission id.", show_default=False)]
 
 
@@ -238,7 +250,7 @@ JobId = Annotated[str, typer.Argument(help="A submission id.", show_default=Fals
 @_reported
 def submit(
     job: Annotated[str, typer.Argument(help="A script such as jobs/search.py.", show_default=False)],
-    study: StudyFile,
+    study: JobFile,
     overrides: Overrides = None,
     address: Address = None,
     token_file: TokenFile = None,

@@ -13,7 +13,7 @@ import pytest
 WITH_EXAMPLES = {
     "layout": ("Layout",),
     "memory.placement": ("Placement",),
-    "memory.space": ("MemorySpace",),
+    "memory.space": ("MemorySpace", "points_of"),
     "memory.architectures": ("Architecture",),
     "data.readers.jsonl": ("read_jsonl",),
     "data.readers.table": ("read_table",),

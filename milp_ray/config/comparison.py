@@ -144,6 +144,25 @@ class Comparison(Settings):
             raise ValueError("; ".join(_message(found["msg"]) for found in error.errors())) from None
         return self
 
+    @property
+    def data_sections(self) -> dict[str, DataSettings]:
+        """All that is read of users, background included, by its place in the file."""
+        found = {f"datasets.{name}": data.data() for name, data in self.datasets.items()}
+        for name, data in self.datasets.items():
+            if data.background is not None:
+                found[f"datasets.{name}.background"] = data.data(background=True)
+        return found
+
+    @property
+    def model_sections(self) -> dict[str, ModelSettings]:
+        """The base models, by their places in the file."""
+        return {f"models.{name}": model for name, model in self.models.items()}
+
+    @property
+    def key_settings(self) -> dict[str, str]:
+        """The file with the aliases' key, by its place in the file, if one is named."""
+        return {"alias_key": self.alias_key} if self.alias_key is not None else {}
+
     def study(self, dataset: str, model: str, seed: int) -> Study:
         """The study of one combination; its name is made of the three."""
         sections = {name: getattr(self, name) for name in _SECTIONS}

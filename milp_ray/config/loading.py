@@ -29,7 +29,7 @@ from milp_ray.errors import Problem, StudyError
 from milp_ray.storage import has_credentials, is_url
 
 # Values of these paths are never repeated in an error: they may be raw user ids.
-_PRIVATE = re.compile(r"data\.users\b")
+_PRIVATE = re.compile(r"(?:data|datasets\.[^.]+)\.users\b")
 _EXTENDS = "extends"
 # Two keys for one thing: the one on the command line wins over the other in the file.
 _SAME_THING = {("search", "sampler"): "surrogate", ("search", "surrogate"): "sampler"}
@@ -65,6 +65,17 @@ def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparis
         StudyError: with every problem of the file and of the overrides.
     """
     return _load(Path(path), overrides, Comparison)
+
+
+def load_job_file(path: Path | str, overrides: Sequence[str] = ()) -> Study | Comparison:
+    """Read what a job is given: a comparison file, by its key ``datasets``, or else a study file.
+
+    Raises:
+        StudyError: with every problem of the file and of the overrides.
+    """
+    tree = _read_tree(Path(path))
+    is_comparison = isinstance(tree.value, dict) and "datasets" in tree.value
+    return (load_comparison if is_comparison else load_study)(path, overrides)
 
 
 def data_settings(path: str, overrides: Sequence[str] = ()) -> DataSettings:
@@ -236,24 +247,34 @@ def check_no_ids(overrides: Sequence[str]) -> None:
     Raises:
         StudyError: an override names users by their ids, which it does not repeat.
     """
-    for text in overrides:
-        key, _, value = text.partition("=")
-        parsed = yamltree.parse(value).value
-        if key == "data":
-            users = parsed.get("users") if isinstance(parsed, dict) else None
-        elif key == "data.users" or key.startswith("data.users."):
-            users = parsed
-        else:
-            continue
-        if users is None or (isinstance(users, int) and key.count(".") < 2):
-            continue
-        problem = Problem(
-            "override data.users",
+    problems = [
+        Problem(
+            f"override {where}",
             "a command line can be read on the cluster and in its dashboard, and user ids must not be",
             "user ids in the study file only",
-            "write data.users into the study file",
+            f"write {where} into the file",
         )
-        raise StudyError("command line", [problem])
+        for text in overrides
+        for where in _users_named(text)
+    ]
+    if problems:
+        raise StudyError("command line", problems)
+
+
+def _users_named(override: str) -> Iterator[str]:
+    """Where an override names users by their ids, of a study or of a comparison's data sets."""
+    key, _, text = override.partition("=")
+    first, *rest = key.split(".")
+    value = yamltree.parse(text).value
+    for part in reversed(rest):
+        value = {part: value}
+    sections = {"data": value} if first == "data" else {}
+    if first == "datasets" and isinstance(value, dict):
+        sections = {f"datasets.{name}": section for name, section in value.items()}
+    for where, section in sections.items():
+        users = section.get("users") if isinstance(section, dict) else None
+        if users is not None and type(users) is not int:
+            yield f"{where}.users"
 
 
 def looks_secret(text: str) -> bool:

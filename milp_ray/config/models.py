@@ -115,6 +115,21 @@ class Study(Settings):
         return self
 
     @property
+    def data_sections(self) -> dict[str, DataSettings]:
+        """All that is read of users, by its place in the file; a comparison has several."""
+        return {"data": self.data}
+
+    @property
+    def model_sections(self) -> dict[str, ModelSettings]:
+        """The base models, by their places in the file."""
+        return {"model": self.model}
+
+    @property
+    def key_settings(self) -> dict[str, str]:
+        """The file with the aliases' key, by its place in the file, if one is named."""
+        return {"data.alias_key": self.data.alias_key} if self.data.alias_key is not None else {}
+
+    @property
     def unit(self) -> Unit:
         """Whose placement is searched: ``search.unit``, or what the split's regime asks for."""
         if self.search.unit != "auto":

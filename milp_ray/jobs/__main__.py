@@ -11,7 +11,7 @@ if __name__ == "__main__":
     from milp_ray.terminal import err, leave
 
     if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
-        usage = f"usage: python -m milp_ray.jobs {{{','.join(JOBS)}}} STUDY [section.key=value ...]"
+        usage = f"usage: python -m milp_ray.jobs {{{','.join(JOBS)}}} FILE [section.key=value ...]"
         err.print(usage, markup=False)
         leave(2)
     JOBS[sys.argv[1]](sys.argv[2:])

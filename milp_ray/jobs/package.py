@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from milp_ray.config.loading import check_no_ids, load_study, study_files
+from milp_ray.config.comparison import Comparison
+from milp_ray.config.loading import check_no_ids, load_job_file, study_files
 from milp_ray.config.models import Study
 from milp_ray.errors import Problem, StudyError
 from milp_ray.jobs.included import Included, SubmissionError, below, included, refuse_secret
 from milp_ray.storage import is_url
 
 MAX_BYTES = 20 << 20
-BUILT_IN = ("search", "final")  # jobs without a script, see milp_ray.jobs.entry
+BUILT_IN = ("search", "final", "compare")  # jobs without a script, see milp_ray.jobs.entry
 _DIGEST_LENGTH = 10
 _SHOWN = 5
 _OWN_NAMES = (
@@ -34,8 +35,9 @@ _OWN_NAMES = (
     "tests",
 )  # a checkout's; tests, which others install, nobody imports
 IDS_TRAVEL = (
-    "data.users names users by their ids in a study file that travels with the job: it will lie in Ray's "
-    "files on the cluster, where every other job can read it (data.users can also be a number, or null: all)"
+    "data.users (datasets.NAME.users) names users by their ids in a file that travels with the job: it will "
+    "lie in Ray's files on the cluster, where every other job can read it (it can also be a number, or null: "
+    "all)"
 )
 _TEXTS_TRAVEL = (
     "data.path travels with the job: users' texts will lie in Ray's files on the cluster, where every other "
@@ -48,7 +50,7 @@ class Package:
     """A job ready to be sent.
 
     Attributes:
-        study: with its overrides.
+        study: or comparison, with its overrides.
         files: relative to ``root``, sorted.
         entrypoint: the command that the cluster runs.
         environment: variables of the job.
@@ -57,7 +59,7 @@ class Package:
     """
 
     root: Path
-    study: Study
+    study: Study | Comparison
     files: tuple[Path, ...]
     entrypoint: str
     environment: Mapping[str, str]
@@ -84,8 +86,8 @@ def pack(
     """Collect a job's files, and check that nothing else is needed.
 
     Args:
-        job: a script below ``root``, or the name of a built-in job (search, final).
-        study: file, below ``root``.
+        job: a script below ``root``, or the name of a built-in job (search, final, compare).
+        study: file, or a comparison file, below ``root``.
         overrides: ``section.key=value``.
         root: the working folder, which relative paths are relative to; None: the current one.
         include: further files or folders below ``root``; see :mod:`milp_ray.jobs.included`.
@@ -100,7 +102,7 @@ def pack(
     if not root.is_dir():
         raise SubmissionError("no such folder", where=f"--working-dir {root}", expected="a folder")
     check_no_ids(overrides)
-    loaded = load_study(root / study, overrides)
+    loaded = load_job_file(root / study, overrides)
     chain = [
         _inside(file, root, "the study, and files that it extends") for file in study_files(root / study)
     ]
@@ -120,12 +122,15 @@ def pack(
     return Package(root, loaded, files, entrypoint, environment, digest, warnings)
 
 
-def _warnings(study: Study, files: Sequence[Path], root: Path, extra: Sequence[Included]) -> Iterator[str]:
+def _warnings(
+    study: Study | Comparison, files: Sequence[Path], root: Path, extra: Sequence[Included]
+) -> Iterator[str]:
     """What of users travels, and what stays here though it is below what was to travel."""
-    data = [path for path in (study.data.path, *study.data.files.values()) if not is_url(path)]
+    sections = study.data_sections.values()
+    data = [path for data in sections for path in (data.path, *data.files.values()) if not is_url(path)]
     if {(root / Path(path).expanduser()).resolve() for path in data} & {root / file for file in files}:
         yield _TEXTS_TRAVEL
-    if isinstance(study.data.users, tuple):
+    if any(isinstance(data.users, tuple) for data in sections):
         yield IDS_TRAVEL
     left_out = {path: reason for found in extra for path, reason in found.left_out.items()}
     if left_out:
@@ -135,10 +140,10 @@ def _warnings(study: Study, files: Sequence[Path], root: Path, extra: Sequence[I
 
 
 def _script(job: str, root: Path) -> Path:
-    names = " or ".join(BUILT_IN)
-    script = _inside(Path(job), root, f"a script, or {names} for a job without one")
+    names = ", ".join(BUILT_IN)
+    script = _inside(Path(job), root, f"a script, or one of {names} for a job without one")
     if not (root / script).is_file():
-        raise SubmissionError("is a folder", where=job, expected=f"a script, or {names}")
+        raise SubmissionError("is a folder", where=job, expected=f"a script, or one of {names}")
     refuse_secret(root / script, job)
     return script
 
@@ -207,25 +212,35 @@ def _check_size(files: Sequence[Path], root: Path) -> None:
     )
 
 
-def _check_paths(study: Study, root: Path, files: Sequence[Path]) -> None:
+def _check_paths(study: Study | Comparison, root: Path, files: Sequence[Path]) -> None:
     """Relative paths mean the working folder on the cluster, where only ``files`` are."""
     travelling = {whole for file in files for whole in (file, *file.parents)} - {Path()}
     problems = []
-    further = ((f"data.files.{name}", path) for name, path in study.data.files.items())
-    for where, path in (("data.path", study.data.path), *further, ("model.path", study.model.path)):
+    models = {f"{where}.path": model.path for where, model in study.model_sections.items()}
+    for where, path in (_read(study) | models).items():
         inside = Path(os.path.normpath(path)) in travelling
         # A relative model path that is no folder here is a hub name.
-        if _is_relative(path) and not inside and (where != "model.path" or (root / path).exists()):
+        if _is_relative(path) and not inside and (where not in models or (root / path).exists()):
             fact = f"{path!r} does not travel with the job"
             remedy = "put it where the cluster sees it, and name it by that"
             problems.append(Problem(where, fact, "an absolute path or a URL", remedy))
-    if study.data.alias_key is not None and _is_relative(study.data.alias_key):
-        fact, remedy = "a key does not travel with a job", "put it where the job can read it, mode 0600"
-        problems.append(Problem("data.alias_key", fact, "an absolute path on the cluster", remedy))
+    for where, path in study.key_settings.items():
+        if _is_relative(path):
+            fact, remedy = "a key does not travel with a job", "put it where the job can read it, mode 0600"
+            problems.append(Problem(where, fact, "an absolute path on the cluster", remedy))
     if _is_relative(study.storage.path):
         problems.append(storage_problem(study.storage.path))
     if problems:
         raise StudyError("the study of a job", problems)
+
+
+def _read(study: Study | Comparison) -> dict[str, str]:
+    """Files and URLs of users' data, by their places in the file."""
+    found = {}
+    for where, data in study.data_sections.items():
+        found[where if where.endswith(".background") else f"{where}.path"] = data.path
+        found |= {f"{where}.files.{name}": path for name, path in data.files.items()}
+    return found
 
 
 def storage_problem(path: str) -> Problem:

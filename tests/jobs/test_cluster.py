@@ -17,6 +17,7 @@ import yaml
 
 from milp_ray.tune.search.prometheus import GAUGES, HISTOGRAMS, PREFIX
 from tests.cluster.promql import metric_names
+from tests.comparison.test_plan import write_comparison
 from tests.jobs.conftest import ROOT, Head
 from tests.study.conftest import CANARY
 
@@ -28,7 +29,7 @@ def project(tmp_path: Path, study_file: Path) -> Path:
     """A working folder as a checkout has it: the jobs, and a study beside them."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
-    for name in ("search.py", "final.py"):
+    for name in ("search.py", "final.py", "compare.py"):
         shutil.copy(ROOT / "jobs" / name, folder / "jobs" / name)
     shutil.copy(study_file, folder / "jobs" / "study.yaml")
     shutil.copytree(ROOT / "milp_ray", folder / "milp_ray", ignore=shutil.ignore_patterns("__pycache__"))
@@ -182,6 +183,23 @@ def test_rays_own_command_works_as_typed(head: Head, project: Path) -> None:
     assert wrong.returncode == 1 and "deleted with the job" in output, output
     last = max(head.get("/api/jobs/"), key=lambda job: job["start_time"])
     assert last["driver_exit_code"] == 2
+
+
+@pytest.mark.nightly
+def test_a_comparison_as_a_job(head: Head, project: Path, shallow_model: Path, tmp_path: Path) -> None:
+    path = write_comparison(tmp_path, shallow_model, ["none", "milp"])
+    shutil.copy(path, project / "jobs" / "comparison.yaml")
+    words = ("submit", "jobs/compare.py", "jobs/comparison.yaml")
+    job = head.milp_ray(*words, cwd=project)
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode == 0 and "2 of 2 cells are finished" in output, output
+    assert "SUCCEEDED" in output
+    again = head.milp_ray(*words, "--again", cwd=project)
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0 and "2 cells, 2 of them finished before" in output, output
+    nowhere = head.milp_ray(*words, "name=lost", "datasets.canary.path=/nowhere/users.jsonl", cwd=project)
+    output = nowhere.communicate(timeout=120)[0]
+    assert nowhere.returncode == 2 and "/nowhere/users.jsonl" in output, output
 
 
 def test_a_wrong_token_is_refused(head: Head, tmp_path: Path) -> None:

@@ -17,6 +17,15 @@ data: {path: /shared/users.jsonl}
 storage: {path: /shared/runs}
 """
 
+COMPARISON = """\
+name: both
+datasets:
+  ours: {path: /shared/users.jsonl, background: /shared/others.jsonl}
+models: {ours: {path: some/hub-name}}
+methods: [none, milp]
+storage: {path: /shared/comparisons}
+"""
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -52,6 +61,37 @@ def test_only_what_is_needed_travels(root: Path, tmp_path_factory: pytest.TempPa
     found.copy_to(target)
     there = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
     assert there == names(found)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("datasets.ours.path=users.jsonl", "datasets.ours.path"),
+        ("datasets.ours.background=others.jsonl", "datasets.ours.background"),
+        ("models.ours.path=models", "models.ours.path"),
+        ("alias_key=alias.key", "alias_key"),
+        ("storage.path=comparisons", "storage.path"),
+    ],
+)
+def test_a_comparison_travels_and_its_relative_paths_are_refused(
+    root: Path, override: str, where: str
+) -> None:
+    (root / "jobs/compare.yaml").write_text(COMPARISON)
+    (root / "models").mkdir()
+    found = pack("compare", Path("jobs/compare.yaml"), ["search.trials=30"])
+    assert found.entrypoint == "python -m milp_ray.jobs compare jobs/compare.yaml search.trials=30"
+    with pytest.raises(StudyError) as caught:
+        pack("compare", Path("jobs/compare.yaml"), [override])
+    assert where in [problem.where for problem in caught.value.problems]
+
+
+def test_ids_in_a_comparison_that_travels_are_told(root: Path) -> None:
+    (root / "jobs/compare.yaml").write_text(COMPARISON.replace("background", "users: [jane], background"))
+    (said,) = pack("compare", Path("jobs/compare.yaml")).warnings
+    assert "by their ids" in said and "jane" not in said
+    with pytest.raises(StudyError) as caught:
+        pack("compare", Path("jobs/compare.yaml"), ["datasets.ours.users=[jane]"])
+    assert "jane" not in str(caught.value)
 
 
 def test_a_study_travels_with_what_it_extends(root: Path) -> None:
