@@ -176,7 +176,8 @@ class Comparing:
         searches = {method.name: self._search(plan, method) for method in methods}
         tasks = {m.name: self._task(plan, m, searches[m.name]) for m in methods}
         users, background = share(plan.users), share(plan.background.splits)
-        pool.begin(Task(pool.study, plan.options, plan.condition.seed, tasks, users, background, plan.others))
+        common, seed = self._learned(plan, plan.learned_digest()), plan.condition.seed
+        pool.begin(Task(pool.study, plan.options, common, seed, tasks, users, background, plan.others))
         learning = _Learning([method.name for method in methods], list(plan.users))
         for name in learning.names:
             pool.work([learning.fit(name)])
@@ -210,9 +211,12 @@ class Comparing:
         from milp_ray.tune.comparison.worker import MethodTask
 
         digest = plan.run_digest(method) if method.searched else plan.learned_digest()
-        folder = self.folder.learned(plan.condition.name, digest)
+        folder = self._learned(plan, digest)
         placements = search.placements_of(plan.users) if search else {}
         return MethodTask(method.name, method.builder, folder, method.searched, placements)
+
+    def _learned(self, plan: ConditionPlan, digest: str) -> Path:
+        return self.folder.learned(plan.condition.name, digest)
 
     def _search(self, plan: ConditionPlan, method: MethodPlan) -> Search | None:
         if not method.searched:

@@ -45,6 +45,8 @@ class Bench:
         placements: of users' memories, by alias, from a search.
         memories: of users, by alias: folders of adapters that a finished run trained.
         batching: bounds of a common batch.
+        common: of the same data set, base, study and seed without a search's placements: what needs
+            none is learned there, once for all methods; None: in ``folder``.
     """
 
     base: BaseModel
@@ -55,6 +57,7 @@ class Bench:
     placements: Mapping[str, Placement] = field(default_factory=dict)
     memories: Mapping[str, Path] = field(default_factory=dict)
     batching: Batching = field(default_factory=Batching)
+    common: Path | None = None
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -279,6 +282,11 @@ def remembered(folder: Path, learn: Callable[[], Learned]) -> Learned:
 def own_folder(bench: Bench, source: str, alias: str = "fit") -> Path:
     """Where what a source learned is: of a user, or of all."""
     return child(bench.folder, source, alias)
+
+
+def common_folder(bench: Bench, source: str) -> Path:
+    """Where what a source learned of all users without a search is, whatever method it serves."""
+    return child(bench.common or bench.folder, source, "fit")
 
 
 def bytes_in(folder: Path) -> int:

@@ -16,6 +16,7 @@ from milp_ray.evaluation.baselines.interface import (
     Cost,
     Learned,
     bytes_in,
+    common_folder,
     own_folder,
     remembered,
 )
@@ -62,7 +63,7 @@ class TaskLora:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._folder = own_folder(bench, self.name)
+        self._folder = common_folder(bench, self.name)
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""

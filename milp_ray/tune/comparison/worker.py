@@ -54,6 +54,7 @@ class Task:
     Attributes:
         study: as workers read it.
         options: of the methods.
+        common: what methods without a search learn, and what all share, is in it.
         seed: of the condition.
         methods: by name.
         users: references to the compared users' texts.
@@ -63,6 +64,7 @@ class Task:
 
     study: Study
     options: MethodOptions
+    common: Path
     seed: int
     methods: Mapping[str, MethodTask]
     users: SharedUsers
@@ -141,6 +143,7 @@ class Worker:
                 method.folder,
                 task.options,
                 placements=method.placements,
+                common=task.common,
             )
             self._methods[method.name] = make(method.builder, bench)
 

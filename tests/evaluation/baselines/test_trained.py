@@ -113,6 +113,21 @@ def test_milp_is_what_the_final_job_trains(llama: BaseModel, tmp_path: Path) -> 
     assert method.loss(A, A.test).nats == pytest.approx(expected.nats, rel=1e-5)
 
 
+def test_the_adapter_of_all_is_trained_once_whatever_a_search_chose(llama: BaseModel, tmp_path: Path) -> None:
+    plain = bench(llama, tmp_path / "plain")
+    alone = make("task_lora", plain)
+    alone.fit([B])
+    alone.learn(A)
+    [expected] = alone.requests(A, A.test)[0].adapters
+    on_top = make("task_lora+milp", bench(llama, tmp_path / "searched", common=tmp_path / "plain"))
+    on_top.fit([B])
+    on_top.learn(A)
+    below, above = on_top.requests(A, A.test)[0].adapters
+    assert below == expected
+    assert above.is_relative_to(tmp_path / "searched")
+    assert [path.name for path in (tmp_path / "searched").iterdir()] == ["task_lora_milp"]
+
+
 def test_a_stage_alone_is_one_of_two(llama: BaseModel, tmp_path: Path) -> None:
     here = bench(llama, tmp_path)
     tokens = {}
