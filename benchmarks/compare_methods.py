@@ -42,6 +42,7 @@ METHODS = (
     "task_lora",
     "oppu",
     "milp",
+    "milp_population",
     "milp_inject",
     "milp_instruct",
     "milp+rag",
@@ -68,6 +69,11 @@ def comparison(arguments: argparse.Namespace, shared: Path) -> dict[str, object]
                 "background_users": arguments.background_users,
                 "max_samples": arguments.samples,
                 "max_history": arguments.history,
+                "split": {
+                    "train": round(0.8 - arguments.validation, 3),
+                    "validation": arguments.validation,
+                    "test": 0.2,
+                },
             }
             for name in arguments.datasets
         },
@@ -84,7 +90,12 @@ def comparison(arguments: argparse.Namespace, shared: Path) -> dict[str, object]
             "instruct_epochs": arguments.epochs,
             "max_new_tokens": 32,
         },
-        "search": {"trials": arguments.trials, "initial": arguments.trials // 2, "batch": 4},
+        "search": {
+            "trials": arguments.trials,
+            "initial": arguments.trials // 2,
+            "batch": 4,
+            "points_to_evaluate": [{}] if arguments.plain_first else [],
+        },
         "choose": {"policy": "best:loss"},
         "final": {"epochs": arguments.epochs, "instruct_epochs": arguments.epochs},
         "ray": {"cpus_per_worker": 1.0},
@@ -106,6 +117,8 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=40, help="newest ones of a user")
     parser.add_argument("--history", type=int, default=60, help="newest texts of a user")
     parser.add_argument("--trials", type=int, default=12, help="of each user's search")
+    parser.add_argument("--plain-first", action="store_true", help="the first trial: a LoRA in every layer")
+    parser.add_argument("--validation", type=float, default=0.1, help="share of samples that choose")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
