@@ -41,8 +41,6 @@ SETTINGS = (
     "search.trials=4",
     "search.initial=4",
     "search.surrogate=random",
-    "trial.epochs=12",
-    "final.epochs=60",
     "final.checkpoint_steps=20",
     "ray.workers_per_trial=2",
     "ray.parallelism=zero2",
@@ -51,6 +49,8 @@ SETTINGS = (
     "ray.group_timeout=10",
 )
 SEARCH, FINAL = "search", "final"
+# The stage in which the fault comes is long enough to be hit; the other one is only compared.
+LENGTHS = {SEARCH: ("trial.epochs=12", "final.epochs=8"), FINAL: ("trial.epochs=2", "final.epochs=60")}
 _END_SECONDS = 60.0
 
 
@@ -70,6 +70,11 @@ class Fault:
     damage: bool = False
     settings: tuple[str, ...] = ()
     check_ms: int | None = None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of the study, the same for the undisturbed run."""
+        return (*SETTINGS, *LENGTHS[self.stage], *self.settings)
 
 
 _ALONE = ("ray.workers_per_trial=1", "ray.parallelism=none")
@@ -249,12 +254,12 @@ def nodes(fault: Fault) -> Iterator[tuple[str | None, list[int]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def undisturbed(study: Path, settings: tuple[str, ...]) -> tuple[Run, dict[str, float]]:
+def undisturbed(study: Path, name: str, overrides: tuple[str, ...]) -> tuple[Run, dict[str, float]]:
     """The run that others are compared with, and the median seconds between two of its results."""
-    run, gaps = Run(study, "undisturbed-alone" if settings else "undisturbed"), {}
+    run, gaps = Run(study, name), {}
     steps: dict[str, Callable[[], subprocess.Popen[str]]] = {
         SEARCH: lambda: run.start(
-            "search", str(study), f"name={run.name}", *SETTINGS, *settings, "final.automatic=false"
+            "search", str(study), f"name={run.name}", *overrides, "final.automatic=false"
         ),
         FINAL: lambda: run.start("final", str(run.folder)),
     }
@@ -272,8 +277,8 @@ def measured(study: Path, fault: Fault, plain: Run, gaps: dict[str, float]) -> d
     """One fault: what it cost."""
     with nodes(fault) as (address, raylets):
         run = Run(study, fault.name, address)
-        settings = (*SETTINGS, *fault.settings, "final.automatic=false")
-        process = run.start("search", str(study), f"name={run.name}", *settings)
+        words = ("search", str(study), f"name={run.name}", *fault.overrides, "final.automatic=false")
+        process = run.start(*words)
         if fault.stage == FINAL:
             process.wait()
             process = run.start("final", str(run.folder))
@@ -347,9 +352,9 @@ def main() -> None:
     for fault in FAULTS:
         if args.only and fault.name not in args.only:
             continue
-        if fault.settings not in plain:
-            plain[fault.settings] = undisturbed(study, fault.settings)
-        found = rows[fault.name] = measured(study, fault, *plain[fault.settings])
+        if fault.overrides not in plain:
+            plain[fault.overrides] = undisturbed(study, f"undisturbed-{len(plain)}", fault.overrides)
+        found = rows[fault.name] = measured(study, fault, *plain[fault.overrides])
         print(*found.values(), flush=True)
         with args.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(found))
