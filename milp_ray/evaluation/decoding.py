@@ -2,8 +2,8 @@
 
 Two decoders give the same tokens, up to floating-point rounding:
 
-- :class:`DynamicCacheDecoder`: its key-value cache grows, and rows leave the batch as soon as they
-  end. It is the one for a CPU, and for ranks that share the base.
+- :class:`DynamicCacheDecoder`: its key-value cache grows, and rows that have ended leave the batch.
+  It is the one for a CPU, and for ranks that share the base.
 - :class:`StaticCacheDecoder`: for a GPU, where Python takes much longer to start one token of a few
   rows than the GPU takes to compute it. Cache and rows keep their sizes, so that a step is captured
   once as a CUDA graph, and replayed for every token of every batch.
@@ -17,12 +17,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
-from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 
 from milp_ray.model.base import BaseModel
 from milp_ray.model.cuda_graphs import Capture, Pool, Work
 
 _MIN_REPLAYS = 24  # that pay for a capture
+# Leaving copies the cache of the rows that stay: rows leave together, once this share has ended.
+_LEAVING = 0.125
 _CHECK_EVERY = 8  # tokens between two checks whether all rows have ended; the GPU waits for each
 
 
@@ -99,7 +101,7 @@ class DynamicCacheDecoder:
     def __call__(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]] | None]:
         """See :class:`Decoder`; each rank decodes its share, and gets all tokens."""
         base, group = self._base, self._base.parallel.group
-        rows = _Rows(base, group.share(prompts), self._stop_ids)
+        rows = _Rows(base, group.share(prompts), self._stop_ids, self._max_new_tokens)
         for step in range(self._max_new_tokens):
             # All ranks go on while any has rows left, so that they pause alike. All of them must
             # call a sharded base, and it may take a second for a token.
@@ -121,19 +123,82 @@ class DynamicCacheDecoder:
         yield result
 
 
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer of a cache that grows without being copied: room for new tokens is taken in advance.
+
+    transformers' own layer copies all that it holds with every token.
+
+    Args:
+        room: new tokens that it takes room for, each time that it runs out.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._held: tuple[Tensor, Tensor] | None = None  # keys, values: B x H x (T + room) x D
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add the states of new tokens, ``B x H x T x D`` each; returns those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        end = length + key_states.shape[-2]
+        if self._held is None or self._held[0].shape[-2] < end:
+            before = (self.keys, self.values) if length else ()
+            self._held = (self._taken(key_states, end), self._taken(value_states, end))
+            for held, old in zip(self._held, before, strict=False):
+                held[..., :length, :] = old
+        for held, new in zip(self._held, (key_states, value_states), strict=True):
+            held[..., length:end, :] = new
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch."""
+        if self._held is not None:
+            length = self.get_seq_length()
+            self._held = (self._held[0][indices], self._held[1][indices])
+            self._show(length)
+
+    def _taken(self, like: Tensor, end: int) -> Tensor:
+        return like.new_empty((*like.shape[:-2], end + self._room, like.shape[-1]))
+
+    def _show(self, end: int) -> None:
+        assert self._held is not None
+        self.keys, self.values = (held[..., :end, :] for held in self._held)
+
+
+def roomy_cache(base: BaseModel, new_tokens: int) -> DynamicCache:
+    """A growing cache with room for new tokens; layers of a sliding window stay as they are."""
+    cache = DynamicCache(config=base.model.config)
+    cache.layers = [
+        RoomyLayer(new_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
 class _Rows:
-    """The rows of a batch with a dynamic cache, maybe none. A row leaves as soon as it ends.
+    """The rows of a batch with a growing cache, maybe none; those that have ended leave in time.
 
     Attributes:
         tokens: new tokens of each prompt so far.
     """
 
-    def __init__(self, base: BaseModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        prompts: Sequence[Sequence[int]],
+        stop_ids: frozenset[int],
+        max_new_tokens: int,
+    ) -> None:
         self._base = base
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self._stop = torch.tensor(sorted(base.stop_ids | stop_ids), device=base.device)
-        self._cache = DynamicCache(config=base.model.config)
+        self._cache = roomy_cache(base, max_new_tokens)
         self._rows = torch.arange(len(prompts), device=base.device)
+        self._ended = torch.zeros(len(prompts), dtype=torch.bool, device=base.device)
         if prompts:
             self._ids, self._mask, self._positions = _left_padded(base, prompts)
 
@@ -144,7 +209,7 @@ class _Rows:
 
     @property
     def left(self) -> list[int]:
-        """The rows that have not ended."""
+        """The rows that are in the batch."""
         kept: list[int] = self._rows.tolist()
         return kept
 
@@ -158,14 +223,18 @@ class _Rows:
             past_key_values=self._cache,
             use_cache=True,
         ).argmax(-1)
-        unfinished = torch.isin(chosen, self._stop, invert=True)
+        self._ended |= torch.isin(chosen, self._stop)
         mask, positions = self._mask, self._positions
-        if not bool(unfinished.all()):
-            kept = unfinished.nonzero().squeeze(1)
+        ended = int(self._ended.sum())
+        if ended and ended >= _LEAVING * len(self._rows):
+            kept = (~self._ended).nonzero().squeeze(1)
             self._cache.batch_select_indices(kept)
-            self._rows, chosen, mask, positions = self._rows[kept], chosen[kept], mask[kept], positions[kept]
-        for row, token in zip(self._rows.tolist(), chosen.tolist(), strict=True):
-            self.tokens[row].append(token)
+            self._rows, self._ended = self._rows[kept], self._ended[kept]
+            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+        rows = zip(self._rows.tolist(), chosen.tolist(), self._ended.tolist(), strict=True)
+        for row, token, has_ended in rows:
+            if not has_ended:
+                self.tokens[row].append(token)
         self._ids, self._positions = chosen[:, None], positions[:, -1:] + 1
         self._mask = torch.cat([mask, mask.new_ones(len(chosen), 1)], 1)
 

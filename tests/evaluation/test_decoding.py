@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from milp_ray.config.models import ModelSettings
+from milp_ray.evaluation import decoding
 from milp_ray.evaluation.decoding import (
     Decoder,
     DynamicCacheDecoder,
+    RoomyLayer,
     StaticCacheDecoder,
     decoder,
     static_cache,
@@ -152,3 +156,49 @@ def test_a_window_over_the_whole_text_does_not_slide(mistral: BaseModel) -> None
     expected = [tokens(DynamicCacheDecoder(mistral, NEW), batch) for batch in batches]
     assert min(len(row) for batch in expected for row in batch) > 8
     assert [tokens(decode, batch) for batch in batches] == expected
+
+
+def states(seed: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, rows, 2, length, 4, generator=generator)
+    return keys, values
+
+
+@pytest.mark.parametrize("room", [1, 3, 16])
+def test_a_roomy_layer_holds_what_transformers_own_does(room: int) -> None:
+    ours, theirs = RoomyLayer(room), DynamicLayer()
+    rows = 5
+    for seed, length in enumerate((6, 1, 1, 2, 1, 1, 1)):
+        new = states(seed, rows, length)
+        for found, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(found, expected)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        if seed in (1, 4):
+            kept = torch.tensor([0, 2, 3][: rows - 1])
+            ours.batch_select_indices(kept)
+            theirs.batch_select_indices(kept)
+            rows = len(kept)
+    assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def test_a_token_copies_nothing_while_there_is_room() -> None:
+    layer = RoomyLayer(8)
+    keys, _ = layer.update(*states(0, 3, 5))
+    for seed in range(1, 9):
+        grown, _ = layer.update(*states(seed, 3, 1))
+        assert grown.untyped_storage().data_ptr() == keys.untyped_storage().data_ptr()
+
+
+def test_rows_leave_together(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixteen rows the first that ends stays until there are two; each has its own tokens."""
+    prompts = [[token] for token in range(3, 19)]
+    plain = tokens(DynamicCacheDecoder(base, NEW), prompts)
+    end = plain[4][2]
+    expected = [row[: row.index(end)] if end in row else row for row in plain]
+    there: list[int] = []
+    decode = DynamicCacheDecoder(base, NEW, frozenset({end}), on_rows=lambda rows: there.append(len(rows)))
+    assert tokens(decode, prompts) == expected
+    changes = [(before, after) for before, after in itertools.pairwise(there) if before != after]
+    assert changes and all(before - after >= before / 8 for before, after in changes)
+    monkeypatch.setattr(decoding, "_LEAVING", 0.0)
+    assert tokens(DynamicCacheDecoder(base, NEW, frozenset({end})), prompts) == expected
