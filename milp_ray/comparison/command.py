@@ -71,9 +71,8 @@ def _tell(comparing: Comparing, console: Console) -> None:
         console.print(f"{plan.condition.name}: {found}", markup=False)
         for method in plan.methods:
             done = comparing.folder.cells.find(Cell(plan.condition, method.name), plan.digest(method))
-            searches = 1 if plan.unit_of(method) == "population" else len(plan.users)
-            trials = searches * plan.study.search.trials
-            search = f", after a search of {trials} trials" if method.searched else ""
+            trials = plan.searches(method) * plan.study.search.trials
+            search = f", after a search of {trials} trials" if trials else ""
             state = "finished" if done else f"to be computed{search}"
             console.print(f"  {method.name}: {state}", markup=False)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,23 +23,8 @@ from milp_ray.evaluation.controls import derangement
 from milp_ray.study.inputs import Inputs, load_inputs
 from milp_ray.study.users import Users, load_users
 
-#: The paper's table 4: a search over some of the factors alone -> what it searches.
-SPACES = {
-    "milp_num": "num",
-    "milp_size": "size",
-    "milp_layer": "layer",
-    "milp_num+size": "num+size",
-    "milp_num+layer": "num+layer",
-    "milp_size+layer": "size+layer",
-}
 #: The method with a model beside the base.
 ENCODED = "rag_dense"
-#: One search and one placement for everybody, whatever the file's ``search.unit``.
-POPULATION_MILP = "milp_population"
-#: Methods that use what a search chose.
-SEARCHED = frozenset(
-    {"milp", "milp_inject", "milp_instruct", "milp+rag", "task_lora+milp", POPULATION_MILP, *SPACES}
-)
 # What of a study a result does not follow from: where and how fast it is computed, and names.
 _NOT_CONTENT: dict[str, bool | set[str]] = {
     "name": True,
@@ -53,42 +38,86 @@ _SEARCH_ONLY = ("objectives", "search", "choose")
 
 
 @dataclass(frozen=True)
+class MethodSearch:
+    """How the search behind a method differs from the file's; None: not at all.
+
+    Attributes:
+        factors: that it varies.
+        unit: whose placement it searches.
+        surrogate: that proposes.
+    """
+
+    factors: str | None = None
+    unit: Unit | None = None
+    surrogate: str | None = None
+
+    def of(self, study: Study) -> Study:
+        """The study with what differs."""
+        memory = study.memory.model_copy(update={"factors": self.factors or study.memory.factors})
+        changes = {"unit": self.unit or study.unit, "surrogate": self.surrogate or study.search.surrogate}
+        return study.model_copy(update={"memory": memory, "search": study.search.model_copy(update=changes)})
+
+
+@dataclass(frozen=True)
 class MethodPlan:
     """One method of a comparison.
 
     Attributes:
         name: in the file and in tables.
         builder: by which :func:`milp_ray.evaluation.baselines.make` knows it.
-        factors: that its search varies; empty: the study's, or there is no search.
-        unit: whose placement is searched; None: the study's, or there is no search.
+        search: that it needs; None: it needs none.
     """
 
     name: str
     builder: str
-    factors: str = ""
-    unit: Unit | None = None
+    search: MethodSearch | None = None
 
     @property
     def searched(self) -> bool:
         """Whether it needs a finished search."""
-        return self.name in SEARCHED
+        return self.search is not None
 
 
-def method_plans(names: Iterable[str]) -> tuple[MethodPlan, ...]:
+#: The paper's table 4: a search over some of the factors alone -> what it searches.
+SPACES = {
+    "milp_num": "num",
+    "milp_size": "size",
+    "milp_layer": "layer",
+    "milp_num+size": "num+size",
+    "milp_num+layer": "num+layer",
+    "milp_size+layer": "size+layer",
+}
+_PLAIN = MethodSearch()
+_SEARCHED = {
+    "milp": MethodPlan("milp", "milp", _PLAIN),
+    "milp_inject": MethodPlan("milp_inject", "milp_inject", _PLAIN),
+    "milp_instruct": MethodPlan("milp_instruct", "milp_instruct", _PLAIN),
+    "milp+rag": MethodPlan("milp+rag", "milp+rag", _PLAIN),
+    "task_lora+milp": MethodPlan("task_lora+milp", "task_lora+milp", _PLAIN),
+    # One search and one placement for everybody, whatever the file's search.unit.
+    "milp_population": MethodPlan("milp_population", "milp", MethodSearch(unit="population")),
+    **{name: MethodPlan(name, "milp", MethodSearch(factors=factors)) for name, factors in SPACES.items()},
+}
+# Where users are divided, a user has no samples to choose a placement by: chance searches for all.
+_BY_USER = {"random_lora": MethodPlan("random_lora", "milp", MethodSearch(surrogate="random"))}
+
+
+def method_plans(names: Iterable[str], *, by_user: bool = False) -> tuple[MethodPlan, ...]:
     """The methods of a comparison file.
+
+    Args:
+        names: of the file.
+        by_user: whether users are divided, and not each user's samples.
 
     Raises:
         StudyError: no method has one of the names; all of them are told.
     """
-    known = sorted({*method_names(), *SPACES, POPULATION_MILP})
+    special = _SEARCHED | (_BY_USER if by_user else {})
+    known = sorted({*method_names(), *special})
     problems, plans = [], []
     for place, name in enumerate(names):
-        if name in SPACES:
-            plans.append(MethodPlan(name, "milp", SPACES[name]))
-        elif name == POPULATION_MILP:
-            plans.append(MethodPlan(name, "milp", unit="population"))
-        elif name in known:
-            plans.append(MethodPlan(name, name))
+        if name in known:
+            plans.append(special.get(name) or MethodPlan(name, name))
         else:
             near = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else ""
@@ -109,8 +138,8 @@ class ConditionPlan:
         inputs: the compared users, the base's structure and the memory space.
         options: of the methods.
         encoder: of the sentence encoder, what tells it from another; empty where none is used.
-        background: users for what is trained across users; the compared users' own train and
-            validation parts where the file names none.
+        background: users for what is trained across users; where the file names none, the compared
+            users' own train and validation parts, or the users of these parts.
         methods: of the comparison.
     """
 
@@ -122,10 +151,11 @@ class ConditionPlan:
     background: Users
     methods: tuple[MethodPlan, ...]
 
-    @property
+    @cached_property
     def users(self) -> Mapping[str, UserSplit]:
-        """The compared users, by alias."""
-        return self.inputs.users.splits
+        """The compared users, by alias; where users are divided, those of the test part."""
+        found = self.inputs.users
+        return _of_parts(found, "test").splits if found.parts else found.splits
 
     @cached_property
     def others(self) -> Mapping[str, str]:
@@ -144,20 +174,18 @@ class ConditionPlan:
         """Of everything that a method without a search learns from."""
         return digest_of(self._content(MethodPlan("none", "none")) | {"method": "learned"})
 
-    def unit_of(self, method: MethodPlan) -> Unit:
-        """Whose placement the search behind a method searches."""
-        return method.unit or self.study.unit
+    def searches(self, method: MethodPlan) -> int:
+        """How many searches a method needs: one for everybody, or one a user, or none."""
+        if method.search is None:
+            return 0
+        return 1 if method.search.of(self.study).search.unit == "population" else len(self.users)
 
     def searched_study(self, method: MethodPlan, runs: Path, key_file: Path) -> Study:
         """The study of the search behind a method; its name tells it from any other search."""
-        study = self.study
-        memory = study.memory.model_copy(update={"factors": method.factors or study.memory.factors})
-        search = study.search.model_copy(update={"unit": self.unit_of(method)})
+        study = (method.search or _PLAIN).of(self.study)
         return study.model_copy(
             update={
                 "name": f"{self.condition.name}-{self.run_digest(method)[:6]}",
-                "memory": memory,
-                "search": search,
                 "trial": study.trial.model_copy(update={"save_adapters": False}),
                 "final": study.final.model_copy(update={"automatic": False}),
                 "storage": study.storage.model_copy(update={"path": str(runs)}),
@@ -166,16 +194,15 @@ class ConditionPlan:
         )
 
     def _content(self, method: MethodPlan) -> dict[str, object]:
-        sections = self.study.model_dump(mode="json", exclude=_NOT_CONTENT)
-        if not method.searched:
+        study = self.study if method.search is None else method.search.of(self.study)
+        sections = study.model_dump(mode="json", exclude=_NOT_CONTENT)
+        if method.search is None:
             sections = {name: value for name, value in sections.items() if name not in _SEARCH_ONLY}
         return {
             "format": FORMAT,
             "seed": self.condition.seed,
             "sections": sections,
             "options": self.options.model_dump(mode="json", exclude={"encoder"}),
-            "factors": method.factors,
-            "unit": self.unit_of(method) if method.searched else None,
             "users": self.inputs.users.fingerprint,
             "background": self.background.fingerprint,
             "base": dict(self.inputs.base),
@@ -190,7 +217,6 @@ def plan_of(comparison: Comparison, key: bytes) -> list[ConditionPlan]:
         StudyError: a method is unknown, or something does not go with a comparison.
         DataError, ModelError, SpaceError: data or a model is not usable.
     """
-    methods = method_plans(comparison.methods)
     _check(comparison)
     encoder = _encoder(comparison)
     plans = []
@@ -198,6 +224,7 @@ def plan_of(comparison: Comparison, key: bytes) -> list[ConditionPlan]:
         study = resolved(comparison.study(condition.dataset, condition.model, condition.seed))
         inputs = load_inputs(study, key)
         background = _background(comparison, study, inputs, key)
+        methods = method_plans(comparison.methods, by_user=bool(inputs.users.parts))
         plans.append(
             ConditionPlan(condition, study, inputs, comparison.options, encoder, background, methods)
         )
@@ -211,6 +238,8 @@ def cells_of(plans: Iterable[ConditionPlan]) -> list[Cell]:
 
 def _background(comparison: Comparison, study: Study, inputs: Inputs, key: bytes) -> Users:
     dataset = next(data for name, data in comparison.datasets.items() if study.name.startswith(f"{name}-"))
+    if inputs.users.parts:
+        return _of_parts(inputs.users, "train", "validation")
     if dataset.background is None:
         return inputs.users
     settings = dataset.data(background=True)
@@ -223,6 +252,11 @@ def _background(comparison: Comparison, study: Study, inputs: Inputs, key: bytes
     return found
 
 
+def _of_parts(users: Users, *parts: str) -> Users:
+    kept = {alias: split for alias, split in users.splits.items() if users.parts[alias] in parts}
+    return replace(users, splits=kept)
+
+
 def _encoder(comparison: Comparison) -> dict[str, str]:
     """What tells the sentence encoder from another, if one is used."""
     if ENCODED not in comparison.methods:
@@ -233,6 +267,7 @@ def _encoder(comparison: Comparison) -> dict[str, str]:
 
 
 def _check(comparison: Comparison) -> None:
+    method_plans(comparison.methods)
     problems = []
     if comparison.ray.workers_per_trial > 1:
         fact = f"is {comparison.ray.workers_per_trial}, and methods are compared on whole bases"

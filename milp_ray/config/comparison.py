@@ -110,12 +110,12 @@ class Comparison(Settings):
 
     @field_validator("datasets")
     @classmethod
-    def _regime(cls, value: dict[str, ComparedData]) -> dict[str, ComparedData]:
-        by_user = [name for name, data in value.items() if data.split.regime == "by_user"]
-        if by_user:
+    def _one_background(cls, value: dict[str, ComparedData]) -> dict[str, ComparedData]:
+        both = [name for name, data in value.items() if data.split.regime == "by_user" and data.background]
+        if both:
             raise ValueError(
-                f"{', '.join(by_user)}: a comparison splits each user's samples (split.regime: per_user); "
-                "users with fewer than min_samples are left out"
+                f"{', '.join(both)}: no background where users are divided (split.regime: by_user): "
+                "the train and validation users of the file are the background"
             )
         return value
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.comparison.test_plan import write_comparison
+from tests.comparison.test_plan import divided, write_comparison
 from tests.study.conftest import CANARY, Start, call, start  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -82,6 +82,27 @@ def test_the_three_families_are_compared(
     assert all(0 < float(row["own"]) < 10 for row in rows)
     verdict = (tables.parent / "verdict.md").read_text(encoding="utf-8")
     assert all(f"## canary, {model}" in verdict for model in tiny_models)
+
+
+@pytest.mark.nightly
+def test_divided_users_are_compared(
+    tmp_path: Path,
+    shallow_model: Path,
+    start: Start,  # noqa: F811
+) -> None:
+    methods = ["none", "rag", "task_lora", "multi_lora", "random_lora", "oppu", "milp", "milp_instruct"]
+    path = divided(tmp_path, shallow_model, methods)
+    output, _ = (process := start("compare", str(path))).communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "8 of 8 cells are finished" in output
+    root = tmp_path / "comparisons" / "small"
+    costs = {}
+    for cell in root.glob("cells/*/*.json"):
+        record = json.loads(cell.read_text(encoding="utf-8"))
+        assert len(record["users"]) == 2 and not record["failed"]
+        costs[record["cell"]["method"]] = record["cost"]
+    assert costs["milp"]["trials"] == costs["random_lora"]["trials"] == 2
+    assert costs["milp"]["adapter_bytes"] > costs["milp_instruct"]["adapter_bytes"] > 0
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(tmp_path: Path, shallow_model: Path) -> None:

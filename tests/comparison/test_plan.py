@@ -40,6 +40,18 @@ def write_comparison(folder: Path, model: Path, methods: list[str], **sections: 
     return path
 
 
+def divided(folder: Path, model: Path, methods: list[str]) -> Path:
+    """Ten users with two samples each, of whom two are compared."""
+    path = write_comparison(folder, model, methods)
+    lines = [user_line(number, 2) for number in range(10)]
+    (folder / "users.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    comparison = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = {"path": str(folder / "users.jsonl"), "split": {"regime": "by_user"}}
+    comparison |= {"datasets": {"canary": data}}
+    path.write_text(yaml.safe_dump(comparison), encoding="utf-8")
+    return path
+
+
 def planned(path: Path, *overrides: str) -> ConditionPlan:
     [plan] = plan_of(load_comparison(path, overrides), KEY)
     return plan
@@ -89,6 +101,19 @@ def test_a_method_without_its_encoder_is_refused_before_anything_runs(
         planned(path, "methods=[none, rag_dense]", "options.encoder=nowhere")
     plan = planned(path, "methods=[none, rag_dense]", f"options.encoder={shallow_model}")
     assert "config.json" in plan.encoder
+
+
+def test_where_users_are_divided_test_users_are_compared_and_chance_searches_for_all(
+    tmp_path: Path, shallow_model: Path
+) -> None:
+    plan = planned(divided(tmp_path, shallow_model, ["none", "multi_lora", "random_lora", "milp"]))
+    assert (len(plan.users), len(plan.background.splits)) == (2, 8)
+    assert all(user.test and not user.train for user in plan.users.values())
+    assert {bool(user.train) for user in plan.background.splits.values()} == {True, False}
+    studies = {m.name: plan.searched_study(m, tmp_path, tmp_path / "key") for m in plan.methods if m.searched}
+    assert {name: study.unit for name, study in studies.items()} == dict.fromkeys(studies, "population")
+    assert studies["random_lora"].search.surrogate == "random"
+    assert [plan.searches(method) for method in plan.methods] == [0, 0, 1, 1]
 
 
 def test_other_texts_make_other_cells(path: Path) -> None:

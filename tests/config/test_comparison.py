@@ -53,9 +53,9 @@ def test_what_a_study_refuses_a_comparison_refuses(tmp_path: Path) -> None:
     assert "objectives has no 'chrf'" in refused(tmp_path, SMALL + "choose: {policy: 'best:chrf'}\n")
 
 
-def test_users_that_cannot_be_split_are_refused_as_a_regime(tmp_path: Path) -> None:
-    text = SMALL.replace("{path: c.jsonl}", "{path: c.jsonl, split: {regime: by_user}}")
-    assert "split.regime: per_user" in refused(tmp_path, text)
+def test_where_users_are_divided_the_background_is_in_the_same_file(tmp_path: Path) -> None:
+    text = SMALL.replace("{path: c.jsonl}", "{path: c.jsonl, background: d.jsonl, split: {regime: by_user}}")
+    assert "train and validation users of the file" in refused(tmp_path, text)
 
 
 def test_one_key_stands_beside_the_data_sets(tmp_path: Path) -> None:

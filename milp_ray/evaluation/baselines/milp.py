@@ -7,6 +7,10 @@ With one rate in ``options.rate_factors`` and the run's seed they are the final 
 
 A background user has no placement of their own: the learning rate is chosen with the given
 placement that has the middle number of parameters.
+
+Where users are divided (``data.split.regime: by_user``) there is one placement, stage 2 is trained
+on background users' samples, and a user's stage 1 starts from there, as in the final job.
+``milp_instruct`` is that shared adapter alone.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.baselines import register
 from milp_ray.evaluation.baselines.contents import QueryAlone
 from milp_ray.evaluation.baselines.interface import Bench, Carried, Cost, Learned, Method, Source, bytes_in
-from milp_ray.evaluation.baselines.sources import UserLora
+from milp_ray.evaluation.baselines.sources import TaskLora, UserLora
 from milp_ray.evaluation.baselines.training import BOTH
 from milp_ray.memory.adapter_notes import noted_placement
 from milp_ray.memory.adapters import WEIGHTS
@@ -40,12 +44,17 @@ def milp_inject(bench: Bench) -> Method:
 @register("milp_instruct")
 def milp_instruct(bench: Bench) -> Method:
     """Stage 2 alone."""
+    if bench.study.data.split.regime == "by_user":
+        return Method("milp_instruct", bench, _shared(bench), QueryAlone(bench))
     return _with_stages(bench, "milp_instruct", ("instruct",))
 
 
 def memories(bench: Bench) -> Source:
     """Users' memories: a finished run's, or trained here."""
-    return Memories(bench) if bench.memories else UserLora(bench, "milp", placements(bench), BOTH)
+    if bench.memories:
+        return Memories(bench)
+    after = _shared(bench) if bench.study.data.split.regime == "by_user" else None
+    return UserLora(bench, "milp", placements(bench), BOTH, after=after)
 
 
 def placements(bench: Bench) -> Callable[[UserSplit | None], Placement]:
@@ -111,6 +120,10 @@ def _known(bench: Bench) -> dict[str, Placement]:
     noted = {alias: noted_placement(folder) for alias, folder in bench.memories.items()}
     found = {alias: Placement.from_key(key) for alias, key in noted.items() if key}
     return {**found, **{alias: placement for alias, placement in bench.placements.items() if placement}}
+
+
+def _shared(bench: Bench) -> TaskLora:
+    return TaskLora(bench, lambda: placements(bench)(None))
 
 
 def _with_stages(bench: Bench, name: str, parts: Collection[str]) -> Method:

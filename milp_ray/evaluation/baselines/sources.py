@@ -6,8 +6,13 @@ share what was learned: ``oppu`` takes the adapter of ``task_lora``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import TypedDict
+
+from torch import Tensor
 
 from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.baselines.interface import (
@@ -31,10 +36,18 @@ from milp_ray.evaluation.baselines.training import (
     user_stages,
     validation_loss,
 )
+from milp_ray.memory.adapters import read_adapter
 from milp_ray.memory.placement import Placement
 from milp_ray.model.row_adapters import LoraWeights, load_lora
 
-ADAPTER = "adapter"
+ADAPTER, HELD_BACK = "adapter", "held_back"
+
+
+class _OfAll(TypedDict, total=False):
+    """Arguments of :func:`~milp_ray.evaluation.baselines.training.trained_lora`."""
+
+    below: LoraWeights
+    start: Mapping[str, Tensor]
 
 
 class Nothing:
@@ -56,14 +69,19 @@ class Nothing:
 class TaskLora:
     """One adapter for everybody, trained on the samples of background users.
 
-    It sees no histories: it is to learn the task, and no person. Every layer, the default rank.
+    It sees no histories: it is to learn the task, and no person. A second one has not seen the
+    background users' validation samples: what is trained on top of it chooses its learning rate by
+    these.
+
+    Args:
+        bench: see there.
+        placement: says where its LoRAs are; None: in every layer, whatever a search chose.
     """
 
-    name = "task_lora"
-
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, placement: Callable[[], Placement] | None = None) -> None:
         self._bench = bench
-        self._folder = common_folder(bench, self.name)
+        self._placement = placement or (lambda: everywhere(bench))
+        self._folder = common_folder(bench, "task_lora") if placement is None else own_folder(bench, "shared")
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
@@ -77,18 +95,26 @@ class TaskLora:
         """The adapter of all."""
         return Carried((self._folder / ADAPTER,))
 
-    def weights(self) -> LoraWeights:
-        """The adapter of all, to train on top of."""
-        return load_lora(self._bench.base, self._folder / ADAPTER)
+    def adapter(self, *, held_back: bool = False) -> Path:
+        """The folder of the adapter of all; ``held_back``: of that without validation samples."""
+        found = self._folder / HELD_BACK
+        return found if held_back and found.exists() else self._folder / ADAPTER
 
     def _fit(self, background: Sequence[UserSplit]) -> Learned:
-        bench, placement = self._bench, everywhere(self._bench)
+        bench, placement = self._bench, self._placement()
         samples, chosen_from, measured = background_samples(bench, background)
 
+        best = math.inf
+
         def attempt(rate: float) -> tuple[float, int]:
+            nonlocal best
             stages = [background_stage(bench, chosen_from)]
             with trained_lora(bench, placement, stages, rate, bench.seed) as tokens:
-                return validation_loss(bench, measured), tokens
+                loss = validation_loss(bench, measured)
+                if loss < best:
+                    best = loss
+                    save_lora(bench, self._folder / HELD_BACK, placement, "all")
+                return loss, tokens
 
         whom = f"the loss on {len(measured)} validation samples of background users"
         able = attempt if measured and chosen_from else None
@@ -103,7 +129,7 @@ class TaskLora:
                 adapter_bytes=bytes_in(self._folder / ADAPTER),
             ),
             f"{len(samples)} samples of {len(background)} background users, {stages[0].epochs} passes; "
-            f"rank {placement.ranks[0][1]} in every layer; {rate.note}",
+            f"placement {placement.key}; {rate.note}",
         )
 
 
@@ -116,6 +142,7 @@ class UserLora:
         placement_of: a user's LoRAs; of None, those of background users, who have none.
         parts: the stages that are trained.
         on: an adapter for everybody that is on the base, frozen, in training and afterwards.
+        after: an adapter for everybody of the same placement, from whose weights the user's start.
     """
 
     def __init__(
@@ -125,13 +152,15 @@ class UserLora:
         placement_of: Callable[[UserSplit | None], Placement],
         parts: Collection[str] = BOTH,
         on: TaskLora | None = None,
+        after: TaskLora | None = None,
     ) -> None:
         self._bench, self._name, self._placement_of = bench, name, placement_of
-        self._parts, self._on = parts, on
+        self._parts, self._on, self._after = parts, on, after
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Choose the learning rate, once for all users."""
-        below = self._on.fit(background) if self._on is not None else None
+        shared = self._on or self._after
+        below = shared.fit(background) if shared is not None else None
         own = remembered(own_folder(self._bench, self._name), lambda: self._fit(background))
         if below is None:
             return own
@@ -159,13 +188,15 @@ class UserLora:
         return Learned(Cost(trained_tokens=rate.tokens), rate.note)
 
     def _choose(self, users: Sequence[UserSplit], placement: Placement, whom: str) -> Rate:
-        bench, below = self._bench, self._below()
+        bench, base = self._bench, self._of_all(held_back=True)
 
         def attempt(rate: float) -> tuple[float, int]:
             found, trained = [], 0
             for user in users:
                 stages = user_stages(bench, user, self._parts, held_back=True)
-                with trained_lora(bench, placement, stages, rate, bench.seed_of(user.alias), below) as tokens:
+                with trained_lora(
+                    bench, placement, stages, rate, bench.seed_of(user.alias), **base
+                ) as tokens:
                     found.append(validation_loss(bench, user.validation))
                     trained += tokens
             return fmean(found), trained
@@ -185,7 +216,7 @@ class UserLora:
             spent = rate.tokens
         stages = user_stages(bench, user, self._parts)
         seed = bench.seed_of(user.alias)
-        with trained_lora(bench, placement, stages, rate.value, seed, self._below()) as tokens:
+        with trained_lora(bench, placement, stages, rate.value, seed, **self._of_all()) as tokens:
             save_lora(bench, folder / ADAPTER, placement, user.alias)
         trained = ", ".join(f"{one.name}: {len(one.examples)} texts, {one.epochs} passes" for one in stages)
         return Learned(
@@ -197,5 +228,11 @@ class UserLora:
             f"{trained}; placement {placement.key}; {rate.note}",
         )
 
-    def _below(self) -> LoraWeights | None:
-        return None if self._on is None else self._on.weights()
+    def _of_all(self, *, held_back: bool = False) -> _OfAll:
+        """What of everybody's a training has: an adapter beneath, or weights to start from."""
+        found = _OfAll()
+        if self._on is not None:
+            found["below"] = load_lora(self._bench.base, self._on.adapter(held_back=held_back))
+        if self._after is not None:
+            found["start"] = read_adapter(self._after.adapter(held_back=held_back))[1]
+        return found

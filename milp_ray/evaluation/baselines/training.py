@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from milp_ray.config.models import OptimizerSettings
 from milp_ray.data.records import Sample, UserSplit
@@ -140,6 +141,7 @@ def trained_lora(
     rate: float,
     seed: int,
     below: LoraWeights | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Iterator[int]:
     """Inside the block a freshly trained adapter is on the base; gives the tokens trained on.
 
@@ -150,6 +152,7 @@ def trained_lora(
         rate: the learning rate.
         seed: of the LoRA weights, the order of texts and dropout.
         below: a frozen adapter that is on the base, too.
+        start: weights of an adapter of this placement that the training starts from; None: fresh.
 
     Raises:
         TrialFailed: a loss or a gradient is not finite.
@@ -161,8 +164,10 @@ def trained_lora(
     whole = contextlib.nullcontext() if below is None else unfused(base)
     with whole, beneath(base, below):
         with rng.active():
-            base.attach(config)
+            attached = base.attach(config)
         try:
+            if start is not None:
+                attached.load(start)
             yield run_stages(bench, stages, optimizer, seed, rng=rng if memory.dropout else None)
         finally:
             base.detach()
