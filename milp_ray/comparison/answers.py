@@ -13,8 +13,24 @@ from pathlib import Path
 
 from milp_ray.errors import RunFolderError
 from milp_ray.ids import child
-from milp_ray.storage import atomic_write, reading
+from milp_ray.storage import atomic_write, reading, writing
 from milp_ray.tune.comparison.worker import Answer
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file with users' texts, readable by its owner only, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+
+    def write(draft: Path) -> None:
+        draft.touch(0o600)
+        draft.write_text(text, encoding="utf-8")
+
+    with writing(path.parent):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atomic_write(path, write)
 
 
 class AnswerStore:
@@ -67,15 +83,8 @@ class AnswerStore:
         Raises:
             StorageError: its file cannot be written.
         """
-        path = self._path(answer.alias)
         text = json.dumps(asdict(answer), allow_nan=False, ensure_ascii=False)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-        def write(draft: Path) -> None:
-            draft.touch(0o600)
-            draft.write_text(text, encoding="utf-8")
-
-        atomic_write(path, write)
+        write_private(self._path(answer.alias), text)
 
     def _path(self, alias: str) -> Path:
         return child(self._folder, f"{alias}.json")

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from milp_ray.comparison.cells import CellRecord
 from milp_ray.comparison.plan import ConditionPlan
 from milp_ray.comparison.verdict import OURS
 from milp_ray.data.records import Sample, UserSplit
-from milp_ray.storage import atomic_write
 from milp_ray.tune.comparison.worker import Answer
 
 _EARLIER = 3  # of the newest history texts before a sample
@@ -44,21 +42,6 @@ def case_page(plan: ConditionPlan, records: Sequence[CellRecord], answers: Answe
         lines += [f"## {alias}{head}", ""]
         lines += _case(user, user.test[0], {method: found[alias] for method, found in answers.items()})
     return "\n".join(lines)
-
-
-def write_case_page(path: Path, page: str) -> None:
-    """Write a page, readable by its owner only.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def write(draft: Path) -> None:
-        draft.touch(0o600)
-        draft.write_text(page, encoding="utf-8")
-
-    atomic_write(path, write)
 
 
 def _gains(records: Sequence[CellRecord], name: str) -> dict[str, float]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from milp_ray.comparison.cases import case_page, write_case_page
+from milp_ray.comparison.answers import write_private
+from milp_ray.comparison.cases import case_page
 from milp_ray.comparison.cells import Cell, CellRecord
 from milp_ray.comparison.data_table import statistics_table
+from milp_ray.comparison.plan import ConditionPlan
 from milp_ray.comparison.results import write_results
 from milp_ray.comparison.run import Comparing
 from milp_ray.comparison.win_rates import Judging
 from milp_ray.config.comparison import Comparison
+from milp_ray.data.readers import predictions_of
 from milp_ray.errors import MilpRayError
 from milp_ray.evaluation.judges import make_judge
 from milp_ray.evaluation.judges.cache import AnswerCache
 from milp_ray.model.pretrained import load_config
 from milp_ray.study.stopping import signals_interrupt
+from milp_ray.tune.comparison.worker import Answer
 
 
 def compare_and_report(comparison: Comparison, console: Console, *, dry_run: bool = False) -> int:
@@ -77,10 +81,10 @@ def _tell(comparing: Comparing, console: Console) -> None:
             console.print(f"  {method.name}: {state}", markup=False)
 
 
-def _write_cases(comparing: Comparing, records: Sequence[CellRecord]) -> Iterator[Path]:
-    """Write the pages that show texts, if they are asked for; gives their paths."""
-    count = comparing.folder.comparison.cases
-    for plan in comparing.plans if count else ():
+def _write_texts(comparing: Comparing, records: Sequence[CellRecord]) -> Iterator[Path]:
+    """Write what shows texts, as far as it is asked for; gives the paths."""
+    asked, folder = comparing.folder.comparison, comparing.folder
+    for plan in comparing.plans if asked.cases or asked.predictions else ():
         mine = [record for record in records if record.cell.condition == plan.condition]
         done = {record.cell.method for record in mine}
         answers = {
@@ -88,9 +92,26 @@ def _write_cases(comparing: Comparing, records: Sequence[CellRecord]) -> Iterato
             for method in plan.methods
             if method.name in done
         }
-        path = comparing.folder.case_page(plan.condition.name)
-        write_case_page(path, case_page(plan, mine, answers, count))
-        yield path
+        if asked.cases:
+            path = folder.case_page(plan.condition.name)
+            write_private(path, case_page(plan, mine, answers, asked.cases))
+            yield path
+        for method, found in answers.items() if asked.predictions else ():
+            text = _predictions(plan, found)
+            if text is not None:
+                path = folder.predictions(Cell(plan.condition, method))
+                write_private(path, text)
+                yield path
+
+
+def _predictions(plan: ConditionPlan, answers: Mapping[str, Answer]) -> str | None:
+    """Responses in the form of the data set's own evaluation; of failed users there are none."""
+    pairs = [
+        pair
+        for alias, answer in answers.items()
+        for pair in zip(plan.users[alias].test, answer.responses, strict=bool(answer.responses))
+    ]
+    return predictions_of(plan.study.data, [sample for sample, _ in pairs], [said for _, said in pairs])
 
 
 def _report(comparing: Comparing, console: Console) -> int:
@@ -104,6 +125,6 @@ def _report(comparing: Comparing, console: Console) -> int:
     for path in files[:1]:
         console.print(f"verdict: {path}", markup=False, soft_wrap=True)
     console.print(f"tables: {comparing.folder.tables}", markup=False, soft_wrap=True)
-    for path in _write_cases(comparing, compared.records):
+    for path in _write_texts(comparing, compared.records):
         console.print(f"users' texts and responses: {path}", markup=False, soft_wrap=True)
     return compared.exit_code

@@ -10,6 +10,7 @@
   runs/              the searches behind methods, each a run as of `milp-ray search`
   tables/ figures/   for people
   cases/             pages that show texts, where the file asks for them
+  predictions/       responses in the form of a data set's own evaluation, where the file asks
   verdict.md         in plain words
 """
 
@@ -78,6 +79,11 @@ class ComparisonFolder:
     def figures(self) -> Path:
         """Where figures go."""
         return self.root / "figures"
+
+    def predictions(self, cell: Cell) -> Path:
+        """A cell's responses in the form of the data set's own evaluation."""
+        name = f"{cell.method.replace('+', '-')}.json"
+        return child(self.root, "predictions", cell.condition.name, name)
 
     def case_page(self, condition: str) -> Path:
         """The page of a condition that shows texts."""

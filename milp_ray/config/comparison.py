@@ -90,6 +90,9 @@ class Comparison(Settings):
     cases: int = Field(
         0, ge=0, description="users of each data set whose responses are shown as text, in pages; 0: no page"
     )
+    predictions: bool = Field(
+        False, description="write responses in the form of a data set's own evaluation, where it has one"
+    )
     prompts: PromptSettings = PromptSettings()
     memory: MemorySettings = MemorySettings()
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("loss", "rouge_l")

@@ -1,14 +1,19 @@
 """Pages that show what was answered: whom they show, and that texts stay as they are."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from milp_ray.comparison.cases import case_page, write_case_page
+from milp_ray.comparison.answers import write_private
+from milp_ray.comparison.cases import case_page
 from milp_ray.comparison.cells import Cell, CellCost, CellRecord, UserResult
+from milp_ray.comparison.command import _predictions
 from milp_ray.comparison.plan import ConditionPlan
 from milp_ray.tune.comparison.worker import Answer
-from tests.comparison.test_plan import planned, write_comparison
+from tests.comparison.test_plan import divided, planned, write_comparison
+from tests.data import test_reader_lamp as lamp
 
 
 @pytest.fixture(scope="module")
@@ -69,5 +74,36 @@ def test_without_gains_users_come_by_alias(plan: ConditionPlan) -> None:
 
 
 def test_a_page_is_its_owners_alone(tmp_path: Path) -> None:
-    write_case_page(tmp_path / "cases" / "one.md", "a text")
+    write_private(tmp_path / "cases" / "one.md", "a text")
     assert (tmp_path / "cases" / "one.md").stat().st_mode & 0o077 == 0
+
+
+def test_predictions_of_lamp_have_its_own_form(tmp_path: Path, shallow_model: Path) -> None:
+    profile = [
+        {"title": f"Day {day}", "text": f"It rained on day {day} and then no more."} for day in range(4)
+    ]
+    asked = [lamp.question(str(number), profile) for number in range(10)]
+    outputs = {str(number): f"Weather {number}" for number in range(10)}
+    data = lamp.write(tmp_path, asked, lamp.golds("LaMP_4", outputs))
+    path = divided(tmp_path, shallow_model, ["none"])
+    comparison = yaml.safe_load(path.read_text(encoding="utf-8"))
+    comparison["datasets"]["canary"] |= {"path": str(data), "format": "lamp"}
+    path.write_text(yaml.safe_dump(comparison), encoding="utf-8")
+    plan = planned(path)
+    said = {
+        alias: Answer("none", alias, responses=tuple(f"said of {one.query}" for one in user.test))
+        for alias, user in plan.users.items()
+    }
+    lost = Answer("none", next(iter(said)), reason="out of memory")
+    ids = [one.source_id for user in plan.users.values() for one in user.test]
+    kept = lamp.golds("LaMP_4", {key: text for key, text in outputs.items() if key in ids})
+    given = _predictions(plan, said)
+    assert given is not None
+    pairs = lamp.checked(json.dumps(kept), given)
+    assert sorted(pairs) == sorted((f"said of question {key}", f"Weather {key}") for key in ids)
+    given = _predictions(plan, said | {lost.alias: lost})
+    assert given is not None and len(json.loads(given)["golds"]) == len(ids) - 1
+
+
+def test_data_without_an_evaluation_of_its_own_has_no_predictions(plan: ConditionPlan) -> None:
+    assert _predictions(plan, answers(plan)["milp"]) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray.config.models import DataSettings
-from milp_ray.data.readers import ReadResult, read_users
+from milp_ray.data.readers import ReadResult, predictions_of, read_users
 from milp_ray.data.readers.lamp import predictions
 from milp_ray.data.records import Sample
 from milp_ray.data.splits import split_users
@@ -188,6 +188,8 @@ def test_predictions_are_read_back_by_a_checker_of_lamps_documentation(tmp_path:
     text = predictions("LaMP_4", samples, said)
     gold = (tmp_path / "dev_outputs.json").read_text()
     assert checked(gold, text) == [("answer to 1, “é”", "Sun"), ("answer to 2, “é”", "Fog")]
+    settings = DataSettings.model_validate({"path": str(path), "format": "lamp"})
+    assert predictions_of(settings, samples, said) == text
     (tmp_path / "again_outputs.json").write_text(text)
     again = read(path, files={"outputs": str(tmp_path / "again_outputs.json")})
     assert again.users[0].samples[-1].response == "answer to 1, “é”"

@@ -16,13 +16,14 @@ reader carry positions only, never a user's text or id.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.config.models import ColumnSettings, DataSettings
 from milp_ray.data.readers.source import Copies, ReadResult, Source
+from milp_ray.data.records import Sample
 from milp_ray.errors import DataError, Problem
 from milp_ray.registry import Registry
 from milp_ray.storage import is_url
@@ -33,12 +34,14 @@ __all__ = [
     "Reader",
     "Source",
     "find_format",
+    "predictions_of",
     "read_users",
     "reader_names",
     "register",
 ]
 
 Reader = Callable[[Source], ReadResult]
+Predictions = Callable[[Source, Sequence[Sample], Sequence[str]], str]
 
 _MODULES = ("amazonqa", "jsonl", "lamp", "longlamp", "malp", "messages", "personamem", "reddit", "table")
 
@@ -54,6 +57,8 @@ class Format:
         citation: what its source asks to be cited, or the source itself; empty for own data.
         files: names of further files that it has (``data.files``).
         columns: names of the columns or keys that it has (``data.columns``).
+        predictions: writes responses in the form that the data set's own evaluation reads, as JSON;
+            None where it has none.
     """
 
     read: Reader
@@ -62,6 +67,7 @@ class Format:
     citation: str = ""
     files: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    predictions: Predictions | None = None
 
 
 _REGISTRY: Registry[Format] = Registry("reader", [f"{__name__}.{name}" for name in _MODULES])
@@ -76,6 +82,7 @@ def register(
     citation: str = "",
     files: tuple[str, ...] = (),
     columns: tuple[str, ...] = (),
+    predictions: Predictions | None = None,
 ) -> Callable[[Reader], Reader]:
     """A decorator that makes a reader known as ``data.format: NAME``; see :class:`Format`.
 
@@ -84,7 +91,7 @@ def register(
     """
 
     def add(read: Reader) -> Reader:
-        _REGISTRY.register(name)(Format(read, users, licence, citation, files, columns))
+        _REGISTRY.register(name)(Format(read, users, licence, citation, files, columns, predictions))
         return read
 
     return add
@@ -117,12 +124,8 @@ def read_users(settings: DataSettings) -> ReadResult:
     known = find_format(settings.format)
     _check_extras(settings, known)
     path = settings.path if is_url(settings.path) else str(Path(settings.path).expanduser())
-    with ExitStack() as stack:
-        copies = Copies(stack)
-        try:
-            result = known.read(Source(copies.of(settings.path), settings, copies))
-        except DataError as error:
-            raise copies.named(error) from None
+    with _opened(settings) as source:
+        result = known.read(source)
     if not result.users:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(result.skipped.items()))
         fact = f"no user is left ({reasons})" if reasons else "holds no user"
@@ -130,6 +133,35 @@ def read_users(settings: DataSettings) -> ReadResult:
         remedy = "check that data.path and data.format belong together"
         raise DataError(path, [Problem("", fact, expected, remedy)])
     return result
+
+
+def predictions_of(settings: DataSettings, samples: Sequence[Sample], responses: Sequence[str]) -> str | None:
+    """Responses in the form that the data set's own evaluation reads; None where it has none.
+
+    Args:
+        settings: by which the samples were read.
+        samples: of any users.
+        responses: one for each sample.
+
+    Raises:
+        DataError, StorageError: a file that the form needs cannot be read.
+    """
+    write = find_format(settings.format).predictions
+    if write is None:
+        return None
+    with _opened(settings) as source:
+        return write(source, samples, responses)
+
+
+@contextmanager
+def _opened(settings: DataSettings) -> Iterator[Source]:
+    """The files, on this machine inside a ``with`` block; errors name the study's own."""
+    with ExitStack() as stack:
+        copies = Copies(stack)
+        try:
+            yield Source(copies.of(settings.path), settings, copies)
+        except DataError as error:
+            raise copies.named(error) from None
 
 
 def _check_extras(settings: DataSettings, known: Format) -> None:

@@ -105,12 +105,17 @@ _TASKS = {
 }
 
 
+def _of_source(source: Source, samples: Sequence[Sample], responses: Sequence[str]) -> str:
+    return predictions(f"LaMP_{_golds(_outputs_of(source))[0]}", samples, responses)
+
+
 @register(
     "lamp",
     users="a user_id; where there is none, a question with its profile",
     licence="CC BY-NC-SA 4.0; of the texts, their sources' own",
     citation="Salemi et al., ACL 2024 (lamp-benchmark.github.io)",
     files=("outputs",),
+    predictions=_of_source,
 )
 def read_lamp(source: Source) -> ReadResult:
     """Read a split's questions with their outputs.
@@ -122,10 +127,7 @@ def read_lamp(source: Source) -> ReadResult:
     asked = JsonList(source.path, 'a list of {"id", "input", "profile"}')
     # A file that is no list is told before one that is not there.
     first = next((item for item in asked if isinstance(item, dict) and item.get("profile")), None)
-    path = source.further("outputs") or source.beside(_outputs_name)
-    if path is None:
-        raise _no_outputs(source)
-    number, golds, other = _golds(path)
+    number, golds, other = _golds(_outputs_of(source))
     task = _TASKS["2 news" if number == "2" and _is_news(first) else number]
     faults = Faults(str(source.path))
     dropped: Counter[str] = Counter()
@@ -179,6 +181,13 @@ def _question(item: object, golds: dict[str, str], task: ProfileTask, dropped: C
         raise Fault(fact, "an output for each question", "is that the same split?")
     user_id = cell_text(item.get("user_id"), "user_id", single_line=True) or source_id
     return Question(source_id, user_id, query, golds[source_id], profile)
+
+
+def _outputs_of(source: Source) -> Path:
+    path = source.further("outputs") or source.beside(_outputs_name)
+    if path is None:
+        raise _no_outputs(source)
+    return path
 
 
 def _golds(path: Path) -> tuple[str, dict[str, str], str]:
