@@ -83,14 +83,24 @@ def init(
 
 @app.command()
 @_reported
-def check(study: StudyFile, overrides: Overrides = None) -> None:
+def check(
+    study: StudyFile,
+    overrides: Overrides = None,
+    serve: Annotated[
+        str | None, typer.Option(help="An engine that is to serve the memories: see export.")
+    ] = None,
+) -> None:
     """Validate a study without starting anything: model, placements, data, sizes, memory."""
     from milp_ray.config.loading import load_study
 
     loaded = load_study(study, overrides or [])
+    from milp_ray.serving.check import check_served
     from milp_ray.study.check import check_study  # imports torch: a faulty file is told before that
 
+    told = check_served(loaded, serve) if serve is not None else ""
     out.print(check_study(loaded))
+    if told:
+        out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -175,6 +185,43 @@ def fetch(
 
     count = copy(run, folder, memories=memories or one_rank, one_rank=one_rank)
     typer.echo(f"copied {count} files to {folder}")
+
+
+@app.command()
+@_reported
+def export(
+    run: RunPath,
+    place: Annotated[str, typer.Argument(help="A new folder, or a URL.", show_default=False)],
+    engine: Annotated[
+        str, typer.Option("--for", help="peft, vllm, sglang, ray-serve, lorax or llama.cpp.")
+    ] = "peft",
+    user: Annotated[list[str] | None, typer.Option(help="An alias or id; else all with a memory.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of every memory; else the least that does.", show_default=False)
+    ] = None,
+    base_name: Annotated[
+        str | None, typer.Option(help="What the server calls the base; else the model's own name.")
+    ] = None,
+) -> None:
+    """Write users' memories in the form that an engine serves; after an interruption it goes on."""
+    from milp_ray.model.pretrained import load_architecture
+    from milp_ray.serving.export import export as write
+    from milp_ray.study.run_folder import RunFolder
+
+    architecture = load_architecture(RunFolder.open(run).study.model)
+    done = write(
+        run,
+        place,
+        engine,
+        architecture,
+        users=user or [],
+        rank=rank,
+        base_name=base_name,
+        notify=lambda text: out.print(text, markup=False),
+    )
+    out.print(f"{done.memories} memories of rank {done.rank} at most: {done.place}", soft_wrap=True)
+    if done.start:
+        out.print(f"to serve them: {done.start}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -36,7 +36,7 @@ FLOORS = [
     {"tune/workers"},
     {"tune/search", "tune/final", "tune/comparison", "tune"},
     {"study"},
-    {"report"},
+    {"report", "serving"},
     {"comparison"},
     {"terminal"},
     {"jobs"},

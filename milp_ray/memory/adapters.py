@@ -37,7 +37,7 @@ _ALWAYS = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
 )
 _NAME = "default"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 def lora_config(
@@ -122,7 +122,7 @@ class Attached:
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {
-            f"{_PREFIX}{name}.{part}.weight": matrix
+            f"{PREFIX}{name}.{part}.weight": matrix
             for name, layer in self.layers.items()
             for part, matrix in _matrices(layer).items()
         }
@@ -217,8 +217,16 @@ def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor
     Of the configuration only what is no default of PEFT's: versions before 0.15 refuse keys that
     they do not know, and each version brings new ones.
     """
-    write_synced(folder / WEIGHTS, save(dict(weights), metadata={"format": "pt"}))
-    write_synced(folder / ADAPTER_CONFIG, _config_text(config).encode())
+    for name, content in adapter_files(config, weights).items():
+        write_synced(folder / name, content)
+
+
+def adapter_files(config: LoraConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The contents of an adapter's two files, by name, the configuration last."""
+    return {
+        WEIGHTS: save(dict(weights), metadata={"format": "pt"}),
+        ADAPTER_CONFIG: _config_text(config).encode(),
+    }
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -253,7 +261,7 @@ def attach_saved(model: nn.Module, folder: Path) -> Attached:
         RunFolderError: they do not belong together.
     """
     config, weights = read_adapter(folder)
-    names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights}
+    names = {key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in weights}
     config.target_modules = names
     try:
         attached = attach(model, config)
@@ -269,10 +277,10 @@ def attach_saved(model: nn.Module, folder: Path) -> Attached:
 
 def matrices_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """A, ``r x in``, and B, ``out x r``, of a saved adapter's weights, by the module's own name."""
-    names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in weights})
+    names = sorted({key.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for key in weights})
     try:
         return {
-            name: (weights[f"{_PREFIX}{name}.lora_A.weight"], weights[f"{_PREFIX}{name}.lora_B.weight"])
+            name: (weights[f"{PREFIX}{name}.lora_A.weight"], weights[f"{PREFIX}{name}.lora_B.weight"])
             for name in names
         }
     except KeyError:

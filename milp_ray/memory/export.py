@@ -19,8 +19,12 @@ from torch.nn.functional import pad
 
 from milp_ray.errors import SpaceError
 from milp_ray.memory.adapter_notes import NOTE, note_of_copy
-from milp_ray.memory.adapters import read_adapter, write_adapter
+from milp_ray.memory.adapters import PREFIX, read_adapter, write_adapter
+from milp_ray.memory.architectures import Architecture
 from milp_ray.storage import write_synced
+
+# Last names that GPT-2 and RoBERTa give to modules of their attention as well.
+_OF_ATTENTION_TOO = frozenset({"c_proj", "dense"})
 
 
 def copy_adapter(source: Path, folder: Path, *, one_rank: bool = False) -> None:
@@ -75,6 +79,33 @@ def with_one_rank(
     result.r, result.lora_alpha = wanted, int(alpha) if alpha == int(alpha) else alpha
     result.rank_pattern, result.alpha_pattern = {}, {}
     return result, {name: _filled(name, tensor, wanted) for name, tensor in weights.items()}
+
+
+def in_every_layer(
+    config: LoraConfig, weights: Mapping[str, Tensor], architecture: Architecture
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The same function with a LoRA on every layer: of zeros where the memory has none.
+
+    Args:
+        config: with one rank, as :func:`with_one_rank` gives it; not changed.
+        weights: under PEFT's names.
+        architecture: of the base model.
+    """
+    result, rank = copy.deepcopy(config), int(config.r)
+    like = next(iter(weights.values()))
+    filled: dict[str, Tensor] = {}
+    for layer in range(architecture.num_layers):
+        for module in architecture.modules(layer):
+            for part, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
+                name = f"{PREFIX}{module.name}.lora_{part}.weight"
+                filled[name] = weights[name] if name in weights else like.new_zeros(shape)
+    short = {part.rpartition(".")[2] for part, _ in architecture.parts}
+    if not short & _OF_ATTENTION_TOO:  # a short name would be that of modules without a LoRA as well
+        result.target_modules = sorted(short)
+    else:
+        every = range(architecture.num_layers)
+        result.target_modules = sorted(m.name for layer in every for m in architecture.modules(layer))
+    return result, filled
 
 
 def portable_name(base: str) -> str:

@@ -1,0 +1,230 @@
+"""Exports of real memories: the same function in every form, resumed, refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from milp_ray.config.models import Study
+from milp_ray.errors import RunFolderError, StorageError, StudyError
+from milp_ray.ids import alias_of
+from milp_ray.memory.adapters import attach, detach, lora_config, save_adapter
+from milp_ray.memory.placement import Placement
+from milp_ray.model.base import BaseModel
+from milp_ray.serving import export as exporting
+from milp_ray.serving.engines import ENGINES
+from milp_ray.serving.export import MANIFEST, Summary, export
+from milp_ray.study.run_folder import RunFolder
+
+IDS = torch.arange(3, 40)[None]
+KEY = b"k" * 32
+PLACEMENTS = {"ann": "0:4,1:8", "bob": "1:2", "eve": "0:8,1:8"}
+ALIASES = {name: alias_of(name, KEY) for name in PLACEMENTS}
+
+
+@pytest.fixture
+def base(load_tiny: Callable[[str], BaseModel]) -> BaseModel:
+    return load_tiny("llama")
+
+
+@pytest.fixture
+def run(base: BaseModel, tmp_path: Path) -> RunFolder:
+    """A run with three users' memories, of random weights."""
+    return a_run(base, tmp_path / "runs")
+
+
+def a_run(base: BaseModel, storage: Path | str) -> RunFolder:
+    study = Study.model_validate(
+        {
+            "name": "small",
+            "model": {"path": base.settings.path},
+            "data": {"path": "/nowhere/users.jsonl"},
+            "storage": {"path": str(storage)},
+        }
+    )
+    folder = RunFolder.create(study, "f" * 64, KEY)
+    for seed, (name, key) in enumerate(PLACEMENTS.items()):
+        remember(base, folder, name, key, seed)
+    scores = {"models": {"base": {"loss": 2.0}, "own": {"loss": 1.5}}}
+    folder.layout.scores(ALIASES["ann"]).parent.mkdir(exist_ok=True)
+    folder.layout.scores(ALIASES["ann"]).write_text(json.dumps(scores), encoding="utf-8")
+    return folder
+
+
+def remember(base: BaseModel, folder: RunFolder, name: str, key: str, seed: int) -> None:
+    alias = ALIASES[name]
+    attached = attach(base.model, lora_config(Placement.from_key(key), base.architecture, 1.0))
+    generator = torch.Generator().manual_seed(seed)
+    for matrix in attached.parameters():
+        matrix.data.copy_(0.2 * torch.randn(matrix.shape, generator=generator))
+    save_adapter(attached, folder.layout.memory(alias), base.settings.path, placement=key, user=alias)
+    detach(base.model, attached)
+
+
+def write(
+    run: RunFolder, place: Path | str, base: BaseModel, engine: str = "vllm", **more: object
+) -> Summary:
+    return export(run.location, place, engine, base.architecture, **more)  # type: ignore[arg-type]
+
+
+def logits(model_path: str, adapter: Path) -> torch.Tensor:
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path), str(adapter))
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+def manifest(place: Path) -> dict[str, dict[str, object]]:
+    lines = (place / MANIFEST).read_text(encoding="utf-8").splitlines()
+    return {line["alias"]: line for line in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"ray-serve"}))
+def test_every_form_is_the_same_function(
+    engine: str, run: RunFolder, base: BaseModel, tmp_path: Path
+) -> None:
+    done = write(run, tmp_path / "out", base, engine)
+    assert (done.memories, done.written, done.rank) == (3, 3, 8)
+    for alias, line in manifest(tmp_path / "out").items():
+        folder = tmp_path / "out" / str(line["name"])
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
+        assert line["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+        expected = logits(base.settings.path, run.layout.memory(alias))
+        torch.testing.assert_close(logits(base.settings.path, folder), expected, atol=1e-5, rtol=1e-5)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == Path(base.settings.path).name
+        assert engine == "peft" or (config["r"] == 8 and "rank_pattern" not in config)
+
+
+def test_a_line_says_whose_it_is_and_what_it_scored(run: RunFolder, base: BaseModel, tmp_path: Path) -> None:
+    write(run, tmp_path / "out", base, base_name="llama-7b")
+    lines = manifest(tmp_path / "out")
+    assert sorted(lines) == sorted(ALIASES.values())
+    ann = lines[ALIASES["ann"]]
+    assert ann["name"] == f"{ALIASES['ann']}-{ann['version']}" and str(ann["sha256"]).startswith(
+        str(ann["version"])
+    )
+    assert ann["scores"] == {"loss": 1.5} and lines[ALIASES["bob"]]["scores"] == {}
+
+
+def test_users_are_named_by_alias_or_id(run: RunFolder, base: BaseModel, tmp_path: Path) -> None:
+    done = write(run, tmp_path / "out", base, users=["ann", ALIASES["bob"]])
+    assert done.memories == 2 and sorted(manifest(tmp_path / "out")) == sorted(
+        [ALIASES["ann"], ALIASES["bob"]]
+    )
+    with pytest.raises(RunFolderError, match="1 of the users have no memory") as caught:
+        write(run, tmp_path / "other", base, users=["jane.doe@example.org"])
+    assert "jane" not in str(caught.value)
+
+
+def test_what_is_there_is_not_written_again_and_a_new_memory_gets_a_new_name(
+    run: RunFolder, base: BaseModel, tmp_path: Path
+) -> None:
+    place = tmp_path / "out"
+    write(run, place, base)
+    before = manifest(place)
+    assert write(run, place, base).written == 0
+    remember(base, run, "bob", "1:2", seed=99)
+    assert write(run, place, base).written == 1
+    after = manifest(place)
+    bob = ALIASES["bob"]
+    assert after[bob]["name"] != before[bob]["name"]
+    assert (place / str(before[bob]["name"])).is_dir(), "a server may still hold it"
+    assert {alias: line for alias, line in after.items() if alias != bob} == {
+        alias: line for alias, line in before.items() if alias != bob
+    }
+
+
+def test_an_export_that_was_interrupted_goes_on(
+    run: RunFolder, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run, tmp_path / "whole", base)
+    place, written = tmp_path / "out", exporting.write_folder
+    left = [2]
+
+    def stopping(*arguments: object, **more: object) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        written(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "write_folder", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        write(run, place, base)
+    monkeypatch.undo()
+    assert write(run, place, base).memories == 3
+    for file in sorted((tmp_path / "whole").rglob("*")):
+        other = place / file.relative_to(tmp_path / "whole")
+        assert file.is_dir() or file.read_bytes() == other.read_bytes()
+
+
+def test_other_settings_go_elsewhere(run: RunFolder, base: BaseModel, tmp_path: Path) -> None:
+    write(run, tmp_path / "out", base)
+    with pytest.raises(RunFolderError, match="another export is there: of rank 8"):
+        write(run, tmp_path / "out", base, rank=16)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    with pytest.raises(RunFolderError, match="something already"):
+        write(run, tmp_path / "mine", base)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_a_rank_that_is_too_small_names_the_users(run: RunFolder, base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="2 memories have a layer of a larger rank than 4") as caught:
+        write(run, tmp_path / "out", base, "sglang", rank=4)
+    assert ALIASES["ann"] in str(caught.value) and ALIASES["bob"] not in str(caught.value)
+    with pytest.raises(StudyError, match="cannot be set to 24"):
+        write(run, tmp_path / "out", base, rank=24)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_memory_ends_it_and_nothing_is_half_written(
+    run: RunFolder, base: BaseModel, tmp_path: Path
+) -> None:
+    weights = run.layout.memory(ALIASES["eve"]) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises((StorageError, RunFolderError)):
+        write(run, tmp_path / "out", base)
+    for folder in (tmp_path / "out").glob("u-*"):
+        assert len(list(folder.iterdir())) == 2 and not folder.name.startswith(ALIASES["eve"])
+
+
+def test_a_run_without_memories_says_how_to_get_some(base: BaseModel, tmp_path: Path) -> None:
+    study = Study.model_validate(
+        {
+            "name": "empty",
+            "model": {"path": base.settings.path},
+            "data": {"path": "/nowhere/users.jsonl"},
+            "storage": {"path": str(tmp_path)},
+        }
+    )
+    empty = RunFolder.create(study, "f" * 64, KEY)
+    with pytest.raises(RunFolderError, match="milp-ray final"):
+        write(empty, tmp_path / "out", base)
+
+
+def test_an_engine_that_cannot_serve_the_base_writes_nothing(
+    load_tiny: Callable[[str], BaseModel], run: RunFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match="no LoRA on the feed-forward part of gpt2"):
+        write(run, tmp_path / "out", load_tiny("gpt2"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_to_a_bucket(run: RunFolder, base: BaseModel, s3: str) -> None:
+    place = f"{s3}/served-{os.getpid()}"
+    done = write(run, place, base, "ray-serve")
+    assert done.memories == 3 and place in done.start
+    assert write(run, place, base, "ray-serve").written == 0
+    with pytest.raises(StudyError, match="a bucket as a whole"):
+        write(run, s3, base, "ray-serve")
