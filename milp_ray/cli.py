@@ -189,6 +189,26 @@ def fetch(
 
 @app.command()
 @_reported
+def respond(
+    run: RunPath,
+    words: Annotated[
+        list[str], typer.Argument(help='USER "query"; the query alone with --all-users.', show_default=False)
+    ],
+    file: Annotated[Path | None, typer.Option(help="Queries, one a line, instead of one.")] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="With everybody's memory.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; else the study's.")] = None,
+) -> None:
+    """Print what the base answers, and what it answers with a user's memory, side by side."""
+    from milp_ray.report.replies import replies_view
+    from milp_ray.serving.respond import queries_of
+    from milp_ray.serving.respond import respond as answers
+
+    users, queries = queries_of(words, file, all_users=all_users)
+    out.print(replies_view(answers(run, queries, users, max_new_tokens=max_new_tokens)))
+
+
+@app.command()
+@_reported
 def export(
     run: RunPath,
     place: Annotated[str, typer.Argument(help="A new folder, or a URL.", show_default=False)],

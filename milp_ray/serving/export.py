@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from milp_ray.errors import Problem, RunFolderError, StorageError, StudyError
-from milp_ray.ids import child, is_alias
-from milp_ray.layout import ADAPTER_CONFIG, MEMORIES
+from milp_ray.ids import child
+from milp_ray.layout import ADAPTER_CONFIG
 from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.adapters import adapter_files, read_adapter
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.export import in_every_layer, portable_name, with_one_rank
 from milp_ray.serving.engines import AdapterFiles, Engine, Served, find_engine, problems, study_problems
+from milp_ray.serving.memories import users_with_memory
 from milp_ray.storage import (
     atomic_write,
     get_file,
@@ -128,7 +129,7 @@ def export(
     served = Served(architecture, base_name or portable_name(folder.study.model.path), str(place))
     if refused := list(study_problems(known, served)):
         raise StudyError(f"export for {engine}", refused)
-    aliases = _aliases(folder, users)
+    aliases = users_with_memory(folder, users)
     ranks = {alias: _rank_of(folder, alias) for alias in aliases}
     wanted = _rank(known, ranks, rank)
     asked = {"format": FORMAT, "engine": engine, "rank": wanted, "base": served.base_name}
@@ -237,29 +238,6 @@ def _claim(root: Path, asked: Mapping[str, object]) -> None:
         )
     else:
         write_json(root / MARKER, dict(asked))
-
-
-def _aliases(folder: RunFolder, users: Sequence[str]) -> list[str]:
-    """The users with a memory, or those of them that are asked for."""
-    there = {name for name in names_in(folder.root / MEMORIES) if is_alias(name)}
-    if not users:
-        if not there:
-            raise RunFolderError(
-                "the run has no memory",
-                where=folder.location,
-                expected="a run whose final job has trained users",
-                remedy=f"train them with: milp-ray final {folder.location}",
-            )
-        return sorted(there)
-    asked = {folder.alias(user) for user in users}
-    if missing := sorted(asked - there):
-        raise RunFolderError(
-            f"{len(missing)} of the users have no memory: {', '.join(missing[:_MOST_NAMED])}",
-            where=folder.location,
-            expected="aliases, or ids, of users whom the final job has trained",
-            remedy=f"see who has one with: milp-ray fronts {folder.location}",
-        )
-    return sorted(asked)
 
 
 def _rank(engine: Engine, ranks: Mapping[str, int], asked: int | None) -> int | None:

@@ -12,60 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from milp_ray.config.models import Study
 from milp_ray.errors import RunFolderError, StorageError, StudyError
-from milp_ray.ids import alias_of
-from milp_ray.memory.adapters import attach, detach, lora_config, save_adapter
-from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.serving import export as exporting
 from milp_ray.serving.engines import ENGINES
 from milp_ray.serving.export import MANIFEST, Summary, export
 from milp_ray.study.run_folder import RunFolder
+from tests.serving.conftest import ALIASES, KEY, remember, study_of
 
 IDS = torch.arange(3, 40)[None]
-KEY = b"k" * 32
-PLACEMENTS = {"ann": "0:4,1:8", "bob": "1:2", "eve": "0:8,1:8"}
-ALIASES = {name: alias_of(name, KEY) for name in PLACEMENTS}
-
-
-@pytest.fixture
-def base(load_tiny: Callable[[str], BaseModel]) -> BaseModel:
-    return load_tiny("llama")
-
-
-@pytest.fixture
-def run(base: BaseModel, tmp_path: Path) -> RunFolder:
-    """A run with three users' memories, of random weights."""
-    return a_run(base, tmp_path / "runs")
-
-
-def a_run(base: BaseModel, storage: Path | str) -> RunFolder:
-    study = Study.model_validate(
-        {
-            "name": "small",
-            "model": {"path": base.settings.path},
-            "data": {"path": "/nowhere/users.jsonl"},
-            "storage": {"path": str(storage)},
-        }
-    )
-    folder = RunFolder.create(study, "f" * 64, KEY)
-    for seed, (name, key) in enumerate(PLACEMENTS.items()):
-        remember(base, folder, name, key, seed)
-    scores = {"models": {"base": {"loss": 2.0}, "own": {"loss": 1.5}}}
-    folder.layout.scores(ALIASES["ann"]).parent.mkdir(exist_ok=True)
-    folder.layout.scores(ALIASES["ann"]).write_text(json.dumps(scores), encoding="utf-8")
-    return folder
-
-
-def remember(base: BaseModel, folder: RunFolder, name: str, key: str, seed: int) -> None:
-    alias = ALIASES[name]
-    attached = attach(base.model, lora_config(Placement.from_key(key), base.architecture, 1.0))
-    generator = torch.Generator().manual_seed(seed)
-    for matrix in attached.parameters():
-        matrix.data.copy_(0.2 * torch.randn(matrix.shape, generator=generator))
-    save_adapter(attached, folder.layout.memory(alias), base.settings.path, placement=key, user=alias)
-    detach(base.model, attached)
 
 
 def write(
@@ -200,14 +155,7 @@ def test_a_damaged_memory_ends_it_and_nothing_is_half_written(
 
 
 def test_a_run_without_memories_says_how_to_get_some(base: BaseModel, tmp_path: Path) -> None:
-    study = Study.model_validate(
-        {
-            "name": "empty",
-            "model": {"path": base.settings.path},
-            "data": {"path": "/nowhere/users.jsonl"},
-            "storage": {"path": str(tmp_path)},
-        }
-    )
+    study = study_of(base, tmp_path)
     empty = RunFolder.create(study, "f" * 64, KEY)
     with pytest.raises(RunFolderError, match="milp-ray final"):
         write(empty, tmp_path / "out", base)
