@@ -213,7 +213,7 @@ def export(
     run: RunPath,
     place: Annotated[str, typer.Argument(help="A new folder, or a URL.", show_default=False)],
     engine: Annotated[
-        str, typer.Option("--for", help="peft, vllm, sglang, ray-serve, lorax or llama.cpp.")
+        str, typer.Option("--for", help="peft, vllm, sglang, ray-serve, lorax, llama.cpp or merged.")
     ] = "peft",
     user: Annotated[list[str] | None, typer.Option(help="An alias or id; else all with a memory.")] = None,
     rank: Annotated[
@@ -226,19 +226,26 @@ def export(
     """Write users' memories in the form that an engine serves; after an interruption it goes on."""
     from milp_ray.model.pretrained import load_architecture
     from milp_ray.serving.export import export as write
+    from milp_ray.serving.merged import export_merged
     from milp_ray.study.run_folder import RunFolder
 
-    architecture = load_architecture(RunFolder.open(run).study.model)
-    done = write(
-        run,
-        place,
-        engine,
-        architecture,
-        users=user or [],
-        rank=rank,
-        base_name=base_name,
-        notify=lambda text: out.print(text, markup=False),
-    )
+    def notify(text: str) -> None:
+        out.print(text, markup=False)
+
+    if engine == "merged":
+        done = export_merged(run, place, user or [], notify=notify)
+    else:
+        architecture = load_architecture(RunFolder.open(run).study.model)
+        done = write(
+            run,
+            place,
+            engine,
+            architecture,
+            users=user or [],
+            rank=rank,
+            base_name=base_name,
+            notify=notify,
+        )
     out.print(f"{done.memories} memories of rank {done.rank} at most: {done.place}", soft_wrap=True)
     if done.start:
         out.print(f"to serve them: {done.start}", markup=False, soft_wrap=True)
