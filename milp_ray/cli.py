@@ -224,23 +224,20 @@ def export(
     ] = None,
 ) -> None:
     """Write users' memories in the form that an engine serves; after an interruption it goes on."""
-    from milp_ray.model.pretrained import load_architecture
     from milp_ray.serving.export import export as write
-    from milp_ray.serving.merged import export_merged
-    from milp_ray.study.run_folder import RunFolder
 
     def notify(text: str) -> None:
         out.print(text, markup=False)
 
     if engine == "merged":
+        from milp_ray.serving.merged import export_merged  # loads the base, and so torch
+
         done = export_merged(run, place, user or [], notify=notify)
     else:
-        architecture = load_architecture(RunFolder.open(run).study.model)
         done = write(
             run,
             place,
             engine,
-            architecture,
             users=user or [],
             rank=rank,
             base_name=base_name,

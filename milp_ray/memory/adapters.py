@@ -25,19 +25,18 @@ from torch import Tensor, nn
 
 from milp_ray.errors import SpaceError, StorageError
 from milp_ray.layout import ADAPTER_CONFIG
+from milp_ray.memory.adapter_files import PREFIX, WEIGHTS
 from milp_ray.memory.adapter_notes import NOTE, check_content, note_of
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.modules import put
 from milp_ray.memory.placement import Placement
 from milp_ray.storage import write_folder, write_synced
 
-WEIGHTS = "adapter_model.safetensors"
 # Keys that are written whatever PEFT's defaults are: other readers have other defaults, or none.
 _ALWAYS = frozenset(
     {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
 )
 _NAME = "default"
-PREFIX = "base_model.model."
 
 
 def lora_config(
@@ -217,16 +216,8 @@ def write_adapter(folder: Path, config: LoraConfig, weights: Mapping[str, Tensor
     Of the configuration only what is no default of PEFT's: versions before 0.15 refuse keys that
     they do not know, and each version brings new ones.
     """
-    for name, content in adapter_files(config, weights).items():
-        write_synced(folder / name, content)
-
-
-def adapter_files(config: LoraConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The contents of an adapter's two files, by name, the configuration last."""
-    return {
-        WEIGHTS: save(dict(weights), metadata={"format": "pt"}),
-        ADAPTER_CONFIG: _config_text(config).encode(),
-    }
+    write_synced(folder / WEIGHTS, save(dict(weights), metadata={"format": "pt"}))
+    write_synced(folder / ADAPTER_CONFIG, _config_text(config).encode())
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

@@ -8,21 +8,16 @@ nothing, so the function is the same.
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from peft import LoraConfig
-from torch import Tensor
-from torch.nn.functional import pad
-
 from milp_ray.errors import SpaceError
+from milp_ray.memory.adapter_files import PREFIX, Config, RawTensor, Tensors, file_contents, read_files
 from milp_ray.memory.adapter_notes import NOTE, note_of_copy
-from milp_ray.memory.adapters import PREFIX, read_adapter, write_adapter
-from milp_ray.memory.architectures import Architecture
 from milp_ray.storage import write_synced
 
+_LAYER = re.compile(r"^(?P<before>.*?\.)(?P<layer>\d+)(?P<part>\..*)$")
 # Last names that GPT-2 and RoBERTa give to modules of their attention as well.
 _OF_ATTENTION_TOO = frozenset({"c_proj", "dense"})
 
@@ -43,69 +38,70 @@ def copy_adapter(source: Path, folder: Path, *, one_rank: bool = False) -> None:
         RunFolderError: the adapter is not the one that its note was written for.
         SpaceError: the layers' alpha / rank differ, so that no one rank gives the same function.
     """
-    config, weights = read_adapter(source)
-    config.base_model_name_or_path = portable_name(config.base_model_name_or_path or "")
+    config, tensors = read_files(source)
+    config["base_model_name_or_path"] = portable_name(config.get("base_model_name_or_path") or "")
     if one_rank:
-        config, weights = with_one_rank(config, weights)
-    write_adapter(folder, config, weights)
+        config, tensors = with_one_rank(config, tensors)
+    for name, content in file_contents(config, tensors).items():
+        write_synced(folder / name, content)
     if (note := note_of_copy(folder, source)) is not None:
         write_synced(folder / NOTE, note)
 
 
 def with_one_rank(
-    config: LoraConfig, weights: Mapping[str, Tensor], rank: int | None = None
-) -> tuple[LoraConfig, dict[str, Tensor]]:
+    config: Config, tensors: Mapping[str, RawTensor], rank: int | None = None
+) -> tuple[Config, Tensors]:
     """The same function with one rank and one alpha: zeros fill A's rows up, and B's columns.
 
     Args:
         config: of the adapter; not changed.
-        weights: under PEFT's names; A is ``r x in``, B ``out x r``.
+        tensors: under PEFT's names.
         rank: of the result; None: the largest one of the adapter.
 
     Raises:
         SpaceError: ``rank`` is below a layer's, or the layers' alpha / rank differ.
     """
-    ranks = {name: _rank_of(name, tensor) for name, tensor in weights.items()}
-    wanted = max(ranks.values()) if rank is None else rank
-    if wanted < max(ranks.values()):
+    largest = max(_rank_of(name, tensor) for name, tensor in tensors.items())
+    wanted = largest if rank is None else rank
+    if wanted < largest:
         raise SpaceError(
-            f"rank {wanted} is below a layer's, {max(ranks.values())}",
-            expected=f"a rank of at least {max(ranks.values())}",
+            f"rank {wanted} is below a layer's, {largest}",
+            expected=f"a rank of at least {largest}",
             remedy="bound the ranks of the next search by memory.max_rank",
         )
-    scaling = _scaling(config)
-    alpha = scaling * wanted
-    result = copy.deepcopy(config)
-    result.r, result.lora_alpha = wanted, int(alpha) if alpha == int(alpha) else alpha
-    result.rank_pattern, result.alpha_pattern = {}, {}
-    return result, {name: _filled(name, tensor, wanted) for name, tensor in weights.items()}
+    alpha = _scaling(config) * wanted
+    changes = {"r": wanted, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
+    empty: dict[str, object] = {"rank_pattern": {}, "alpha_pattern": {}}
+    return {**config, **changes, **empty}, {name: _filled(name, t, wanted) for name, t in tensors.items()}
 
 
 def in_every_layer(
-    config: LoraConfig, weights: Mapping[str, Tensor], architecture: Architecture
-) -> tuple[LoraConfig, dict[str, Tensor]]:
+    config: Config, tensors: Mapping[str, RawTensor], num_layers: int
+) -> tuple[Config, Tensors]:
     """The same function with a LoRA on every layer: of zeros where the memory has none.
 
     Args:
         config: with one rank, as :func:`with_one_rank` gives it; not changed.
-        weights: under PEFT's names.
-        architecture: of the base model.
+        tensors: under PEFT's names; all layers have modules of the same shapes.
+        num_layers: of the base model.
     """
-    result, rank = copy.deepcopy(config), int(config.r)
-    like = next(iter(weights.values()))
-    filled: dict[str, Tensor] = {}
-    for layer in range(architecture.num_layers):
-        for module in architecture.modules(layer):
-            for part, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
-                name = f"{PREFIX}{module.name}.lora_{part}.weight"
-                filled[name] = weights[name] if name in weights else like.new_zeros(shape)
-    short = {part.rpartition(".")[2] for part, _ in architecture.parts}
-    if not short & _OF_ATTENTION_TOO:  # a short name would be that of modules without a LoRA as well
-        result.target_modules = sorted(short)
-    else:
-        every = range(architecture.num_layers)
-        result.target_modules = sorted(m.name for layer in every for m in architecture.modules(layer))
-    return result, filled
+    filled: Tensors = {}
+    for layer in range(num_layers):
+        for name, tensor in tensors.items():
+            found = _LAYER.match(name)
+            assert found is not None, name
+            there = f"{found['before']}{layer}{found['part']}"
+            filled[there] = tensors[there] if there in tensors else tensor.zeros(*tensor.shape)
+    modules = {module_of(name) for name in filled}
+    short = {name.rpartition(".")[2] for name in modules}
+    # A short name that modules of the attention have, too, would ask for LoRAs on these.
+    targets = sorted(modules if short & _OF_ATTENTION_TOO else short)
+    return {**config, "target_modules": targets}, filled
+
+
+def module_of(name: str) -> str:
+    """The module that a matrix of an adapter is of, by its name from the model's root."""
+    return name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
 
 
 def portable_name(base: str) -> str:
@@ -114,13 +110,12 @@ def portable_name(base: str) -> str:
     return Path(base).name if is_path else base
 
 
-def _scaling(config: LoraConfig) -> float:
+def _scaling(config: Config) -> float:
     """alpha / rank of all layers."""
-    names = {*config.rank_pattern, *config.alpha_pattern}
-    pairs = [(config.lora_alpha, config.r)] + [
-        (config.alpha_pattern.get(name, config.lora_alpha), config.rank_pattern.get(name, config.r))
-        for name in sorted(names)
-    ]
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    alpha, r = config["lora_alpha"], config["r"]
+    pairs = [(alpha, r)]
+    pairs += [(alphas.get(name, alpha), ranks.get(name, r)) for name in sorted({*ranks, *alphas})]
     first, *others = [alpha / rank for alpha, rank in pairs]
     if any(abs(other - first) > 1e-9 * abs(first) for other in others):
         raise SpaceError(
@@ -131,11 +126,10 @@ def _scaling(config: LoraConfig) -> float:
     return float(first)
 
 
-def _rank_of(name: str, tensor: Tensor) -> int:
-    return int(tensor.shape[0 if ".lora_A." in name else 1])
+def _rank_of(name: str, tensor: RawTensor) -> int:
+    return tensor.shape[0 if ".lora_A." in name else 1]
 
 
-def _filled(name: str, tensor: Tensor, rank: int) -> Tensor:
-    missing = rank - _rank_of(name, tensor)
-    filled = pad(tensor, (0, 0, 0, missing) if ".lora_A." in name else (0, missing))
-    return filled.to(tensor.dtype).contiguous() if missing else torch.clone(tensor).contiguous()
+def _filled(name: str, tensor: RawTensor, rank: int) -> RawTensor:
+    rows, columns = tensor.shape
+    return tensor.padded(rank, columns) if ".lora_A." in name else tensor.padded(rows, rank)

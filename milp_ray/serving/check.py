@@ -24,7 +24,7 @@ def check_served(study: Study, engine: str) -> str:
     known, asked = find_engine(engine), resolved(study)
     architecture, space = load_space(asked)
     largest = space.largest_ranks()[0]
-    served = Served(architecture, portable_name(asked.model.path))
+    served = Served(architecture.model_type, architecture.num_layers, portable_name(asked.model.path))
     if refused := list(study_problems(known, served, largest)):
         raise StudyError(f"{study.name}, served by {engine}", refused)
     rank = known.rank_for(largest) if known.one_rank else largest

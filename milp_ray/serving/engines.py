@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from milp_ray.errors import Problem, StudyError
-from milp_ray.memory.architectures import Architecture
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What vLLM's --max-lora-rank can be; a memory may have any rank up to it.
@@ -66,12 +65,14 @@ class Served:
     """What an adapter is served on, and where from.
 
     Attributes:
-        architecture: of the base model.
+        model_type: of the base model, as in its config.json.
+        num_layers: of the base model.
         base_name: what the server calls the base.
         place: the export's folder or URL.
     """
 
-    architecture: Architecture
+    model_type: str
+    num_layers: int
     base_name: str
     place: str = ""
 
@@ -136,7 +137,7 @@ def study_problems(engine: Engine, served: Served, largest_rank: int | None = No
         served: the base and the place.
         largest_rank: of a layer in the study's space; None: not asked.
     """
-    model = served.architecture.model_type
+    model = served.model_type
     if model in engine.no_models:
         yield Problem(
             "model.path",
@@ -208,7 +209,7 @@ def _every_layer(files: AdapterFiles, served: Served) -> Iterator[Problem]:
     for name in files.modules:
         if (found := _LAYER.match(name)) is not None:
             parts.setdefault(found["part"], set()).add(int(found["layer"]))
-    lacking = sorted(part for part, layers in parts.items() if len(layers) < served.architecture.num_layers)
+    lacking = sorted(part for part, layers in parts.items() if len(layers) < served.num_layers)
     if lacking:
         fact = f"some layers lack {', '.join(part.lstrip('.') for part in lacking)}"
         yield Problem(WEIGHTS, fact, "all layers: the engine leaves out a module that any layer lacks")

@@ -10,6 +10,7 @@ Which form each engine needs is :mod:`milp_ray.serving.engines`'s.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,8 @@ from typing import Any
 from milp_ray.errors import Problem, RunFolderError, StorageError, StudyError
 from milp_ray.ids import child
 from milp_ray.layout import ADAPTER_CONFIG
+from milp_ray.memory.adapter_files import file_contents, read_files
 from milp_ray.memory.adapter_notes import NOTE
-from milp_ray.memory.adapters import adapter_files, read_adapter
-from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.export import in_every_layer, portable_name, with_one_rank
 from milp_ray.serving.engines import AdapterFiles, Engine, Served, find_engine, problems, study_problems
 from milp_ray.serving.memories import users_with_memory
@@ -99,7 +99,6 @@ def export(
     run: Path | str,
     place: Path | str,
     engine: str,
-    architecture: Architecture,
     *,
     users: Sequence[str] = (),
     rank: int | None = None,
@@ -112,7 +111,6 @@ def export(
         run: the run folder, or its URL.
         place: a folder that is not there yet, is empty, or holds this very export; or its URL.
         engine: a name of :data:`~milp_ray.serving.engines.ENGINES`.
-        architecture: of the base model.
         users: aliases, or raw ids; none: all who have a memory.
         rank: that every memory is filled up to; None: the least that the engine serves and that
             holds the largest one. For an engine that reads ranks by layer: no filling up.
@@ -126,7 +124,7 @@ def export(
     """
     folder, known = RunFolder.open(run), find_engine(engine)
     root = _root(place)
-    served = Served(architecture, base_name or portable_name(folder.study.model.path), str(place))
+    served = _served(folder, base_name, str(place))
     if refused := list(study_problems(known, served)):
         raise StudyError(f"export for {engine}", refused)
     aliases = users_with_memory(folder, users)
@@ -163,13 +161,14 @@ def _write(
 ) -> Exported:
     """Convert a memory, make sure that the engine serves it, and write it; its manifest's line."""
     with local_copy(folder.layout.memory(alias)) as source:
-        config, weights = read_adapter(source)
+        config, tensors = read_files(source)
     if rank is not None:
-        config, weights = with_one_rank(config, weights, rank)
+        config, tensors = with_one_rank(config, tensors, rank)
     if engine.every_layer:
-        config, weights = in_every_layer(config, weights, served.architecture)
-    config.base_model_name_or_path, config.revision = served.base_name, None
-    contents = adapter_files(config, weights)
+        config, tensors = in_every_layer(config, tensors, served.num_layers)
+    contents = file_contents(
+        config | {"base_model_name_or_path": served.base_name, "revision": None}, tensors
+    )
     files = AdapterFiles.of(contents)
     if found := problems(engine, files, served):
         raise StudyError(f"export of {alias} for {engine.name}", found)
@@ -193,6 +192,24 @@ def _write(
         _source(folder, alias),
         _scores(folder, alias),
     )
+
+
+def _served(folder: RunFolder, base_name: str | None, place: str) -> Served:
+    """What the base is, from its configuration; of a folder without a library that reads it.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    model = folder.study.model
+    name, file = base_name or portable_name(model.path), Path(model.path) / "config.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        layers = found["n_layer"] if "n_layer" in found else found["num_hidden_layers"]
+        return Served(str(found["model_type"]), int(layers), name, place)
+    from milp_ray.model.pretrained import load_architecture  # half a minute of imports
+
+    architecture = load_architecture(model)
+    return Served(architecture.model_type, architecture.num_layers, name, place)
 
 
 def _root(place: Path | str) -> Path:

@@ -15,8 +15,8 @@ import torch
 
 from milp_ray.errors import Problem, StudyError
 from milp_ray.ids import child
+from milp_ray.memory.adapter_files import WEIGHTS
 from milp_ray.memory.adapter_notes import check_content
-from milp_ray.memory.adapters import WEIGHTS
 from milp_ray.model.base import BaseModel, load_base
 from milp_ray.model.fingerprint import base_fingerprint, check_base
 from milp_ray.model.row_adapters import LoraWeights, load_lora

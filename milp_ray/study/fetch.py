@@ -7,8 +7,8 @@ from pathlib import Path
 
 from milp_ray.errors import RunFolderError
 from milp_ray.layout import ADAPTER_CONFIG, MEMORIES, PLOTS, TABLES
+from milp_ray.memory.adapter_files import WEIGHTS
 from milp_ray.memory.adapter_notes import NOTE, check_content
-from milp_ray.memory.adapters import WEIGHTS
 from milp_ray.memory.export import copy_adapter
 from milp_ray.storage import OWNER, local_copy, names_in, reading, write_folder
 from milp_ray.study.run_folder import RunFolder

@@ -13,7 +13,8 @@ from milp_ray.data.prompts import Prompts
 from milp_ray.errors import StorageError
 from milp_ray.evaluation.common_batches import Batching, Request, decode, losses, packed
 from milp_ray.evaluation.measure import LossSum
-from milp_ray.memory.adapters import WEIGHTS, lora_config
+from milp_ray.memory.adapter_files import WEIGHTS
+from milp_ray.memory.adapters import lora_config
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from tests.evaluation.baselines.common import STUDY

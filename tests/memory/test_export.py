@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from milp_ray.errors import SpaceError, StorageError
-from milp_ray.memory.adapters import attach, detach, lora_config, read_adapter, save_adapter
+from milp_ray.memory.adapter_files import read_files
+from milp_ray.memory.adapters import attach, detach, lora_config, save_adapter
 from milp_ray.memory.export import copy_adapter, portable_name, with_one_rank
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
@@ -77,15 +78,15 @@ def test_one_rank_is_the_same_function_to_every_reader(
 
 def test_one_rank_may_be_larger_and_not_smaller(tiny_bases: dict[str, BaseModel], tmp_path: Path) -> None:
     saved(tiny_bases["llama"], tmp_path / "mine")
-    config, weights = read_adapter(tmp_path / "mine")
-    wide, filled = with_one_rank(config, weights, 32)
-    assert (wide.r, wide.lora_alpha, config.r) == (32, 32, 16)
+    config, tensors = read_files(tmp_path / "mine")
+    wide, filled = with_one_rank(config, tensors, 32)
+    assert (wide["r"], wide["lora_alpha"], config["r"]) == (32, 32, 16)
     assert all(tensor.shape[0 if "lora_A" in key else 1] == 32 for key, tensor in filled.items())
     with pytest.raises(SpaceError, match="rank 8 is below a layer's, 16"):
-        with_one_rank(config, weights, 8)
-    config.alpha_pattern = dict.fromkeys(config.alpha_pattern, 5)
+        with_one_rank(config, tensors, 8)
+    config["alpha_pattern"] = dict.fromkeys(config["alpha_pattern"], 5)
     with pytest.raises(SpaceError, match="alpha / rank differ"):
-        with_one_rank(config, weights)
+        with_one_rank(config, tensors)
 
 
 def test_a_copy_names_no_folder_of_this_machine(tiny_bases: dict[str, BaseModel], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, LlamaConfig
+from transformers import LlamaConfig
 
 from milp_ray.errors import StudyError
 from milp_ray.memory.architectures import architecture_of
@@ -14,7 +14,7 @@ LLAMA = architecture_of(
         num_hidden_layers=2, hidden_size=32, intermediate_size=64, vocab_size=64, num_attention_heads=2
     )
 )
-SERVED = Served(LLAMA, "base", "s3://bucket/memories")
+SERVED = Served("llama", 2, "base", "s3://bucket/memories")
 
 
 def adapter(ranks: dict[int, int], **config: object) -> AdapterFiles:
@@ -76,11 +76,11 @@ def test_a_pattern_of_modules_is_no_list() -> None:
 
 
 def test_vllms_resolver_compares_the_bases_name() -> None:
-    assert refused_by(EVEN, Served(LLAMA, "other", "s3://bucket")) == {"vllm", "ray-serve"}
+    assert refused_by(EVEN, Served("llama", 2, "other", "s3://bucket")) == {"vllm", "ray-serve"}
 
 
 def test_ray_serve_loads_from_a_cloud_store_alone() -> None:
-    assert refused_by(EVEN, Served(LLAMA, "base", "/shared/memories")) == {"ray-serve"}
+    assert refused_by(EVEN, Served("llama", 2, "base", "/shared/memories")) == {"ray-serve"}
 
 
 def test_ranks_that_a_server_can_be_set_to() -> None:
@@ -91,12 +91,12 @@ def test_ranks_that_a_server_can_be_set_to() -> None:
 
 
 def test_before_a_search_what_could_not_be_served_is_told() -> None:
-    gpt2 = Served(architecture_of(GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64)), "base")
+    gpt2 = Served("gpt2", 2, "base")
     for name, told in (("vllm", True), ("llama.cpp", True), ("sglang", False)):
         assert bool(list(study_problems(ENGINES[name], gpt2))) is told
-    [large] = study_problems(ENGINES["vllm"], Served(LLAMA, "base"), largest_rank=3072)
+    [large] = study_problems(ENGINES["vllm"], Served("llama", 2, "base"), largest_rank=3072)
     assert large.where == "memory.max_rank" and "3072" in large.fact
-    assert not list(study_problems(ENGINES["vllm"], Served(LLAMA, "base"), largest_rank=512))
+    assert not list(study_problems(ENGINES["vllm"], Served("llama", 2, "base"), largest_rank=512))
 
 
 def test_an_unknown_engine_is_told_which_there_are() -> None:

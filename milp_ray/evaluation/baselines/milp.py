@@ -24,8 +24,8 @@ from milp_ray.evaluation.baselines.contents import QueryAlone
 from milp_ray.evaluation.baselines.interface import Bench, Carried, Cost, Learned, Method, Source, bytes_in
 from milp_ray.evaluation.baselines.sources import TaskLora, UserLora
 from milp_ray.evaluation.baselines.training import BOTH
+from milp_ray.memory.adapter_files import WEIGHTS
 from milp_ray.memory.adapter_notes import noted_placement
-from milp_ray.memory.adapters import WEIGHTS
 from milp_ray.memory.placement import Placement
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from milp_ray.config.models import SplitSettings, Study
 from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.baselines import Bench, make
-from milp_ray.memory.adapters import WEIGHTS, read_adapter
+from milp_ray.memory.adapter_files import WEIGHTS
+from milp_ray.memory.adapters import read_adapter
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel
 from milp_ray.trial.lifecycle import Trial

@@ -15,7 +15,7 @@ from milp_ray.errors import RunFolderError, StorageError, StudyError, TrialFaile
 from milp_ray.evaluation.baselines import Bench, make
 from milp_ray.evaluation.common_batches import losses
 from milp_ray.evaluation.measure import response_loss
-from milp_ray.memory.adapters import WEIGHTS
+from milp_ray.memory.adapter_files import WEIGHTS
 from milp_ray.memory.placement import Placement
 from milp_ray.model.base import BaseModel, loaded
 from milp_ray.model.row_adapters import concatenated, load_lora
