@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,9 +79,18 @@ def _in_front() -> Iterator[Problem]:
 
 
 def _python_path_of(place: Path) -> str:
-    """The entry of PYTHONPATH that something lies in; empty for none."""
-    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return next((entry for entry in entries if place.is_relative_to(os.path.abspath(entry))), "")  # noqa: PTH100
+    """The entry of PYTHONPATH that something is imported from; empty for none.
+
+    A checkout on PYTHONPATH may hold a whole environment, whose own folders are nearer.
+    """
+    given = {Path(entry).absolute(): entry for entry in _python_path() if entry}
+    nearest = {*given, *(Path(entry).absolute() for entry in sys.path if entry)}
+    within = [entry for entry in nearest if place.is_relative_to(entry)]
+    return given.get(max(within, key=lambda entry: len(entry.parts)), "") if within else ""
+
+
+def _python_path() -> list[str]:
+    return os.environ.get("PYTHONPATH", "").split(os.pathsep)
 
 
 def _take_out(entry: str) -> str:

@@ -30,6 +30,18 @@ def test_this_installation_is_one_that_it_allows() -> None:
     assert cause_of(ImportError("no such thing")) is None
 
 
+def test_an_environment_in_a_checkout_on_the_path_is_not_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / ".venv" / "site-packages"
+    (inside / "psutil").mkdir(parents=True)
+    (tmp_path / "psutil").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(inside)])
+    assert installed._python_path_of(inside / "psutil" / "__init__.py") == ""
+    assert installed._python_path_of(tmp_path / "psutil" / "__init__.py") == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("found", "lowest", "old"),
     [

@@ -241,7 +241,11 @@ def test_artifacts_are_what_was_fetched(path: Path, tmp_path: Path) -> None:
         assert pipeline["search"]["artifacts"]["paths"] == ["results"]
 
 
-@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path == GITHUB else pytest.mark.nightly) for path in SCHEMAS],
+    ids=lambda path: path.name,
+)
 def test_every_night_the_check_lets_the_run_go_on(path: Path, study_file: Path) -> None:
     """The real milp-ray: the check before the nightly resume passes where a run is there."""
     program = study_file.parent / "milp-ray"

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from milp_ray.config.comparison import MethodOptions
 from milp_ray.config.models import Study
 from milp_ray.memory.placement import Placement
 from milp_ray.tune.comparison.worker import MethodTask, Task, Worker
@@ -11,7 +12,7 @@ def worker(placements: dict[str, Placement]) -> Worker:
     """One without a base: what is asked here needs none."""
     found = Worker.__new__(Worker)
     method = MethodTask("milp", "milp", Path("learned"), searched=True, placements=placements)
-    found._task = Task(STUDY, 0, {"milp": method}, {}, {}, {})
+    found._task = Task(STUDY, MethodOptions(), Path("common"), 0, {"milp": method}, {}, {}, {})
     return found
 
 

@@ -246,7 +246,8 @@ def undisturbed(
     return memory(whole, "u1")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_is_replaced_and_its_user_goes_on_where_it_was(
     undisturbed: dict[str, torch.Tensor], shallow_model: Path, tiny_user: UserSplit, tmp_path: Path, how: int
 ) -> None:
