@@ -133,7 +133,8 @@ def test_nodes_die_under_the_search_and_under_the_final_job(
             for pid in nodes.raylets
             for title in map(title_of, psutil.Process(pid).children())
             if any(name in title for name in ("Rank", "Train", "Coordinator", "Propos"))
-            and "TrainState" not in title  # Ray's own, one per cluster
+            # Ray's own, one per cluster.
+            and not any(name in title for name in ("TrainState", "_AutoscalingCoordinator"))
         ]
         if not left:
             return
