@@ -4,10 +4,11 @@
 
 FOLDER of the data holds `bench.jsonl` and `background.jsonl`. Every method learns first, with one
 pass and one learning rate: what is compared is decoding. Then the same requests are decoded in
-three ways, which take turns, in CPU seconds of one thread:
+four ways, which take turns, in CPU seconds of one thread:
 
-- `user by user`: a user's adapter on the base as PEFT has it, the user's samples in one batch, as a
-  study's own test does; method after method;
+- `generate`: transformers' own, with the user's adapter on the base as PEFT has it and the user's
+  samples in one batch; method after method;
+- `user by user`: so, by this project's decoder, as a study's own test does;
 - `row by row`: the same batches by the code of common batches;
 - `together`: all requests of all users and methods in common batches.
 
@@ -45,7 +46,7 @@ METHODS = (
     "milp+rag",
     "task_lora+milp",
 )
-WAYS = ("user by user", "row by row", "together")
+WAYS = ("generate", "user by user", "row by row", "together")
 NEW = 48  # tokens of a response
 
 
@@ -130,6 +131,8 @@ def decode_ways(
     bench: Bench, methods: Sequence[Method], tests: Sequence[Tested], asked: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Rows of the ways of decoding."""
+    import torch
+
     from milp_ray.evaluation.common_batches import decode
     from milp_ray.evaluation.measure import measure_responses, run_through
     from milp_ray.model.row_adapters import beneath, load_lora
@@ -137,21 +140,42 @@ def decode_ways(
     base, prompts = bench.base, bench.prompts
     batches = [method.requests(user, samples) for method in methods for user, samples in tests]
 
-    def alone() -> list[str]:
+    stop_ids = sorted(base.stop_ids | prompts.stop_ids(base.tokenizer))
+    size = bench.study.trial.eval_batch_size
+
+    def decoded(ids: Sequence[tuple[int, ...]]) -> list[str]:
+        return run_through(measure_responses(base, ids, prompts, NEW, size))
+
+    def generated(ids: Sequence[tuple[int, ...]]) -> list[str]:
+        longest, texts = max(map(len, ids)), list[str]()
+        rows = torch.tensor([[base.pad_id] * (longest - len(one)) + list(one) for one in ids])
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
+        asked = {
+            "max_new_tokens": NEW,
+            "do_sample": False,
+            "eos_token_id": stop_ids,
+            "pad_token_id": base.pad_id,
+        }
+        found = base.model.generate(input_ids=rows, attention_mask=mask, **asked)  # type: ignore[operator]
+        for row in found[:, longest:].tolist():
+            end = next((place for place, token in enumerate(row) if token in stop_ids), len(row))
+            texts.append(prompts.response_text(base.tokenizer, row[:end]))
+        return texts
+
+    def alone(answer: Callable[[Sequence[tuple[int, ...]]], list[str]]) -> list[str]:
         texts: list[str] = []
         for requests in batches:
             *below, own = requests[0].adapters or (None,)
             with beneath(base, load_lora(base, below[0]) if below and below[0] else None):
                 if own is not None:
                     base.attach_saved(own)
-                size = bench.study.trial.eval_batch_size
-                ids = [one.ids for one in requests]
-                texts += run_through(measure_responses(base, ids, prompts, NEW, size))
+                texts += answer([one.ids for one in requests])
                 base.detach()
         return texts
 
     known: dict[str, Callable[[], list[str]]] = {
-        "user by user": alone,
+        "generate": lambda: alone(generated),
+        "user by user": lambda: alone(decoded),
         "row by row": lambda: [text for requests in batches for text in decode(base, requests, prompts, NEW)],
         "together": lambda: decode(base, [one for requests in batches for one in requests], prompts, NEW),
     }
