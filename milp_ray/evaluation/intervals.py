@@ -14,7 +14,7 @@ it is not to be relied on, and of one user there is none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -31,7 +31,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over users, with its interval.
+    """A mean over users, or their median, with its interval.
 
     Example:
         >>> ours = {"u-a": 0.31, "u-b": 0.28, "u-c": 0.40, "u-d": 0.25, "u-e": 0.33, "u-f": 0.29}
@@ -40,7 +40,7 @@ class Interval:
         0.0383 [0.0150, 0.0650] (95 %, 6 users)
 
     Attributes:
-        value: the mean, or the mean difference.
+        value: the mean, the mean difference, or the median.
         low: lower end; NaN with fewer than two users.
         high: upper end; NaN with fewer than two users.
         level: of confidence, in (0, 1).
@@ -147,15 +147,36 @@ def difference_interval(
     return mean_interval(paired, weights, level=level, n_resamples=n_resamples, method=method, seed=seed)
 
 
+def median_interval(
+    values: Mapping[str, float], *, level: float = 0.95, n_resamples: int = 9_999, seed: int = 0
+) -> Interval:
+    """The percentile interval of a median over users; users without a finite value are left out.
+
+    BCa does not fit a median: its jackknife knows two values at most.
+    """
+    users = sorted(user for user, value in values.items() if math.isfinite(value))
+    x, left_out, nan = np.array([values[user] for user in users]), len(values) - len(users), float("nan")
+    middle = float(np.median(x)) if users else nan
+    if len(users) < 2:
+        return Interval(middle, nan, nan, level, len(users), left_out, "none")
+    drawn = (np.median(x[rows], axis=1) for rows in _resampled_users(len(x), n_resamples, seed))
+    low, high = np.quantile(np.concatenate(list(drawn)), ((1 - level) / 2, (1 + level) / 2))
+    return Interval(middle, float(low), float(high), level, len(users), left_out, "percentile")
+
+
+def _resampled_users(size: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """``n_resamples`` draws of all users with replacement, in parts that fit into memory."""
+    rng, rows = np.random.default_rng(seed), max(1, _CELLS // size)
+    for start in range(0, n_resamples, rows):
+        yield rng.integers(0, size, (min(rows, n_resamples - start), size))
+
+
 def _resampled_means(
     x: NDArray[np.float64], w: NDArray[np.float64] | None, n_resamples: int, seed: int
 ) -> NDArray[np.float64]:
     """Means of ``n_resamples`` draws of all users, with replacement."""
-    rng, size = np.random.default_rng(seed), len(x)
-    rows = max(1, _CELLS // size)
     parts = []
-    for start in range(0, n_resamples, rows):
-        drawn = rng.integers(0, size, (min(rows, n_resamples - start), size))
+    for drawn in _resampled_users(len(x), n_resamples, seed):
         if w is None:
             parts.append(x[drawn].mean(axis=1))
         else:

@@ -14,6 +14,7 @@ from milp_ray.evaluation.intervals import (
     Method,
     difference_interval,
     mean_interval,
+    median_interval,
     user_means,
 )
 
@@ -114,6 +115,18 @@ def test_it_holds_the_truth_as_often_as_the_docs_say(size: int, promised: float)
 def test_bca_is_no_worse_where_values_are_skewed() -> None:
     percentile, corrected = (coverage(25, method, "skewed") for method in ("percentile", "bca"))
     assert 0.87 < percentile <= corrected + 0.01 < 0.97
+
+
+@pytest.mark.parametrize("size", [5, 60, 5_000])
+def test_the_medians_is_scipys(size: int) -> None:
+    values = np.random.default_rng(size).exponential(size=size)
+    found = median_interval(users(values) | {"u-none": float("nan")}, seed=3, n_resamples=199)
+    expected = stats.bootstrap((values,), np.median, method="percentile", n_resamples=9_999, rng=3)
+    width = expected.confidence_interval.high - expected.confidence_interval.low
+    assert found.value == np.median(values) and (found.users, found.left_out) == (size, 1)
+    assert found.low == pytest.approx(expected.confidence_interval.low, abs=width / 8)
+    assert found.high == pytest.approx(expected.confidence_interval.high, abs=width / 8)
+    assert median_interval(users(values[:1])).method == "none" and math.isnan(median_interval({}).value)
 
 
 def test_means_of_users_leave_out_what_has_no_score() -> None:
