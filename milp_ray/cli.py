@@ -159,6 +159,33 @@ def show(
 
 @app.command()
 @_reported
+def report(
+    run: RunPath,
+    file: Annotated[
+        str | None, typer.Option("--out", help="The file; else report.html in the run.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the whole run as one HTML file, which needs no network; also while the run goes on."""
+    from milp_ray.report.html.command import report as write_it
+
+    typer.echo(write_it(run, file))
+
+
+@app.command()
+@_reported
+def watch(
+    run: RunPath,
+    every: Annotated[float, typer.Option(min=1, help="Seconds from one report to the next.")] = 60.0,
+    file: Annotated[str | None, typer.Option("--out", help="The file, as of report.")] = None,
+) -> None:
+    """Write the report again and again while the run goes on, until it ends or you press Ctrl-C."""
+    from milp_ray.report.html.watch import watch as follow
+
+    follow(run, every, file, typer.echo)
+
+
+@app.command()
+@_reported
 def experiment(
     run: RunPath,
     user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],

@@ -14,6 +14,7 @@
       scores/<alias>.json    test scores of the three models
       experiments/<alias>.json   the saved Ax experiment
       tables/ plots/     for people: parquet, CSV, PNG
+      report.html        for people: the whole run on one page, where somebody asked for it
       tune/ train/       Ray Tune's and Ray Train's own files
 
 Where storage.path is a URL, these are names at the URL and paths in a process's mirror of it
@@ -31,6 +32,7 @@ LOCK, LEASES = "lock", "lease"
 EVENTS, ADAPTERS, CHECKPOINTS, MEMORIES = "events", "adapters", "checkpoints", "memories"
 SCORES, EXPERIMENTS, TABLES, PLOTS = "scores", "experiments", "tables", "plots"
 TUNE, TUNE_LOG, TRAIN = "tune", "tune.log", "train"
+REPORT = "report.html"
 
 FIRST = (STUDY, KEY, META)  # what a run is made of, in this order: the last one makes it a run
 # In this order: without run.json the others are nobody's.
@@ -114,6 +116,11 @@ class Layout:
     def plot(self, name: str) -> Path:
         """A plot (PNG)."""
         return child(self.root, PLOTS, f"{name}.png")
+
+    @property
+    def report(self) -> Path:
+        """The run on one page (HTML)."""
+        return self.root / REPORT
 
     @property
     def tune(self) -> Path:

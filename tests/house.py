@@ -38,6 +38,7 @@ FLOORS = [
     {"study"},
     {"serving"},
     {"report"},
+    {"report/html"},
     {"comparison"},
     {"terminal"},
     {"jobs"},

@@ -23,7 +23,7 @@ from milp_ray.comparison.rendering import Table
 from milp_ray.evaluation.memory_use import parameter_memory, parameters_of, prompt_memory
 from milp_ray.memory.architectures import Architecture, architecture_of
 from milp_ray.memory.placement import Placement
-from milp_ray.report.plots import BLUE, GREEN, GREY, ORANGE
+from milp_ray.report.colours import BLUE, GREEN, GREY, ORANGE
 from milp_ray.storage import atomic_write
 
 _CONTEXT = 4096

@@ -19,13 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from milp_ray.config.objectives import OBJECTIVES
+from milp_ray.report.colours import BLUE, GREEN, GREY, ORANGE
 from milp_ray.storage import atomic_write
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
 
 _MOST_FRONTS = 50
-# Okabe and Ito's colours: told apart by people who see few colours, and in grey print.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 
 
 def front_plot(

@@ -12,20 +12,21 @@ from milp_ray.config.models import ChooseSettings
 from milp_ray.config.objectives import Objective, maximized
 from milp_ray.errors import SearchError
 from milp_ray.memory.architectures import Architecture
-from milp_ray.search import Engine, Observation
+from milp_ray.search import Observation
 from milp_ray.search.core.pareto import knee
+from milp_ray.search.view import SearchView
 
 
 def select(
-    engine: Engine,
+    engine: SearchView,
     settings: ChooseSettings,
-    architecture: Architecture,
+    architecture: Architecture | None,
 ) -> Observation:
     """One observation of a user's search, on its front.
 
     ``budget``: of *all* trials with at most ``settings.budget`` trainable parameters the best in
     the first objective, since what is small is often dominated where size is no objective; if there
-    is none, the smallest trial.
+    is none, the smallest trial. Only this policy needs the architecture.
 
     Raises:
         SearchError: the front is empty.
@@ -42,6 +43,7 @@ def select(
     if kind == "best":
         return _best(front, by_name[name])
     if kind == "budget":
+        assert architecture is not None
         sizes = {seen.id: architecture.trainable_params(seen.placement) for seen in engine.observations}
         within = [seen for seen in engine.observations if sizes[seen.id] <= (settings.budget or 0)]
         if within:

@@ -22,8 +22,9 @@ from milp_ray.storage import atomic_write, reading
 from milp_ray.trial.records import TrialCost
 
 if TYPE_CHECKING:
-    from milp_ray.search import Engine, Observation
+    from milp_ray.search import Observation
     from milp_ray.search.core.records import Cost
+    from milp_ray.search.view import SearchView
 
 _PART_ROWS = 10_000
 MODELS = ("base", "shared", "own", "other")
@@ -31,12 +32,13 @@ MODELS = ("base", "shared", "own", "other")
 _COSTS = {one.name: "" if one.type == "str" else float("nan") for one in fields(TrialCost)}
 
 
-def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[dict[str, object]]:
+def trial_rows(alias: str, engine: SearchView, architecture: Architecture | None) -> list[dict[str, object]]:
     """One row a trial: state, θ, placement, size, values, whether it is on the front, cost.
 
     The no-memory measurement is the row with trial -1. Values of trials that failed or are pending
     are NaN. So is a cost (:class:`milp_ray.trial.records.TrialCost`) that the log does not have: an
-    older log's, or that of a trial whose worker was lost.
+    older log's, or that of a trial whose worker was lost. Without an architecture the size is left
+    to the values.
     """
     front = {seen.id for seen in engine.front()}
     blank = {objective.name: float("nan") for objective in engine.objectives}
@@ -57,7 +59,9 @@ def trial_rows(alias: str, engine: Engine, architecture: Architecture) -> list[d
     ]
 
 
-def chosen_table(chosen: Mapping[str, Observation], policy: str, architecture: Architecture) -> pd.DataFrame:
+def chosen_table(
+    chosen: Mapping[str, Observation], policy: str, architecture: Architecture | None
+) -> pd.DataFrame:
     """One row a user: the chosen trial, its θ, size and values, and the policy that chose it."""
     return pd.DataFrame(
         [
@@ -96,7 +100,7 @@ def by_user_rows(log: Path) -> list[dict[str, object]]:
     ]
 
 
-def hypervolume_rows(alias: str, engine: Engine) -> list[dict[str, object]]:
+def hypervolume_rows(alias: str, engine: SearchView) -> list[dict[str, object]]:
     """One row a finished trial: the hypervolume of the front so far, in the objectives' units.
 
     Measured from a point below the whole front (``lowered``), so that all of the search's progress
@@ -152,13 +156,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _theta(
-    config: MemoryConfig | None, placement: Placement, architecture: Architecture
+    config: MemoryConfig | None, placement: Placement, architecture: Architecture | None
 ) -> dict[str, object]:
+    size = {} if architecture is None else {"trainable_params": architecture.trainable_params(placement)}
     return {
         "gates": "".join("1" if gate else "0" for gate in config.gates) if config else "",
         "num_loras": config.num_loras if config else 0,
         "rank": config.rank if config else 0,
         **dict(placement.settings),
         "placement": placement.key,
-        "trainable_params": architecture.trainable_params(placement),
+        **size,
     }

@@ -170,7 +170,7 @@ def observed_values(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, f
     log = Path(path)
     return [
         (whole(event, "id", number, log), numbers(event, "values", number, log))
-        for number, event in enumerate(_events_so_far(log), start=1)
+        for number, event in enumerate(events_so_far(log), start=1)
         if event["event"] == "told"
     ]
 
@@ -181,7 +181,7 @@ def values_by_user(path: str | os.PathLike[str]) -> list[tuple[int | None, str, 
     Nothing where a trial is of one user. It raises as :func:`observed_values` does.
     """
     log, rows = Path(path), list[tuple[int | None, str, dict[str, float]]]()
-    for number, event in enumerate(_events_so_far(log), start=1):
+    for number, event in enumerate(events_so_far(log), start=1):
         found = event.get("by_user", {})
         if not isinstance(found, dict):
             damaged(number, log, "has no valid by_user")
@@ -192,11 +192,14 @@ def values_by_user(path: str | os.PathLike[str]) -> list[tuple[int | None, str, 
 
 def ended_trials(path: str | os.PathLike[str]) -> int:
     """How many trials of a log were told or failed; it raises as :func:`observed_values` does."""
-    return sum(event["event"] in ("told", "failed") for event in _events_so_far(Path(path)))
+    return sum(event["event"] in ("told", "failed") for event in events_so_far(Path(path)))
 
 
-def _events_so_far(log: Path) -> list[Event]:
-    """The events of a log that another process may be writing."""
+def events_so_far(log: Path) -> list[Event]:
+    """The events of a log that another process may be writing.
+
+    It ignores an unfinished last line and raises as :func:`observed_values` does.
+    """
     try:
         data = log.read_bytes()
     except FileNotFoundError:

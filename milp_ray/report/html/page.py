@@ -1,0 +1,117 @@
+"""The page: sections filled into the template, everything in one file.
+
+Text is escaped by Jinja2 (autoescape is on), data travels as JSON in which no character can end its
+element, and a content security policy forbids every request. plotly.js lies in the file as text and
+runs once the page has been painted; a figure is drawn when it comes into view.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import count
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from milp_ray.report.html.figures import FigureSpec
+from milp_ray.report.html.health import health
+from milp_ray.report.html.origin import origin
+from milp_ray.report.html.population_section import NO_TIMELINE, population_section
+from milp_ray.report.html.run_data import RunData
+from milp_ray.report.html.user_sections import direction_words, drawn_words, user_rows, user_section
+from milp_ray.report.html.user_table import drawn, is_complete, user_table
+from milp_ray.report.html.verdict import verdict
+
+_PACKAGE = "milp_ray.report.html"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure's place in the page: its id, title, text and height."""
+
+    id: str
+    title: str
+    alt: str
+    height: int
+
+
+def render(run: RunData) -> str:
+    """The report on a run, as HTML."""
+    table = user_table(run)
+    picked = drawn(table)
+    ids = count()
+    population = population_section(run, table, picked)
+    overview, overview_data = _placed(population.figures, ids)
+    users, user_data = [], []
+    for alias in picked:
+        section = user_section(run, table, alias)
+        plots, data = _placed(section.figures, ids)
+        users.append((section, plots))
+        user_data.append(data)
+    return _template().render(
+        run=run,
+        complete=is_complete(run, table),
+        made=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        facts=verdict(run, table),
+        overview=overview,
+        overview_data=embedded(overview_data),
+        cost=population.cost,
+        no_timeline=NO_TIMELINE,
+        users=users,
+        user_data=[embedded(data) for data in user_data],
+        drawn_words=drawn_words(table, picked),
+        direction_words=direction_words(run.study.objectives),
+        rows=embedded(user_rows(run, table)),
+        count=len(table),
+        health=health(run, table),
+        origin=origin(run),
+        style=_own_file("report.css"),
+        script=_own_file("report.js"),
+        plotly=_plotly(),
+    )
+
+
+def embedded(value: object) -> Markup:
+    """JSON that can stand in a script element, whatever strings are in it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _placed(figures: Sequence[FigureSpec], ids: count[int]) -> tuple[list[Plot], dict[str, Any]]:
+    """Each figure's place, and its data under the same id."""
+    plots, data = [], {}
+    for figure in figures:
+        plot = Plot(f"figure-{next(ids)}", figure.title, figure.alt, figure.height)
+        plots.append(plot)
+        data[plot.id] = figure.to_plain()
+    return plots, data
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html.j2")
+
+
+@cache
+def _own_file(name: str) -> Markup:
+    return Markup(files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+@cache
+def _plotly() -> Markup:
+    """plotly.js as it comes with the package, for a script element."""
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs().replace("</script", "<\\/script"))
