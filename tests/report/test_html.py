@@ -254,7 +254,7 @@ def test_a_population_is_drawn_and_its_users_are_found(tmp_path: Path) -> None:
     page = page_of(folder)
     assert page.rows.keys() == {POPULATION, *aliases(8)}
     assert facts(folder)["Users"] == "8 tested, 0 failed, of 8"
-    assert "Users that trials measured" in page.text and "placements on the front" in page.text
+    assert "Users that trials measured" in page.text and "placements on the front: " in page.text
     for figure in page.figures.values():
         go.Figure(figure)
 

@@ -20,7 +20,9 @@ from milp_ray.memory.placement import Placement
 from milp_ray.report.colours import BLUE, GREEN, GREY, ORANGE
 
 #: Light to dark without a turn: more is darker in a grey print, too.
-SCALE = [[0.0, "#f2f6fa"], [0.5, "#5f9fc9"], [1.0, "#08306b"]]
+SHARES = [[0.0, "#f2f6fa"], [0.5, "#5f9fc9"], [1.0, "#08306b"]]
+#: Of ranks the least is to be told from none, which is white.
+RANKS = [[0.0, "#bcd6ea"], [0.5, "#4f93c2"], [1.0, "#08306b"]]
 _THIRDS = (
     ("best third", "solid", "circle", BLUE),
     ("middle third", "dash", "square-open", GREEN),
@@ -123,27 +125,29 @@ def hypervolume_figure(values: Sequence[float], who: str) -> FigureSpec:
     ]  # fmt: skip
     end = f" from {shown[0]} to {shown[-1]}" if shown else ""
     alt = f"Hypervolume of {who} over {len(shown)} measured trials{end}."
-    return FigureSpec("Hypervolume", alt, data, _layout("measured trials", "hypervolume"), 280)
+    layout = _layout("measured trials", "hypervolume")
+    layout["xaxis"]["range"] = [0.5, len(shown) + 0.5]
+    return FigureSpec("Hypervolume", alt, data, layout, 280)
 
 
 def placement_figure(rows: pd.DataFrame, layers: int, chosen: int | None, who: str) -> FigureSpec:
     """Which layers have which rank: a row a trial, front trials and the choice marked."""
     done = rows[rows.state == "done"]
     kept = _most_telling(done, chosen, _MOST_ROWS).sort_values("trial")
-    z, names = [], []
+    ranks, names = list[list[int | None]](), list[str]()
     for row in kept.itertuples():
-        ranks = Placement.from_key(str(row.placement)).as_dict()
-        z.append([ranks.get(layer) for layer in range(layers)])
+        placed = Placement.from_key(str(row.placement)).as_dict()
+        ranks.append([placed.get(layer) for layer in range(layers)])
         mark = " ★" if row.trial == chosen else " ●" if row.on_front else ""
         names.append(f"t{row.trial:04d}{mark}")
-    data = [_heat(z, list(range(layers)), names, "rank", "layer %{x}, %{y}: rank %{z}<extra></extra>")]
-    layout = _layout("layer", "trial (● on the front, ★ chosen)")
+    layout = _layout("layer", "trial")
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "dtick": 1, "tickfont": {"size": 10}}
     layout["xaxis"] |= {"dtick": max(1, layers // 16), "showgrid": False}
     layout["margin"]["l"] = 80
     left = f"; {len(done) - len(kept)} dominated trials are left out" if len(kept) < len(done) else ""
     alt = f"Ranks by layer of {len(kept)} trials of {who}; darker is a larger rank, white is no LoRA{left}."
-    return FigureSpec(f"Placements{left}", alt, data, layout, 120 + 16 * max(6, len(kept)))
+    title = f"Placements (● on the front, ★ chosen{left})"
+    return FigureSpec(title, alt, [_ranks(ranks, names)], layout, 120 + 16 * max(8, len(kept)))
 
 
 def coordinates_figure(
@@ -180,7 +184,10 @@ def coordinates_figure(
     # Above and below each axis stands what its ends are.
     layout["xaxis"] |= {
         "type": "category", "gridcolor": "#555", "tickvals": names, "range": [-0.3, len(names) - 0.7],
-        "ticktext": [f"{name}<br>from {number(low, 4)}" for name, (low, _) in ends.items()],
+        "ticktext": [
+            f"{_wrapped(name)}<br>from {number(low, 4)}" for name, (low, _) in ends.items()
+        ],
+        "tickangle": 0, "tickfont": {"size": 12},
     }  # fmt: skip
     layout["yaxis"] |= {"showticklabels": False, "range": [-0.05, 1.14], "showgrid": False}
     layout["annotations"] = [
@@ -321,7 +328,7 @@ def winners_figure(keys: Sequence[str], layers: int, what: str) -> FigureSpec:
             "hovertemplate": "layer %{x}: %{y} %<extra></extra>"}  # fmt: skip
     heat = _heat(shares, list(range(layers)), names, "% of them", hover)
     heat["colorbar"] |= {"len": 0.7, "y": 0, "yanchor": "bottom"}
-    title = f"Layers and ranks of {len(placements):,} {what}"
+    title = f"Layers and ranks of {what}: {len(placements):,}"
     return FigureSpec(title, alt, [heat, bars], layout, 240 + 26 * len(names))
 
 
@@ -391,8 +398,18 @@ def _points(rows: pd.DataFrame, x: str, y: str, name: str, marker: dict[str, Any
 
 def _heat(z: list[list[Any]], x: list[int], y: list[str], unit: str, hover: str) -> dict[str, Any]:
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 12}
-    return {"type": "heatmap", "z": z, "x": x, "y": y, "colorscale": SCALE, "colorbar": bar, "xgap": 1,
+    return {"type": "heatmap", "z": z, "x": x, "y": y, "colorscale": SHARES, "colorbar": bar, "xgap": 1,
             "ygap": 1, "hoverongaps": False, "hovertemplate": hover}  # fmt: skip
+
+
+def _ranks(ranks: list[list[int | None]], names: list[str]) -> dict[str, Any]:
+    """A strip of ranks, coloured by their logarithm: they double and double again."""
+    z = [[None if rank is None else number(math.log2(rank), 4) for rank in row] for row in ranks]
+    layers = list(range(len(ranks[0]) if ranks else 0))
+    heat = _heat(z, layers, names, "rank", "layer %{x}, %{y}: rank %{customdata}<extra></extra>")
+    powers = range(1 + max((rank for row in ranks for rank in row if rank), default=1).bit_length())
+    heat["colorbar"] |= {"tickvals": list(powers), "ticktext": [str(1 << power) for power in powers]}
+    return heat | {"customdata": ranks, "colorscale": RANKS}
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:
@@ -414,8 +431,14 @@ def _plain(text: object) -> str:
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _wrapped(name: str) -> str:
+    """A long name on two lines."""
+    return name.replace("_", "<br>", 1) if len(name) > 10 else name
+
+
 def _label(name: str) -> str:
-    return OBJECTIVES[name].label if name in OBJECTIVES else name
+    label = OBJECTIVES[name].label if name in OBJECTIVES else name
+    return label.replace(" (", "<br>(")  # a figure's side is short
 
 
 def _turned(name: str) -> float:

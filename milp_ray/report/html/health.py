@@ -141,6 +141,6 @@ def _left_out(run: RunData, table: pd.DataFrame) -> list[str]:
         lines.append(f"{len(untested):,} users have no test scores, though the final job is over.")
     lines.append(
         "Users whom the data's rules left out before the run began (too few samples, say) are not in the run "
-        "folder: `milp-ray check` and the search's closing lines count them by reason."
+        "folder: milp-ray check and the search's closing lines count them by reason."
     )
     return lines

@@ -68,7 +68,7 @@ def render(run: RunData) -> str:
         drawn_words=drawn_words(table, picked),
         direction_words=direction_words(run.study.objectives),
         rows=embedded(user_rows(run, table)),
-        count=len(table),
+        count=len(run.aliases),
         health=health(run, table),
         origin=origin(run),
         style=_own_file("report.css"),

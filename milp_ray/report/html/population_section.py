@@ -20,8 +20,8 @@ from milp_ray.report.html.run_data import RunData
 from milp_ray.report.html.verdict import STAGES
 
 NO_TIMELINE = (
-    "There is no timeline: neither event logs nor tables say at what time of day a trial ran. What each "
-    "node worked is in the figure where the logs name nodes."
+    "There is no timeline: neither event logs nor tables say at what time of day a trial ran. Of several "
+    "nodes a figure has the worker-hours of each."
 )
 
 
@@ -45,10 +45,11 @@ def population_section(run: RunData, table: pd.DataFrame, drawn: Sequence[str]) 
             gains_figure(table, {"rank_by": f"{name} over no memory"}, f"validation gain in {name}")
         )
     names = [*run.measured, *(name for name in run.study.objectives if name not in run.measured)]
-    if len(names) > 1:
+    if len(names) > 1 and len(drawn) > 1:
         figures.append(overlay_figure(run.trials, names, drawn))
     curves = {str(user): list(rows.hypervolume) for user, rows in run.hypervolume.groupby("user")}
-    figures.append(progress_figure(curves))
+    if len(curves) > 1:  # that of one search is in its own section
+        figures.append(progress_figure(curves))
     figures.append(_winners(run))
     figures += _costs(run)
     return PopulationSection(figures, _cost_rows(run))
@@ -82,7 +83,7 @@ def _costs(run: RunData) -> list[FigureSpec]:
     figures = [stage_figure(seconds)]
     by_node = ended.assign(hours=ended[list(STAGES)].sum(axis=1) / 3600).groupby("node").hours.sum()
     by_node = by_node[by_node.index != ""]
-    if len(by_node):
+    if len(by_node) > 1:
         workers = run.study.ray.workers_per_trial
         figures.append(node_figure({str(node): float(hours) * workers for node, hours in by_node.items()}))
     return figures
@@ -110,4 +111,6 @@ def _cost_rows(run: RunData) -> list[tuple[str, str]]:
     if len(attempts):
         told = ", ".join(f"{attempt}: {count:,} trials" for attempt, count in attempts.items())
         rows.append(("attempts", told))
+    if nodes := ended.node[ended.node != ""].nunique():
+        rows.append(("nodes", f"{nodes:,}"))
     return rows or [("cost", "no trial has one")]

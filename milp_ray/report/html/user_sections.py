@@ -181,6 +181,8 @@ def _cell(name: str, value: object) -> str:
 
 def drawn_words(table: pd.DataFrame, drawn: Sequence[str]) -> str:
     """Who is drawn, and why these."""
+    if POPULATION in table.index:
+        return "One placement was searched for everybody: it is drawn here. The search box finds every user."
     searched = int((table.done + table.failed > 0).sum())
     if len(drawn) >= searched:
         return "Every user with a trial is drawn."

@@ -61,7 +61,7 @@ def more_trials(run: RunData) -> Fact:
     trials = int(pd.Series([count for _, count in growths.values()]).median())
     middle, growing = float(shares.median()), int((shares > _LITTLE).sum())
     seen = f"the last {trials} trials brought {_percent(middle)} of the hypervolume in the median search"
-    searches = f"{growing} of {len(shares)} still grew by more than {_percent(_LITTLE)}"
+    searches = f"{growing:,} of {len(shares):,} still grew by more than {_percent(_LITTLE)}"
     if middle >= _LITTLE:
         return Fact(label, f"Probably yes: {seen}, and {searches}.", how)
     return Fact(label, f"Hardly, little is left: {seen}; {searches}.", how)

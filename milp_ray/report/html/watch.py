@@ -56,7 +56,8 @@ def watch(
         else:
             table = user_table(data)
             notify(f"{status_line(data, table)}: {path}")
-            if is_complete(data, table):
+            # Its driver has yet to write the tables where the report is made from the logs.
+            if is_complete(data, table) and not (alive and data.from_logs):
                 return
             if not alive:
                 notify(f"no driver works on the run; continue it with: milp-ray resume {data.location}")
