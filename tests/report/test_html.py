@@ -231,7 +231,8 @@ def test_a_run_without_scores_says_so(tmp_path: Path) -> None:
     folder = run_of(tmp_path, tested=False)
     found, page = facts(folder), page_of(folder)
     assert found["Users"].startswith("3 searched, 0 failed")
-    assert found["Median gain over no memory"] == "not tested yet"
+    tested = ("Memory beats no memory", "Memory beats another user's", "Median gain over no memory")
+    assert {found[name] for name in tested} == {"not tested yet"}
     assert "No test scores." in page.text and "not complete" in page.text
     assert "test gain" not in page.json("all-rows")["columns"]
     for name in ("scores", "hypervolume", "chosen"):
@@ -311,10 +312,19 @@ def test_the_study_is_there_and_no_key(tmp_path: Path) -> None:
     assert "max_loras" in text and KEY.decode() not in text
 
 
+def test_no_raw_id_is_there_though_the_study_named_its_users(tmp_path: Path) -> None:
+    people = tuple(f"person {number}" for number in range(3))
+    folder = run_of(tmp_path, data={"path": "d", "users": people})
+    text = render(read_run(folder))
+    assert not [person for person in people if person in text]
+    assert all(f"- {alias}" in text for alias in aliases(3))  # in the frozen study
+
+
 def test_the_file_goes_where_it_is_asked_to_and_only_its_maker_reads_it(tmp_path: Path) -> None:
     folder = run_of(tmp_path / "runs")
     before = {path: path.stat().st_mtime_ns for path in folder.root.rglob("*")}
-    path = report(folder.root, tmp_path / "new" / "r.html")
+    (tmp_path / "open").mkdir(mode=0o755)
+    path = report(folder.root, tmp_path / "open" / "r.html")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.stat().st_size > MIB
     assert {path: path.stat().st_mtime_ns for path in folder.root.rglob("*")} == before
     with pytest.raises(RunFolderError, match="a file of this machine"):

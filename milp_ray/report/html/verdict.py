@@ -49,10 +49,10 @@ def more_trials(run: RunData) -> Fact:
         {str(user): list(rows.hypervolume) for user, rows in run.hypervolume.groupby("user")}
     )
     how = (
-        "Hypervolume of each search after its last trial, less that after three quarters of its trials, "
-        f"as a share of the former; searches of fewer than {_FEWEST_TRIALS} measured trials do not count. "
-        f"Below {_percent(_LITTLE)} in the median, little is left. Growth slows down: as many "
-        "trials more would bring the same again at most."
+        "Hypervolume of each search (from a point below its whole front) after its last trial, less that "
+        "after three quarters of its trials, as a share of the former; searches of fewer than "
+        f"{_FEWEST_TRIALS} measured trials do not count. Below {_percent(_LITTLE)} in the median, little is "
+        "left. Growth slows down: as many trials more would bring the same again at most."
     )
     label = "Would more trials pay?"
     if not growths:
@@ -60,11 +60,13 @@ def more_trials(run: RunData) -> Fact:
     shares = pd.Series([growth for growth, _ in growths.values()])
     trials = int(pd.Series([count for _, count in growths.values()]).median())
     middle, growing = float(shares.median()), int((shares > _LITTLE).sum())
+    early = 3 * trials < run.study.search.initial
+    led = " Space-filling initial trials are among these." if early else ""
     seen = f"the last {trials} trials brought {_percent(middle)} of the hypervolume in the median search"
     searches = f"{growing:,} of {len(shares):,} still grew by more than {_percent(_LITTLE)}"
     if middle >= _LITTLE:
-        return Fact(label, f"Probably yes: {seen}, and {searches}.", how)
-    return Fact(label, f"Hardly, little is left: {seen}; {searches}.", how)
+        return Fact(label, f"Probably yes: {seen}, and {searches}.{led}", how)
+    return Fact(label, f"Hardly, little is left: {seen}; {searches}.{led}", how)
 
 
 def last_quarter(curves: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, int]]:
