@@ -126,7 +126,7 @@ def test_the_verdict_says_what_the_tables_say(tmp_path: Path) -> None:
     found = facts(folder)
     assert found["Users"] == "6 tested, 0 failed, of 6"
     assert (
-        found["Memory beats no memory"].startswith("83.3 %") and "5 of 6" in found["Memory beats no memory"]
+        found["Memory beats no memory"].startswith("83.3 % [") and "5 of 6" in found["Memory beats no memory"]
     )
     assert "4 of 6" in found["Memory beats another user's"]
     assert found["Median gain over no memory"].startswith("+0.1500 nats per token [")
@@ -134,6 +134,20 @@ def test_the_verdict_says_what_the_tables_say(tmp_path: Path) -> None:
     assert found["Worker-hours of the trials"] == "0.11"
     trials = read_table(folder.layout.table("chosen"))
     assert found["Largest rank to serve"].startswith(f"{trials['rank'].max()} (vLLM: --max-lora-rank ")
+
+
+def test_users_who_are_all_alike_have_no_interval(tmp_path: Path) -> None:
+    assert facts(run_of(tmp_path, 6))["Memory beats no memory"] == "100.0 %: 6 of 6 users"
+
+
+def test_medians_of_cost_are_those_of_trials_and_sums_of_all(tmp_path: Path) -> None:
+    folder = run_of(tmp_path)
+    trials = read_table(folder.layout.table("trials"))
+    trials.loc[trials.trial < 6, "inject_seconds"] = 1.0
+    trials.loc[trials.trial == -1, "inject_seconds"] = 9.0
+    write_table(trials, folder.layout.table("trials"))
+    # Of 10 trials 6 took 1 s and 4 took 3 s; with the no-memory measurement 3 x 27 s in all.
+    assert "81 in all, 1.00 a trial (median)" in page_of(folder).text
 
 
 def test_hours_are_of_gpus_where_trials_had_one_and_count_every_worker(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ _THIRDS = (
 _MOST_POINTS = 400
 _MOST_ROWS = 60  # trials of a strip or of parallel coordinates
 _MOST_RANKS = 10
+_FEW = 10  # users of whom each has a tick
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ def gains_figure(table: pd.DataFrame, labels: Mapping[str, str], unit: str) -> F
         )  # fmt: skip
         told.append(f"{label}: {int((values > 0).sum())} of {len(values)} users above 0")
     layout = _layout("users, best first", unit)
+    if len(table) <= _FEW:
+        layout["xaxis"]["dtick"] = 1
     layout["yaxis"] |= {"zeroline": True, "zerolinecolor": "black", "zerolinewidth": 2}
     return FigureSpec("Gains of all users", f"Gains in order. {'; '.join(told)}.", data, layout)
 

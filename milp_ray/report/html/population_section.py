@@ -79,7 +79,8 @@ def _costs(run: RunData) -> list[FigureSpec]:
         return []
     if not ended[list(STAGES)].sum(axis=None) > 0:  # simulated trials may take no time at all
         return []
-    seconds = {stage.removesuffix("_seconds"): list(ended[stage].dropna()) for stage in STAGES}
+    trials = ended[ended.trial >= 0]  # measuring without a memory trains nothing
+    seconds = {stage.removesuffix("_seconds"): list(trials[stage].dropna()) for stage in STAGES}
     figures = [stage_figure(seconds)]
     by_node = ended.assign(hours=ended[list(STAGES)].sum(axis=1) / 3600).groupby("node").hours.sum()
     by_node = by_node[by_node.index != ""]
@@ -90,20 +91,24 @@ def _costs(run: RunData) -> list[FigureSpec]:
 
 
 def _cost_rows(run: RunData) -> list[tuple[str, str]]:
-    """Sums and medians over all ended trials."""
+    """Sums over all that ended, and medians over trials."""
     ended = run.trials[run.trials.state != "pending"]
+    trials = ended[ended.trial >= 0]
     rows = []
     for stage in STAGES:
         values = ended[stage].dropna()
         if len(values):
             name = stage.removesuffix("_seconds")
             rows.append(
-                (f"{name}, s", f"{values.sum():,.0f} in all, {values.median():,.2f} a trial (median)")
+                (f"{name}, s", f"{values.sum():,.0f} in all, {trials[stage].median():,.2f} a trial (median)")
             )
     if ended.train_tokens.notna().any():
         tokens = ended.train_tokens.dropna()
         rows.append(
-            ("tokens trained on", f"{tokens.sum():,.0f} in all, {tokens.median():,.0f} a trial (median)")
+            (
+                "tokens trained on",
+                f"{tokens.sum():,.0f} in all, {trials.train_tokens.median():,.0f} a trial (median)",
+            )
         )
     if (ended.gpu_memory > 0).any():
         rows.append(("GPU memory, most", f"{ended.gpu_memory.max() / 2**30:,.1f} GiB"))

@@ -34,11 +34,18 @@ from milp_ray.study.tables import (
     trial_rows,
 )
 
-TRIAL_COLUMNS = (
-    "user", "trial", "state", "gates", "num_loras", "rank", "placement", "trainable_params", "on_front",
-    "reason", "inject_seconds", "instruct_seconds", "eval_seconds", "train_tokens", "gpu_memory", "node",
-    "attempts",
-)  # fmt: skip
+_COSTS = ("inject_seconds", "instruct_seconds", "eval_seconds", "train_tokens", "gpu_memory", "attempts")
+_TEXTS = ("reason", "node", "placement", "gates", "policy")
+_COLUMNS = {
+    "trials": (
+        "user", "trial", "state", *OBJECTIVES, "gates", "num_loras", "rank", "placement", "trainable_params",
+        "on_front", "reason", *_COSTS, "node",
+    ),
+    "chosen": ("user", "policy", "trial", *OBJECTIVES, "placement", "trainable_params"),
+    "scores": ("user", "model", "samples", "loss"),
+    "hypervolume": ("user", "finished", "hypervolume"),
+    "by_user": ("trial", "user", *OBJECTIVES),
+}  # fmt: skip
 _LIVE = FileSet(folders={EVENTS: "*.jsonl", SCORES_FOLDER: "*.json"})
 
 
@@ -93,7 +100,7 @@ def read_run(folder: RunFolder) -> RunData:
     """
     if (mirror := mirror_of(folder.root)) is not None:
         mirror.refresh(_LIVE)
-    tables = {name: _table(folder, name) for name in ("trials", "chosen", "scores", "hypervolume", "by_user")}
+    tables = {name: _table(folder, name) for name in _COLUMNS}
     fresh = _Fresh(folder)
     tables = fresh.merged(tables)
     if tables["trials"].empty:
@@ -142,23 +149,12 @@ def _table(folder: RunFolder, name: str) -> pd.DataFrame:
 
 def _with_columns(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """A table with every column that the report asks for: earlier versions lack some."""
-    columns = {
-        "trials": (*OBJECTIVES, *TRIAL_COLUMNS),
-        "chosen": ("user", "policy", "trial", "placement", "trainable_params", *OBJECTIVES),
-        "scores": ("user", "model", "samples", "loss"),
-        "hypervolume": ("user", "finished", "hypervolume"),
-        "by_user": ("trial", "user", *OBJECTIVES),
-    }[name]
-    missing = {column: pd.Series(dtype=object) for column in columns if column not in table.columns}
+    missing = {column: pd.Series(dtype=object) for column in _COLUMNS[name] if column not in table.columns}
     table = table.assign(**missing)
-    for column in (*OBJECTIVES, "trainable_params", "loss"):
-        if column in table.columns:
-            table[column] = pd.to_numeric(table[column], errors="coerce")
-    for column in ("reason", "node", "placement", "gates", "policy"):
-        if column in table.columns:
-            table[column] = table[column].fillna("").astype(str)
-    for column in [column for column in TRIAL_COLUMNS[10:] if column != "node" and column in table.columns]:
+    for column in {*OBJECTIVES, *_COSTS, "trainable_params", "loss"} & {*table.columns}:
         table[column] = pd.to_numeric(table[column], errors="coerce")
+    for column in {*_TEXTS} & {*table.columns}:
+        table[column] = table[column].fillna("").astype(str)
     if "on_front" in table.columns:
         table["on_front"] = table["on_front"].fillna(value=False).astype(bool)
     return table

@@ -112,12 +112,13 @@ def _beaten(gains: pd.Series[float], label: str, whose: str, run: RunData) -> Fa
     known = {str(user): float(gain > 0) for user, gain in gains.dropna().items()}
     how = (
         f"Users whose own memory has a lower test loss than {whose}, among those with both; the interval is "
-        "a bootstrap over users (95 %)."
+        "a bootstrap over users (95 %), and left out where all are alike."
     )
     if not known:
         return Fact(label, _untested(run), how)
     won = mean_interval(known, n_resamples=_RESAMPLES, method="percentile")
-    ends = "" if won.method == "none" else f" [{_percent(won.low)} to {_percent(won.high)}]"
+    # Where all users are alike, resampling them shows no spread, which is no certainty.
+    ends = f" [{_percent(won.low)} to {_percent(won.high)}]" if won.high > won.low else ""
     count = int(sum(known.values()))
     return Fact(label, f"{_percent(won.value)}{ends}: {count:,} of {len(known):,} users{_few(won)}", how)
 
