@@ -15,6 +15,7 @@ from milp_ray.comparison.cells import CellRecord
 from milp_ray.evaluation.intervals import Interval, difference_interval, mean_interval
 
 COLUMNS = ("dataset", "model", "seed", "method", "user", "samples", "metric", "value", "control")
+TOO_FEW = "too few users to say"
 LOWER_IS_BETTER = frozenset({"loss"})
 
 
@@ -54,7 +55,9 @@ class Gain:
 
     @property
     def word(self) -> str:
-        """``better``, ``worse``, or ``no clear difference`` where the interval holds 0."""
+        """``better``, ``worse``; ``no clear difference`` where the interval holds 0; or too few."""
+        if self.interval.few_users:
+            return TOO_FEW
         if not self.interval.excludes_zero:
             return "no clear difference"
         return "better" if self.interval.value > 0 else "worse"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from milp_ray.comparison.cells import CellRecord
-from milp_ray.comparison.scores import Gain, Scores
+from milp_ray.comparison.scores import TOO_FEW, Gain, Scores
+from milp_ray.evaluation.intervals import FEW_USERS
 
 OURS = ("milp", "milp+rag", "task_lora+milp")
 _METRICS = (("loss", "nats per token of loss", 1.0), ("rouge_l", "points of ROUGE-L", 100.0))
@@ -33,8 +34,8 @@ def verdict(frame: pd.DataFrame, records: Sequence[CellRecord], unfinished: int 
         mine = [r for r in records if (r.cell.condition.dataset, r.cell.condition.model) == (dataset, model)]
         lines += [*(f"- {sentence}" for sentence in _sentences(Scores(part), mine)), ""]
     lines += [
-        "Intervals are 95 % bootstrap intervals over users. With few users they are too narrow; a difference "
-        "whose interval holds 0 is called no clear difference.",
+        "Intervals are 95 % bootstrap intervals over users. A difference whose interval holds 0 is called no "
+        f"clear difference. With fewer than {FEW_USERS} users intervals are too narrow to say anything.",
         "",
     ]
     return "\n".join(lines)
@@ -87,6 +88,8 @@ def _best(scores: Scores, metric: str, unit: str, factor: float) -> str:
     known = {name: mean.value for name, mean in means.items() if mean.users}
     if not known:
         return ""
+    if any(mean.users and mean.few_users for mean in means.values()):
+        return ""
     ranked = sorted(known, key=known.__getitem__, reverse=metric != "loss")
     best = ranked[0]
     digits = 3 if factor == 1 else 2
@@ -101,9 +104,9 @@ def _others(scores: Scores, name: str, metric: str, unit: str, factor: float) ->
     level: list[str] = []
     ahead: list[str] = []
     for other in scores.methods:
-        if other == name:
+        word = TOO_FEW if other == name else scores.gain(name, other, metric).word
+        if word == TOO_FEW:
             continue
-        word = scores.gain(name, other, metric).word
         {"worse": behind, "better": ahead}.get(word, level).append(f"`{other}`")
     parts = [
         f"{text} {', '.join(names)}"

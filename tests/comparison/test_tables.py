@@ -135,3 +135,13 @@ def test_the_verdict_says_where_it_loses_and_what_is_missing() -> None:
     )
     assert "`milp` loses to `none`" in page
     assert "A user's own `milp` against another user's: worse" in page
+
+
+def test_of_few_users_the_verdict_says_that_they_are_few() -> None:
+    """Intervals of three users may leave 0 out, and mean nothing."""
+    few = [
+        record(r.cell.method, {u: r.users[u].scores["loss"] or 0 for u in USERS[:3]}) for r in (NONE, MILP)
+    ]
+    page = verdict(score_frame(few), few)
+    assert "`milp` against the bare model: too few users to say (+0.200 nats" in page
+    assert "no clear difference (" not in page and "Best in" not in page and "beats" not in page
