@@ -94,10 +94,13 @@ def check(
     from milp_ray.config.loading import load_study
 
     loaded = load_study(study, overrides or [])
-    from milp_ray.serving.check import check_served
     from milp_ray.study.check import check_study  # imports torch: a faulty file is told before that
 
-    told = check_served(loaded, serve) if serve is not None else ""
+    told = ""
+    if serve is not None:
+        from milp_ray.serving.check import check_served
+
+        told = check_served(loaded, serve)
     out.print(check_study(loaded))
     if told:
         out.print(told, markup=False, soft_wrap=True)

@@ -75,7 +75,9 @@ def load_job_file(path: Path | str, overrides: Sequence[str] = ()) -> Study | Co
     """
     tree = _read_tree(Path(path))
     is_comparison = isinstance(tree.value, dict) and "datasets" in tree.value
-    return (load_comparison if is_comparison else load_study)(path, overrides)
+    if is_comparison:
+        return _overridden(tree, path, overrides, Comparison)
+    return _overridden(tree, path, overrides, Study)
 
 
 def data_settings(path: str, overrides: Sequence[str] = ()) -> DataSettings:
@@ -128,7 +130,10 @@ def resolved(study: Study) -> Study:
 
 
 def _load(path: Path, overrides: Sequence[str], root: type[Loaded]) -> Loaded:
-    tree = _read_tree(path)
+    return _overridden(_read_tree(path), path, overrides, root)
+
+
+def _overridden(tree: Tree, path: Path | str, overrides: Sequence[str], root: type[Loaded]) -> Loaded:
     for override in overrides:
         _override(tree, override)
     return _validate(tree, str(path), root)

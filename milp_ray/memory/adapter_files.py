@@ -7,7 +7,8 @@ What the files hold is PEFT's layout: A is ``r x in``, B ``out x r``, under name
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ class RawTensor:
 Tensors = dict[str, RawTensor]
 
 
-def read_files(folder: Path) -> tuple[Config, Tensors]:
-    """Configuration and matrices of a saved adapter.
+@contextmanager
+def opened(folder: Path) -> Iterator[Config]:
+    """A saved adapter's configuration; what goes wrong inside the block is damage of its files.
 
     Raises:
         StorageError: a file is missing or damaged, or it is not a LoRA adapter.
@@ -96,16 +98,25 @@ def read_files(folder: Path) -> tuple[Config, Tensors]:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         if config["peft_type"] != "LORA":
             raise ValueError("not a LoRA adapter")
-        found = deserialize((folder / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
-        tensors = {name: _raw(**values) for name, values in found}
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        yield config
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise StorageError(
             f"an adapter could not be read ({type(error).__name__})",
             where=folder.name,
             expected=f"{ADAPTER_CONFIG} and {WEIGHTS} as PEFT writes them",
             remedy="restore the folder, or train the memory again",
         ) from error
-    return config, tensors
+
+
+def read_files(folder: Path) -> tuple[Config, Tensors]:
+    """Configuration and matrices of a saved adapter.
+
+    Raises:
+        StorageError, RunFolderError: as :func:`opened`.
+    """
+    with opened(folder) as config:
+        found = deserialize((folder / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
+        return config, {name: _raw(**values) for name, values in found}
 
 
 def file_contents(config: Mapping[str, Any], tensors: Mapping[str, RawTensor]) -> dict[str, bytes]:

@@ -19,14 +19,13 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from milp_ray.errors import SpaceError, StorageError
 from milp_ray.layout import ADAPTER_CONFIG
-from milp_ray.memory.adapter_files import PREFIX, WEIGHTS
-from milp_ray.memory.adapter_notes import NOTE, check_content, note_of
+from milp_ray.memory.adapter_files import PREFIX, WEIGHTS, opened
+from milp_ray.memory.adapter_notes import NOTE, note_of
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.modules import put
 from milp_ray.memory.placement import Placement
@@ -227,21 +226,8 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         StorageError: a file is missing or damaged, or it is not a LoRA adapter.
         RunFolderError: its files are not those that its note was written for.
     """
-    try:
-        check_content(folder)
-        values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        if values["peft_type"] != "LORA":
-            raise ValueError("not a LoRA adapter")
-        config = LoraConfig.from_peft_type(**values)
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise StorageError(
-            f"an adapter could not be read ({type(error).__name__})",
-            where=folder.name,
-            expected=f"{ADAPTER_CONFIG} and {WEIGHTS} as PEFT writes them",
-            remedy="restore the folder, or train the memory again",
-        ) from error
-    return config, weights
+    with opened(folder) as values:
+        return LoraConfig.from_peft_type(**values), load_file(folder / WEIGHTS)
 
 
 def attach_saved(model: nn.Module, folder: Path) -> Attached:

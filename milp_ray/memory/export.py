@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from milp_ray.errors import SpaceError
 from milp_ray.memory.adapter_files import PREFIX, Config, RawTensor, Tensors, file_contents, read_files
 from milp_ray.memory.adapter_notes import NOTE, note_of_copy
 from milp_ray.storage import write_synced
 
-_LAYER = re.compile(r"^(?P<before>.*?\.)(?P<layer>\d+)(?P<part>\..*)$")
+#: A module's or matrix's name, taken apart at its layer.
+LAYER = re.compile(r"^(?P<before>.*?\.)(?P<layer>\d+)(?P<part>\..*)$")
 # Last names that GPT-2 and RoBERTa give to modules of their attention as well.
 _OF_ATTENTION_TOO = frozenset({"c_proj", "dense"})
 
@@ -69,7 +71,7 @@ def with_one_rank(
             expected=f"a rank of at least {largest}",
             remedy="bound the ranks of the next search by memory.max_rank",
         )
-    alpha = _scaling(config) * wanted
+    alpha = scaling_of(config) * wanted
     changes = {"r": wanted, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
     empty: dict[str, object] = {"rank_pattern": {}, "alpha_pattern": {}}
     return {**config, **changes, **empty}, {name: _filled(name, t, wanted) for name, t in tensors.items()}
@@ -88,7 +90,7 @@ def in_every_layer(
     filled: Tensors = {}
     for layer in range(num_layers):
         for name, tensor in tensors.items():
-            found = _LAYER.match(name)
+            found = LAYER.match(name)
             assert found is not None, name
             there = f"{found['before']}{layer}{found['part']}"
             filled[there] = tensors[there] if there in tensors else tensor.zeros(*tensor.shape)
@@ -110,8 +112,12 @@ def portable_name(base: str) -> str:
     return Path(base).name if is_path else base
 
 
-def _scaling(config: Config) -> float:
-    """alpha / rank of all layers."""
+def scaling_of(config: Mapping[str, Any]) -> float:
+    """alpha / rank of all layers.
+
+    Raises:
+        SpaceError: they differ.
+    """
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     alpha, r = config["lora_alpha"], config["r"]
     pairs = [(alpha, r)]

@@ -8,17 +8,17 @@ whatever is found; an export asks :func:`problems` of every memory that it has w
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from milp_ray.errors import Problem, StudyError
+from milp_ray.errors import Problem, SpaceError, StudyError
+from milp_ray.layout import ADAPTER_CONFIG as CONFIG
+from milp_ray.memory.adapter_files import WEIGHTS
+from milp_ray.memory.export import LAYER, module_of, scaling_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What vLLM's --max-lora-rank can be; a memory may have any rank up to it.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_LAYER = re.compile(r"^(?P<before>.*?\.)(?P<layer>\d+)(?P<part>\..*)$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AdapterFiles:
     def modules(self) -> dict[str, int]:
         """Rank of each adapted module, by its name from the model's root."""
         return {
-            name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): shape[0]
+            module_of(name): shape[0]
             for name, shape in self.shapes.items()
             if name.endswith(".lora_A.weight")
         }
@@ -181,13 +181,9 @@ def _no_patterns(files: AdapterFiles, served: Served) -> Iterator[Problem]:
 
 
 def _one_scaling(files: AdapterFiles, served: Served) -> Iterator[Problem]:
-    config = files.config
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    pairs = [
-        (alphas.get(name, config["lora_alpha"]), ranks.get(name, config["r"])) for name in {*ranks, *alphas}
-    ]
-    scalings = {round(alpha / rank, 9) for alpha, rank in [*pairs, (config["lora_alpha"], config["r"])]}
-    if len(scalings) > 1:
+    try:
+        scaling_of(files.config)
+    except SpaceError:
         fact = "alpha / rank differs between layers, and the engine may take one for all"
         yield Problem(CONFIG, fact, "one alpha / rank")
 
@@ -207,7 +203,7 @@ def _named_base(files: AdapterFiles, served: Served) -> Iterator[Problem]:
 def _every_layer(files: AdapterFiles, served: Served) -> Iterator[Problem]:
     parts: dict[str, set[int]] = {}
     for name in files.modules:
-        if (found := _LAYER.match(name)) is not None:
+        if (found := LAYER.match(name)) is not None:
             parts.setdefault(found["part"], set()).add(int(found["layer"]))
     lacking = sorted(part for part, layers in parts.items() if len(layers) < served.num_layers)
     if lacking:

@@ -25,7 +25,7 @@ from milp_ray.memory.adapter_files import file_contents, read_files
 from milp_ray.memory.adapter_notes import NOTE
 from milp_ray.memory.export import in_every_layer, portable_name, with_one_rank
 from milp_ray.serving.engines import AdapterFiles, Engine, Served, find_engine, problems, study_problems
-from milp_ray.serving.memories import users_with_memory
+from milp_ray.serving.memories import MOST_NAMED, users_with_memory
 from milp_ray.storage import (
     atomic_write,
     get_file,
@@ -44,9 +44,8 @@ from milp_ray.study.run_folder import RunFolder
 
 MARKER, MANIFEST = "export.json", "memories.jsonl"
 FORMAT = 1
-_VERSION = 12  # hex digits of the content's digest in a name
+VERSION = 12  # hex digits of the content's digest in a name
 _FLUSH = 200  # memories between two writings of the manifest
-_MOST_NAMED = 20
 
 Say = Callable[[str], object]
 
@@ -173,7 +172,7 @@ def _write(
     if found := problems(engine, files, served):
         raise StudyError(f"export of {alias} for {engine.name}", found)
     digest = hashlib.sha256(b"".join(contents.values())).hexdigest()
-    name = f"{alias}-{digest[:_VERSION]}"
+    name = f"{alias}-{digest[:VERSION]}"
 
     def write(draft: Path) -> None:
         for file, content in contents.items():
@@ -185,7 +184,7 @@ def _write(
     return Exported(
         name,
         alias,
-        digest[:_VERSION],
+        digest[:VERSION],
         files.rank,
         sum(map(len, contents.values())),
         digest,
@@ -266,7 +265,7 @@ def _rank(engine: Engine, ranks: Mapping[str, int], asked: int | None) -> int | 
     if asked is None:
         return engine.rank_for(max(ranks.values())) if engine.one_rank else None
     if over := sorted(alias for alias, rank in ranks.items() if rank > asked):
-        names = ", ".join(over[:_MOST_NAMED]) + (", …" if len(over) > _MOST_NAMED else "")
+        names = ", ".join(over[:MOST_NAMED]) + (", …" if len(over) > MOST_NAMED else "")
         problem = Problem(
             "--rank",
             f"{len(over)} memories have a layer of a larger rank than {asked}: {names}",

@@ -10,7 +10,7 @@ from milp_ray.layout import MEMORIES
 from milp_ray.storage import names_in
 from milp_ray.study.run_folder import RunFolder
 
-_MOST_NAMED = 20
+MOST_NAMED = 20
 
 
 def users_with_memory(folder: RunFolder, users: Sequence[str] = ()) -> list[str]:
@@ -34,7 +34,7 @@ def users_with_memory(folder: RunFolder, users: Sequence[str] = ()) -> list[str]
     asked = {folder.alias(user) for user in users} or there
     if missing := sorted(asked - there):
         raise RunFolderError(
-            f"{len(missing)} of the users have no memory: {', '.join(missing[:_MOST_NAMED])}",
+            f"{len(missing)} of the users have no memory: {', '.join(missing[:MOST_NAMED])}",
             where=folder.location,
             expected="aliases, or ids, of users whom the final job has trained",
             remedy=f"see who has one with: milp-ray fronts {folder.location}",

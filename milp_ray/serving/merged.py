@@ -20,12 +20,10 @@ from milp_ray.memory.adapter_notes import check_content
 from milp_ray.model.base import BaseModel, load_base
 from milp_ray.model.fingerprint import base_fingerprint, check_base
 from milp_ray.model.row_adapters import LoraWeights, load_lora
-from milp_ray.serving.export import Say, Summary
+from milp_ray.serving.export import VERSION, Say, Summary
 from milp_ray.serving.memories import users_with_memory
 from milp_ray.storage import is_url, local_copy, reading, write_folder
 from milp_ray.study.run_folder import RunFolder
-
-_VERSION = 12
 
 
 def export_merged(
@@ -61,7 +59,7 @@ def export_merged(
                 digest = hashlib.sha256((source / WEIGHTS).read_bytes()).hexdigest()
             lora = load_lora(base, source)
         largest = max(largest, *(len(a) for a, _ in lora.modules.values()))
-        target = child(root, f"{alias}-{digest[:_VERSION]}")
+        target = child(root, f"{alias}-{digest[:VERSION]}")
         if not target.exists():
             with merged(base, lora):
                 write_folder(target, lambda draft: _save(base, draft))
