@@ -189,6 +189,22 @@ def watch(
 
 @app.command()
 @_reported
+def placement(
+    run: RunPath,
+    user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],
+    trainer: Annotated[str, typer.Option("--for", help="peft, axolotl, llama-factory or trl.")] = "peft",
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Of this trial; else the chosen one's.", show_default=False)
+    ] = None,
+) -> None:
+    """Print a user's chosen placement as another trainer's settings."""
+    from milp_ray.serving.trainers import recipe
+
+    typer.echo(recipe(run, user, trainer, trial), nl=False)
+
+
+@app.command()
+@_reported
 def experiment(
     run: RunPath,
     user: Annotated[str, typer.Argument(help="A user's alias, or the raw id.", show_default=False)],

@@ -5,7 +5,6 @@ Reads the run folder's tables only.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -14,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from milp_ray.config.objectives import OBJECTIVES, instead_of
-from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.ids import POPULATION
 from milp_ray.memory.adapter_notes import NOTE, check_note, noted_placement
 from milp_ray.memory.placement import Placement
 from milp_ray.storage import pull
 from milp_ray.study.run_folder import RunFolder
-from milp_ray.study.tables import MODELS, read_table
+from milp_ray.study.tables import MODELS, has_table, read_table, search_tables
 
 if TYPE_CHECKING:
     from milp_ray.study.run import Outcome
@@ -41,9 +39,9 @@ def outcome_view(outcome: Outcome) -> RenderableType:
     """The tables that a run ends with: choices, and the three-way test."""
     folder = outcome.folder
     parts: list[RenderableType] = []
-    if _has(folder, "chosen"):
+    if has_table(folder, "chosen"):
         parts += [_chosen(folder), Text()]
-    if _has(folder, "scores") and len(scores := read_table(folder.layout.table("scores"))):
+    if has_table(folder, "scores") and len(scores := read_table(folder.layout.table("scores"))):
         parts += [_scores(scores), Text()]
     return Group(*parts)
 
@@ -83,9 +81,9 @@ def _memories(outcome: Outcome) -> str:
 
 def _warnings(folder: RunFolder) -> list[str]:
     """Said plainly: users for whom the search found nothing better than no memory."""
-    if not _has(folder, "chosen"):
+    if not has_table(folder, "chosen"):
         return []
-    trials, chosen = _tables(folder)
+    trials, chosen = search_tables(folder)
     lines = _constant(folder, trials)
     base = trials[trials.state == "no memory"].set_index("user")
     rows = chosen[chosen.user.isin(base.index)] if len(chosen) else chosen
@@ -126,7 +124,7 @@ def _of_searched(folder: RunFolder, count: int, searches: int) -> str:
 
 def fronts_view(folder: RunFolder) -> RenderableType:
     """Every user's front, the chosen point marked."""
-    trials, chosen = _tables(folder)
+    trials, chosen = search_tables(folder)
     return Group(
         *(_front(trials[trials.user == alias], chosen, alias, folder) for alias in trials.user.unique())
     )
@@ -140,9 +138,9 @@ def user_view(folder: RunFolder, user: str) -> RenderableType:
     Raises:
         RunFolderError: the run has no such user, or its memory is another user's.
     """
-    trials, chosen = _tables(folder)
+    trials, chosen = search_tables(folder)
     alias = folder.alias(user)
-    scores = read_table(folder.layout.table("scores")) if _has(folder, "scores") else None
+    scores = read_table(folder.layout.table("scores")) if has_table(folder, "scores") else None
     own = scores[scores.user == alias] if scores is not None else None
     if trials[trials.user == alias].empty:
         if own is None or own.empty:
@@ -182,27 +180,12 @@ def _earlier_choice(
     ]
 
 
-def _tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
-    if not _has(folder, "trials"):
-        raise RunFolderError(
-            "the run has no tables yet",
-            where=folder.location,
-            expected="a run that ended or was stopped",
-            remedy=f"continue it with: milp-ray resume {folder.location}",
-        )
-    return read_table(folder.layout.table("trials")), read_table(folder.layout.table("chosen"))
-
-
-def _has(folder: RunFolder, name: str) -> bool:
-    return Path(f"{folder.layout.table(name)}.parquet").exists()
-
-
 def _measured(folder: RunFolder) -> list[str]:
     return [name for name in folder.study.objectives if not OBJECTIVES[name].exact]
 
 
 def _chosen(folder: RunFolder) -> Table:
-    trials, chosen = _tables(folder)
+    trials, chosen = search_tables(folder)
     base = trials[trials.state == "no memory"].set_index("user")
     table = _table(f"chosen configurations ({folder.study.choose.policy}), on validation samples")
     for name in ("user", "trial", "front", "trainable", *_measured(folder)):

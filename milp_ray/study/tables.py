@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from milp_ray.errors import RunFolderError
 from milp_ray.evaluation.metrics import SCORES
 from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.factors import MemoryConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from milp_ray.search import Observation
     from milp_ray.search.core.records import Cost
     from milp_ray.search.view import SearchView
+    from milp_ray.study.run_folder import RunFolder
 
 _PART_ROWS = 10_000
 MODELS = ("base", "shared", "own", "other")
@@ -153,6 +155,27 @@ def read_table(path: Path) -> pd.DataFrame:
     """A table that :func:`write_table` wrote."""
     with reading(path):
         return pd.read_parquet(path.with_suffix(".parquet"))
+
+
+def has_table(folder: RunFolder, name: str) -> bool:
+    """Whether a run has this table yet."""
+    return Path(f"{folder.layout.table(name)}.parquet").exists()
+
+
+def search_tables(folder: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of a run, and the chosen ones.
+
+    Raises:
+        RunFolderError: the run has no tables yet.
+    """
+    if not has_table(folder, "trials"):
+        raise RunFolderError(
+            "the run has no tables yet",
+            where=folder.location,
+            expected="a run that ended or was stopped",
+            remedy=f"continue it with: milp-ray resume {folder.location}",
+        )
+    return read_table(folder.layout.table("trials")), read_table(folder.layout.table("chosen"))
 
 
 def _theta(

@@ -22,16 +22,15 @@ PLACEMENTS = {"ann": "0:4,1:8", "bob": "1:2", "eve": "0:8,1:8"}
 ALIASES = {name: alias_of(name, KEY) for name in PLACEMENTS}
 
 
-def study_of(base: BaseModel, storage: Path | str) -> Study:
-    return Study.model_validate(
-        {
-            "name": "small",
-            "model": {"path": base.settings.path, "device": "cpu"},
-            "data": {"path": "/nowhere/users.jsonl"},
-            "storage": {"path": str(storage)},
-            "trial": {"max_new_tokens": 6},
-        }
-    )
+def study_of(base: BaseModel, storage: Path | str, **sections: object) -> Study:
+    plain = {
+        "name": "small",
+        "model": {"path": base.settings.path, "device": "cpu"},
+        "data": {"path": "/nowhere/users.jsonl"},
+        "storage": {"path": str(storage)},
+        "trial": {"max_new_tokens": 6},
+    }
+    return Study.model_validate(plain | sections)
 
 
 def remember(base: BaseModel, folder: RunFolder, name: str, key: str, seed: int) -> None:
