@@ -64,7 +64,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
 
     root = tmp_path_factory.mktemp("models")
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     folders = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "shallow"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _saved(folder, "llama", _tokenizer(), SHALLOW_LAYERS)
+        return _saved(folder, "llama", byte_tokenizer(), SHALLOW_LAYERS)
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +204,7 @@ def _text(seed: int, words: int) -> str:
     return " ".join(_WORDS[(seed * 5 + 3 * index) % len(_WORDS)] for index in range(words))
 
 
-def _tokenizer() -> Any:
+def byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -225,7 +225,7 @@ def _tokenizer() -> Any:
 
 def saved_tiny(folder: Path, name: str, layers: int) -> Path:
     """The folder of a tiny model of so many layers, drawn from torch's global random numbers."""
-    return _saved(folder, name, _tokenizer(), layers)
+    return _saved(folder, name, byte_tokenizer(), layers)
 
 
 def _saved(folder: Path, name: str, tokenizer: Any, layers: int) -> Path:

@@ -201,3 +201,10 @@ def test_both_sides_of_the_gpu_comparison_do_the_same_work(tmp_path: Path) -> No
     for model in (base.model, plain.model):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_the_page_of_results_is_what_the_kept_tables_say() -> None:
+    made = importlib.import_module("results_page")
+    text = made.PAGE.read_text(encoding="utf-8")
+    assert "| `none` |" in text and made.page(text) == text
+    assert made.page(text.replace("| `none` |", "| `nobody` |")) == text
