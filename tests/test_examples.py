@@ -30,6 +30,7 @@ WITH_EXAMPLES = {
     "evaluation.judges.prompt": ("read_score",),
     "evaluation.labels": ("find_label",),
     "evaluation.win_rate": ("WinRate",),
+    "evaluation.baselines.rates": ("best_rate",),
     "serving.trainers": ("as_peft",),
     "trial.lifecycle": ("Trial",),
     "evaluation.memory_use": ("parameters_of", "prompt_memory"),

@@ -56,7 +56,7 @@ class MethodOptions(Settings):
         (0.3, 1.0, 3.0),
         description="times optimizer.learning_rate, what a trained method chooses from",
     )
-    rate_users: Positive = Field(2, description="background users whose validation samples choose the rate")
+    rate_users: Positive = Field(8, description="background users whose validation samples choose the rate")
     background_samples: Positive = Field(
         1024, description="of all background users together, the most that are trained on"
     )

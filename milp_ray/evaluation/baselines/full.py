@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from milp_ray.data.records import UserSplit
 from milp_ray.evaluation.baselines import register
@@ -73,7 +72,7 @@ class FullFineTuning:
     def _choose(self, users: Sequence[UserSplit], whom: str) -> Rate:
         bench = self._bench
 
-        def attempt(rate: float) -> tuple[float, int]:
+        def attempt(rate: float) -> tuple[list[float], int]:
             found, tokens = [], 0
             for user in users:
                 stages = user_stages(bench, user, held_back=True)
@@ -81,7 +80,7 @@ class FullFineTuning:
                 with trainable(bench.base) as whole:
                     tokens += run_stages(bench, stages, optimizer, bench.seed_of(user.alias), trained=whole)
                     found.append(validation_loss(bench, user.validation))
-            return fmean(found), tokens
+            return found, tokens
 
         center = _OF_LORAS * bench.optimizer.learning_rate
         return choose_rate(bench, center, attempt if users else None, whom)

@@ -2,17 +2,20 @@
 
 The rates of a declared grid (``options.rate_factors`` times the study's, or times what the method
 names instead) are tried on a few background users: trained as the final job trains, but for their
-validation samples and what is later, and measured on those. The rate with the lowest mean loss is
-taken for all users. Without a background each measured user's own validation samples choose.
+validation samples and what is later, and measured on those. The study's own rate is taken for all
+users, unless another one is better by more than a standard error of the paired difference: else a
+few users' chance would decide, and a rate's effect would pass for a method's. Without a background
+each measured user's own validation samples choose, by the lowest mean.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import StorageError, TrialFailed
@@ -21,8 +24,10 @@ from milp_ray.storage import write_json
 
 RATE = "rate.json"
 
-# Trains with a rate; gives the loss on validation samples, and the tokens trained on.
-Try = Callable[[float], tuple[float, int]]
+_FEW = 3  # losses, below which they say nothing of their own noise
+# Trains with a rate; gives the losses on validation samples, by user or by sample, and the tokens
+# trained on.
+Try = Callable[[float], tuple[Sequence[float], int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,11 @@ class Rate:
 
 
 def choose_rate(bench: Bench, center: float, attempt: Try | None, by_whom: str) -> Rate:
-    """The best of the grid; without anything to try by, or with one rate alone, the grid's middle.
+    """The rate of a grid that a method takes.
+
+    It is ``center``, or the middle of a grid that lacks it, unless another rate's losses are lower
+    by more than a standard error; of several such rates the one with the lowest mean. With fewer
+    than three losses the lowest mean decides, and without anything to try by nothing is tried.
 
     Args:
         bench: see there.
@@ -49,19 +58,48 @@ def choose_rate(bench: Bench, center: float, attempt: Try | None, by_whom: str) 
     grid = [float(f"{center * factor:.6g}") for factor in sorted(bench.options.rate_factors)]
     if attempt is None or len(grid) == 1:
         return Rate(grid[len(grid) // 2], f"learning rate {grid[len(grid) // 2]:g}, not chosen")
-    found, tokens = [], 0
+    found: dict[float, Sequence[float]] = {}
+    tokens = 0
     for rate in grid:
         try:
-            loss, used = attempt(rate)
+            losses, used = attempt(rate)
         except TrialFailed:
-            loss, used = math.inf, 0
-        found.append(loss if math.isfinite(loss) else math.inf)
+            losses, used = [math.inf], 0
+        found[rate] = losses if all(map(math.isfinite, losses)) else [math.inf]
         tokens += used
-    if min(found) == math.inf:
-        raise TrialFailed("no learning rate of the grid gives a finite loss")
-    value = grid[found.index(min(found))]
-    tried = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in zip(grid, found, strict=True))
+    value = best_rate(found, min(grid, key=lambda rate: abs(math.log(rate / center))))
+    tried = ", ".join(f"{rate:g}: {fmean(losses):.3f}" for rate, losses in found.items())
     return Rate(value, f"learning rate {value:g}, by {by_whom} ({tried})", tokens)
+
+
+def best_rate(losses: Mapping[float, Sequence[float]], own: float) -> float:
+    """The rate that losses speak for; see :func:`choose_rate`.
+
+    Args:
+        losses: by rate, of the same users or samples in the same order; ``[inf]`` where it failed.
+        own: what is taken if no other is better by more than a standard error.
+
+    Raises:
+        TrialFailed: no rate works.
+
+    Example:
+        >>> best_rate({1e-4: [2.0, 3.0, 4.0], 1e-3: [1.9, 3.3, 3.7]}, own=1e-4)
+        0.0001
+        >>> best_rate({1e-4: [2.0, 3.0, 4.0], 1e-3: [1.8, 2.9, 3.7]}, own=1e-4)
+        0.001
+    """
+    means = {rate: fmean(of) for rate, of in losses.items()}
+    working = [rate for rate, mean in means.items() if math.isfinite(mean)]
+    if not working:
+        raise TrialFailed("no learning rate of the grid gives a finite loss")
+    if own in working and len(losses[own]) >= _FEW:
+        working = [rate for rate in working if _is_better(losses[rate], losses[own])] or [own]
+    return min(working, key=lambda rate: means[rate])
+
+
+def _is_better(losses: Sequence[float], than: Sequence[float]) -> bool:
+    gains = [own - other for own, other in zip(than, losses, strict=True)]
+    return fmean(gains) > stdev(gains) / math.sqrt(len(gains))
 
 
 def rate_users(bench: Bench, background: Sequence[UserSplit]) -> list[UserSplit]:

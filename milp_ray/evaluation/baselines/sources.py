@@ -6,10 +6,9 @@ share what was learned: ``oppu`` takes the adapter of ``task_lora``.
 
 from __future__ import annotations
 
-import math
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TypedDict
 
 from torch import Tensor
@@ -104,21 +103,16 @@ class TaskLora:
         bench, placement = self._bench, self._placement()
         samples, chosen_from, measured = background_samples(bench, background)
 
-        best = math.inf
-
-        def attempt(rate: float) -> tuple[float, int]:
-            nonlocal best
+        def attempt(rate: float) -> tuple[list[float], int]:
             stages = [background_stage(bench, chosen_from)]
             with trained_lora(bench, placement, stages, rate, bench.seed) as tokens:
-                loss = validation_loss(bench, measured)
-                if loss < best:
-                    best = loss
-                    save_lora(bench, self._folder / HELD_BACK, placement, "all")
-                return loss, tokens
+                save_lora(bench, self._held_back(rate), placement, "all")
+                return [validation_loss(bench, [sample]) for sample in measured], tokens
 
         whom = f"the loss on {len(measured)} validation samples of background users"
         able = attempt if measured and chosen_from else None
         rate = choose_rate(bench, bench.optimizer.learning_rate, able, whom)
+        self._keep_held_back(rate.value)
         stages = [background_stage(bench, samples)]
         with trained_lora(bench, placement, stages, rate.value, bench.seed) as tokens:
             save_lora(bench, self._folder / ADAPTER, placement, "all")
@@ -131,6 +125,17 @@ class TaskLora:
             f"{len(samples)} samples of {len(background)} background users, {stages[0].epochs} passes; "
             f"placement {placement.key}; {rate.note}",
         )
+
+    def _held_back(self, rate: float) -> Path:
+        return self._folder / f"{HELD_BACK}-{rate:g}"
+
+    def _keep_held_back(self, rate: float) -> None:
+        """Of the twins that rates were tried with, that of the chosen rate stays, if any."""
+        shutil.rmtree(self._folder / HELD_BACK, ignore_errors=True)
+        if (kept := self._held_back(rate)).exists():
+            kept.rename(self._folder / HELD_BACK)
+        for other in self._folder.glob(f"{HELD_BACK}-*"):
+            shutil.rmtree(other)
 
 
 class UserLora:
@@ -190,7 +195,7 @@ class UserLora:
     def _choose(self, users: Sequence[UserSplit], placement: Placement, whom: str) -> Rate:
         bench, base = self._bench, self._of_all(held_back=True)
 
-        def attempt(rate: float) -> tuple[float, int]:
+        def attempt(rate: float) -> tuple[list[float], int]:
             found, trained = [], 0
             for user in users:
                 stages = user_stages(bench, user, self._parts, held_back=True)
@@ -199,7 +204,7 @@ class UserLora:
                 ) as tokens:
                     found.append(validation_loss(bench, user.validation))
                     trained += tokens
-            return fmean(found), trained
+            return found, trained
 
         return choose_rate(bench, bench.optimizer.learning_rate, attempt if users else None, whom)
 

@@ -156,9 +156,9 @@ class UserEmbedding:
         if not used:
             raise TrialFailed("no background user has samples to train on")
 
-        def attempt(rate: float) -> tuple[float, int]:
+        def attempt(rate: float) -> tuple[list[float], int]:
             encoder, tokens = self._trained(spread(train, most), rate)
-            return encoder_loss(bench, encoder, measured), tokens
+            return [encoder_loss(bench, encoder, [one]) for one in measured], tokens
 
         whom = f"the loss on {len(measured)} validation samples of background users"
         able = attempt if measured and any(train) else None

@@ -83,6 +83,7 @@ def test_rates_are_chosen_by_samples_that_nothing_beneath_has_seen(llama: BaseMo
         read_adapter(tmp_path / "shared" / "fit" / name)[1] for name in ("adapter", "held_back")
     )
     assert final.keys() == held_back.keys()
+    assert not list((tmp_path / "shared" / "fit").glob("held_back-*")), "of the chosen rate alone"
     assert any(not final[name].equal(held_back[name]) for name in final)
     # Without the validation users, the same training gives the adapter that was held back.
     alone = make("milp", by_user(llama, tmp_path / "alone"))
