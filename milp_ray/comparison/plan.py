@@ -35,6 +35,7 @@ _NOT_CONTENT: dict[str, bool | set[str]] = {
     "model": {"path", "device"},
 }
 _SEARCH_ONLY = ("objectives", "search", "choose")
+_SEARCHED_BY = ("format", "seed", "sections", "users", "base")  # of a cell's content, a search's part
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,13 @@ class ConditionPlan:
         """Of everything that a cell's result follows from."""
         return digest_of(self._content(method) | {"method": method.builder})
 
+    def search_digest(self, method: MethodPlan) -> str:
+        """Of everything that the search behind a method follows from: no other users', no option."""
+        content = self._content(method)
+        return digest_of({name: content[name] for name in _SEARCHED_BY} | {"method": "search"})
+
     def run_digest(self, method: MethodPlan) -> str:
-        """Of everything that the search behind a method follows from."""
+        """Of everything that a method with a search learns from."""
         return digest_of(self._content(method) | {"method": "search"})
 
     def learned_digest(self) -> str:
@@ -185,7 +191,7 @@ class ConditionPlan:
         study = (method.search or _PLAIN).of(self.study)
         return study.model_copy(
             update={
-                "name": f"{self.condition.name}-{self.run_digest(method)[:6]}",
+                "name": f"{self.condition.name}-{self.search_digest(method)[:6]}",
                 "trial": study.trial.model_copy(update={"save_adapters": False}),
                 "final": study.final.model_copy(update={"automatic": False}),
                 "storage": study.storage.model_copy(update={"path": str(runs)}),

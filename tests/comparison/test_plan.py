@@ -87,6 +87,15 @@ def test_options_of_the_methods_are_part_of_a_cells_content(path: Path) -> None:
     before, after = planned(path), planned(path, "options.retrieved=2")
     assert after.options.retrieved == 2
     assert all(before.digest(method) != after.digest(method) for method in before.methods)
+    names = [
+        {
+            method.name: plan.searched_study(method, path.parent, path.parent / "key").name
+            for method in plan.methods
+            if method.searched
+        }
+        for plan in (before, after, planned(path, "datasets.canary.background_users=1"))
+    ]
+    assert names[0] == names[1] == names[2], "no search is done again for what it does not use"
     with pytest.raises(StudyError, match=r"options\.retreived"):
         planned(path, "options.retreived=2")
 
