@@ -168,7 +168,7 @@ class ConditionPlan:
         return digest_of(self._content(method) | {"method": method.builder})
 
     def search_digest(self, method: MethodPlan) -> str:
-        """Of everything that the search behind a method follows from: no other users', no option."""
+        """Of everything that the search behind a method follows from."""
         content = self._content(method)
         return digest_of({name: content[name] for name in _SEARCHED_BY} | {"method": "search"})
 

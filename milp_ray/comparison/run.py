@@ -179,8 +179,8 @@ class Comparing:
         common, seed = self._learned(plan, plan.learned_digest()), plan.condition.seed
         pool.begin(Task(pool.study, plan.options, common, seed, tasks, users, background, plan.others))
         learning = _Learning([method.name for method in methods], list(plan.users))
-        for name in learning.names:
-            pool.work([learning.fit(name)])
+        pool.work([learning.groups()])
+        pool.work([learning.fit(names) for names in learning.together])
         if stop_requested():
             return
         self._say(f"{plan.condition.name}: {len(methods)} methods are fitted")
@@ -289,22 +289,40 @@ class Comparing:
 
 
 class _Learning:
-    """What became of fitting methods and learning users."""
+    """What became of fitting methods and learning users.
+
+    Args:
+        names: of the methods.
+        aliases: of the users.
+
+    Attributes:
+        names: as given.
+        together: groups of methods that share what they fit, known after :meth:`groups`.
+    """
 
     def __init__(self, names: Sequence[str], aliases: Sequence[str]) -> None:
         self.names, self._aliases = names, aliases
+        self.together: list[list[str]] = []
         self._fits: dict[str, LearnedPart] = {}
         self._users: dict[str, dict[str, LearnedPart]] = {}
         self._reasons: dict[tuple[str, str], str] = {}
 
-    def fit(self, name: str) -> Piece[LearnedPart]:
-        """The piece of work that fits a method."""
+    def groups(self) -> Piece[list[list[str]]]:
+        """The piece of work that says which methods are fitted together."""
         from milp_ray.tune.comparison.pool import Piece
 
-        def done(part: LearnedPart) -> None:
-            self._fits[name] = part
+        def done(groups: list[list[str]]) -> None:
+            self.together = groups
 
-        return Piece("fit", (name,), f"fit of {name}", done, partial(self._lost, [name], self._aliases))
+        lost = partial(self._lost, self.names, self._aliases)
+        return Piece("fit_groups", (self.names,), "the methods", done, lost)
+
+    def fit(self, names: Sequence[str]) -> Piece[dict[str, LearnedPart]]:
+        """The piece of work that fits methods which share something."""
+        from milp_ray.tune.comparison.pool import Piece
+
+        label = f"fit of {', '.join(names)}"
+        return Piece("fit", (names,), label, self._fits.update, partial(self._lost, names, self._aliases))
 
     def learn(self, alias: str) -> Piece[dict[str, LearnedPart]]:
         """The piece of work that learns a user, with all methods that could be fitted."""

@@ -46,6 +46,11 @@ class FullFineTuning:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
 
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset({own_folder(self._bench, self.name)})
+
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Choose the learning rate, once for all users."""
         return remembered(own_folder(self._bench, self.name), lambda: self._fit(background))

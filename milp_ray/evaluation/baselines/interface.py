@@ -126,7 +126,17 @@ class Carried:
 
 
 class Source(Protocol):
-    """What is trained, and where it is."""
+    """What is trained, and where it is.
+
+    Attributes:
+        fitted: the folders that :meth:`fit` fills. Two sources with one in common are fitted one
+            after the other, and the second finds what it shares.
+    """
+
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See the class."""
+        ...
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Train what all users share."""
@@ -187,6 +197,11 @@ class Method:
     def __init__(self, name: str, bench: Bench, source: Source, contents: Contents) -> None:
         self.name, self.bench = name, bench
         self._source, self._contents = source, contents
+
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """The folders that :meth:`fit` fills; see :class:`Source`."""
+        return self._source.fitted
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Learn what all users share, once; what is there is not learned again.

@@ -16,6 +16,7 @@ on background users' samples, and a user's stage 1 starts from there, as in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import RunFolderError
@@ -82,6 +83,11 @@ class Memories:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset()
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Nothing: the run has done it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from milp_ray.data.records import UserSplit
 from milp_ray.errors import TrialFailed
@@ -52,6 +53,11 @@ class RandomLora:
         self._bench = bench
         self._placements: dict[str, Placement] = {}
         self._final = UserLora(bench, "random_lora", self._placement)
+
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return self._final.fitted
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Choose the learning rate of the final training."""

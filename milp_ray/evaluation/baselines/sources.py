@@ -52,6 +52,11 @@ class _OfAll(TypedDict, total=False):
 class Nothing:
     """No training at all."""
 
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset()
+
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Nothing."""
         return Learned()
@@ -81,6 +86,11 @@ class TaskLora:
         self._bench = bench
         self._placement = placement or (lambda: everywhere(bench))
         self._folder = common_folder(bench, "task_lora") if placement is None else own_folder(bench, "shared")
+
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset({self._folder})
 
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
@@ -162,9 +172,14 @@ class UserLora:
         self._bench, self._name, self._placement_of = bench, name, placement_of
         self._parts, self._on, self._after = parts, on, after
 
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset({own_folder(self._bench, self._name)}).union(*(one.fitted for one in self._beneath))
+
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Choose the learning rate, once for all users."""
-        shared = self._on or self._after
+        shared = next(iter(self._beneath), None)
         below = shared.fit(background) if shared is not None else None
         own = remembered(own_folder(self._bench, self._name), lambda: self._fit(background))
         if below is None:
@@ -180,6 +195,10 @@ class UserLora:
         """The user's adapter, on top of that of all if there is one."""
         below = self._on.carried(user).adapters if self._on is not None else ()
         return Carried((*below, own_folder(self._bench, self._name, user.alias) / ADAPTER))
+
+    @property
+    def _beneath(self) -> list[TaskLora]:
+        return [one for one in (self._on, self._after) if one is not None]
 
     def _fit(self, background: Sequence[UserSplit]) -> Learned:
         users = rate_users(self._bench, background)

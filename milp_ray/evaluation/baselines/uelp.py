@@ -110,6 +110,11 @@ class UserEmbedding:
         self._bench = bench
         self._folder = own_folder(bench, self.name)
 
+    @property
+    def fitted(self) -> frozenset[Path]:
+        """See :class:`~milp_ray.evaluation.baselines.interface.Source`."""
+        return frozenset({self._folder})
+
     def fit(self, background: Sequence[UserSplit]) -> Learned:
         """Train the encoder on background users."""
         return remembered(self._folder, lambda: self._fit(background))

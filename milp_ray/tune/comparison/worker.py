@@ -147,13 +147,32 @@ class Worker:
             )
             self._methods[method.name] = make(method.builder, bench)
 
-    def fit(self, name: str) -> LearnedPart:
-        """Fit a method on the background users."""
-        method = self._of_condition().methods[name]
-        if method.searched and not method.placements:
-            return _not_chosen()
+    def fit_groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Which methods one worker fits: those that share what they fit, most of them first."""
+        places = {name: self._methods[name].fitted if self._fits(name) else frozenset() for name in names}
+        groups: list[tuple[list[str], frozenset[Path]]] = []
+        for name in names:
+            mine = [group for group in groups if group[1] & places[name]]
+            groups = [group for group in groups if group not in mine]
+            members = [one for group in mine for one in group[0]] + [name]
+            groups.append((members, places[name].union(*(group[1] for group in mine))))
+        ordered = [sorted(members, key=list(names).index) for members, _ in groups]
+        return sorted(ordered, key=len, reverse=True)
+
+    def fit(self, names: Sequence[str]) -> dict[str, LearnedPart]:
+        """Fit methods on the background users, one after the other."""
         background = ray.get(list(self._of_condition().background.values()))
-        return self._learned(lambda: self._methods[name].fit(background))
+        return {
+            name: self._learned(partial(self._methods[name].fit, background))
+            if self._fits(name)
+            else _not_chosen()
+            for name in names
+        }
+
+    def _fits(self, name: str) -> bool:
+        """Whether there is what a method needs of its search."""
+        method = self._of_condition().methods[name]
+        return not method.searched or bool(method.placements)
 
     def learn(self, names: Sequence[str], alias: str) -> dict[str, LearnedPart]:
         """Learn a user with some methods, one after the other: some share what they learn."""

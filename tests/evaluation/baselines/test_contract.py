@@ -138,3 +138,16 @@ def text(query: str) -> str:
 
 def fail(*_: object) -> Any:
     raise AssertionError("trained again")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["none", "uelp", "full", "task_lora", "multi_lora", "random_lora", "oppu", "milp", "task_lora+milp"],
+)
+def test_a_fit_fills_the_folders_that_it_names_and_no_other(
+    name: str, llama: BaseModel, tmp_path: Path
+) -> None:
+    """Methods without one in common are fitted side by side."""
+    method = make(name, bench(llama, tmp_path))
+    method.fit(BACKGROUND)
+    assert method.fitted == {file.parent for file in tmp_path.rglob("learned.json")}

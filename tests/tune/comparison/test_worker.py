@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 from milp_ray.config.comparison import MethodOptions
@@ -22,4 +23,32 @@ def test_a_user_whose_search_chose_nothing_is_lost_and_no_other() -> None:
 
 
 def test_a_method_of_which_no_search_chose_anything_is_not_fitted() -> None:
-    assert worker({}).fit("milp").reason
+    found = worker({})
+    found._methods = {}
+    assert found.fit_groups(["milp"]) == [["milp"]]
+    assert not found._fits("milp")
+
+
+class Fitted:
+    """A method of which nothing is asked but what its fit fills."""
+
+    def __init__(self, *folders: str) -> None:
+        self.fitted = frozenset(map(Path, folders))
+
+
+def test_methods_that_share_what_they_fit_are_fitted_by_one_worker() -> None:
+    found = worker({})
+    methods = {
+        "none": (),
+        "multi": ("multi",),
+        "all": ("all",),
+        "own": ("own",),
+        "both": ("all", "x", "own"),
+        "last": ("x",),
+    }
+    found._methods = {name: Fitted(*folders) for name, folders in methods.items()}  # type: ignore[misc]
+    plan = MethodTask("", "", Path(), searched=False, placements={})
+    assert found._task is not None
+    found._task = replace(found._task, methods=dict.fromkeys(methods, plan))
+    groups = found.fit_groups(list(methods))
+    assert groups == [["all", "own", "both", "last"], ["none"], ["multi"]]
