@@ -167,11 +167,15 @@ def report(
     file: Annotated[
         str | None, typer.Option("--out", help="The file; else report.html in the run.", show_default=False)
     ] = None,
+    model_check: Annotated[
+        bool, typer.Option(help="Fit the surrogate to some users' trials again: a minute at most.")
+    ] = True,
 ) -> None:
     """Write the whole run as one HTML file, which needs no network; also while the run goes on."""
     from milp_ray.report.html.command import report as write_it
+    from milp_ray.report.html.model_check import NOT_MADE, SECONDS
 
-    typer.echo(write_it(run, file))
+    typer.echo(write_it(run, file, model_check=SECONDS if model_check else NOT_MADE))
 
 
 @app.command()
