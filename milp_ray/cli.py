@@ -230,7 +230,7 @@ def fetch(
         bool, typer.Option("--one-rank", help="The adapters, each with one rank, for readers of one only.")
     ] = False,
 ) -> None:
-    """Copy a run's tables and plots to a folder here, all of them or nothing."""
+    """Copy a run's tables, plots and report to a folder here, all of them or nothing."""
     from milp_ray.study.fetch import fetch as copy
 
     count = copy(run, folder, memories=memories or one_rank, one_rank=one_rank)

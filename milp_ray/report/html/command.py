@@ -1,15 +1,15 @@
-"""`milp-ray report`: where the report on a run goes, and that it is there whole or not at all."""
+"""`milp-ray report`, and a job's: where it goes, and that it is there whole or not at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from milp_ray.errors import RunFolderError
+from milp_ray.errors import MilpRayError, RunFolderError, exception_site
 from milp_ray.report.html.model_check import SECONDS, ModelCheck, check_models
 from milp_ray.report.html.page import render
 from milp_ray.report.html.run_data import RunData, read_run
 from milp_ray.report.html.user_table import drawn, user_table
-from milp_ray.storage import atomic_write, is_url
+from milp_ray.storage import atomic_write, is_url, location_of
 from milp_ray.study.run_folder import RunFolder
 
 _OWNER_ALONE = 0o600
@@ -44,12 +44,30 @@ def write_report(
             remedy="name a path, and copy the file to the URL",
         )
     folder = RunFolder.open(run)
+    path = _place(folder, out, at_url=is_url(run))
+    return path, _write(folder, path, model_check)
+
+
+def report_of_job(folder: RunFolder) -> str:
+    """Write the report into the run of a job whose driver has ended, also at a URL.
+
+    Returns a line that says where it is, or why there is none: a report ends no job.
+    """
+    try:
+        _write(folder, folder.layout.report, SECONDS)
+    except Exception as error:  # whatever it is, the study is done
+        told = isinstance(error, MilpRayError)
+        reason = error.problems[0].fact if told else exception_site(error)  # type: ignore[attr-defined]
+        return f"note: no report was written ({reason}); for one: milp-ray report {folder.location}"
+    return f"report: {location_of(folder.layout.report)}"
+
+
+def _write(folder: RunFolder, path: Path, model_check: ModelCheck | float) -> RunData:
     data = read_run(folder)
     check = model_check
     if not isinstance(check, ModelCheck):
         check = check_models(folder, data, drawn(user_table(data)), check)
     text = render(data, check)
-    path = _place(folder, out, at_url=is_url(run))
 
     def write(draft: Path) -> None:
         draft.touch()
@@ -58,7 +76,7 @@ def write_report(
         draft.write_text(text, encoding="utf-8")
 
     atomic_write(path, write)
-    return path, data
+    return data
 
 
 def _place(folder: RunFolder, out: Path | str | None, *, at_url: bool) -> Path:
