@@ -170,12 +170,19 @@ def report(
     model_check: Annotated[
         bool, typer.Option(help="Fit the surrogate to some users' trials again: a minute at most.")
     ] = True,
+    include_text: Annotated[
+        bool,
+        typer.Option(
+            "--include-text", help="With samples and ids of users, from the data; into the working directory."
+        ),
+    ] = False,
 ) -> None:
     """Write the whole run as one HTML file, which needs no network; also while the run goes on."""
     from milp_ray.report.html.command import report as write_it
     from milp_ray.report.html.model_check import NOT_MADE, SECONDS
 
-    typer.echo(write_it(run, file, model_check=SECONDS if model_check else NOT_MADE))
+    check = SECONDS if model_check else NOT_MADE
+    typer.echo(write_it(run, file, model_check=check, include_text=include_text))
 
 
 @app.command()

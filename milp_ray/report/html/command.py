@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from milp_ray.errors import MilpRayError, RunFolderError, exception_site
+from milp_ray.report.html.cases import read_cases
 from milp_ray.report.html.model_check import SECONDS, ModelCheck, check_models
 from milp_ray.report.html.page import render
 from milp_ray.report.html.run_data import RunData, read_run
@@ -16,7 +17,11 @@ _OWNER_ALONE = 0o600
 
 
 def report(
-    run: Path | str, out: Path | str | None = None, *, model_check: ModelCheck | float = SECONDS
+    run: Path | str,
+    out: Path | str | None = None,
+    *,
+    model_check: ModelCheck | float = SECONDS,
+    include_text: bool = False,
 ) -> Path:
     """Write the report on a run as it is now; returns the file.
 
@@ -24,16 +29,24 @@ def report(
         run: the run folder, or its URL.
         out: the file; None: in the run folder, of a run at a URL in the working directory.
         model_check: seconds after which no further search is fitted; or why none is.
+        include_text: with samples and ids of users, which :mod:`milp_ray.report.html.cases` reads.
+            Such a report goes to the working directory, or to ``out``, and never into the run.
 
     Raises:
-        RunFolderError: there is no run, or no trial of it yet; or ``out`` is a URL.
+        RunFolderError: there is no run, or no trial of it yet; or ``out`` is a URL, or in the run
+            though texts are to be in it.
+        DataError: with ``include_text``: the data is not there, or is other data than before.
         StorageError: the run cannot be read, or the file not be written.
     """
-    return write_report(run, out, model_check)[0]
+    return write_report(run, out, model_check, include_text=include_text)[0]
 
 
 def write_report(
-    run: Path | str, out: Path | str | None = None, model_check: ModelCheck | float = SECONDS
+    run: Path | str,
+    out: Path | str | None = None,
+    model_check: ModelCheck | float = SECONDS,
+    *,
+    include_text: bool = False,
 ) -> tuple[Path, RunData]:
     """:func:`report`, and what it was made from."""
     if out is not None and is_url(out):
@@ -44,8 +57,8 @@ def write_report(
             remedy="name a path, and copy the file to the URL",
         )
     folder = RunFolder.open(run)
-    path = _place(folder, out, at_url=is_url(run))
-    return path, _write(folder, path, model_check)
+    path = _place(folder, out, at_url=is_url(run), include_text=include_text)
+    return path, _write(folder, path, model_check, include_text=include_text)
 
 
 def report_of_job(folder: RunFolder) -> str:
@@ -62,12 +75,16 @@ def report_of_job(folder: RunFolder) -> str:
     return f"report: {location_of(folder.layout.report)}"
 
 
-def _write(folder: RunFolder, path: Path, model_check: ModelCheck | float) -> RunData:
+def _write(
+    folder: RunFolder, path: Path, model_check: ModelCheck | float, *, include_text: bool = False
+) -> RunData:
     data = read_run(folder)
+    picked = drawn(user_table(data))
+    cases = read_cases(folder, picked) if include_text else None
     check = model_check
     if not isinstance(check, ModelCheck):
-        check = check_models(folder, data, drawn(user_table(data)), check)
-    text = render(data, check)
+        check = check_models(folder, data, picked, check)
+    text = render(data, check, cases)
 
     def write(draft: Path) -> None:
         draft.touch()
@@ -79,7 +96,17 @@ def _write(folder: RunFolder, path: Path, model_check: ModelCheck | float) -> Ru
     return data
 
 
-def _place(folder: RunFolder, out: Path | str | None, *, at_url: bool) -> Path:
+def _place(folder: RunFolder, out: Path | str | None, *, at_url: bool, include_text: bool) -> Path:
+    if out is None and include_text:
+        return Path.cwd() / f"report-{folder.study.name}-with-text.html"
     if out is not None:
-        return Path(out).expanduser().absolute()
+        path = Path(out).expanduser().absolute()
+        if include_text and path.resolve().is_relative_to(Path(folder.root).resolve()):
+            raise RunFolderError(
+                "a report with users' texts does not go into the run folder",
+                where=str(path),
+                expected="a file elsewhere: whoever may read the run would read the texts, too",
+                remedy="name another file, or leave --out away",
+            )
+        return path
     return Path.cwd() / f"report-{folder.study.name}.html" if at_url else folder.layout.report

@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from milp_ray.report.html.cases import UserCases
 from milp_ray.report.html.figures import FigureSpec
 from milp_ray.report.html.health import health
 from milp_ray.report.html.model_check import NOT_MADE, ModelCheck
@@ -44,8 +45,14 @@ class Plot:
     height: int
 
 
-def render(run: RunData, check: ModelCheck | None = None) -> str:
-    """The report on a run, as HTML; ``check``: what the surrogate was asked, None for nothing."""
+def render(run: RunData, check: ModelCheck | None = None, cases: Sequence[UserCases] | None = None) -> str:
+    """The report on a run, as HTML.
+
+    Args:
+        run: as it is now.
+        check: what the surrogate was asked; None: nothing.
+        cases: samples of users, with their texts; None: no text and no id is in the report.
+    """
     table, check = user_table(run), check or NOT_MADE
     picked = drawn(table)
     ids = count()
@@ -79,6 +86,7 @@ def render(run: RunData, check: ModelCheck | None = None) -> str:
         direction_words=direction_words(run.study.objectives),
         rows=embedded(user_rows(run, table)),
         count=len(run.aliases),
+        cases=cases,
         health=health(run, table),
         origin=origin(run),
         style=_own_file("report.css"),
