@@ -17,7 +17,7 @@ from milp_ray.report.html.figures import (
     winners_figure,
 )
 from milp_ray.report.html.run_data import STAGES, RunData
-from milp_ray.report.html.timeline import NO_TIMES, timeline_figure, timeline_of, timeline_rows
+from milp_ray.report.html.worker_timeline import NO_TIMES, timeline_figure, timeline_of, timeline_rows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from milp_ray.memory.placement import Placement
 from milp_ray.report.html.model_check import ModelCheck
 from milp_ray.report.html.model_section import expected_gain
 from milp_ray.report.html.run_data import STAGES, RunData
-from milp_ray.report.html.timeline import held_hours, timeline_of
+from milp_ray.report.html.worker_timeline import held_hours, timeline_of
 from milp_ray.serving.engines import VLLM_RANKS
 
 _RESAMPLES = 1_999

@@ -34,7 +34,7 @@ _UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
 @dataclass(frozen=True)
-class Timeline:
+class WorkerTimeline:
     """When trials ran.
 
     Attributes:
@@ -52,7 +52,7 @@ class Timeline:
     unknown: int
 
 
-def timeline_of(run: RunData) -> Timeline | None:
+def timeline_of(run: RunData) -> WorkerTimeline | None:
     """The timeline of a run's trials; None where no log has times."""
     ended = run.trials[run.trials.state != "pending"]
     rows = ended[ended.started_at.notna() & ended.ended_at.notna()]
@@ -65,10 +65,10 @@ def timeline_of(run: RunData) -> Timeline | None:
     starts, ends, pauses = _without_pauses(rows.started_at.to_numpy(), rows.ended_at.to_numpy())
     rows = rows.assign(lane=names, started_at=starts, ended_at=ends)
     lanes = list(dict.fromkeys(sorted(names, key=_lane_order)))
-    return Timeline(rows, lanes, pauses, len(ended) - len(rows))
+    return WorkerTimeline(rows, lanes, pauses, len(ended) - len(rows))
 
 
-def timeline_figure(line: Timeline) -> FigureSpec:
+def timeline_figure(line: WorkerTimeline) -> FigureSpec:
     """Bars of the trials, or of many trials the share of time in which each lane had one."""
     unit, seconds = _unit(float(line.rows.ended_at.max()))
     lanes = [line.lanes[index] for index in evenly(len(line.lanes), _MOST_LANES)]
@@ -96,7 +96,7 @@ def timeline_figure(line: Timeline) -> FigureSpec:
     return FigureSpec(f"Timeline by worker{left}{pauses}", alt, data, layout, 170 + 26 * len(lanes))
 
 
-def timeline_rows(line: Timeline) -> list[tuple[str, str]]:
+def timeline_rows(line: WorkerTimeline) -> list[tuple[str, str]]:
     """The timeline in numbers, for the table of costs."""
     rows = line.rows
     taken = float((rows.ended_at - rows.started_at).sum())
@@ -116,7 +116,7 @@ def timeline_rows(line: Timeline) -> list[tuple[str, str]]:
     return told
 
 
-def held_hours(line: Timeline) -> float:
+def held_hours(line: WorkerTimeline) -> float:
     """Hours for which workers were given trials, lost attempts included, a group counted once."""
     rows = line.rows
     # The last attempt of a trial whose worker was lost for good is among the lost ones already.
@@ -124,7 +124,7 @@ def held_hours(line: Timeline) -> float:
     return float((known.ended_at - known.started_at).sum() + rows.lost_seconds.sum()) / 3600
 
 
-def at_work(line: Timeline) -> float:
+def at_work(line: WorkerTimeline) -> float:
     """Share of the time from a worker's first trial to its last in which it had one."""
     known = line.rows[line.rows.worker != ""]
     by_worker = known.groupby(["node", "worker"])
@@ -286,7 +286,7 @@ def _time(seconds: float) -> str:
     return f"{number(seconds / size, 3)} {unit}"
 
 
-def _pauses(line: Timeline) -> str:
+def _pauses(line: WorkerTimeline) -> str:
     if not line.pauses:
         return ""
     return f", without {len(line.pauses)} pauses of {_time(sum(gap for _, gap in line.pauses))} in all"

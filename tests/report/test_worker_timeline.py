@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 import pytest
 
 from milp_ray.report.html.run_data import read_run
-from milp_ray.report.html.timeline import (
-    Timeline,
+from milp_ray.report.html.worker_timeline import (
+    WorkerTimeline,
     _shares,
     at_work,
     held_hours,
@@ -24,7 +24,7 @@ from tests.report.runs import run_of, timed
 from tests.report.test_html import facts, page_of
 
 
-def line_of(trials: pd.DataFrame, root: Path) -> Timeline:
+def line_of(trials: pd.DataFrame, root: Path) -> WorkerTimeline:
     folder = run_of(root)
     write_table(trials, folder.layout.table("trials"))
     line = timeline_of(read_run(folder))
