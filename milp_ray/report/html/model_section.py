@@ -223,9 +223,10 @@ def _importance(spread: Mapping[str, Mapping[str, Sequence[float]]], title: str,
     for (name, found), (colour, shape) in zip(spread.items(), _BARS, strict=False):
         means = {factor: fmean(values) for factor, values in found.items()}
         bar: dict[str, Any] = {
-            "type": "bar", "name": name, "x": list(means), "y": numbers(means.values(), 3),
+            "type": "bar", "name": name, "x": [factor.removeprefix("layer ") for factor in means],
+            "y": numbers(means.values(), 3), "text": list(means), "textposition": "none",
             "marker": _filled(colour, shape),
-            "hovertemplate": f"%{{x}}, {name}: %{{y}}<extra></extra>",
+            "hovertemplate": f"%{{text}}, {name}: %{{y}}<extra></extra>",
         }  # fmt: skip
         if any(len(values) > 1 for values in found.values()):
             bar["error_y"] = {
@@ -237,8 +238,9 @@ def _importance(spread: Mapping[str, Mapping[str, Sequence[float]]], title: str,
         if means:
             top = max(means, key=means.__getitem__)
             told.append(f"{name} most by {top} ({means[top]:.2f})")
-    layout = base_layout("", "total-effect index")
-    layout["xaxis"] |= {"type": "category", "showgrid": False}
+    layers = any(factor.startswith("layer ") for values in spread.values() for factor in values)
+    layout = base_layout("layer, and what holds for all of them" if layers else "", "total-effect index")
+    layout["xaxis"] |= {"type": "category", "showgrid": False, "tickangle": 0}
     layout["yaxis"]["rangemode"] = "tozero"
     alt = f"Importance by factor of {who}: {'; '.join(told) or 'none'}."
     return FigureSpec(title, alt, data, layout, 320)
