@@ -272,7 +272,8 @@ def _covered(times: Floats, edges: Floats) -> Floats:
 def _marks(rows: pd.DataFrame, at: str, label: str, mark: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "markers", "name": label, "showlegend": True,
-        "x": numbers(rows[at] / seconds, 6), "y": list(rows.lane), "text": [plain(text) for text in rows.text], "marker": mark,
+        "x": numbers(rows[at] / seconds, 6), "y": list(rows.lane), "marker": mark,
+        "text": [plain(text) for text in rows.text],
         "hovertemplate": f"%{{text}}: {label}<extra></extra>",
     }  # fmt: skip
 
