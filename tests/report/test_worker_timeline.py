@@ -53,14 +53,14 @@ def test_every_trial_has_its_bar_in_its_workers_lane(trials: pd.DataFrame, tmp_p
     assert len(bars["measured"]["x"]) == 30 and len(bars["failed"]["x"]) == 3  # no memory counts, too
     # Stages took 6 of 10 s.
     assert set(bars["measured"]["x"]) == {6.0 / 60} and len(bars["handed out, not at work yet"]["x"]) == 33
-    assert at_work(line) == 1.0 and held_hours(line) == pytest.approx(33 * 10 / 3600)
+    assert at_work(line) == pytest.approx(33 / 34) and held_hours(line) == pytest.approx(33 * 10 / 3600)
     rows = dict(timeline_rows(line))
     assert rows["stages' share of that"] == "60 %" and rows["workers"] == "2, 2 at a time at most"
 
 
 def test_waiting_between_trials_is_seen(trials: pd.DataFrame, tmp_path: Path) -> None:
     slow = trials.assign(ended_at=trials.started_at + 7.0)
-    assert at_work(line_of(slow, tmp_path)) == pytest.approx(0.71, abs=0.02)
+    assert at_work(line_of(slow, tmp_path)) == pytest.approx(33 * 7 / (2 * 167))
 
 
 def test_sessions_share_lanes_and_the_night_between_them_is_cut(trials: pd.DataFrame, tmp_path: Path) -> None:

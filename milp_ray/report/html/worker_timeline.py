@@ -91,7 +91,7 @@ def timeline_figure(line: WorkerTimeline) -> FigureSpec:
     failed = int((rows.state == "failed").sum())
     alt = (
         f"When {len(rows):,} trials ran on {len(lanes)} lanes of workers, {failed:,} of them failed. "
-        f"{_percent(at_work(line))} of the time from a worker's first trial to its last it had one."
+        f"Of the lanes' time {_percent(at_work(line))} had one."
     )
     return FigureSpec(f"Timeline by worker{left}{pauses}", alt, data, layout, 170 + 26 * len(lanes))
 
@@ -105,7 +105,7 @@ def timeline_rows(line: WorkerTimeline) -> list[tuple[str, str]]:
     told = [
         ("from the first trial to the last", f"{_time(wall)}" + _pauses(line)),
         ("workers", f"{rows.worker[rows.worker != ''].nunique():,}, {len(line.lanes):,} at a time at most"),
-        ("workers that had a trial", f"{_percent(at_work(line))} of the time from their first to their last"),
+        ("lanes with a trial", f"{_percent(at_work(line))} of the time"),
         ("stages' share of that", _percent(min(1.0, float(rows.busy.sum()) / max(taken, 1e-9)))),
     ]
     if lost:
@@ -125,12 +125,10 @@ def held_hours(line: WorkerTimeline) -> float:
 
 
 def at_work(line: WorkerTimeline) -> float:
-    """Share of the time from a worker's first trial to its last in which it had one."""
+    """Share of the lanes' time, from the first trial to the last, in which there was one."""
     known = line.rows[line.rows.worker != ""]
-    by_worker = known.groupby(["node", "worker"])
-    spans = by_worker.ended_at.max() - by_worker.started_at.min()
-    taken = (known.ended_at - known.started_at).sum()
-    return float(min(1.0, taken / spans.sum())) if spans.sum() > 0 else 1.0
+    total = known.lane.nunique() * float(line.rows.ended_at.max())
+    return float(min(1.0, (known.ended_at - known.started_at).sum() / total)) if total > 0 else 1.0
 
 
 def _lanes(rows: pd.DataFrame) -> list[str]:
