@@ -12,7 +12,7 @@ import pytest
 from milp_ray.report.html import model_check
 from milp_ray.report.html.command import report
 from milp_ray.report.html.model_check import NOT_MADE, ModelCheck, check_models
-from milp_ray.report.html.model_section import expected_gain, model_section
+from milp_ray.report.html.model_section import expected_gain, importance_figure, model_section
 from milp_ray.report.html.page import render
 from milp_ray.report.html.run_data import read_run
 from milp_ray.report.html.transfer_section import transfer_section
@@ -128,6 +128,15 @@ def test_predictions_that_never_change_order_nothing() -> None:
     check = ModelCheck({alias: diagnosis(left_out=(flat,)) for alias in ("u-1", "u-2")}, 2, 1.0)
     ((*_, rho, words),) = model_section(check).rows
     assert rho == "never changes" and "hardly order placements" in words
+
+
+def test_of_many_layers_some_are_named_and_every_other_factor() -> None:
+    factors = {**{f"layer {index}": 0.1 for index in range(32)}, "n": 0.2, "rank": 0.3}
+    figure = importance_figure(diagnosis(importance={"loss": factors}), "u-1")
+    go.Figure(figure.to_plain())
+    ticks = figure.layout["xaxis"]["tickvals"]
+    assert ticks[0] == "0" and ticks[-2:] == ["n", "rank"] and len(ticks) == 18
+    assert len(figure.data[0]["x"]) == 34 and "loss most by rank (0.30)" in figure.alt
 
 
 def test_the_expected_gain_is_the_median_of_what_is_known() -> None:

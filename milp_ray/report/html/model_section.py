@@ -241,9 +241,17 @@ def _importance(spread: Mapping[str, Mapping[str, Sequence[float]]], title: str,
     layers = any(factor.startswith("layer ") for values in spread.values() for factor in values)
     layout = base_layout("layer, and what holds for all of them" if layers else "", "total-effect index")
     layout["xaxis"] |= {"type": "category", "showgrid": False, "tickangle": 0}
+    layout["xaxis"]["tickvals"] = _ticks([name for found in spread.values() for name in found])
     layout["yaxis"]["rangemode"] = "tozero"
     alt = f"Importance by factor of {who}: {'; '.join(told) or 'none'}."
     return FigureSpec(title, alt, data, layout, 320)
+
+
+def _ticks(factors: Sequence[str]) -> list[str]:
+    """Of many layers some, and every other factor: plotly.js would leave out any of them."""
+    names = dict.fromkeys(factors)
+    layers = [name.removeprefix("layer ") for name in names if name.startswith("layer ")]
+    return [*layers[:: 1 + len(layers) // 17], *(name for name in names if not name.startswith("layer "))]
 
 
 def _filled(colour: str, shape: str) -> dict[str, Any]:
