@@ -167,11 +167,22 @@ def report(
     file: Annotated[
         str | None, typer.Option("--out", help="The file; else report.html in the run.", show_default=False)
     ] = None,
+    model_check: Annotated[
+        bool, typer.Option(help="Fit the surrogate to some users' trials again: a minute at most.")
+    ] = True,
+    include_text: Annotated[
+        bool,
+        typer.Option(
+            "--include-text", help="With samples and ids of users, from the data; into the working directory."
+        ),
+    ] = False,
 ) -> None:
     """Write the whole run as one HTML file, which needs no network; also while the run goes on."""
     from milp_ray.report.html.command import report as write_it
+    from milp_ray.report.html.model_check import NOT_MADE, SECONDS
 
-    typer.echo(write_it(run, file))
+    check = SECONDS if model_check else NOT_MADE
+    typer.echo(write_it(run, file, model_check=check, include_text=include_text))
 
 
 @app.command()
@@ -226,7 +237,7 @@ def fetch(
         bool, typer.Option("--one-rank", help="The adapters, each with one rank, for readers of one only.")
     ] = False,
 ) -> None:
-    """Copy a run's tables and plots to a folder here, all of them or nothing."""
+    """Copy a run's tables, plots and report to a folder here, all of them or nothing."""
     from milp_ray.study.fetch import fetch as copy
 
     count = copy(run, folder, memories=memories or one_rank, one_rank=one_rank)

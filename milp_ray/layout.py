@@ -14,7 +14,7 @@
       scores/<alias>.json    test scores of the three models
       experiments/<alias>.json   the saved Ax experiment
       tables/ plots/     for people: parquet, CSV, PNG
-      report.html        for people: the whole run on one page, where somebody asked for it
+      report.html        for people: the whole run on one page, of a job or on request
       tune/ train/       Ray Tune's and Ray Train's own files
 
 Where storage.path is a URL, these are names at the URL and paths in a process's mirror of it

@@ -20,6 +20,7 @@ WITH_EXAMPLES = {
     "config.objectives": ("Objective",),
     "search.core.events": ("EventLog",),
     "search.core.plan": ("Plan",),
+    "search.diagnostics": ("diagnose",),
     "search.engine": ("Engine",),
     "search.surrogates.gp": ("Gp",),
     "model.base": ("load_base",),

@@ -26,6 +26,8 @@ from milp_ray.tune.cluster.import_path import forget
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from milp_ray.study.run import Outcome
+
 
 # Ray unpacks the folder that travels with a job into one of this name, and deletes it some time
 # after.
@@ -42,7 +44,7 @@ def search(words: Sequence[str] | None = None) -> NoReturn:
     def work(study: Study, console: Console) -> int:
         from milp_ray.study.driver import start_or_resume  # imports torch: a faulty file is told before
 
-        return print_outcome(start_or_resume(study, console))
+        return _ended(start_or_resume(study, console))
 
     _run(work, load_study, words)
 
@@ -53,7 +55,7 @@ def final(words: Sequence[str] | None = None) -> NoReturn:
     def work(study: Study, console: Console) -> int:
         from milp_ray.study.driver import final_of  # as above
 
-        return print_outcome(final_of(study, console))
+        return _ended(final_of(study, console))
 
     _run(work, load_study, words)
 
@@ -105,6 +107,16 @@ def _run(
         return work(loaded, out)
 
     leave(job())
+
+
+def _ended(outcome: Outcome) -> int:
+    """Print how a run ended, and write its report, unless it was stopped: a stop does not wait."""
+    code = print_outcome(outcome)
+    if not outcome.interrupted:
+        from milp_ray.report.html.command import report_of_job
+
+        out.print(report_of_job(outcome.folder), markup=False, soft_wrap=True)
+    return code
 
 
 def check_paths(study: Study | Comparison, folder: Path) -> None:

@@ -7,7 +7,7 @@ What becomes of the candidates is the engine's business (``Engine.accept``).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from milp_ray.memory.factors import MemoryConfig
@@ -29,6 +29,9 @@ from milp_ray.search.transfer.warm_start import COLD, starts, warm_start
 
 if TYPE_CHECKING:
     from milp_ray.memory.arrays import Floats
+    from milp_ray.search.acquisition.log_nehvi import Acquisition
+    from milp_ray.search.acquisition.outcome_transforms import PlanTensors
+    from milp_ray.search.acquisition.posterior import Output
 
 _AROUND = 4  # points of the front whose neighbours join the pool of starts
 _FEW = 3  # of fewer measurements nothing is called constant
@@ -65,12 +68,12 @@ def propose(plan: Plan) -> Candidates:
 def _cold(plan: Plan) -> Candidates:
     if plan.initial:
         return Candidates(Design(plan.space, plan.design_seed).first(plan.count, plan.seen), "initial")
-    varying, notes = _varying(plan)
-    found = _by_surrogate(varying) if varying is not None else _by_sobol(plan)
+    kept, notes = varying(plan)
+    found = _by_surrogate(kept) if kept is not None else _by_sobol(plan)
     return Candidates(found, found.source, (*notes, *found.notes))
 
 
-def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
+def varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
     """The plan by those objectives that differ between trials, None without a measured one; notes.
 
     A model of a constant says nothing, and beside it neither do hypervolumes.
@@ -86,14 +89,14 @@ def _varying(plan: Plan) -> tuple[Plan | None, tuple[str, ...]]:
         for name, value in constant.items()
     )
     kept = [index for index, o in enumerate(plan.objectives) if o.name not in constant]
-    varying = replace(
+    rest = replace(
         plan,
         objectives=tuple(plan.objectives[index] for index in kept),
         maximized=tuple(tuple(row[index] for index in kept) for row in plan.maximized),
         reference=tuple(plan.reference[index] for index in kept) if plan.reference else (),
     )
-    measured = any(o.exact is None for o in varying.objectives)
-    return varying if measured else None, tuple(note for note in notes if note not in plan.noted)
+    measured = any(o.exact is None for o in rest.objectives)
+    return rest if measured else None, tuple(note for note in notes if note not in plan.noted)
 
 
 def _by_sobol(plan: Plan, *notes: str) -> Candidates:
@@ -110,7 +113,7 @@ def _by_surrogate(plan: Plan) -> Candidates:
         with single_threaded():
             if isinstance(surrogate, PlanSampler):
                 return surrogate.candidates(plan)
-            return _modelled(plan, surrogate)
+            return _by_model(plan, surrogate)
     except SurrogateFailed as failure:
         reason = str(failure)
     except Exception as error:  # a fit that succeeded may still be one that nothing can be computed from
@@ -124,9 +127,29 @@ def _sampled(plan: Plan, sampler: Sampler, source: str, *notes: str) -> Candidat
     return Candidates(sampler.configs(plan.space, plan.seen, plan.count, plan.seed), source, notes)
 
 
-def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
-    """Candidates of greatest acquisition value, by a model that is fitted anew."""
-    from milp_ray.memory.arrays import Configs
+@dataclass(frozen=True)
+class Modelled:
+    """A plan's model and acquisition.
+
+    Attributes:
+        data: the plan as tensors.
+        fitted: models of the measured objectives, in order.
+        outputs: of all objectives.
+        acquisition: over rows of inputs.
+    """
+
+    data: PlanTensors
+    fitted: Fitted
+    outputs: list[Output]
+    acquisition: Acquisition
+
+
+def modelled(plan: Plan, surrogate: ModelSurrogate) -> Modelled:
+    """Fit a plan's measured objectives anew.
+
+    Raises:
+        SurrogateFailed: no model could be fitted.
+    """
     from milp_ray.search.acquisition.log_nehvi import Acquisition, with_exact
     from milp_ray.search.acquisition.outcome_transforms import PlanTensors
 
@@ -143,15 +166,20 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
     )  # n x d, n x measured
     fitted: Fitted = surrogate.fit(train_X, train_Y, plan.seed)
     # 3) the acquisition, which takes exact objectives and pending trials into account
-    acquisition = Acquisition(
-        with_exact(fitted, exact, len(plan.objectives), d),
-        data.ref_point,
-        X_baseline,
-        data.inputs(plan.pending),  # p x D
-        seed=plan.seed,
-    )
+    outputs = with_exact(fitted, exact, len(plan.objectives), d)
+    pending = data.inputs(plan.pending)  # p x D
+    acquisition = Acquisition(outputs, data.ref_point, X_baseline, pending, seed=plan.seed)
+    return Modelled(data, fitted, outputs, acquisition)
+
+
+def _by_model(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
+    """Candidates of greatest acquisition value, by a model that is fitted anew."""
+    from milp_ray.memory.arrays import Configs
+
+    model = modelled(plan, surrogate)
+    data, acquisition = model.data, model.acquisition
     taken, chosen = set(plan.seen), list[MemoryConfig]()
-    around = _around(plan)
+    near = around(plan)
     # Where other users' memories tend to be, if that is known.
     warm = Configs.of(starts(plan), plan.space)
 
@@ -159,10 +187,10 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
         result: Floats = acquisition(data.of_rows(rows)).numpy()
         return result
 
-    # 4) one candidate after the other, each pending for the next
+    # One candidate after the other, each pending for the next
     while len(chosen) < plan.count:
         found = plan.search.search(
-            data.arrays, values, seen=taken, around=around, seed=plan.seed + len(chosen), warm=warm
+            data.arrays, values, seen=taken, around=near, seed=plan.seed + len(chosen), warm=warm
         )
         if found.best is None:
             chosen.extend(Design(plan.space, plan.seed).first(plan.count - len(chosen), taken))
@@ -172,10 +200,10 @@ def _modelled(plan: Plan, surrogate: ModelSurrogate) -> Candidates:
         taken.add(plan.space.placement(found.best).key)
         if len(chosen) < plan.count:
             acquisition.add_pending(data.inputs([found.best]))
-    return Candidates(chosen, fitted.source, fitted.notes)
+    return Candidates(chosen, model.fitted.source, model.fitted.notes)
 
 
-def _around(plan: Plan) -> list[MemoryConfig]:
+def around(plan: Plan) -> list[MemoryConfig]:
     """The newest points of the front: their neighbourhoods have been looked through least."""
     front = non_dominated(plan.maximized).nonzero()[0]
     return [plan.observed[index] for index in front[::-1][:_AROUND]]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from milp_ray.errors import RunFolderError
-from milp_ray.layout import ADAPTER_CONFIG, MEMORIES, PLOTS, TABLES
+from milp_ray.layout import ADAPTER_CONFIG, MEMORIES, PLOTS, REPORT, TABLES
 from milp_ray.memory.adapter_files import WEIGHTS
 from milp_ray.memory.adapter_notes import NOTE, check_content
 from milp_ray.memory.export import copy_adapter
@@ -17,7 +17,9 @@ _DRAFTS = ".*"  # of processes that were killed
 
 
 def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bool = False) -> int:
-    """Copy the tables and plots of a run, all of them or nothing; the number of files.
+    """Copy the tables and plots of a run, and its report where there is one, or nothing.
+
+    Returns the number of files.
 
     Memories name their base model without its folder on the machine that trained them.
 
@@ -42,7 +44,7 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
             expected="a folder that is not there yet, or is empty",
             remedy="name another folder, or remove this one",
         )
-    kinds = [TABLES, PLOTS]
+    kinds = [TABLES, PLOTS, REPORT]
     if not names_in(folder.root / TABLES):
         raise RunFolderError(
             "the run has no tables yet",
@@ -60,7 +62,9 @@ def fetch(run: Path | str, target: Path, *, memories: bool = False, one_rank: bo
         draft.chmod(OWNER)  # memories and tables are about users: whoever fetched them decides who else reads
         for kind in kinds:
             with local_copy(folder.root / kind) as copy:
-                if copy.is_dir():
+                if kind == REPORT and copy.is_file():
+                    shutil.copyfile(copy, draft / kind)
+                elif copy.is_dir():
                     if kind.startswith(f"{MEMORIES}/"):
                         _copy_memory(copy, draft / kind, one_rank)
                     else:

@@ -20,7 +20,7 @@ from milp_ray.memory.factors import MemoryConfig
 from milp_ray.memory.placement import Placement
 from milp_ray.search.core.events import values_by_user
 from milp_ray.storage import atomic_write, reading
-from milp_ray.trial.records import TrialCost
+from milp_ray.trial.records import TrialCost, TrialTimes
 
 if TYPE_CHECKING:
     from milp_ray.search import Observation
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 
 _PART_ROWS = 10_000
 MODELS = ("base", "shared", "own", "other")
-# Columns of what a trial took, with what stands there where it is not known.
-_COSTS = {one.name: "" if one.type == "str" else float("nan") for one in fields(TrialCost)}
+# Columns of what a trial took, and when, with what stands there where it is not known.
+_COSTS = {
+    one.name: "" if one.type == "str" else float("nan")
+    for kind in (TrialCost, TrialTimes)
+    for one in fields(kind)
+}
 
 
 def trial_rows(alias: str, engine: SearchView, architecture: Architecture | None) -> list[dict[str, object]]:
     """One row a trial: state, θ, placement, size, values, whether it is on the front, cost.
 
     The no-memory measurement is the row with trial -1. Values of trials that failed or are pending
-    are NaN. So is a cost (:class:`milp_ray.trial.records.TrialCost`) that the log does not have: an
-    older log's, or that of a trial whose worker was lost. Without an architecture the size is left
-    to the values.
+    are NaN. So are a cost and times (:class:`milp_ray.trial.records.TrialCost`, ``TrialTimes``)
+    that the log does not have: an older log's, or the cost of a trial whose worker was lost.
+    Without an architecture the size is left to the values.
     """
     front = {seen.id for seen in engine.front()}
     blank = {objective.name: float("nan") for objective in engine.objectives}

@@ -82,6 +82,7 @@ class TrialCost:
         train_tokens: real (unpadded) tokens that were trained on, every epoch counted.
         gpu_memory: largest allocation in one worker, bytes, the base included; 0 on a CPU.
         node: a short name of the worker's node: the first digits of its id in Ray's dashboard.
+        worker: a short name of the worker itself, of its actor's id in the same way.
         attempts: how often it was begun in this session of the run, this time included.
     """
 
@@ -92,6 +93,7 @@ class TrialCost:
     gpu_memory: int = 0
     node: str = ""
     attempts: int = 1
+    worker: str = ""
 
     @property
     def train_seconds(self) -> float:
@@ -112,6 +114,25 @@ class TrialCost:
         """
         kinds = {one.name: type(getattr(cls, one.name)) for one in fields(cls)}
         return cls(**{name: kinds[name](value) for name, value in values.items() if name in kinds})
+
+
+@dataclass(frozen=True)
+class TrialTimes:
+    """When a trial ran, by the driver's clock alone, so that workers need none of the same time.
+
+    Attributes:
+        started_at: when a worker was given the trial, the last time; seconds since 1970 (UTC).
+        ended_at: when the driver had its outcome, or the loss of its worker.
+        lost_seconds: of this session's attempts that ended with the loss of their worker.
+    """
+
+    started_at: float
+    ended_at: float
+    lost_seconds: float = 0.0
+
+    def to_plain(self) -> dict[str, float | str]:
+        """As JSON values, to a millisecond."""
+        return {one.name: round(getattr(self, one.name), 3) for one in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def scripts(path: Path, pipeline: Pipeline | None = None) -> dict[str, str]:
     """What the shell runs: check, search, fetch."""
     pipeline = pipeline or load(path)
     if path == GITHUB:
-        names = {"Check the study": "check", "Search": "search", "Fetch tables and plots": "fetch"}
+        names = {"Check the study": "check", "Search": "search", "Fetch report, tables and plots": "fetch"}
         return {names[s["name"]]: s["run"] for s in github_steps(pipeline) if "run" in s}
     return {
         "check": "\n".join(pipeline["check"]["script"]),

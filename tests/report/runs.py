@@ -68,6 +68,16 @@ def trials_of(alias: str, seed: int, trials: int = 10, failed: int = 1) -> pd.Da
     return pd.DataFrame(rows)
 
 
+def timed(trials: pd.DataFrame, workers: int = 2, seconds: float = 10.0) -> pd.DataFrame:
+    """Trials that so many workers ran one after the other, of which the stages took 6 s each."""
+    order = np.arange(len(trials))
+    started = 1_700_000_000.0 + seconds * (order // workers)
+    return trials.assign(
+        started_at=started, ended_at=started + seconds, lost_seconds=0.0,
+        worker=[f"{index % workers:08x}" for index in order],
+    )  # fmt: skip
+
+
 def chosen_of(trials: pd.DataFrame) -> pd.DataFrame:
     front = trials[trials.on_front].drop_duplicates("user")
     columns = [

@@ -321,6 +321,18 @@ def test_health_names_what_is_constant_lost_or_used_up(tmp_path: Path) -> None:
     assert "1 users have no test scores" in text
 
 
+def test_edges_that_most_choices_lie_on_are_told(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, 6, memory={"ranks": (8, 16, 32), "max_loras": 12})
+    trials = read_table(folder.layout.table("trials"))
+    write_run(folder, trials.assign(rank=32, num_loras=5), scores_of(aliases(6)))
+    text = page_of(folder).text
+    assert "100 % of 6 chosen placements have the largest rank r that is searched, 32" in text
+    assert "the smallest rank" not in text and "number of LoRAs n that" not in text
+    write_run(folder, trials.assign(rank=16, num_loras=12), scores_of(aliases(6)))
+    text = page_of(folder).text
+    assert "the largest number of LoRAs n that is searched, 12" in text and "rank r that" not in text
+
+
 def test_the_study_is_there_and_no_key(tmp_path: Path) -> None:
     text = render(read_run(run_of(tmp_path)))
     assert "max_loras" in text and KEY.decode() not in text

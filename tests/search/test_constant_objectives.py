@@ -6,7 +6,7 @@ import pytest
 
 from milp_ray.config.objectives import OBJECTIVES, instead_of
 from milp_ray.search import Engine, Objective
-from milp_ray.search.propose import _varying
+from milp_ray.search.propose import varying
 from tests.search.problems import LOSS_AND_ROUGE, measure, size, small_space
 
 NOTE = "rouge_l is 0 in every trial: left out of the search until that changes"
@@ -57,9 +57,9 @@ def test_it_is_searched_again_once_it_differs() -> None:
     engine = told("gp")
     (proposal, _) = engine.ask(2)
     engine.tell(proposal.id, {"loss": 2.0, "rouge_l": 0.3})
-    varying, notes = _varying(engine.plan(2))
-    assert varying is not None and varying.objectives == LOSS_AND_ROUGE and not notes
-    assert varying.maximized == engine.plan(2).maximized
+    kept, notes = varying(engine.plan(2))
+    assert kept is not None and kept.objectives == LOSS_AND_ROUGE and not notes
+    assert kept.maximized == engine.plan(2).maximized
 
 
 @pytest.mark.parametrize("more", [(), (EXACT,)], ids=["measured only", "with an exact one"])

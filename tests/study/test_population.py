@@ -34,7 +34,7 @@ from milp_ray.study.population import Population, Summary
 from milp_ray.study.results import write_tables
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.tables import read_table
-from milp_ray.trial.records import TrialCost
+from milp_ray.trial.records import TrialCost, TrialTimes
 
 ALIASES = tuple(f"u-{letter * 13}" for letter in "abcde")
 
@@ -110,20 +110,22 @@ def test_summaries_come_from_the_event_logs(tmp_path: Path) -> None:
 def test_the_table_says_what_trials_took_as_far_as_logs_know(tmp_path: Path) -> None:
     population, folder, inputs = population_of(tmp_path)
     search(population, ALIASES[0], 2)  # as an earlier version did
-    cost = TrialCost(1.5, 0.5, 0.25, 900, 7, "0a1b2c3d", 2)
+    cost, times = TrialCost(1.5, 0.5, 0.25, 900, 7, "0a1b2c3d", 2, "4e5f6071"), TrialTimes(100.0, 103.5, 1.0)
+    plain = cost.to_plain() | times.to_plain()
     with population.opened(ALIASES[1:2]) as engines:
         engine = engines[ALIASES[1]]
         first, second, _ = engine.ask(3)
-        engine.tell(first.id, {"loss": 2.0, "rouge_l": 0.1}, cost.to_plain())
-        engine.fail(second.id, "out of memory", cost.to_plain())
+        engine.tell(first.id, {"loss": 2.0, "rouge_l": 0.1}, plain)
+        engine.fail(second.id, "out of memory", plain)
     write_tables(folder, population, inputs.architecture)
     table = read_table(folder.layout.table("trials"))
-    names = [one.name for one in fields(TrialCost)]
+    names = [one.name for kind in (TrialCost, TrialTimes) for one in fields(kind)]
     known = table[table.user == ALIASES[1]].set_index("trial")
     for number in (first.id, second.id):
-        assert known.loc[number, names].tolist() == [getattr(cost, name) for name in names]
+        assert known.loc[number, names].tolist() == [plain[name] for name in names]
     unknown = pd.concat([known.loc[[2]], table[table.user == ALIASES[0]]])[names]
-    assert (unknown.pop("node") == "").all() and unknown.isna().all(axis=None)
+    assert all((unknown.pop(name) == "").all() for name in ("node", "worker"))
+    assert unknown.isna().all(axis=None)
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-40])])

@@ -22,7 +22,7 @@ from milp_ray.errors import RunFolderError, StorageError, StudyError
 from milp_ray.memory.adapter_notes import check_content, note_of
 from milp_ray.memory.adapters import write_adapter
 from milp_ray.search.core.events import EventLog
-from milp_ray.storage import close_mirrors, stale_drafts, write_folder, write_json
+from milp_ray.storage import atomic_write, close_mirrors, stale_drafts, write_folder, write_json
 from milp_ray.storage.objects import objects_at
 from milp_ray.study.driver import _at_work
 from milp_ray.study.fetch import fetch
@@ -420,7 +420,12 @@ def test_tables_and_plots_are_fetched_whole_or_not_at_all(
     ]
     with pytest.raises(RunFolderError, match="something already"):
         fetch(folder.location, target)
-    assert fetch(folder.location, tmp_path / "all", memories=True, one_rank=True) == 6
+    report = RunFolder.open(folder.location).layout.report
+    atomic_write(report, lambda draft: draft.write_text("<html>", encoding="utf-8"))
+    on_another_machine()
+    assert fetch(folder.location, tmp_path / "reported") == 3
+    assert (tmp_path / "reported" / "report.html").read_text(encoding="utf-8") == "<html>"
+    assert fetch(folder.location, tmp_path / "all", memories=True, one_rank=True) == 7
     memory = tmp_path / "all" / "memories" / "u-a"
     assert {path.name for path in memory.iterdir()} == {*ADAPTER, "beside.md", "memory.json"}
     check_content(memory, placement="0:4,1:2", user="u-a")

@@ -117,6 +117,12 @@ def test_cohorts_of_which_a_share_of_the_trials_fails_learn_and_are_not_kept_in_
     assert 3 < len(failed) < 25 and set(failed.reason) == {"simulated failure"}
     assert (trials.state == "done").sum() + len(failed) == USERS * TRIALS
 
+    ended = trials[trials.state != "pending"].sort_values("started_at")
+    assert (ended.ended_at >= ended.started_at).all() and (ended.started_at > 1.7e9).all()
+    assert ended.worker.nunique() >= 1 and ended.worker.str.fullmatch("[0-9a-f]{8}").all()
+    before = ended.groupby("worker").ended_at.shift()
+    assert (before <= ended.started_at + 0.5)[before.notna()].mean() > 0.9, "one after the other"
+
     assert "3 users learn from 3 that are done" in output and "1 users learn from 6 that" in output
     found = events(run)
     given = {alias for alias, log in found.items() if any(event["event"] == "transferred" for event in log)}

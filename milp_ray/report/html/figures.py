@@ -111,7 +111,7 @@ def front_figure(rows: pd.DataFrame, objectives: Sequence[str], chosen: int | No
         + f"{more}."
     )
     labels = ("trial" if x == "trial" else _label(x), _label(y))
-    return FigureSpec(f"Front{more}", alt, data, _layout(*labels))
+    return FigureSpec(f"Front{more}", alt, data, base_layout(*labels))
 
 
 def hypervolume_figure(values: Sequence[float], who: str) -> FigureSpec:
@@ -126,7 +126,7 @@ def hypervolume_figure(values: Sequence[float], who: str) -> FigureSpec:
     ]  # fmt: skip
     end = f" from {shown[0]} to {shown[-1]}" if shown else ""
     alt = f"Hypervolume of {who} over {len(shown)} measured trials{end}."
-    layout = _layout("measured trials", "hypervolume")
+    layout = base_layout("measured trials", "hypervolume")
     layout["xaxis"]["range"] = [0.5, len(shown) + 0.5]
     return FigureSpec("Hypervolume", alt, data, layout, 280)
 
@@ -141,7 +141,7 @@ def placement_figure(rows: pd.DataFrame, layers: int, chosen: int | None, who: s
         ranks.append([placed.get(layer) for layer in range(layers)])
         mark = " ★" if row.trial == chosen else " ●" if row.on_front else ""
         names.append(f"t{row.trial:04d}{mark}")
-    layout = _layout("layer", "trial")
+    layout = base_layout("layer", "trial")
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "dtick": 1, "tickfont": {"size": 10}}
     layout["xaxis"] |= {"dtick": max(1, layers // 16), "showgrid": False}
     layout["margin"]["l"] = 80
@@ -181,7 +181,7 @@ def coordinates_figure(
                 text += [*(f"t{row.trial:04d} {name} {number(axes[name][index])}" for name in names), ""]
         data.append({"type": "scatter", "mode": "lines", "name": group, "x": x, "y": y, "line": style,
                      "text": text, "hovertemplate": "%{text}<extra></extra>"})  # fmt: skip
-    layout = _layout("", "")
+    layout = base_layout("", "")
     # Above and below each axis stands what its ends are.
     layout["xaxis"] |= {
         "type": "category", "gridcolor": "#555", "tickvals": names, "range": [-0.3, len(names) - 0.7],
@@ -206,17 +206,17 @@ def gains_figure(table: pd.DataFrame, labels: Mapping[str, str], unit: str) -> F
         labels.items(), ("circle", "x-thin-open"), (BLUE, ORANGE), strict=False
     ):
         values = table[column].dropna().sort_values(ascending=False)
-        kept = _evenly(len(values), _MOST_POINTS)
+        kept = evenly(len(values), _MOST_POINTS)
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": label, "x": [index + 1 for index in kept],
-                "y": numbers(values.iloc[kept]), "text": [_plain(alias) for alias in values.index[kept]],
+                "y": numbers(values.iloc[kept]), "text": [plain(alias) for alias in values.index[kept]],
                 "marker": {"symbol": symbol, "color": colour, "size": 7},
                 "hovertemplate": "%{text}: %{y}<extra></extra>",
             }
         )  # fmt: skip
         told.append(f"{label}: {int((values > 0).sum())} of {len(values)} users above 0")
-    layout = _layout("users, best first", unit)
+    layout = base_layout("users, best first", unit)
     if len(table) <= _FEW:
         layout["xaxis"]["dtick"] = 1
     layout["yaxis"] |= {"zeroline": True, "zerolinecolor": "black", "zerolinewidth": 2}
@@ -245,7 +245,7 @@ def overlay_figure(trials: pd.DataFrame, names: Sequence[str], users: Sequence[s
                 "type": "scatter", "mode": "lines+markers", "name": label, "legendgroup": label,
                 "showlegend": first, "x": numbers(points[x]), "y": numbers(points[y]),
                 "line": {"shape": "vh", "width": 1.5, "color": colour, "dash": dash},
-                "marker": {"size": 6, "symbol": symbol}, "text": [_plain(alias)] * len(points),
+                "marker": {"size": 6, "symbol": symbol}, "text": [plain(alias)] * len(points),
                 "hovertemplate": "%{text}: %{x}, %{y}<extra></extra>",
             }
         )  # fmt: skip
@@ -254,7 +254,7 @@ def overlay_figure(trials: pd.DataFrame, names: Sequence[str], users: Sequence[s
         {"type": "scatter", "mode": "markers", "name": "no memory", "x": [0], "y": [0], "marker": zero}
     )
     alt = f"Fronts of {shown} users by what they gain over no memory, in {x} and {y}; up and right is better."
-    layout = _layout(f"gain in {x}", f"gain in {y}")
+    layout = base_layout(f"gain in {x}", f"gain in {y}")
     return FigureSpec(f"Fronts of {shown} users", alt, data, layout)
 
 
@@ -277,7 +277,7 @@ def progress_figure(curves: Mapping[str, Sequence[float]]) -> FigureSpec:
     data, alt = list[dict[str, Any]](), "No user's trials beat the reference point yet."
     if shares:
         frame = pd.DataFrame(shares).ffill()
-        kept = _evenly(len(frame), _MOST_POINTS)
+        kept = evenly(len(frame), _MOST_POINTS)
         for quantile, name, dash in (
             (0.1, "10 %", "dot"), (0.25, "25 %", "dash"), (0.5, "median", "solid"), (0.75, "75 %", "dash"),
             (0.9, "90 %", "dot"),
@@ -291,7 +291,7 @@ def progress_figure(curves: Mapping[str, Sequence[float]]) -> FigureSpec:
             f"Hypervolume of {len(shares)} users as a share of the last value, over measured trials. "
             f"Halfway the median is at {100 * half:.0f} %."
         )
-    layout = _layout("measured trials", "share of the last hypervolume")
+    layout = base_layout("measured trials", "share of the last hypervolume")
     layout["yaxis"]["range"] = [-0.02, 1.05]
     return FigureSpec("Hypervolume over trials", alt, data, layout)
 
@@ -309,7 +309,7 @@ def winners_figure(keys: Sequence[str], layers: int, what: str) -> FigureSpec:
     names = list(grouped)
     shares = [[round(100 * count / total, 1) for count in row] for row in grouped.values()]
     hover = "layer %{x}, rank %{y}: %{z} %<extra></extra>"
-    layout = _layout("layer", "rank")
+    layout = base_layout("layer", "rank")
     layout["yaxis"] |= {"type": "category"}
     layout["xaxis"] |= {"dtick": max(1, layers // 16), "showgrid": False}
     layout["margin"]["l"] = 80
@@ -352,7 +352,7 @@ def stage_figure(seconds: Mapping[str, Sequence[float]]) -> FigureSpec:
             }
         )  # fmt: skip
         told.append(f"{name} {number(middle, 3)} s")
-    layout = _layout("", "seconds a trial")
+    layout = base_layout("", "seconds a trial")
     layout["yaxis"]["rangemode"] = "tozero"
     alt = f"Seconds a trial by stage, median: {', '.join(told) or 'none known'}. Boxes: quartiles, 5 to 95 %."
     return FigureSpec("Seconds a trial, by stage", alt, data, layout, 320)
@@ -363,8 +363,8 @@ def node_figure(hours: Mapping[str, float]) -> FigureSpec:
     shown = dict(sorted(hours.items(), key=lambda item: -item[1])[:40])
     data = [{"type": "bar", "x": list(shown), "y": numbers(shown.values()),
              "marker": {"color": BLUE, "line": {"color": "black", "width": 1}}}]  # fmt: skip
-    data[0]["x"] = [_plain(node) for node in shown]
-    layout = _layout("node", "worker-hours")
+    data[0]["x"] = [plain(node) for node in shown]
+    layout = base_layout("node", "worker-hours")
     layout["xaxis"]["type"] = "category"
     alt = f"Worker-hours of {len(hours)} nodes; the busiest had {number(max(hours.values(), default=0), 3)}."
     return FigureSpec("Worker-hours by node", alt, data, layout, 300)
@@ -377,7 +377,7 @@ def measured_figure(rows: pd.DataFrame, name: str, chosen: int | None) -> Figure
     users = [user for user in base.index if user in mine.index][:_MOST_POINTS]
     data = [
         {
-            "type": "scatter", "mode": "markers", "name": label, "x": [_plain(user) for user in users],
+            "type": "scatter", "mode": "markers", "name": label, "x": [plain(user) for user in users],
             "y": numbers(values[users]), "marker": {"symbol": symbol, "size": 10, "color": colour},
         }
         for label, values, symbol, colour in (
@@ -385,7 +385,7 @@ def measured_figure(rows: pd.DataFrame, name: str, chosen: int | None) -> Figure
         )
     ]  # fmt: skip
     better = int((_turned(name) * (mine[users] - base[users]) > 0).sum()) if users else 0
-    layout = _layout("user of the sample", _label(name))
+    layout = base_layout("user of the sample", _label(name))
     layout["xaxis"]["type"] = "category"
     alt = f"{name} of {len(users)} sampled users; the chosen trial is better than no memory for {better}."
     return FigureSpec("Users that trials measured", alt, data, layout)
@@ -415,12 +415,13 @@ def _ranks(ranks: list[list[int | None]], names: list[str]) -> dict[str, Any]:
     return heat | {"customdata": ranks, "colorscale": RANKS}
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def base_layout(x: str, y: str) -> dict[str, Any]:
+    """A layout with the titles of its axes."""
     axis = {"gridcolor": "#dddddd", "zeroline": False, "automargin": True}
     return {
         "xaxis": axis | {"title": {"text": x}},
         "yaxis": axis | {"title": {"text": y}},
-        "margin": {"l": 60, "r": 20, "t": 30, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#111111"},
         "plot_bgcolor": "#ffffff",
@@ -429,7 +430,7 @@ def _layout(x: str, y: str) -> dict[str, Any]:
     }
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """A text that plotly.js shows as it is: some of HTML's tags it would take for marks."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -456,7 +457,7 @@ def _most_telling(done: pd.DataFrame, chosen: int | None, most: int) -> pd.DataF
     return pd.concat([told, done.drop(told.index).tail(most - len(told))])
 
 
-def _evenly(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """Up to ``most`` positions among ``count``, first and last included."""
     if count <= most:
         return list(range(count))

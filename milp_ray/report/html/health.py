@@ -11,11 +11,14 @@ import pandas as pd
 
 from milp_ray.config.objectives import instead_of
 from milp_ray.ids import POPULATION
+from milp_ray.report.html.population_section import layers_of
 from milp_ray.report.html.run_data import RunData
 from milp_ray.report.html.searches import is_surrogate
 
 _FEW_TRIALS = 4  # fewer are not called constant
 _MOST = 20  # reasons or notes that are listed
+_EDGE = 0.5  # share of the choices on an edge from which it is told
+_NAMES = {"rank": "rank r", "num_loras": "number of LoRAs n"}
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _ALIAS = re.compile(r"\bu-[a-z2-7]{13}\b")
 
@@ -48,7 +51,7 @@ class Health:
 def health(run: RunData, table: pd.DataFrame) -> Health:
     """What is to be said of a run."""
     failed = run.trials[run.trials.state == "failed"]
-    findings = [*_constant(run), *_failures(run, failed), *_used_up(run, table), *_others(run)]
+    findings = [*_constant(run), *_failures(run, failed), *_used_up(run, table), *_edges(run), *_others(run)]
     return Health(
         findings or ["Nothing to report."],
         counted(failed.reason),
@@ -111,6 +114,27 @@ def _used_up(run: RunData, table: pd.DataFrame) -> list[str]:
     return [
         f"The space is used up for {used:,} searches: all {run.placements:,} placements were proposed"
         + (f", fewer than the {budget:,} trials of the budget." if run.placements < budget else ".")
+    ]
+
+
+def _edges(run: RunData) -> list[str]:
+    """Ends of the searched ranges that most chosen placements lie on: the best may lie beyond."""
+    theta = run.trials[["user", "trial", "num_loras", "rank"]]
+    chosen = run.chosen[["user", "trial"]].merge(theta, on=["user", "trial"])
+    memory, searched = run.study.memory, run.study.memory.factors.split("+")
+    if len(chosen) < _FEW_TRIALS:
+        return []
+    ends = []
+    if "size" in searched and len(memory.ranks) > 1:
+        ends += [("rank", max(memory.ranks), "largest", "memory.ranks")]
+        ends += [("rank", min(memory.ranks), "smallest", "memory.ranks")]
+    if "num" in searched:
+        ends += [("num_loras", memory.max_loras or layers_of(run), "largest", "memory.max_loras")]
+    return [
+        f"{100 * share:.0f} % of {len(chosen):,} chosen placements have the {which} {_NAMES[name]} that is "
+        f"searched, {value}: a wider range may have better ones ({key})."
+        for name, value, which, key in ends
+        if (share := float((chosen[name] == value).mean())) >= _EDGE
     ]
 
 

@@ -19,11 +19,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from milp_ray.report.html.cases import UserCases
 from milp_ray.report.html.figures import FigureSpec
 from milp_ray.report.html.health import health
+from milp_ray.report.html.model_check import NOT_MADE, ModelCheck
+from milp_ray.report.html.model_section import importance_figure, model_section
 from milp_ray.report.html.origin import origin
-from milp_ray.report.html.population_section import NO_TIMELINE, population_section
+from milp_ray.report.html.population_section import population_section
 from milp_ray.report.html.run_data import RunData
+from milp_ray.report.html.transfer_section import HEADS, transfer_section
 from milp_ray.report.html.user_sections import direction_words, drawn_words, user_rows, user_section
 from milp_ray.report.html.user_table import drawn, is_complete, user_table
 from milp_ray.report.html.verdict import verdict
@@ -41,9 +45,15 @@ class Plot:
     height: int
 
 
-def render(run: RunData) -> str:
-    """The report on a run, as HTML."""
-    table = user_table(run)
+def render(run: RunData, check: ModelCheck | None = None, cases: Sequence[UserCases] | None = None) -> str:
+    """The report on a run, as HTML.
+
+    Args:
+        run: as it is now.
+        check: what the surrogate was asked; None: nothing.
+        cases: samples of users, with their texts; None: no text and no id is in the report.
+    """
+    table, check = user_table(run), check or NOT_MADE
     picked = drawn(table)
     ids = count()
     population = population_section(run, table, picked)
@@ -51,24 +61,32 @@ def render(run: RunData) -> str:
     users, user_data = [], []
     for alias in picked:
         section = user_section(run, table, alias)
-        plots, data = _placed(section.figures, ids)
+        asked = [importance_figure(check.found[alias], alias)] if alias in check.found else []
+        plots, data = _placed([*section.figures, *asked], ids)
         users.append((section, plots))
         user_data.append(data)
+    model = model_section(check)
+    checked, checked_data = _placed(model.figures, ids)
     return _template().render(
         run=run,
         complete=is_complete(run, table),
         made=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        facts=verdict(run, table),
+        facts=verdict(run, table, check),
         overview=overview,
-        overview_data=embedded(overview_data),
+        overview_data=embedded(overview_data | checked_data),
+        model=model,
+        checked=checked,
+        transfer=transfer_section(run, table),
+        transfer_heads=HEADS,
         cost=population.cost,
-        no_timeline=NO_TIMELINE,
+        missing=population.missing,
         users=users,
         user_data=[embedded(data) for data in user_data],
         drawn_words=drawn_words(table, picked),
         direction_words=direction_words(run.study.objectives),
         rows=embedded(user_rows(run, table)),
         count=len(run.aliases),
+        cases=cases,
         health=health(run, table),
         origin=origin(run),
         style=_own_file("report.css"),

@@ -16,21 +16,17 @@ from milp_ray.report.html.figures import (
     stage_figure,
     winners_figure,
 )
-from milp_ray.report.html.run_data import RunData
-from milp_ray.report.html.verdict import STAGES
-
-NO_TIMELINE = (
-    "There is no timeline: neither event logs nor tables say at what time of day a trial ran. Of several "
-    "nodes a figure has the worker-hours of each."
-)
+from milp_ray.report.html.run_data import STAGES, RunData
+from milp_ray.report.html.worker_timeline import NO_TIMES, timeline_figure, timeline_of, timeline_rows
 
 
 @dataclass(frozen=True)
 class PopulationSection:
-    """Figures, and rows of a table on the cost."""
+    """Figures, rows of a table on the cost, and what is missing."""
 
     figures: list[FigureSpec]
     cost: list[tuple[str, str]]
+    missing: str
 
 
 def population_section(run: RunData, table: pd.DataFrame, drawn: Sequence[str]) -> PopulationSection:
@@ -51,8 +47,11 @@ def population_section(run: RunData, table: pd.DataFrame, drawn: Sequence[str]) 
     if len(curves) > 1:  # that of one search is in its own section
         figures.append(progress_figure(curves))
     figures.append(_winners(run))
+    line = timeline_of(run)
+    figures += [timeline_figure(line)] if line is not None else []
     figures += _costs(run)
-    return PopulationSection(figures, _cost_rows(run))
+    times = timeline_rows(line) if line is not None else []
+    return PopulationSection(figures, [*_cost_rows(run), *times], NO_TIMES if line is None else "")
 
 
 def layers_of(run: RunData) -> int:

@@ -34,12 +34,13 @@ from milp_ray.study.tables import (
     trial_rows,
 )
 
-_COSTS = ("inject_seconds", "instruct_seconds", "eval_seconds", "train_tokens", "gpu_memory", "attempts")
-_TEXTS = ("reason", "node", "placement", "gates", "policy")
+STAGES = ("inject_seconds", "instruct_seconds", "eval_seconds")
+_COSTS = (*STAGES, "train_tokens", "gpu_memory", "attempts", "started_at", "ended_at", "lost_seconds")
+_TEXTS = ("reason", "node", "worker", "placement", "gates", "policy")
 _COLUMNS = {
     "trials": (
         "user", "trial", "state", *OBJECTIVES, "gates", "num_loras", "rank", "placement", "trainable_params",
-        "on_front", "reason", *_COSTS, "node",
+        "on_front", "reason", *_COSTS, "node", "worker",
     ),
     "chosen": ("user", "policy", "trial", *OBJECTIVES, "placement", "trainable_params"),
     "scores": ("user", "model", "samples", "loss"),

@@ -11,10 +11,12 @@ from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.evaluation.intervals import Interval, mean_interval, median_interval
 from milp_ray.ids import POPULATION
 from milp_ray.memory.placement import Placement
-from milp_ray.report.html.run_data import RunData
+from milp_ray.report.html.model_check import ModelCheck
+from milp_ray.report.html.model_section import expected_gain
+from milp_ray.report.html.run_data import STAGES, RunData
+from milp_ray.report.html.worker_timeline import held_hours, timeline_of
 from milp_ray.serving.engines import VLLM_RANKS
 
-STAGES = ("inject_seconds", "instruct_seconds", "eval_seconds")
 _RESAMPLES = 1_999
 _FEWEST_TRIALS = 8  # whose last quarter is two trials
 _LITTLE = 0.01  # of the hypervolume, gained in the last quarter of the trials
@@ -29,7 +31,7 @@ class Fact:
     how: str
 
 
-def verdict(run: RunData, table: pd.DataFrame) -> list[Fact]:
+def verdict(run: RunData, table: pd.DataFrame, check: ModelCheck | None = None) -> list[Fact]:
     """The lines, in order; what cannot be said yet says so."""
     return [
         _users(run, table),
@@ -39,20 +41,22 @@ def verdict(run: RunData, table: pd.DataFrame) -> list[Fact]:
         _validation(run, table),
         _hours(run),
         _rank(run),
-        more_trials(run),
+        more_trials(run, check or ModelCheck()),
     ]
 
 
-def more_trials(run: RunData) -> Fact:
-    """Whether more trials would pay, from the hypervolume over the last quarter of the trials."""
+def more_trials(run: RunData, check: ModelCheck) -> Fact:
+    """Whether more trials would pay: the hypervolume's slope, and what the acquisition expects."""
     growths = last_quarter(
         {str(user): list(rows.hypervolume) for user, rows in run.hypervolume.groupby("user")}
     )
     how = (
-        "Hypervolume of each search (from a point below its whole front) after its last trial, less that "
-        "after three quarters of its trials, as a share of the former; searches of fewer than "
+        "Slope: hypervolume of each search (from a point below its whole front) after its last trial, less "
+        "that after three quarters of its trials, as a share of the former; searches of fewer than "
         f"{_FEWEST_TRIALS} measured trials do not count. Below {_percent(_LITTLE)} in the median, little is "
-        "left. Growth slows down: as many trials more would bring the same again at most."
+        "left. Growth slows down: as many trials more would bring the same again at most. Expectation: what "
+        "the acquisition expects of the best next trial of some searches (Model check), on the model's "
+        f"scale, times as many trials; little is below {_percent(_LITTLE)}, too."
     )
     label = "Would more trials pay?"
     if not growths:
@@ -61,12 +65,23 @@ def more_trials(run: RunData) -> Fact:
     trials = int(pd.Series([count for _, count in growths.values()]).median())
     middle, growing = float(shares.median()), int((shares > _LITTLE).sum())
     early = 3 * trials < run.study.search.initial
-    led = " Space-filling initial trials are among these." if early else ""
-    seen = f"the last {trials} trials brought {_percent(middle)} of the hypervolume in the median search"
-    searches = f"{growing:,} of {len(shares):,} still grew by more than {_percent(_LITTLE)}"
-    if middle >= _LITTLE:
-        return Fact(label, f"Probably yes: {seen}, and {searches}.{led}", how)
-    return Fact(label, f"Hardly, little is left: {seen}; {searches}.{led}", how)
+    led = "; space-filling initial trials are among these" if early else ""
+    seen = (
+        f"the last {trials} trials brought {_percent(middle)} of the hypervolume in the median search{led}, "
+        f"and {growing:,} of {len(shares):,} still grew by more than {_percent(_LITTLE)}"
+    )
+    gain = expected_gain(check)
+    slope = middle >= _LITTLE
+    expects = slope if gain is None else gain[0] * trials >= _LITTLE
+    more = (
+        ""
+        if gain is None
+        else f"; of the next one the acquisition expects {_percent(gain[0])} (median of {gain[1]} searches)"
+    )
+    answer = "Probably yes" if slope and expects else "Hard to say"
+    if not slope and not expects:
+        answer = "Hardly, little is left"
+    return Fact(label, f"{answer}: {seen}{more}.", how)
 
 
 def last_quarter(curves: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, int]]:
@@ -163,16 +178,26 @@ def _hours(run: RunData) -> Fact:
     gpus = run.study.ray.gpus_per_worker
     share = 1.0 if gpus == "auto" else float(gpus)
     label = "GPU-hours of the trials" if on_gpu and share else "Worker-hours of the trials"
-    value = hours * share if on_gpu and share else hours
+    factor = share if on_gpu and share else 1.0
+    value = hours * factor
+    line = timeline_of(run)
+    held = ""
+    if line is not None and not line.unknown:
+        held = f" at work; {held_hours(line) * workers * factor:,.2f} with start-up and lost workers"
     how = (
         f"Seconds of inject, instruct and eval of all trials, times {workers} worker(s) a trial"
         + (f" and {share:g} GPU a worker" if on_gpu and share else "")
         + ". Without waiting, proposals, workers that were lost, and the final job."
+        + (
+            " With start-up: from the handing out of a trial to its outcome, and lost attempts."
+            if held
+            else ""
+        )
     )
     left = f" ({unknown:,} trials have no cost)" if unknown else ""
     if unknown == len(ended):
         return Fact(label, "not known: no trial has a cost" + _simulated(run), how)
-    return Fact(label, f"{value:,.2f}{left}{_simulated(run)}", how)
+    return Fact(label, f"{value:,.2f}{held}{left}{_simulated(run)}", how)
 
 
 def _rank(run: RunData) -> Fact:

@@ -15,6 +15,7 @@ import pandas as pd
 from milp_ray.errors import RunFolderError, StorageError
 from milp_ray.layout import LEASES
 from milp_ray.report.html.command import write_report
+from milp_ray.report.html.model_check import WHILE_WATCHED
 from milp_ray.report.html.run_data import RunData
 from milp_ray.report.html.user_table import is_complete, user_table
 from milp_ray.storage import get_file, names_in
@@ -48,7 +49,7 @@ def watch(
     while True:
         alive = driver.is_alive(RunFolder.open(run))
         try:
-            path, data = write_report(run, out)
+            path, data = write_report(run, out, WHILE_WATCHED)
         except RunFolderError:
             if not alive:
                 raise
@@ -57,7 +58,10 @@ def watch(
             table = user_table(data)
             notify(f"{status_line(data, table)}: {path}")
             # Its driver has yet to write the tables where the report is made from the logs.
-            if is_complete(data, table) and not (alive and data.from_logs):
+            over = is_complete(data, table) and not (alive and data.from_logs)
+            if over or not alive:
+                write_report(run, out)  # the last one has the model check
+            if over:
                 return
             if not alive:
                 notify(f"no driver works on the run; continue it with: milp-ray resume {data.location}")

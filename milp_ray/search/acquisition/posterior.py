@@ -130,6 +130,33 @@ class GaussianOutput:
         mean, covariance, _ = self._joint(self._scaled(X[:, : self._d]))
         return self._offset + self._factor * mean, self._factor**2 * covariance
 
+    def means(self, X: Tensor) -> Tensor:
+        """Means ``k`` at ``k x D`` points, averaged over the mixture."""
+        K = self._kernel(self._scaled(self._X), self._scaled(X[:, : self._d]))  # S x n x k
+        weights = torch.linalg.solve_triangular(self._root.mT, self._white, upper=True)  # S x n x 1
+        mean = self._mean[:, None] + (K.mT @ weights).squeeze(-1)  # S x k
+        averaged: Tensor = self._offset + self._factor * mean.mean(dim=0)  # k
+        return averaged
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """What each observation is predicted as from all others: means ``n``, deviations ``n``.
+
+        Predictions are of measurements, noise included, each a mixture's by its first two moments.
+        Hyperparameters stay those of all observations. docs/references.md: Rasmussen 2006,
+        equation 5.12.
+        """
+        # 1) of each component: K⁻¹, and K⁻¹(y - mean)
+        inverse = torch.cholesky_inverse(self._root)  # S x n x n
+        weights = torch.linalg.solve_triangular(self._root.mT, self._white, upper=True)  # S x n x 1
+        # 2) an observation less its residual, and the variance that the others leave
+        variance = inverse.diagonal(dim1=-2, dim2=-1).reciprocal()  # S x n
+        y = self._mean[:, None] + (self._root @ self._white).squeeze(-1)  # S x n
+        mean = y - weights.squeeze(-1) * variance  # S x n
+        # 3) moments of the mixture, in the units of the data
+        centre = mean.mean(dim=0)  # n
+        spread = (variance + (mean - centre).square()).mean(dim=0).sqrt()  # n
+        return self._offset + self._factor * centre, self._factor * spread
+
     def posterior_samples(self, X: Tensor, base_samples: Tensor) -> Tensor:
         """See :class:`Output`."""
         mean, root, _ = self._at_known(self._scaled(X[:, : self._d]))  # S x k, S x k x k

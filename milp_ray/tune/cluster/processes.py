@@ -81,3 +81,8 @@ def node_name() -> str:
     It is the first digits of the node's id in Ray's dashboard, and tells neither host nor address.
     """
     return str(ray.get_runtime_context().get_node_id())[:8] if ray.is_initialized() else ""
+
+
+def worker_name() -> str:
+    """A short name of this actor, made as :func:`node_name`; empty outside one."""
+    return str(ray.get_runtime_context().get_actor_id() or "")[:8] if ray.is_initialized() else ""

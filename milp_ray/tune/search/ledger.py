@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from milp_ray.config.objectives import OBJECTIVES
-from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState
+from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest, TrialState, TrialTimes
 from milp_ray.tune.proposals.queue import ProposalQueue
 from milp_ray.tune.workers.failures import Action, FailurePolicy, Loss
 
@@ -55,6 +56,9 @@ class _Entry:
         last_words: of its worker, which was lost.
         setup_error: why its worker could not be set up; the worker ends next.
         reason: why a group gave it up, whose ranks died too often.
+        started_at: when it was handed out, by the wall clock.
+        began, ended: the same and the last attempt's end by a clock that never jumps; seconds.
+        lost_seconds: of the attempts whose workers were lost.
     """
 
     state: TrialState = TrialState.WAITING
@@ -62,6 +66,15 @@ class _Entry:
     last_words: str = ""
     setup_error: TrialReport | None = None
     reason: str = ""
+    started_at: float = 0.0
+    began: float = 0.0
+    ended: float = 0.0
+    lost_seconds: float = 0.0
+
+    @property
+    def times(self) -> TrialTimes:
+        """When it ran."""
+        return TrialTimes(self.started_at, self.started_at + self.ended - self.began, self.lost_seconds)
 
 
 class TrialLedger:
@@ -143,7 +156,13 @@ class TrialLedger:
                 self._fail_suspended(self._policy.settle())
             return None
         earlier = self._entries.get(request, _Entry())
-        self._entries[request] = _Entry(TrialState.RUNNING, earlier.attempts + 1)
+        self._entries[request] = _Entry(
+            TrialState.RUNNING,
+            earlier.attempts + 1,
+            started_at=time.time(),
+            began=time.monotonic(),
+            lost_seconds=earlier.lost_seconds,
+        )
         self._running += 1
         self._policy.started(request)
         for listener in self._listeners:
@@ -173,6 +192,7 @@ class TrialLedger:
         if self.state_of(request) is not TrialState.RUNNING:
             return
         self._running -= 1
+        self._entries[request].ended = time.monotonic()
         if not report.is_over:  # a set-up error is no error of the run where the run is stopped
             self._abandon(request)
             return
@@ -199,13 +219,16 @@ class TrialLedger:
             return
         self._running -= 1
         entry = self._entries[request]
+        entry.ended = time.monotonic()
         if (setup := entry.setup_error) is not None:
             self._settle_loss(request, Loss(request, setup.error, setup.node))
         else:
             self._settle_loss(request, Loss(request, last_words=entry.last_words))
 
     def _settle_loss(self, request: TrialRequest, loss: Loss[TrialRequest]) -> None:
-        self._entries[request].state = TrialState.LOST
+        entry = self._entries[request]
+        entry.state = TrialState.LOST
+        entry.lost_seconds += entry.ended - entry.began
         verdict = self._policy.lost(loss)
         if verdict.is_news and (loss.error is None or verdict.ends is None):
             self._notify(_loss_for_people(loss))
@@ -233,12 +256,13 @@ class TrialLedger:
             self._fail(request, "a measured value is not finite", report.cost)
             return
         engine, cost = self._engines[request.alias], self._whole_cost(request, report.cost)
+        noted = self._noted(request, cost)
         # An unmeasured metric is NaN, and no objective.
         by_user = {a: {n: found[n] for n in names if n in found} for a, found in report.by_user.items()}
         if request.is_baseline:
-            engine.set_reference(values, _plain(cost), by_user)
+            engine.set_reference(values, noted, by_user)
         else:
-            engine.tell(request.number, values, _plain(cost), by_user)
+            engine.tell(request.number, values, noted, by_user)
         self._close(request)
         for listener in self._listeners:
             listener.on_trial_completed(request, values, cost)
@@ -248,7 +272,7 @@ class TrialLedger:
         if request.is_baseline:  # the reference is inferred instead, and a resume measures it again
             self.baselines_failed[request.alias] = reason
         else:
-            self._engines[request.alias].fail(request.number, reason, _plain(cost))
+            self._engines[request.alias].fail(request.number, reason, self._noted(request, cost))
         self._close(request)
         for listener in self._listeners:
             listener.on_trial_failed(request, reason, cost)
@@ -287,10 +311,9 @@ class TrialLedger:
             return None
         return dataclasses.replace(cost, attempts=self._entries[request].attempts - 1 + cost.attempts)
 
-
-def _plain(cost: TrialCost | None) -> dict[str, float | str] | None:
-    """A cost as the event log keeps it."""
-    return None if cost is None else cost.to_plain()
+    def _noted(self, request: TrialRequest, cost: TrialCost | None) -> dict[str, float | str]:
+        """For people, in the event log: a trial's cost, where one is known, and its times."""
+        return ({} if cost is None else cost.to_plain()) | self._entries[request].times.to_plain()
 
 
 def _loss_for_people(loss: Loss[TrialRequest]) -> str:

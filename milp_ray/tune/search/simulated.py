@@ -23,6 +23,7 @@ from milp_ray.memory.architectures import Architecture
 from milp_ray.memory.placement import Placement
 from milp_ray.search.synthetic import SyntheticProblem, synthetic_user
 from milp_ray.trial.records import BASELINE, TrialCost, TrialReport, TrialRequest
+from milp_ray.tune.cluster.processes import node_name, worker_name
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class SimulatedTrial(tune.Trainable):  # type: ignore[misc]
         return self._end().to_result()
 
     def _end(self) -> TrialReport:
-        request, cost = self._request, TrialCost(inject_seconds=self._spec.settings.seconds)
+        request, seconds = self._request, self._spec.settings.seconds
+        cost = TrialCost(inject_seconds=seconds, node=node_name(), worker=worker_name())
         if self._spec.fails(request.alias, request.number):
             return TrialReport.failed("simulated failure", cost)
         size = self._spec.architecture.trainable_params(request.placement)

@@ -19,7 +19,7 @@ from milp_ray.ids import trial_name
 from milp_ray.storage import local_copy, publish_for
 from milp_ray.trial.records import TrialCost, TrialReport, TrialRequest
 from milp_ray.tune.cluster.dashboard import log_line
-from milp_ray.tune.cluster.processes import node_name
+from milp_ray.tune.cluster.processes import node_name, worker_name
 
 if TYPE_CHECKING:
     from milp_ray.model.base import BaseModel
@@ -154,7 +154,7 @@ class TrialRunner:
     def _cost(self) -> TrialCost:
         """What the trial has cost so far."""
         assert self._trial is not None
-        return dataclasses.replace(self._trial.cost(), node=node_name())
+        return dataclasses.replace(self._trial.cost(), node=node_name(), worker=worker_name())
 
     def _is_non_dominated(self, measured: Measurement) -> bool:
         """Whether no trial in the user's event log dominates it; running ones may still do so."""

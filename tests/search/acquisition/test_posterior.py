@@ -46,6 +46,36 @@ def test_candidates_given_known_values_follow_from_the_joint(name: str) -> None:
         assert torch.allclose(spread[s] ** 2, left.diagonal(), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_observation_is_predicted_as_from_the_others_alone(name: str) -> None:
+    X, Y = data(12)
+    for model in surrogate(name).fit(X, Y, 0).model.models:
+        output = GaussianOutput(model)
+        mean, deviation = output.leave_one_out()
+        for left in (0, 5, 11):
+            kept = [index for index in range(12) if index != left]
+            others = GaussianOutput(model)
+            covariance = others._root @ others._root.mT  # S x n x n, noise included
+            y = others._mean[:, None] + (others._root @ others._white).squeeze(-1)  # S x n
+            K, k = covariance[:, kept][:, :, kept], covariance[:, kept, left]
+            weights = torch.linalg.solve(K, k.unsqueeze(-1)).squeeze(-1)  # S x (n - 1)
+            centre = others._mean + (weights * (y[:, kept] - others._mean[:, None])).sum(-1)
+            variance = covariance[:, left, left] - (weights * k).sum(-1)
+            expected = centre.mean()
+            spread = (variance + (centre - expected).square()).mean().sqrt()
+            assert mean[left] == pytest.approx(float(others._offset + others._factor * expected), abs=1e-5)
+            assert deviation[left] == pytest.approx(float(others._factor * spread), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_means_are_those_of_the_moments(name: str) -> None:
+    X, Y = data(14)
+    at = data(6, seed=9)[0]
+    for model in surrogate(name).fit(X, Y, 0).model.models:
+        output = GaussianOutput(model)
+        assert torch.allclose(output.means(at), output.moments(at)[0].mean(dim=0), rtol=1e-6, atol=1e-8)
+
+
 def test_a_kernel_that_is_not_covered_is_refused() -> None:
     model = surrogate("gp").fit(*data(), 0).model.models[0]
     model.covar_module = PeriodicKernel()

@@ -221,6 +221,68 @@ def test_what_a_trial_cost_is_in_the_log_with_the_attempts_before(tmp_path: Path
         assert TrialCost.from_plain(failure.cost) == TrialCost.from_plain(engine.reference_cost) == COST
 
 
+class Clocks:
+    """A wall clock that somebody sets back in the middle, and one that never jumps."""
+
+    def __init__(self) -> None:
+        self.now, self.set_back = 0.0, 0.0
+
+    def time(self) -> float:
+        return 1_700_000_000.0 + self.now - self.set_back
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_when_a_trial_ran_is_in_the_log_and_what_lost_workers_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr("milp_ray.tune.search.ledger.time", clocks)
+    run = Run(tmp_path, users="a", retries=1)
+    ids = {number: trial_id for trial_id, (_, number) in take(run, 3)}
+    clocks.now = 4.0
+    run.searcher.on_trial_complete(ids[0], None, error=True)
+    clocks.now = 10.0
+    again = take(run, 1)[0][0]
+    clocks.now, clocks.set_back = 12.5, 3600.0
+    run.searcher.on_trial_complete(again, good())
+    run.searcher.on_trial_complete(ids[1], bad("out of memory"))
+    run.searcher.on_trial_complete(ids[BASELINE], good())
+    begun = 1_700_000_000.0
+    for engine in (run.engines["a"], Run(tmp_path, users="a").engines["a"]):
+        found = {seen.id: seen.cost for seen in (*engine.observations, *engine.failures)}
+        found[BASELINE] = engine.reference_cost
+        times = {
+            number: (cost["started_at"], cost["ended_at"], cost["lost_seconds"])
+            for number, cost in found.items()
+        }
+        assert times == {
+            0: (begun + 10, begun + 12.5, 4.0),
+            1: (begun, begun + 12.5, 0.0),
+            BASELINE: (begun, begun + 12.5, 0.0),
+        }
+
+
+def test_a_trial_whose_worker_was_lost_for_good_has_times_and_no_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr("milp_ray.tune.search.ledger.time", clocks)
+    run = Run(tmp_path, users="a")
+    ids = {number: trial_id for trial_id, (_, number) in take(run, 3)}
+    clocks.now = 4.0
+    run.searcher.on_trial_complete(ids[0], None, error=True)
+    clocks.now = 9.0  # only now is it known that the trial was at fault
+    run.searcher.on_trial_complete(ids[1], good())
+    (failure,) = run.engines["a"].failures
+    assert dict(failure.cost) == {
+        "started_at": 1_700_000_000.0,
+        "ended_at": 1_700_000_004.0,
+        "lost_seconds": 4.0,
+    }
+
+
 def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> None:
     run = Run(tmp_path, users="a")
     live = [(trial_id, number) for trial_id, (_, number) in take(run, TRIALS + 1)]
