@@ -83,6 +83,7 @@ class TrialCost:
         gpu_memory: largest allocation in one worker, bytes, the base included; 0 on a CPU.
         node: a short name of the worker's node: the first digits of its id in Ray's dashboard.
         attempts: how often it was begun in this session of the run, this time included.
+        ended: when the driver heard of its end, in seconds since 1970; 0 where it has not yet.
     """
 
     inject_seconds: float = 0.0
@@ -92,6 +93,7 @@ class TrialCost:
     gpu_memory: int = 0
     node: str = ""
     attempts: int = 1
+    ended: float = 0.0
 
     @property
     def train_seconds(self) -> float:

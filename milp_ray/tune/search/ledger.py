@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -282,10 +283,11 @@ class TrialLedger:
         return f"the worker failed more often than ray.max_failures allows{why}"
 
     def _whole_cost(self, request: TrialRequest, cost: TrialCost | None) -> TrialCost | None:
-        """The cost that a worker reports, with this session's earlier attempts added."""
+        """The cost that a worker reports, with earlier attempts of this session, and the time."""
         if cost is None:
             return None
-        return dataclasses.replace(cost, attempts=self._entries[request].attempts - 1 + cost.attempts)
+        attempts = self._entries[request].attempts - 1 + cost.attempts
+        return dataclasses.replace(cost, attempts=attempts, ended=time.time())
 
 
 def _plain(cost: TrialCost | None) -> dict[str, float | str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -214,11 +215,18 @@ def test_what_a_trial_cost_is_in_the_log_with_the_attempts_before(tmp_path: Path
     run.searcher.on_trial_complete(ids[1], bad("out of memory"))
     run.searcher.on_trial_complete(ids[BASELINE], good())
     again = dataclasses.replace(COST, attempts=2)
-    assert run.seen.costs == [again, COST, COST]
+    ended = [cost.ended for cost in run.seen.costs if cost is not None]
+    assert len(ended) == 3 and 0 < time.time() - ended[0] < 60 and ended == sorted(ended)
+    expected = [
+        dataclasses.replace(cost, ended=at) for cost, at in zip((again, COST, COST), ended, strict=True)
+    ]
+    assert run.seen.costs == expected
     for engine in (run.engines["a"], Run(tmp_path, users="a").engines["a"]):
         (observation,), (failure,) = engine.observations, engine.failures
-        assert TrialCost.from_plain(observation.cost) == again
-        assert TrialCost.from_plain(failure.cost) == TrialCost.from_plain(engine.reference_cost) == COST
+        logged = [
+            TrialCost.from_plain(cost) for cost in (observation.cost, failure.cost, engine.reference_cost)
+        ]
+        assert logged == [dataclasses.replace(cost, ended=round(cost.ended, 4)) for cost in expected]
 
 
 def test_lost_trials_count_once_another_ends_or_all_are_done(tmp_path: Path) -> None:
