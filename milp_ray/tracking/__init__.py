@@ -1,0 +1,1 @@
+"""Studies as other people's tools see them, by their own clients."""
