@@ -10,12 +10,8 @@ change a trial that ended.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.config.objectives import Objective
@@ -30,6 +26,7 @@ from milp_ray.storage import names_in
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.selection import select
 from milp_ray.study.tables import scores_table
+from milp_ray.study.tracked import begun_at, run_digest
 from milp_ray.tracking.records import TrackedTrial, tracked_trials
 
 if TYPE_CHECKING:
@@ -72,20 +69,6 @@ class PlainStudy:
         if trial.number in self.by_user:
             found["by_user"] = {alias: dict(values) for alias, values in self.by_user[trial.number].items()}
         return found
-
-
-def run_digest(folder: RunFolder) -> str:
-    """What tells a run from every other; it follows from the run's key and gives nothing of it."""
-    words = json.dumps([folder.study.name, folder.meta.get("created")])
-    return hmac.new(folder.key, words.encode(), hashlib.sha256).hexdigest()[:16]
-
-
-def begun_at(folder: RunFolder) -> float:
-    """When a run was made, in seconds since 1970."""
-    try:
-        return datetime.strptime(str(folder.meta.get("created")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    except ValueError:
-        return folder.layout.meta_file.stat().st_mtime
 
 
 def searched(folder: RunFolder) -> list[str]:
