@@ -101,7 +101,7 @@ def test_a_postgresql_server_has_what_sqlite_has_and_is_added_to(
 
 @pytest.mark.nightly
 def test_a_thousand_users_are_exported_within_minutes(tmp_path: Path) -> None:
-    """30,000 trials of 34 parameters: half a minute on two idle cores; Optuna's own way, an hour."""
+    """30,000 trials of 34 parameters take half a minute; Optuna's own way, an hour."""
     from milp_ray.config.objectives import objectives_on
     from milp_ray.memory.space import MemorySpace
     from milp_ray.search import Engine
@@ -115,12 +115,12 @@ def test_a_thousand_users_are_exported_within_minutes(tmp_path: Path) -> None:
         engine.tell(proposal.id, {"loss": 2.5 - 0.01 * proposal.id, "rouge_l": 0.2 + 0.01 * proposal.id})
     for alias in found[1:]:
         shutil.copy(events, folder.layout.events(alias))
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     assert new(export_study(folder.root, store := f"sqlite:///{tmp_path}/x.db")) == (1000, 30_000, 0)
-    assert time.monotonic() - began < 180
-    began = time.monotonic()
+    assert time.process_time() - worked < 90 and time.monotonic() - began < 600
+    worked = time.process_time()
     assert new(export_study(folder.root, store)) == (0, 0, 0)
-    assert time.monotonic() - began < 90
+    assert time.process_time() - worked < 45
 
 
 @pytest.mark.nightly
