@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # together, and files are handed out in the order of tests/conftest.py.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-nightly test-quick test-lowest audit lock install install-lowest lint format house bench clean
+.PHONY: demo test test-nightly test-quick test-lowest audit lock install install-lowest install-trackers lint format house bench clean
 
 demo: install
 	$(BIN)/milp-ray demo
@@ -24,7 +24,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly" --durations=25
 
-test-nightly: install
+test-nightly: install install-trackers
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
 
 test-quick: install
@@ -50,6 +50,14 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt requirements.lock stores.lock
 	$(BIN)/python -m pip install -q --no-deps --require-hashes --upgrade --target $(VENV)/triton -r triton.lock
 	touch $(STAMP)
 
+# Clients of experiment trackers, stores of studies and optuna-dashboard, for the tests that read back
+# what docs/tracking.md promises. Beside the environment, 190 MB: those tests are skipped without.
+install-trackers: $(VENV)/trackers/.installed
+
+$(VENV)/trackers/.installed: trackers.lock $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --upgrade --target $(VENV)/trackers -r trackers.lock
+	touch $@
+
 # The quick tests with the lowest versions that setup.cfg allows, in an environment of their own: a
 # bound that is too low is found here. torch is then the lowest one's build for CUDA (several GB),
 # also where there is no GPU.
@@ -70,7 +78,7 @@ $(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
 # (osv.dev, PyPI).
 audit: install
 ifdef OSV
-	$(BIN)/python .ci/audit.py $(OSV) constraints.txt constraints-stores.txt constraints-triton.txt
+	$(BIN)/python .ci/audit.py $(OSV) constraints.txt constraints-stores.txt constraints-triton.txt constraints-trackers.txt
 else
 	$(BIN)/uv tool run pip-audit@2.10.1 --strict --disable-pip --no-deps -r constraints.txt
 endif
@@ -82,6 +90,7 @@ lock:
 	grep -v '^torch==' constraints.txt | $(UV) --no-deps --generate-hashes -o requirements.lock -
 	$(UV) --no-deps --generate-hashes -o stores.lock constraints-stores.txt
 	$(UV) --no-deps --generate-hashes -o triton.lock constraints-triton.txt
+	$(UV) --no-deps --generate-hashes -o trackers.lock constraints-trackers.txt
 	$(BIN)/python .ci/lowest.py | $(UV) --resolution lowest-direct -o constraints-lowest.txt -
 
 lint: install

@@ -305,6 +305,22 @@ def export(
         out.print(f"to serve them: {done.start}", markup=False, soft_wrap=True)
 
 
+@app.command("export-study")
+@_reported
+def export_study(
+    run: RunPath,
+    optuna: Annotated[
+        str,
+        typer.Option(help="sqlite:///x.db, another database's URL, or a JournalFile.", show_default=False),
+    ],
+) -> None:
+    """Write every search as an Optuna study; a second time only what is new."""
+    from milp_ray.report.optuna_export import export_study as write
+
+    for line in write(run, optuna, lambda text: err.print(text, markup=False)).lines():
+        out.print(line, markup=False, soft_wrap=True)
+
+
 @app.command()
 @_reported
 def demo(

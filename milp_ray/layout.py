@@ -15,6 +15,7 @@
       experiments/<alias>.json   the saved Ax experiment
       tables/ plots/     for people: parquet, CSV, PNG
       report.html        for people: the whole run on one page, of a job or on request
+      tracking/          files of experiment trackers, and how far each was told
       tune/ train/       Ray Tune's and Ray Train's own files
 
 Where storage.path is a URL, these are names at the URL and paths in a process's mirror of it
@@ -33,6 +34,7 @@ EVENTS, ADAPTERS, CHECKPOINTS, MEMORIES = "events", "adapters", "checkpoints", "
 SCORES, EXPERIMENTS, TABLES, PLOTS = "scores", "experiments", "tables", "plots"
 TUNE, TUNE_LOG, TRAIN = "tune", "tune.log", "train"
 REPORT = "report.html"
+TRACKING = "tracking"
 
 FIRST = (STUDY, KEY, META)  # what a run is made of, in this order: the last one makes it a run
 # In this order: without run.json the others are nobody's.
@@ -121,6 +123,11 @@ class Layout:
     def report(self) -> Path:
         """The run on one page (HTML)."""
         return self.root / REPORT
+
+    @property
+    def tracking(self) -> Path:
+        """Files of experiment trackers, and how far each was told."""
+        return self.root / TRACKING
 
     @property
     def tune(self) -> Path:

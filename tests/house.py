@@ -30,7 +30,7 @@ FLOORS = [
     {"search/acquisition", "training"},
     {"search", "evaluation"},
     {"search/ax", "trial", "evaluation/judges"},
-    {"evaluation/baselines"},
+    {"evaluation/baselines", "tracking"},
     {"tune/cluster"},
     {"tune/proposals"},
     {"tune/workers"},

@@ -18,6 +18,7 @@ LOCKS = {
     "requirements.lock": "constraints.txt",
     "stores.lock": "constraints-stores.txt",
     "triton.lock": "constraints-triton.txt",
+    "trackers.lock": "constraints-trackers.txt",
 }
 REMEDY = "run: make lock"
 

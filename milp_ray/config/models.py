@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     ObjectiveName = str
 else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
+TrackerName = Literal["mlflow", "wandb", "tensorboard"]
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -93,6 +94,9 @@ class Study(Settings):
     final: FinalSettings = FinalSettings()
     ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
+    tracking: Annotated[tuple[TrackerName, ...], Field(strict=False)] = Field(
+        (), description="experiment trackers that are told of the run while it goes on"
+    )
     simulation: SimulationSettings | None = Field(None, description="null: real trials")
 
     @field_validator("objectives")
@@ -103,6 +107,13 @@ class Study(Settings):
         if all(OBJECTIVES[name].exact for name in value):
             measured = " or ".join(name for name, declared in OBJECTIVES.items() if not declared.exact)
             raise ValueError(f"needs a measured objective ({measured}) beside {', '.join(value)}")
+        return value
+
+    @field_validator("tracking")
+    @classmethod
+    def _trackers_once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a tracker twice")
         return value
 
     @model_validator(mode="after")

@@ -146,6 +146,9 @@ storage:
   path: runs                      # on several machines a shared folder or a URL (s3://bucket/runs, gs://…)
   readable_by: owner              # or group: a new run's folder can be read by the folder's group
 
+tracking: []                      # mlflow, wandb, tensorboard: told of the run while it goes on, each
+                                  # an extra (docs/tracking.md)
+
 simulation: null                  # a dry run without a model: seconds, noise, related, failures (see
                                   # docs/simulation.md); try: milp-ray search study.yaml simulation.seconds=1
 """

@@ -25,6 +25,7 @@ from milp_ray.study.run import Outcome, Run
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.stopping import signals_interrupt
 
+_TRACKING = "tracking"
 _GROWING = ("search.trials",)  # what of a study may be more when its run is gone on with
 
 
@@ -102,8 +103,9 @@ def resume(path: Path | str, console: Console, overrides: Sequence[str] = ()) ->
     Args:
         path: the run folder, or its URL.
         console: where progress goes.
-        overrides: ``ray.key=value``: where a run is worked on may change, what it is may not; and a
-            larger ``search.trials``, with which a search, finished or not, goes on.
+        overrides: ``ray.key=value``: where a run is worked on may change, what it is may not;
+            ``tracking=[…]``; and a larger ``search.trials``, with which a search, finished or not,
+            goes on.
 
     Raises:
         StudyError: another override, or a smaller number of trials.
@@ -117,7 +119,7 @@ def final(path: Path | str, console: Console, overrides: Sequence[str] = ()) -> 
     """The final job alone, for users whose search is over; finished users are kept.
 
     Raises:
-        StudyError: an override of something else than ``ray.*``.
+        StudyError: an override of something else than ``ray.*`` and ``tracking``.
         RunFolderError: there is no run, it is simulated, or no user's search is over.
         MilpRayError: as :func:`start`.
     """
@@ -159,13 +161,14 @@ def _opened(
         changed = load_study(folder.layout.study_file, overrides)
         if fewer := fewer_trials(folder.study, changed):
             raise StudyError(command, fewer)
-        folder.study = folder.study.model_copy(update={"ray": changed.ray})
+        here = {"ray": changed.ray, "tracking": changed.tracking}
+        folder.study = folder.study.model_copy(update=here)
         folder.with_trials(changed.search.trials)
     return folder
 
 
 def _check_overrides(overrides: Sequence[str], command: str, growing: tuple[str, ...]) -> None:
-    expected = "ray.<key>=<value>" + "".join(f", or a larger {key}" for key in growing)
+    expected = "ray.<key>=<value>, tracking=[…]" + "".join(f", or a larger {key}" for key in growing)
     problems = [
         Problem(
             f"override {key}",
@@ -174,7 +177,7 @@ def _check_overrides(overrides: Sequence[str], command: str, growing: tuple[str,
             "start a new run under another name for other settings",
         )
         for key in (text.partition("=")[0] for text in overrides)
-        if not key.startswith("ray.") and key not in growing
+        if not key.startswith("ray.") and key not in (_TRACKING, *growing)
     ]
     if problems:
         raise StudyError(command, problems)

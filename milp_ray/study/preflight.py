@@ -36,6 +36,7 @@ from milp_ray.installed import check_versions
 from milp_ray.memory.architectures import Architecture
 from milp_ray.study.units import units_of
 from milp_ray.study.users import Users
+from milp_ray.tracking.interface import tracking_faults
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ def preflight(
         check_versions()
     except InstallError as error:
         return Preflight([error])
+    if faults := tracking_faults(study):
+        return Preflight([StudyError("tracking", faults)])
     if study.simulation is not None:
         return Preflight()
     from milp_ray.model.pretrained import check_vocabulary, load_config, load_tokenizer

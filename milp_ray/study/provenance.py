@@ -14,8 +14,8 @@ from milp_ray.config.models import Study
 from milp_ray.errors import Problem
 from milp_ray.ids import alias_of, is_alias
 
-# Where the data and a key of one's own lie; who may read the folder.
-_MAY_DIFFER = ("data.path", "data.alias_key", "storage.readable_by")
+# Where the data and a key of one's own lie; who may read the folder; who else is told.
+_MAY_DIFFER = ("data.path", "data.alias_key", "storage.readable_by", "tracking")
 _TRIALS, _UNIT = "search.trials", "search.unit"
 _MAY_DIFFER_WITHIN = ("ray.", "data.files.")
 PACKAGES = ("ray", "torch", "transformers", "peft", "botorch", "ax-platform", "deepspeed")
@@ -46,7 +46,7 @@ def changed_packages(meta: Mapping[str, object]) -> str:
 def differences(mine: Study, theirs: Study, whole: bool = False) -> list[Problem]:
     """Where a resolved study is another than the run's, user ids replaced by aliases in both.
 
-    Where a run is worked on (``ray``), where its data lies and who may read the folder may differ:
+    Where a run is worked on (``ray``), its data's place, readers and trackers may differ:
     that it is the same data, its fingerprint says. So may the number of trials, which can grow, and
     users may be taken out of a list of them, but where the data is known as a ``whole``. Values are
     not repeated where they may name users.

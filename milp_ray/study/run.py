@@ -31,12 +31,14 @@ from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.saved_adapters import drop_beaten
 from milp_ray.study.source_users import SourceUsers
 from milp_ray.study.stopping import StopRequest, stop_on_signals
+from milp_ray.study.tracked import followed
 from milp_ray.tune.cluster.session import ray_session
 from milp_ray.tune.proposals.overhead import SearchMetrics, SearchOverhead
 from milp_ray.tune.search.prometheus import PrometheusExporter
 
 if TYPE_CHECKING:
     from milp_ray.memory.placement import Placement
+    from milp_ray.tracking.follower import Follower
     from milp_ray.tune.proposals.threads import Proposer
     from milp_ray.tune.search.simulated import SimulatedSpec
     from milp_ray.tune.workers.trial_spec import TrialSpec
@@ -101,6 +103,7 @@ class Run:
         self.outcome = Outcome(folder, len(self.units.owners), skipped=inputs.users.skipped)
         aliases, objectives = list(self.population.aliases), self.population.objectives
         self._overhead = SearchOverhead()
+        self._followers: list[Follower] = []
         self.progress = StudyProgress(
             console, aliases, self.study.search.trials, objectives, unit=self.units.noun
         )
@@ -117,6 +120,13 @@ class Run:
             ClusterError: Ray cannot be had, or gave up.
             StorageError: something cannot be written.
         """
+        with followed(self.folder, self.population.aliases, self.progress.notify) as self._followers:
+            outcome = self._work()
+            for follower in self._followers:
+                follower.close(is_done=not outcome.interrupted)
+        return outcome
+
+    def _work(self) -> Outcome:
         self._check_memories()
         over = {alias: summary.front for alias, summary in self.population.summaries() if summary.over}
         self._drop_beaten(over)  # an earlier session may have been cut off right before it
@@ -191,7 +201,7 @@ class Run:
                             engines,
                             self.folder.layout.tune,
                             stop_requested,
-                            (self.progress, exporter),
+                            (self.progress, exporter, *self._followers),
                             proposer=proposer,
                             overhead=self._overhead,
                             warm_start=sources.gather(todo),
@@ -287,6 +297,8 @@ class Run:
                 self.progress.notify("final: the adapter that all memories start from is trained")
                 return
             done[event.step] += 1
+            for follower in self._followers:
+                follower.changed(event.alias)
             self.progress.final_step(event.step, done[event.step], len(placements))
 
         run_final(spec, stop_requested, listener, self.progress.notify)

@@ -195,7 +195,9 @@ class RunFolder:
         users = without_ids(study, folder.key).data.users
         moved = {"path": study.data.path, "files": study.data.files, "users": users}
         data = folder.study.data.model_copy(update=moved)
-        folder.study = folder.study.model_copy(update={"ray": study.ray, "data": data})
+        folder.study = folder.study.model_copy(
+            update={"ray": study.ray, "data": data, "tracking": study.tracking}
+        )
         return folder.with_trials(study.search.trials).pinned()
 
     def with_trials(self, trials: int) -> RunFolder:

@@ -10,6 +10,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from milp_ray.errors import MilpRayError, RunBusyError
 from milp_ray.layout import (
@@ -17,6 +18,7 @@ from milp_ray.layout import (
     EVENTS,
     EXPERIMENTS,
     FIRST,
+    LEASES,
     MEMORIES,
     SCORES,
     TABLES,
@@ -30,6 +32,7 @@ from milp_ray.storage import (
     driving,
     location_of,
     mirror_of,
+    names_in,
     next_session,
     reading,
     write_json,
@@ -69,6 +72,11 @@ def run_lock(layout: Layout, key: bytes) -> Iterator[Session]:
     with folder_lock(layout.root):
         _clean_up(layout)
         yield _begin_session(layout, key)
+
+
+def is_held(root: Path) -> bool:
+    """Whether a driver holds the run in a folder; of one that was killed here, its claim stays."""
+    return any(name.startswith("by-") for name in names_in(root / LEASES))
 
 
 def _begin_session(layout: Layout, key: bytes) -> Session:

@@ -18,12 +18,14 @@ from milp_ray.config.models import Study
 from milp_ray.config.objectives import OBJECTIVES
 from milp_ray.errors import MilpRayError, RunFolderError
 from milp_ray.ids import POPULATION, is_alias
-from milp_ray.layout import EVENTS, LEASES
+from milp_ray.layout import EVENTS
 from milp_ray.layout import SCORES as SCORES_FOLDER
-from milp_ray.report.html.searches import LogFacts, facts_of, placements_in, search_of
+from milp_ray.report.html.searches import LogFacts, facts_of
 from milp_ray.search.core.events import events_so_far
+from milp_ray.search.replay import placements_in, search_of
 from milp_ray.storage import FileSet, mirror_of, names_in
 from milp_ray.study.run_folder import RunFolder
+from milp_ray.study.run_lock import is_held
 from milp_ray.study.selection import select
 from milp_ray.study.tables import (
     by_user_rows,
@@ -122,17 +124,12 @@ def read_run(folder: RunFolder) -> RunData:
         tables["scores"],
         tables["hypervolume"],
         tables["by_user"],
-        is_held(folder),
+        is_held(folder.root),
         len(fresh.searches),
         fresh.facts,
         fresh.unreadable,
         placements_in(fresh.first) if fresh.first is not None else None,
     )
-
-
-def is_held(folder: RunFolder) -> bool:
-    """Whether a driver holds the run; of one that was killed here, its claim stays."""
-    return any(name.startswith("by-") for name in names_in(folder.root / LEASES))
 
 
 def _aliases(folder: RunFolder, tables: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:

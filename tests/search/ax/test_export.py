@@ -71,6 +71,26 @@ def test_ax_predicts_and_analyses_what_is_read_back(tmp_path: Path) -> None:
     assert found["loss"][0] == pytest.approx(made.observations[0].values["loss"], abs=0.5)
 
 
+@pytest.mark.nightly
+def test_all_of_axs_analyses_come_of_what_is_read_back_and_then_it_predicts(tmp_path: Path) -> None:
+    """With three objectives, a failed and a running trial, as `milp-ray experiment` saves them."""
+    from ax.api.client import Client
+
+    made = engine(small_space(), (*LOSS_AND_ROUGE, Objective("size", "min", exact=size)))
+    made.set_reference({"loss": 3.0, "rouge_l": 0.0})
+    save_client(build_client("u-abc", made), tmp_path / "u.json")
+    loaded = Client.load_from_json_file(str(tmp_path / "u.json"))
+    cards = flat(loaded.compute_analyses(display=False))
+    assert [card.title for card in cards if "Not Available" in card.title] == []
+    names = {card.name for card in cards}
+    assert names >= {
+        "ArmEffectsPlot", "ScatterPlot", "SensitivityAnalysisPlot", "SlicePlot", "ContourPlot",
+        "CrossValidationPlot", "BestTrials", "Summary", "UtilityProgressionAnalysis",
+    }  # fmt: skip
+    found = loaded.predict([dict(parameters_of(made.space, seen.config)) for seen in made.observations])
+    assert [set(one) for one in found] == [{"loss", "rouge_l", "size"}] * len(made.observations)
+
+
 def flat(cards: Iterable[Any]) -> list[Any]:
     """The cards in groups of cards."""
     result = []
