@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from milp_ray.errors import MilpRayError
 from milp_ray.report.html.figures import evenly
 from milp_ray.report.html.run_data import RunData
-from milp_ray.report.html.searches import search_of
 from milp_ray.search.core.events import events_so_far
 from milp_ray.search.diagnostics import FEWEST, Diagnosis, diagnose, plan_of
+from milp_ray.search.replay import search_of
 from milp_ray.study.run_folder import RunFolder
 
 MOST_CHECKED = 8
