@@ -67,6 +67,6 @@ class TensorboardEvents:
 def _writer(folder: Path, purge_step: int | None) -> SummaryWriter:
     from tensorboardX import SummaryWriter
 
-    # Files are named by the second, so that one of two in the same second would overwrite the other;
-    # and they are read in the order of their names.
+    # Files are named by the second, and one of two in the same second would overwrite the other.
+    # They are read in the order of their names.
     return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f".{time.time_ns()}")

@@ -22,7 +22,7 @@ from tests.report.test_html_live import begun, search
 from tests.tracking.conftest import search_now
 from tests.tracking.test_follower import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 CANARY = "person"  # raw ids of these runs are "person 0", …
 
 
