@@ -37,8 +37,6 @@ class MlflowRuns:
             MLFLOW_HTTP_REQUEST_TIMEOUT="30",
             MLFLOW_DISABLE_TELEMETRY="true",
         )
-        for chatty in ("alembic", "mlflow"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)
         self._client: MlflowClient | None = None
         self._experiment = self._parent = self._digest = ""
         self._runs: dict[str, str] = {}
@@ -48,6 +46,8 @@ class MlflowRuns:
         """Find or make the experiment, called as the study, and the parent run."""
         from mlflow.tracking import MlflowClient
 
+        for chatty in ("alembic", "mlflow"):  # after the import, which sets their levels
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         uri, artifacts = _place(study)
         client = self._client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(study.name)

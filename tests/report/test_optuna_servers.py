@@ -101,7 +101,7 @@ def test_a_postgresql_server_has_what_sqlite_has_and_is_added_to(
 
 @pytest.mark.nightly
 def test_a_thousand_users_are_exported_within_minutes(tmp_path: Path) -> None:
-    """30,000 trials of 34 parameters take half a minute; Optuna's own way, an hour."""
+    """30,000 trials of 34 parameters take half a minute where nothing else runs."""
     from milp_ray.config.objectives import objectives_on
     from milp_ray.memory.space import MemorySpace
     from milp_ray.search import Engine

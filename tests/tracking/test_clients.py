@@ -89,6 +89,20 @@ def test_mlflow_stores_once_what_is_sent_twice(tmp_path: Path, clients: Path) ->
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "best_loss")] == [1, 2, 3]
 
 
+def test_mlflow_does_not_chatter_on_the_terminal(tmp_path: Path, clients: Path) -> None:
+    """In a new process: it sets its loggers' levels when it is imported."""
+    folder = begun(tmp_path / "runs")
+    search(folder, aliases(3)[0], 2)
+    code = f"""
+from milp_ray.study.run_folder import RunFolder
+from tests.tracking.test_clients import session
+assert session(RunFolder.open({str(folder.root)!r}), "mlflow") == []
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_wandb_has_a_group_of_runs_that_a_later_session_goes_on_with(tmp_path: Path, clients: Path) -> None:
     folder, (one, other, _) = begun(tmp_path / "runs"), aliases(3)
     went_on(folder, "wandb")
