@@ -28,6 +28,7 @@ MAX_BYTES = 20 << 20
 BUILT_IN = ("search", "final", "compare")  # jobs without a script, see milp_ray.jobs.entry
 _DIGEST_LENGTH = 10
 _SHOWN = 5
+_OWN_FILES = ("*.py", "templates/*")  # of milp_ray; setup.cfg installs the second kind
 _OWN_NAMES = (
     "milp_ray",
     "jobs",
@@ -109,7 +110,7 @@ def pack(
     built_in = job in BUILT_IN and not (root / job).is_file()
     script = [] if built_in else [_script(job, root)]
     extra = [_included(name, root) for name in include]
-    code = list(below(Path("milp_ray"), root, "*.py")) if (root / "milp_ray" / "__init__.py").exists() else []
+    code = own_files(root) if (root / "milp_ray" / "__init__.py").exists() else []
     files = tuple(sorted({*chain, *script, *code, *(file for found in extra for file in found.files)}))
     _check_modules(files, root)
     _check_size(files, root)
@@ -120,6 +121,11 @@ def pack(
     digest = _digest(files, root, entrypoint, environment)
     warnings = tuple(_warnings(loaded, files, root, extra))
     return Package(root, loaded, files, entrypoint, environment, digest, warnings)
+
+
+def own_files(root: Path) -> list[Path]:
+    """What milp_ray consists of in a checkout: modules, and what is installed beside them."""
+    return [file for pattern in _OWN_FILES for file in below(Path("milp_ray"), root, pattern)]
 
 
 def _warnings(

@@ -90,8 +90,9 @@ def test_a_job_from_submission_to_the_end_as_the_dashboard_sees_it(head: Head, p
     assert process.returncode == 0, output
     assert "own memory" in output and "SUCCEEDED, exit code 0" in output and CANARY not in output
     assert names - {""} == {"MemoryTrial(small)"}
-    (report,) = re.findall(r"report: (\S+report\.html)", output)
-    page = Path(report).read_text(encoding="utf-8")
+    report = re.search(r"^report: (\S+report\.html)$", output, re.MULTILINE)
+    assert report is not None, output
+    page = Path(report[1]).read_text(encoding="utf-8")
     assert "was fitted anew" in page and "Timeline by worker" in page and CANARY not in page
 
     (run,) = head.get("/api/train/v2/runs/v1")["train_runs"]

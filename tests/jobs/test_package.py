@@ -312,3 +312,14 @@ def test_a_module_that_would_stand_for_an_installed_one_is_refused(root: Path) -
         pack("jobs/search.py", Path("jobs/search.yaml"), include=["."])
     assert "peft.py, pyarrow/__init__.py, queue.py would stand for" in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_of_a_checkout_all_that_milp_ray_consists_of_travels() -> None:
+    root = Path(__file__).parents[2]
+    whole = {
+        path.relative_to(root)
+        for path in (root / "milp_ray").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    assert Path("milp_ray/report/html/templates/report.html.j2") in whole
+    assert set(package.own_files(root)) == whole
