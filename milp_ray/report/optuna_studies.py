@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.config.objectives import Objective
 from milp_ray.errors import MilpRayError
-from milp_ray.evaluation.metrics import SCORES
 from milp_ray.ids import POPULATION, is_alias
 from milp_ray.layout import EVENTS
 from milp_ray.memory.space import MemorySpace
@@ -24,8 +23,8 @@ from milp_ray.search.core.events import events_so_far, values_by_user
 from milp_ray.search.replay import search_of
 from milp_ray.storage import names_in
 from milp_ray.study.run_folder import RunFolder
-from milp_ray.study.selection import select
-from milp_ray.study.tables import scores_table
+from milp_ray.study.selection import select_from_log
+from milp_ray.study.tables import known_scores
 from milp_ray.study.tracked import begun_at, run_digest
 from milp_ray.tracking.records import TrackedTrial, tracked_trials
 from milp_ray.trial.records import TrialTimes
@@ -127,11 +126,11 @@ def _outcome(folder: RunFolder, alias: str, view: SearchView) -> dict[str, Any]:
         found["no_memory"] = dict(view.reference)
     if front := view.front():
         found["front"] = [seen.id for seen in front]
-        if folder.study.choose.policy != "budget":  # whose sizes need the base
-            found["chosen"] = select(view, folder.study.choose, None).id
+    if (chosen := select_from_log(view, folder.study.choose)) is not None:
+        found["chosen"] = chosen.id
     if alias != POPULATION:
-        for row in scores_table({alias: folder.layout.scores(alias)}).to_dict("records"):
-            found[f"test_{row['model']}"] = {name: row[name] for name in SCORES if row[name] == row[name]}
+        scores = known_scores(alias, folder.layout.scores(alias))
+        found |= {f"test_{model}": values for model, values in scores.items()}
     return found
 
 

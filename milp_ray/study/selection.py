@@ -53,5 +53,16 @@ def select(
     return front[knee(rows)]
 
 
+def select_from_log(engine: SearchView, settings: ChooseSettings) -> Observation | None:
+    """:func:`select`, as far as an event log alone tells.
+
+    Returns:
+        None where no trial is measured yet, and for the policy ``budget``, whose sizes need the
+        base.
+    """
+    is_possible = engine.counts.told > 0 and settings.policy != "budget"
+    return select(engine, settings, None) if is_possible else None
+
+
 def _best(front: Sequence[Observation], objective: Objective) -> Observation:
     return max(front, key=lambda seen: (objective.maximized(seen.values[objective.name]), -seen.id))

@@ -95,6 +95,14 @@ def scores_table(files: Mapping[str, Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user", "model", "samples", *SCORES])
 
 
+def known_scores(alias: str, path: Path) -> dict[str, dict[str, float]]:
+    """A user's scores as far as the score file has them: model (``MODELS``) -> score -> value."""
+    return {
+        str(row["model"]): {name: float(row[name]) for name in SCORES if row[name] == row[name]}
+        for row in scores_table({alias: path}).to_dict("records")
+    }
+
+
 def by_user_rows(log: Path) -> list[dict[str, object]]:
     """One row a trial and user that it measured, of a population's event log: that user's values.
 

@@ -12,14 +12,13 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from milp_ray.config.models import Study
-from milp_ray.evaluation.metrics import SCORES
 from milp_ray.ids import POPULATION
 from milp_ray.search.core.events import events_so_far
 from milp_ray.search.replay import search_of
 from milp_ray.storage import mirror_of
 from milp_ray.study.run_folder import RunFolder
-from milp_ray.study.selection import select
-from milp_ray.study.tables import scores_table
+from milp_ray.study.selection import select_from_log
+from milp_ray.study.tables import known_scores
 from milp_ray.tracking.follower import Follower
 from milp_ray.tracking.interface import Step, TrackedSearch, TrackedStudy, Tracker, Value
 from milp_ray.tracking.records import tracked_trials
@@ -137,15 +136,12 @@ def _summary(folder: RunFolder, alias: str, view: SearchView) -> dict[str, Value
     found |= {f"no_memory_{name}": value for name, value in (view.reference or {}).items()}
     if front := view.front():
         found |= {"front_size": len(front), "hypervolume": view.hypervolume()}
-        if folder.study.choose.policy != "budget":  # whose sizes need the base
-            chosen = select(view, folder.study.choose, None)
-            found |= {"chosen_trial": chosen.id, "chosen_placement": chosen.placement.key}
-            found |= {f"chosen_{name}": value for name, value in chosen.values.items()}
+    if (chosen := select_from_log(view, folder.study.choose)) is not None:
+        found |= {"chosen_trial": chosen.id, "chosen_placement": chosen.placement.key}
+        found |= {f"chosen_{name}": value for name, value in chosen.values.items()}
     if alias != POPULATION:
-        for row in scores_table({alias: folder.layout.scores(alias)}).to_dict("records"):
-            found |= {
-                f"test_{row['model']}_{name}": float(row[name]) for name in SCORES if row[name] == row[name]
-            }
+        for model, values in known_scores(alias, folder.layout.scores(alias)).items():
+            found |= {f"test_{model}_{name}": value for name, value in values.items()}
     return found
 
 

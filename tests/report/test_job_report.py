@@ -17,14 +17,6 @@ from tests.report.test_html import Page
 from tests.report.test_html_live import begun, files, search
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    made = begun(tmp_path)
-    for alias in aliases(3):
-        search(made, alias, 8)
-    return made
-
-
 def ended(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     """How a job with this outcome ends, and what it prints after the run's own lines."""
     told: list[str] = []

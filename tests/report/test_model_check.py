@@ -43,14 +43,6 @@ def checked(folder: RunFolder, **settings: object) -> ModelCheck:
     return check_models(folder, run, drawn(user_table(run)), **settings)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    made = begun(tmp_path)
-    for alias in aliases(3):
-        search(made, alias, 8)
-    return made
-
-
 def test_the_drawn_searches_are_fitted_and_their_answers_are_in_the_page(folder: RunFolder) -> None:
     check = checked(folder)
     assert check.found.keys() == set(aliases(3)) and check.wanted == 3 and not check.left_out

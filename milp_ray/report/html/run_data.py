@@ -26,7 +26,7 @@ from milp_ray.search.replay import placements_in, search_of
 from milp_ray.storage import FileSet, mirror_of, names_in
 from milp_ray.study.run_folder import RunFolder
 from milp_ray.study.run_lock import is_held
-from milp_ray.study.selection import select
+from milp_ray.study.selection import select_from_log
 from milp_ray.study.tables import (
     by_user_rows,
     chosen_table,
@@ -197,8 +197,8 @@ class _Fresh:
                 rows["by_user"] += by_user_rows(log)
                 self.searches.append(alias)
                 settings = self._folder.study.choose
-                if view.counts.told and settings.policy != "budget":  # whose sizes need the base
-                    chosen.append(chosen_table({alias: select(view, settings, None)}, settings.policy, None))
+                if (seen := select_from_log(view, settings)) is not None:
+                    chosen.append(chosen_table({alias: seen}, settings.policy, None))
         replaced = set(self.searches)
         result = {
             name: _with_columns(name, _joined(tables[name], replaced, [pd.DataFrame(found)]))
